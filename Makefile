@@ -1,0 +1,33 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test quick docs clean
+
+## whet demo: the paper's claim on the standard library's own source, in three minutes
+demo: $(READY)
+	$(BIN)/whet demo
+
+## the one gate: format, lint, types, tests, docs current
+test: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+## tests alone, without the slow ones
+quick: $(READY)
+	$(BIN)/pytest -m "not slow"
+
+## what is generated: docs/cli.md
+docs: $(READY)
+	$(BIN)/python docs/make_cli.py
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,54 @@
+"""Sharpen a language model on every prompt: select (SIFT), adapt, answer, put it back."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from whet.errors import WhetError
+from whet.select.baselines import nearest, nearest_repeated, random, uncertainty
+from whet.select.selection import Selection, Selector
+from whet.select.sift import sift
+
+if TYPE_CHECKING:
+    from whet.adapt.adaptation import Full, Head, LoRA
+    from whet.adapt.model import LanguageModel
+    from whet.engine import Answer, Engine
+    from whet.space.retrieve import Retriever
+    from whet.space.space import DataSpace
+
+__version__ = "0.1.0"
+
+_LATER = {  # loaded when first used: `import whet` needs NumPy alone
+    "Answer": "whet.engine",
+    "DataSpace": "whet.space.space",
+    "Engine": "whet.engine",
+    "Full": "whet.adapt.adaptation",
+    "Head": "whet.adapt.adaptation",
+    "LanguageModel": "whet.adapt.model",
+    "LoRA": "whet.adapt.adaptation",
+    "Retriever": "whet.space.retrieve",
+}
+
+__all__ = [
+    "Answer",
+    "DataSpace",
+    "Engine",
+    "Full",
+    "Head",
+    "LanguageModel",
+    "LoRA",
+    "Retriever",
+    "Selection",
+    "Selector",
+    "WhetError",
+    "nearest",
+    "nearest_repeated",
+    "random",
+    "sift",
+    "uncertainty",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'whet' has no attribute {name!r}")

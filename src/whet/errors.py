@@ -1,0 +1,55 @@
+"""Every error of whet that a user may see.
+
+    WhetError                    the world is not as it must be
+    ├── SourceError              a file or data set of texts cannot be read
+    ├── SpaceError               a data space is missing, corrupt or of a newer format
+    │   └── EmbedderMismatch     a data space was made by another embedder
+    ├── ModelError               a language model cannot be loaded or used
+    ├── RunError                 a run's folder holds something else than what is asked for
+    └── MissingExtra             an optional dependency is not installed
+
+A caller's own mistake (a negative count, a wrong shape) is a `ValueError`.
+"""
+
+import importlib
+from types import ModuleType
+
+
+class WhetError(Exception):
+    """The world is not as it must be; the message says what, the value, and what to do."""
+
+
+class SourceError(WhetError):
+    """A file or data set of texts cannot be read."""
+
+
+class SpaceError(WhetError):
+    """A data space is missing, corrupt or of a newer format."""
+
+
+class EmbedderMismatch(SpaceError):
+    """A data space was made by another embedder."""
+
+
+class ModelError(WhetError):
+    """A language model cannot be loaded or used."""
+
+
+class RunError(WhetError):
+    """A run's folder holds something else than what is asked for."""
+
+
+class MissingExtra(WhetError):
+    """An optional dependency is not installed."""
+
+
+def optional(module: str, extra: str) -> ModuleType:
+    """Import `module`, or say which extra of whet brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise MissingExtra(
+            f"{error.name} is not installed: run `pip install 'whet[{extra}]'`"
+        ) from error

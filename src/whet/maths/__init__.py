@@ -1,0 +1,1 @@
+"""Arrays only: what an observation tells about a response, and how sure a measured number is."""

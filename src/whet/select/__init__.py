@@ -1,0 +1,1 @@
+"""From embeddings to an order of candidates. Knows nothing of text."""

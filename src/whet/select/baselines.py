@@ -1,0 +1,70 @@
+"""The selectors that SIFT is compared with; each reports σ² along its own order.
+
+Source: arXiv 2410.08020, Section 5 (NN, NN-F, US).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from whet.select.selection import TIE, Selection, Trial, first_of_equals
+
+
+def nearest(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01) -> Selection:
+    """The `n` candidates of highest signed cosine, nearest first (NN). O(k d + n k).
+
+    Raises:
+        ValueError: As `sift`, and if `n` exceeds the number of candidates: each is chosen once.
+    """
+    trial = _once(Trial(prompt, candidates, n, lam), "nearest")
+    left = trial.cosines()
+    for _ in range(trial.n):
+        best = first_of_equals(left)
+        trial.pick(best)
+        left[best] = -np.inf
+    return trial.selection()
+
+
+def nearest_repeated(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01) -> Selection:
+    """The nearest candidate, `n` times (NN-F): σ² stays above 1 − cos² for any `n` (Prop. K.1)."""
+    trial = Trial(prompt, candidates, n, lam)
+    best = first_of_equals(trial.cosines())
+    for _ in range(trial.n):
+        trial.pick(best)
+    return trial.selection()
+
+
+def uncertainty(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01) -> Selection:
+    """The candidate of largest posterior variance after each pick (US); among equals the nearest.
+
+    Looks at the prompt only through the choice of candidates. O(n k (d + n)).
+    """
+    trial = Trial(prompt, candidates, n, lam)
+    closeness = np.abs(trial.cosines())
+    for _ in range(trial.n):
+        variance = trial.posterior.variance
+        tied = variance >= variance.max() * (1 - TIE)
+        trial.pick_best(np.where(tied, closeness, -1.0))
+    return trial.selection()
+
+
+def random(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01, seed: int = 0) -> Selection:
+    """`n` different candidates, uniformly at random.
+
+    Raises:
+        ValueError: As `nearest`.
+    """
+    trial = _once(Trial(prompt, candidates, n, lam), "random")
+    for index in np.random.default_rng(seed).permutation(len(trial.candidates))[: trial.n]:
+        trial.pick(int(index))
+    return trial.selection()
+
+
+def _once(trial: Trial, selector: str) -> Trial:
+    k = len(trial.candidates)
+    if trial.n > k:
+        raise ValueError(
+            f"n is {trial.n}, but {selector} chooses each of {k} candidates at most once: "
+            "lower n or raise k"
+        )
+    return trial

@@ -1,0 +1,9 @@
+"""Shapes in the types are checked in every run; hypothesis is seeded so that CI repeats itself."""
+
+import jaxtyping
+from hypothesis import settings
+
+jaxtyping.install_import_hook("whet", "checker.checked")
+
+settings.register_profile("whet", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("whet")

@@ -1,0 +1,54 @@
+"""The slow truth: each fast form of whet in a few obvious float64 lines (arXiv 2410.08020)."""
+
+import numpy as np
+
+TIE = 1e-9
+
+
+def variance(prompt, observed, lam):
+    """Eq. (2): σ²_X(x*), by solving against the kernel matrix of all observations."""
+    prompt, observed = np.float64(prompt), np.float64(observed).reshape(-1, len(prompt))
+    if len(observed) == 0:
+        return prompt @ prompt
+    kernel = observed @ observed.T + lam * np.eye(len(observed))
+    cross = observed @ prompt
+    return prompt @ prompt - cross @ np.linalg.solve(kernel, cross)
+
+
+def sift(prompt, candidates, n, lam):
+    """Eq. (3): try every candidate at every step, keep the one that leaves the least variance."""
+    chosen = []
+    for _ in range(n):
+        after = [variance(prompt, candidates[[*chosen, j]], lam) for j in range(len(candidates))]
+        before = variance(prompt, candidates[chosen], lam)
+        chosen.append(first_of_equals([before - a for a in after]))
+    return chosen
+
+
+def uncertainty(prompt, candidates, n, lam):
+    """US: the candidate least known after the picks so far, the nearest among equals."""
+    chosen = []
+    for _ in range(n):
+        left = np.array([variance(x, candidates[chosen], lam) for x in candidates])
+        tied = left >= left.max() * (1 - TIE)
+        chosen.append(first_of_equals(np.where(tied, np.abs(cosines(prompt, candidates)), -1)))
+    return chosen
+
+
+def nearest(prompt, candidates, n):
+    """NN: by signed cosine, the lowest index among equals."""
+    score = cosines(prompt, candidates)
+    chosen = []
+    for _ in range(n):
+        chosen.append(first_of_equals(score))
+        score[chosen[-1]] = -np.inf
+    return chosen
+
+
+def cosines(prompt, candidates):
+    return np.array([x @ prompt / np.linalg.norm(x) / np.linalg.norm(prompt) for x in candidates])
+
+
+def first_of_equals(values):
+    best = max(values)
+    return next(i for i, v in enumerate(values) if v >= best - TIE * abs(best))
