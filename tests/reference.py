@@ -52,3 +52,22 @@ def cosines(prompt, candidates):
 def first_of_equals(values):
     best = max(values)
     return next(i for i, v in enumerate(values) if v >= best - TIE * abs(best))
+
+
+def bits(model, text, left):
+    """Bits of every token of `text` by itself, each predicted from what its window lets it see."""
+    import torch
+
+    context, start = model.context, model.start
+    skip = len(model.tokens(left))
+    sequence = [start, *model.tokens(left).tolist(), *model.tokens(text).tolist()]
+    total = 0.0
+    for target in range(skip + 1, len(sequence)):
+        first = (target - 1) // context * context  # the window's first input
+        if first + context > len(sequence) - 1:  # the last window reaches back
+            first = max(0, len(sequence) - 1 - context)
+        inputs = torch.tensor([sequence[first:target]])
+        with torch.no_grad():
+            logits = model.network(input_ids=inputs).logits[0, -1, : model.vocabulary].double()
+        total -= torch.log_softmax(logits, -1)[sequence[target]].item() / np.log(2)
+    return total

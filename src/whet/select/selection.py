@@ -86,7 +86,9 @@ class Trial:
         norms = np.sqrt(np.einsum("kd,kd->k", self.candidates, self.candidates, dtype=np.float64))
         rows, goal = self.candidates.astype(np.float64), self.prompt.astype(np.float64)
         scale = norms * np.linalg.norm(goal)
-        return np.divide(rows @ goal, scale, out=np.zeros(len(rows)), where=scale > 0)
+        cosines: Float[Array, " k"] = np.zeros(len(rows))
+        np.divide(rows @ goal, scale, out=cosines, where=scale > 0)
+        return cosines
 
     def pick_best(self, values: Float[Array, " k"]) -> None:
         """Pick the candidate of the largest value; of identical candidates always the first.

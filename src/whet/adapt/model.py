@@ -1,0 +1,190 @@
+"""A causal language model as whet needs it: tokens, loss, bits per byte, generation.
+
+The only module that knows how Hugging Face models are loaded and called. Loss and windows:
+docs/protocol.md.
+"""
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from whet.adapt.windows import windows
+from whet.errors import ModelError, optional
+
+BUNDLED = ("whet-nano", "whet-pico")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How many bits a model needs for a text."""
+
+    bits: float
+    bytes: int
+    tokens: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.bits / self.bytes
+
+
+class LanguageModel:
+    """A Hugging Face causal language model with its tokenizer, in evaluation mode.
+
+    Its weights change only while it is lent to `whet.adapt.slot.adapting`, which returns them bit
+    for bit.
+    """
+
+    def __init__(self, network: Any, tokenizer: Any, name: str) -> None:
+        self.network = network.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.context = int(network.config.max_position_embeddings)
+        self.vocabulary = len(tokenizer)  # logits beyond it are padding of the matrix
+        self._lent = threading.Lock()
+        if (rows := network.get_output_embeddings().weight.shape[0]) < self.vocabulary:
+            raise ModelError(
+                f"model {name} knows {rows} tokens, but its tokenizer has {self.vocabulary}: "
+                "load a model and a tokenizer that belong together"
+            )
+        ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        start = next((i for i in ids if i is not None), None)
+        if start is None:
+            raise ModelError(
+                f"the tokenizer of {name} has neither a beginning- nor an end-of-text token"
+            )
+        self.start = int(start)
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "LanguageModel":
+        """The model `whet-nano`, one in a local folder, or one of the Hugging Face hub.
+
+        Raises:
+            ModelError: If there is no such model, or it is not a causal language model.
+        """
+        transformers = optional("transformers", "adapt")
+        source = str(files("whet") / "assets" / str(name)) if str(name) in BUNDLED else str(name)
+        transformers.utils.logging.disable_progress_bar()  # of its own; ours say what they count
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            network = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ModelError(
+                f"cannot load model {str(name)!r}: expected {' or '.join(BUNDLED)}, a folder "
+                f"with a causal language model, or an id of the Hugging Face hub ({reason})"
+            ) from error
+        return cls(network.to(device), tokenizer, str(name))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device  # type: ignore[no-any-return]
+
+    def tokens(self, text: str) -> Int[Tensor, " t"]:
+        """Token ids of `text`; special tokens are neither added nor read out of its words."""
+        ids = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        ).input_ids
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+    def loss(self, text: str) -> Float[Tensor, ""]:
+        """Mean loss of the first `context` tokens of `text`, nats per token; differentiable.
+
+        Raises:
+            ValueError: If the text has no tokens.
+        """
+        tokens = self.tokens(text)[: self.context]
+        if not len(tokens):
+            raise ValueError(f"text {text[:20]!r} has no tokens: nothing to learn from it")
+        return functional.cross_entropy(self._logits(self._started(tokens)[:-1]), tokens)
+
+    @torch.no_grad()
+    def score(self, text: str, *, context: str = "") -> Score:
+        """Bits for `text`, given `context` to its left, which is read but not scored.
+
+        Raises:
+            ValueError: If the text has no bytes.
+        """
+        if not text:
+            raise ValueError("text to score is empty: bits per byte need at least one byte")
+        left, tokens = self.tokens(context), self.tokens(text)
+        sequence = self._started(torch.cat([left, tokens]))
+        nats = 0.0
+        for window in windows(len(sequence) - 1, self.context, skip=len(left)):
+            logits = self._logits(sequence[window.start : window.stop])[-window.targets :]
+            goal = sequence[window.stop + 1 - window.targets : window.stop + 1]
+            nats += functional.cross_entropy(logits, goal, reduction="sum").item()
+        return Score(nats / math.log(2), len(text.encode()), len(tokens))
+
+    @torch.no_grad()
+    def generate(
+        self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
+    ) -> str:
+        """The continuation of `prompt`: the likeliest token at each step, or sampled.
+
+        Raises:
+            ValueError: If prompt and answer together exceed the model's context, or a number is out
+                of range.
+        """
+        if max_tokens < 1 or temperature < 0:
+            raise ValueError(
+                f"max_tokens is {max_tokens} and temperature {temperature}: "
+                "expected at least one token and a temperature of 0 or more"
+            )
+        tokens = self._started(self.tokens(prompt))
+        if len(tokens) + max_tokens > self.context:
+            raise ValueError(
+                f"prompt has {len(tokens)} tokens and max_tokens is {max_tokens}, but {self.name} "
+                f"has a context of {self.context}: shorten the prompt or lower max_tokens"
+            )
+        sampling: dict[str, Any] = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            if temperature
+            else {"do_sample": False}
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            output = self.network.generate(
+                tokens[None],
+                attention_mask=torch.ones_like(tokens)[None],
+                max_new_tokens=max_tokens,
+                pad_token_id=self.start,
+                **sampling,
+            )
+        return str(self.tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True))
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Hold the weights for one borrower.
+
+        Raises:
+            ModelError: If they are lent out already, to another thread or to this one.
+        """
+        if not self._lent.acquire(blocking=False):
+            raise ModelError(
+                f"model {self.name} is being adapted already: leave that context first, "
+                "or load the model a second time"
+            )
+        try:
+            yield
+        finally:
+            self._lent.release()
+
+    def _started(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
+        return functional.pad(tokens, (1, 0), value=self.start)
+
+    def _logits(self, inputs: Int[Tensor, " t"]) -> Float[Tensor, "t v"]:
+        output = self.network(input_ids=inputs[None], use_cache=False)
+        logits: Tensor = output.logits[0, :, : self.vocabulary].float()
+        return logits

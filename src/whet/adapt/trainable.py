@@ -1,0 +1,124 @@
+"""Make part of a network trainable for a while, and put everything back: full, LoRA, head.
+
+Each form is a context manager that yields the parameters to train. On leaving, even by an error,
+weights, buffers, ties and `requires_grad` are as they were, bit for bit.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from whet.adapt.adaptation import Adaptation, Full, Head, LoRA
+
+Parameters = list[nn.Parameter]
+
+
+@contextmanager
+def trainable(network: nn.Module, adaptation: Adaptation) -> Iterator[Parameters]:
+    """The parameters that `adaptation` trains, ready for an optimiser."""
+    with ExitStack() as stack:
+        stack.enter_context(_frozen(network))
+        match adaptation:
+            case Full():
+                yield stack.enter_context(_full(network))
+            case LoRA():
+                yield stack.enter_context(_lora(network, adaptation))
+            case Head():
+                yield stack.enter_context(_head(network))
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    before = [(p, p.requires_grad, p.grad) for p in network.parameters()]
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, required, grad in before:
+            parameter.requires_grad_(required)
+            parameter.grad = grad
+
+
+@contextmanager
+def _full(network: nn.Module) -> Iterator[Parameters]:
+    state: list[Tensor] = [*network.parameters(), *network.buffers()]
+    saved = [tensor.detach().clone() for tensor in state]
+    try:
+        network.requires_grad_()
+        yield list(network.parameters())
+    finally:
+        with torch.no_grad():
+            for tensor, old in zip(state, saved, strict=True):
+                tensor.copy_(old)
+
+
+@contextmanager
+def _head(network: Any) -> Iterator[Parameters]:
+    """A tied head gets a matrix of its own: the input embedding must not move with it."""
+    head = network.get_output_embeddings()
+    tied = head.weight
+    try:
+        head.weight = nn.Parameter(tied.detach().clone())
+        yield [head.weight]
+    finally:
+        head.weight = tied
+
+
+@contextmanager
+def _lora(network: nn.Module, options: LoRA) -> Iterator[Parameters]:
+    """y + (alpha / rank) B A x beside each target; B = 0, the same random A for every prompt."""
+    generator = torch.Generator().manual_seed(0)
+    parameters: Parameters = []
+    with ExitStack() as hooks:
+        for module in linear_layers(network, options.targets).values():
+            width_in, width_out = _widths(module)
+            bound = 1 / math.sqrt(width_in)
+            start = torch.empty(options.rank, width_in).uniform_(-bound, bound, generator=generator)
+            down = nn.Parameter(start.to(module.weight.device))
+            up = nn.Parameter(torch.zeros(width_out, options.rank, device=down.device))
+            parameters += [down, up]
+            hook = _beside(down, up, options.alpha / options.rank)
+            hooks.callback(module.register_forward_hook(hook).remove)
+        yield parameters
+
+
+def linear_layers(network: Any, targets: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The linear layers of the trunk by name: those whose last name part is in `targets`, or all.
+
+    Raises:
+        ValueError: If a target names none; the message lists the names that exist.
+    """
+    head = network.get_output_embeddings()
+    layers = {
+        name: module
+        for name, module in network.named_modules()
+        if module is not head and (isinstance(module, nn.Linear) or _is_conv1d(module))
+    }
+    known = sorted({name.rpartition(".")[2] for name in layers})
+    if missing := [target for target in targets if target not in known]:
+        raise ValueError(f"target {missing[0]!r} is no linear layer: expected {', '.join(known)}")
+    if not targets:
+        return layers
+    return {name: m for name, m in layers.items() if name.rpartition(".")[2] in targets}
+
+
+def _beside(down: Tensor, up: Tensor, scale: float) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        inner = functional.linear(inputs[0].to(down.dtype), down)
+        return output + (functional.linear(inner, up) * scale).to(output.dtype)
+
+    return hook
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # GPT-2's linear layer, its weight transposed
+
+
+def _widths(module: Any) -> tuple[int, int]:
+    shape = tuple(module.weight.shape)
+    return shape if _is_conv1d(module) else shape[::-1]
