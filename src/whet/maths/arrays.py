@@ -59,6 +59,15 @@ def row_groups(rows: Float[Array, "k d"]) -> Int[Array, " k"]:
     return np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(rows)])
 
 
+def directions(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    """Every row at unit length, in float64; a zero vector stays zero."""
+    wide = rows.astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    norms[norms == 0] = 1.0
+    unit: Float[Array, "k d"] = wide / norms
+    return unit
+
+
 def _numpy(values: Any, name: str) -> Array:
     if hasattr(values, "detach"):  # a torch tensor, on any device; NumPy has no bfloat16
         values = values.detach().cpu()

@@ -1,4 +1,4 @@
-"""The selectors that SIFT is compared with; each reports σ² along its own order.
+"""The selectors that SIFT's paper compares it with; each reports σ² along its own order.
 
 Source: arXiv 2410.08020, Section 5 (NN, NN-F, US).
 """
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from whet.select.distinct import Distinct
 from whet.select.selection import TIE, Selection, Trial, first_of_equals
 
 
@@ -16,13 +17,11 @@ def nearest(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01) -> Selec
     Raises:
         ValueError: As `sift`, and if `n` exceeds the number of candidates: each is chosen once.
     """
-    trial = _once(Trial(prompt, candidates, n, lam), "nearest")
-    left = trial.cosines()
-    for _ in range(trial.n):
-        best = first_of_equals(left)
-        trial.pick(best)
-        left[best] = -np.inf
-    return trial.selection()
+    once = Distinct(prompt, candidates, n, lam, name="nearest")
+    cosines = once.trial.cosines()
+    for _ in range(n):
+        once.pick_best(cosines)
+    return once.selection()
 
 
 def nearest_repeated(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01) -> Selection:
@@ -54,17 +53,7 @@ def random(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01, seed: int
     Raises:
         ValueError: As `nearest`.
     """
-    trial = _once(Trial(prompt, candidates, n, lam), "random")
-    for index in np.random.default_rng(seed).permutation(len(trial.candidates))[: trial.n]:
-        trial.pick(int(index))
-    return trial.selection()
-
-
-def _once(trial: Trial, selector: str) -> Trial:
-    k = len(trial.candidates)
-    if trial.n > k:
-        raise ValueError(
-            f"n is {trial.n}, but {selector} chooses each of {k} candidates at most once: "
-            "lower n or raise k"
-        )
-    return trial
+    once = Distinct(prompt, candidates, n, lam, name="random")
+    for index in np.random.default_rng(seed).permutation(len(once.trial.candidates))[:n]:
+        once.pick(int(index))
+    return once.selection()

@@ -1,7 +1,12 @@
 """Every selector by the name that `--selector` takes; docs/method.md says when to use which."""
 
+from collections.abc import Callable
+
 from whet.select.baselines import nearest, nearest_repeated, random, uncertainty
-from whet.select.selection import Selector
+from whet.select.diverse import facility_location, farthest_first, kmeanspp, mmr
+from whet.select.hull import hull
+from whet.select.informative import ctl, information_density, itl, undirected_vtl
+from whet.select.selection import Selection, Selector
 from whet.select.sift import sift
 
 SELECTORS: dict[str, Selector] = {
@@ -10,10 +15,19 @@ SELECTORS: dict[str, Selector] = {
     "nearest-repeated": nearest_repeated,
     "uncertainty": uncertainty,
     "random": random,
+    "mmr": mmr,
+    "kmeanspp": kmeanspp,
+    "farthest-first": farthest_first,
+    "facility": facility_location,
+    "hull": hull,
+    "itl": itl,
+    "ctl": ctl,
+    "vtl-undirected": undirected_vtl,
+    "information-density": information_density,
 }
 
 
-def selector(name: str) -> Selector:
+def selector(name: str) -> Callable[..., Selection]:
     """The selector called `name`.
 
     Raises:

@@ -1,0 +1,35 @@
+"""A selection in which each candidate is chosen at most once."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from whet.maths.arrays import Array, row_groups
+from whet.select.selection import Selection, Trial, first_of_equals
+
+
+class Distinct:
+    """A trial whose picks are taken out of the choice; `name` is the selector's, for the error."""
+
+    def __init__(self, prompt: Any, candidates: Any, n: int, lam: float, *, name: str) -> None:
+        self.trial = Trial(prompt, candidates, n, lam)
+        self.first = row_groups(self.trial.candidates)
+        self._left = np.ones(len(self.first), dtype=bool)
+        if self.trial.n > len(self._left):
+            raise ValueError(
+                f"n is {self.trial.n}, but {name} chooses each of {len(self._left)} candidates at "
+                "most once: lower n or raise k"
+            )
+
+    def pick(self, index: int) -> int:
+        self._left[index] = False
+        self.trial.pick(index)
+        return index
+
+    def pick_best(self, values: Float[Array, " k"]) -> int:
+        """Pick the largest value of those left; identical candidates count as equal."""
+        return self.pick(first_of_equals(np.where(self._left, values[self.first], -np.inf)))
+
+    def selection(self) -> Selection:
+        return self.trial.selection()
