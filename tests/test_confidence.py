@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import reference
+import reference_rivals as slow
+from hypothesis import given
+from hypothesis import strategies as st
+
+import whet
+from whet.maths import surrogate
+from whet.maths.confidence import beta, beta_regression, information, information_gain, vacuous
+from whet.maths.convergence import copies_variance
+
+seeds = st.integers(0, 2**32 - 1)
+lams = st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0])
+
+
+def unit(*shape, seed):
+    x = np.random.default_rng(seed).standard_normal(shape)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def distance(a, b):
+    """Total variation, for probabilities a row."""
+    return np.abs(a - b).sum(axis=-1) / 2
+
+
+def study(seed, *, n, V=2, d=2, radius=0.1, lam=10.0, delta=0.1):
+    """Theorem 3.2 once: the distances from the truth after `n` labels, and their bounds."""
+    rng = np.random.default_rng(seed)
+    inputs, probes = unit(n, d, seed=seed), unit(20, d, seed=seed + 1)
+    pretrained = 0.3 * rng.standard_normal((V, d))
+    away = rng.standard_normal((V, d))
+    truth = pretrained + away * radius * rng.uniform() / np.linalg.norm(away)
+    odds = surrogate.probabilities(inputs @ truth.T).cumsum(axis=1)
+    labels = np.minimum((rng.uniform(size=(n, 1)) > odds).sum(axis=1), V - 1)
+    every = np.concatenate([inputs, probes])
+    kappa = surrogate.curvature_bound(every @ pretrained.T, radius).kappa
+    width = beta(n, delta, classes=V, dimension=d, radius=radius, lam=lam)
+    fitted = surrogate.minimiser(inputs, labels, pretrained, lam=lam, radius=radius)
+    off = distance(*(surrogate.probabilities(probes @ w.T) for w in (fitted, truth)))
+    known = inputs.T @ inputs / (lam * kappa) + np.eye(d)  # σ²(x) = xᵀ known⁻¹ x, another Eq. (2)
+    return off, width * np.sqrt(np.sum(probes * np.linalg.solve(known, probes.T).T, axis=1))
+
+
+@pytest.mark.parametrize("n, V, empty", [(1, 3, 20), (30, 3, 20), (4000, 2, 0)])
+def test_predictions_stay_within_theorem_32(n, V, empty):
+    for seed in range(5):
+        off, bounds = study(seed, n=n, V=V)
+        assert (off <= bounds).all()
+        assert vacuous(bounds) == empty
+
+
+def test_a_wide_ball_needs_many_observations_before_the_bound_says_anything():
+    lam, radius, kappa = 5.0, 1.0, 2 * np.exp(np.sqrt(2))
+
+    def bound(n):
+        sigma = np.sqrt(copies_variance(np.ones(1), np.ones(1), n, lam * kappa))
+        return sigma * beta(n, 0.05, classes=2, dimension=1, radius=radius, lam=lam)
+
+    assert vacuous(np.array([bound(n) for n in (1, 10, 100, 1000)])) == 4
+    assert vacuous(np.array([bound(50_000)])) == 0
+
+
+@given(n=st.integers(1, 10**6), V=st.integers(2, 50), d=st.integers(1, 50), lam=lams)
+def test_beta_is_eq_3_and_rises_with_all_that_makes_learning_hard(n, V, d, lam):
+    told = dict(classes=V, dimension=d, radius=0.5, lam=lam)
+    base = beta(n, 0.1, **told)
+    written = V**1.5 * d / (2 * lam) * np.log(2 / 0.1 * (1 + n / (d * lam)) ** 0.5)
+    assert base == pytest.approx(2 * np.sqrt(2 * V) * (0.5 + written))
+    harder = [{"classes": V + 1}, {"radius": 0.6}, {"lam": lam / 2}]
+    assert all(beta(n, 0.1, **{**told, **change}) > base for change in harder)
+    assert beta(2 * n, 0.1, **told) > base and beta(n, 0.05, **told) > base
+    tenfold = np.log(10) * np.sqrt(2 * V) * V**1.5 * d / lam  # O(log n/δ)
+    assert beta(10 * n, 0.01, **told) - base <= 1.5 * tenfold
+
+
+def test_regression_stays_within_its_band_and_the_band_says_something():
+    lam, noise, delta, d = 0.5, 0.2, 0.1, 3
+    broken = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        inputs, probes, truth = (
+            unit(40, d, seed=seed),
+            unit(15, d, seed=seed + 1),
+            rng.normal(size=d),
+        )
+        truth /= np.linalg.norm(truth)
+        labels = inputs @ truth + noise * rng.standard_normal(40)
+        held = []
+        for n in (1, 3, 10, 40):
+            seen = inputs[:n]
+            fitted = np.linalg.solve(seen.T @ seen + lam * np.eye(d), seen.T @ labels[:n])
+            width = beta_regression(information(seen, lam), delta, radius=1.0, noise=noise, lam=lam)
+            sigma = np.sqrt([reference.variance(x, seen, lam) for x in probes])
+            held.append((np.abs(probes @ (fitted - truth)) <= width * sigma).all())
+        broken += not all(held)
+        assert vacuous(width * sigma) == 0  # |f*| ≤ 1 is known beforehand
+    assert broken <= delta * 60
+
+
+def test_the_band_of_regression_is_the_ball_and_what_noise_adds():
+    assert beta_regression(2.0, np.exp(-1.0), radius=0.5, noise=3.0, lam=4.0) == pytest.approx(
+        0.5 + 3 / 2 * np.sqrt(2 * (2 + 1))
+    )
+
+
+@given(seed=seeds, n=st.integers(1, 8), d=st.integers(1, 5), lam=lams)
+def test_information_is_a_determinant_and_adds_up_along_any_order(seed, n, d, lam):
+    rows = unit(n, d, seed=seed)
+    dense = np.linalg.slogdet(np.eye(n) + rows @ rows.T / lam)[1] / 2
+    assert information(rows, lam) == pytest.approx(dense, rel=1e-9)
+    steps = [np.log1p(reference.variance(rows[i], rows[:i], lam) / lam) / 2 for i in range(n)]
+    assert sum(steps) == pytest.approx(dense, rel=1e-6)
+    most = np.linalg.eigvalsh(rows @ rows.T)[-1]
+    assert dense <= min(n, d) * np.log1p(most / lam) / 2 + 1e-12
+
+
+@given(seed=seeds, k=st.integers(1, 8), d=st.integers(2, 5), n=st.integers(1, 5), lam=lams)
+def test_least_variance_is_most_information_about_the_prompt(seed, k, d, n, lam):
+    """App. G: each of SIFT's picks is the observation that tells most about f(x*)."""
+    prompt, candidates = unit(d, seed=seed), unit(k, d, seed=seed + 1)
+    chosen = whet.sift(prompt, candidates, n, lam=lam)
+    for i, pick in enumerate(chosen.indices):
+        seen = candidates[chosen.indices[:i]]
+        told = [slow.information(prompt, x, seen, lam) for x in candidates]
+        gain = information_gain(float(chosen.variance[i]), float(chosen.variance[i + 1]))
+        assert gain == pytest.approx(told[pick], rel=1e-4, abs=1e-8)
+        assert gain >= max(told) * (1 - 1e-4) - 1e-8
+
+
+def test_an_exact_answer_tells_without_end():
+    assert information_gain(0.5, 0.0) == np.inf
+    assert information_gain(0.0, 0.0) == 0
+
+
+@pytest.mark.parametrize("delta", [0, 1, -0.1, 2, float("nan")])
+def test_a_chance_of_error_is_between_zero_and_one(delta):
+    with pytest.raises(ValueError, match="delta is"):
+        beta(1, delta, classes=2, dimension=1, radius=1, lam=1)
+    with pytest.raises(ValueError, match="delta is"):
+        beta_regression(1, delta, radius=1, noise=1, lam=1)
