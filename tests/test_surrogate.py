@@ -45,7 +45,7 @@ def test_no_model_near_the_minimiser_has_less_regularised_loss(seed, V, d, n, la
     np.testing.assert_allclose((found - pretrained).sum(axis=0), 0, atol=1e-8)  # never along 1
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(**worlds, radius=st.sampled_from([0.01, 0.1, 0.5]))
 def test_the_ball_holds_and_its_minimiser_beats_others_in_it(seed, V, d, n, radius):
     inputs, labels, pretrained = world(seed, V, d, n)
