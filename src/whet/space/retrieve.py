@@ -1,0 +1,89 @@
+"""From a prompt to the documents to learn from: search, then a selector.
+
+Source: SIFT, arXiv 2410.08020, Algorithm 1 over the k nearest of Section 4.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from whet.maths.arrays import Array, as_count, as_positive
+from whet.select.baselines import nearest, nearest_repeated
+from whet.select.selection import Selection
+from whet.select.sift import sift
+from whet.space.documents import Document
+from whet.space.space import DataSpace
+from whet.space.vectors import Candidates, Sign
+
+NEAREST: tuple[Callable[..., Selection], ...] = (
+    nearest,
+    nearest_repeated,
+)  # an opposite text is far to them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Retrieval:
+    """The documents chosen for a prompt."""
+
+    documents: tuple[Document, ...]
+    """In the order chosen, a repeated one again."""
+    rows: Int[Array, " n"]
+    """Their rows in the data space."""
+    selection: Selection
+    """The choice among the candidates."""
+    candidates: Candidates
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+class Retriever:
+    """A data space and a selector: the drop-in for nearest-neighbour retrieval."""
+
+    def __init__(
+        self,
+        space: DataSpace,
+        *,
+        selector: Callable[..., Selection] = sift,
+        k: int = 200,
+        lam: float = 0.01,
+        sign: Sign | None = None,
+    ) -> None:
+        """See `select`.
+
+        Args:
+            space: Where to look.
+            selector: Orders the candidates.
+            k: Number of candidates, at most the number of documents.
+            lam: λ' of the paper, for the selector.
+            sign: Candidates by |cosine| (`both`) or by cosine (`positive`); None means `positive`
+                for `nearest` and `nearest_repeated`, else `both`.
+        """
+        self.space, self.selector = space, selector
+        self.k, self.lam = as_count(k, "k"), as_positive(lam, "lam")
+        if self.k > len(space):
+            raise ValueError(f"k is {k}, but the data space holds {len(space)} documents: lower k")
+        self.sign: Sign = sign or ("positive" if selector in NEAREST else "both")
+
+    def select(self, prompt: str, n: int) -> Retrieval:
+        """Choose `n` documents for `prompt`, repeats included.
+
+        Raises:
+            ValueError: If `n` < 1, or the prompt is blank or shares nothing with the data space.
+        """
+        as_count(n, "n")
+        if not prompt.strip():
+            raise ValueError(f"prompt is {prompt!r}: expected a text")
+        query = self.space.embedder.encode([prompt])
+        if not query.any():
+            raise ValueError(
+                f"prompt shares no term with the data space, as {self.space.embedder.name} sees "
+                "them: there is nothing near it"
+            )
+        [candidates] = self.space.search(query, self.k, sign=self.sign)
+        selection = self.selector(query[0], candidates.vectors, n, lam=self.lam)
+        rows = candidates.rows[selection.indices]
+        known = {row: self.space.rows.document(row) for row in np.unique(rows).tolist()}
+        return Retrieval(tuple(known[row] for row in rows.tolist()), rows, selection, candidates)

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hashing import HashingEmbedder
+
+import whet
+from whet.space.documents import Document, read_documents
+from whet.space.retrieve import Retriever
+from whet.space.space import DataSpace
+
+CORPUS = Path("/work/shared/corpus")
+TEXTS = ["red fox", "red fox runs", "blue whale", "blue whale sings", "green frog", " "]
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    documents = [Document(f"d{i}", text, {"i": i}) for i, text in enumerate(TEXTS)]
+    return DataSpace.build(documents, tmp_path_factory.mktemp("s") / "s", HashingEmbedder(64))
+
+
+def test_what_is_retrieved_is_what_the_selector_chose(space):
+    found = Retriever(space, k=4).select("red fox and blue whale", 7)
+    query = space.embedder.encode(["red fox and blue whale"])
+    [candidates] = space.search(query, 4)
+    chosen = whet.sift(query[0], candidates.vectors, 7)
+    np.testing.assert_array_equal(found.selection.indices, chosen.indices)
+    np.testing.assert_array_equal(found.rows, candidates.rows[chosen.indices])
+    assert [document.meta["i"] for document in found.documents] == found.rows.tolist()
+    assert len(found) == len(found.documents) == 7 > len(set(found.rows.tolist()))
+
+
+@pytest.mark.parametrize("selector", [whet.nearest, whet.nearest_repeated])
+def test_nearest_means_the_highest_signed_cosines_of_the_whole_space(tmp_path, selector):
+    class Signed(HashingEmbedder):  # a text that begins with "not" is opposite to the rest of it
+        def encode(self, texts):
+            rows = super().encode([text.removeprefix("not ") for text in texts])
+            signs = [[-1.0 if text.startswith("not ") else 1.0] for text in texts]
+            return (rows * np.array(signs)).astype(np.float32)
+
+    texts = ["not red fox", "not red fox jumps", "red hen"]
+    documents = [Document(text, text, {}) for text in texts]
+    space = DataSpace.build(documents, tmp_path / "s", Signed(64))
+    found = Retriever(space, selector=selector, k=1).select("red fox", 1)
+    assert found.documents[0].id == "red hen"
+    assert Retriever(space, k=1).select("red fox", 1).documents[0].id == "not red fox"
+    both = Retriever(space, selector=selector, k=1, sign="both").select("red fox", 1)
+    assert both.documents[0].id == "not red fox"
+
+
+def test_sift_covers_both_facts_that_are_asked(space):
+    found = Retriever(space, k=5, lam=0.01).select("red fox blue whale", 2)
+    assert {document.text.split()[0] for document in found.documents} == {"red", "blue"}
+
+
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_a_blank_prompt_is_refused(space, prompt):
+    with pytest.raises(ValueError, match=r"prompt is .*: expected a text"):
+        Retriever(space, k=2).select(prompt, 1)
+
+
+def test_a_prompt_that_shares_nothing_is_refused(tmp_path):
+    documents = [Document(text, text, {}) for text in TEXTS]
+    space = DataSpace.build(documents, tmp_path / "s")
+    with pytest.raises(ValueError, match="shares no term with the data space, as lsa sees them"):
+        Retriever(space, k=2).select("жираф", 1)
+
+
+def test_more_candidates_than_documents_are_refused(space):
+    with pytest.raises(ValueError, match="k is 200, but the data space holds 6 documents: lower k"):
+        Retriever(space)
+    with pytest.raises(ValueError, match="n is 3, but nearest"):
+        Retriever(space, selector=whet.nearest, k=2).select("red", 3)
+    for bad, message in [({"k": 0}, "k is 0"), ({"k": 2, "lam": 0}, "lam is 0")]:
+        with pytest.raises(ValueError, match=message):
+            Retriever(space, **bad)
+    with pytest.raises(ValueError, match="n is 0"):
+        Retriever(space, k=2).select("red", 0)
+
+
+@pytest.mark.skipif(not CORPUS.exists(), reason="needs the benchmark corpus on this machine")
+def test_near_documents_are_of_the_prompts_own_set(tmp_path):
+    every = list(read_documents(CORPUS / "valid.jsonl.gz"))
+    prompts = every[::5]
+    space = DataSpace.build([d for d in every if d not in prompts], tmp_path / "s")
+    retriever = Retriever(space, selector=whet.nearest, k=5)
+    same = [
+        document.meta["set"] == prompt.meta["set"]
+        for prompt in prompts
+        for document in retriever.select(prompt.text, 5).documents
+    ]
+    assert np.mean(same) > 0.7
