@@ -75,6 +75,25 @@ def test_search_finds_what_brute_force_finds(
         assert len(candidates.vectors) == len(candidates.scores) == k
 
 
+def test_search_tells_apart_what_float32_products_cannot(tmp_path):
+    rng = np.random.default_rng(0)
+    centre = rng.standard_normal(96)
+    rows = centre + 0.003 * rng.standard_normal((500, 96))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    vectors, query = stored(rows, tmp_path), centre + 0.1 * rng.standard_normal(96)
+    assert vectors.nearest(query[None], 50)[0].rows.tolist() == by_brute_force(
+        rows, query, 50, "both"
+    )
+
+
+def test_of_rows_equally_near_the_first_are_found(tmp_path):
+    rng = np.random.default_rng(0)
+    row = rng.standard_normal(60) / 8
+    rows = np.stack([rng.permutation(row) for _ in range(300)])  # sums differ by their rounding
+    [found] = stored(rows, tmp_path).nearest(np.ones((1, 60)), 40)
+    assert len(np.unique(found.scores)) > 1 and found.rows.tolist() == list(range(40))
+
+
 def test_search_does_not_depend_on_batch_or_memory(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((40, 64))
