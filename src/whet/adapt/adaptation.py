@@ -6,7 +6,6 @@ weight decay and clipping are not stated there; docs/protocol.md says which choi
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 from whet.maths.arrays import as_count, as_positive
 
@@ -15,8 +14,8 @@ from whet.maths.arrays import as_count, as_positive
 class Optimiser:
     """How one gradient becomes one step. State is fresh for every prompt."""
 
-    kind: Literal["adam", "adamw", "sgd"] = "adam"
-    """Update rule."""
+    kind: str = "adam"
+    """Update rule: adam, adamw or sgd."""
     beta1: float = 0.9
     """Decay of Adam's first moment."""
     beta2: float = 0.999

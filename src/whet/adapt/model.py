@@ -18,8 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from whet.adapt.adaptation import Adaptation, adaptation
 from whet.adapt.windows import windows
 from whet.errors import ModelError, optional
+from whet.maths.arrays import as_count
 
 BUNDLED = ("whet-nano", "whet-pico")
 
@@ -87,6 +89,16 @@ class LanguageModel:
             ) from error
         return cls(network.to(device), tokenizer, str(name))
 
+    def adaptation(self, mode: str, **options: object) -> Adaptation:
+        """The adaptation called `mode`; without `lr`, at the rate the model's configuration tells.
+
+        `whet_learning_rates` of config.json maps modes to rates that were tuned for the model.
+        """
+        if options.get("lr") is None:
+            tuned = getattr(self.network.config, "whet_learning_rates", {})
+            options["lr"] = tuned.get(mode)
+        return adaptation(mode, **options)
+
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device  # type: ignore[no-any-return]
@@ -137,17 +149,9 @@ class LanguageModel:
             ValueError: If prompt and answer together exceed the model's context, or a number is out
                 of range.
         """
-        if max_tokens < 1 or temperature < 0:
-            raise ValueError(
-                f"max_tokens is {max_tokens} and temperature {temperature}: "
-                "expected at least one token and a temperature of 0 or more"
-            )
-        tokens = self._started(self.tokens(prompt))
-        if len(tokens) + max_tokens > self.context:
-            raise ValueError(
-                f"prompt has {len(tokens)} tokens and max_tokens is {max_tokens}, but {self.name} "
-                f"has a context of {self.context}: shorten the prompt or lower max_tokens"
-            )
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise ValueError(f"temperature is {temperature}: expected 0 or more")
+        tokens = self.fitting(prompt, max_tokens)
         sampling: dict[str, Any] = (
             {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
             if temperature
@@ -163,6 +167,20 @@ class LanguageModel:
                 **sampling,
             )
         return str(self.tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True))
+
+    def fitting(self, prompt: str, max_tokens: int) -> Int[Tensor, " t"]:
+        """The tokens of `prompt` behind a start token, with room for `max_tokens` more.
+
+        Raises:
+            ValueError: If prompt and answer together exceed the model's context.
+        """
+        tokens = self._started(self.tokens(prompt))
+        if len(tokens) + as_count(max_tokens, "max_tokens") > self.context:
+            raise ValueError(
+                f"prompt has {len(tokens)} tokens and max_tokens is {max_tokens}, but {self.name} "
+                f"has a context of {self.context}: shorten the prompt or lower max_tokens"
+            )
+        return tokens
 
     @contextmanager
     def lent(self) -> Iterator[None]:

@@ -1,0 +1,37 @@
+"""Write docs/cli.md from `--help`. With --check, fail if it is not current."""
+
+import sys
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+
+from whet.cli import main
+
+HEAD = """# The command line
+
+Made by `make docs` from `whet --help`. Results go to stdout, progress and errors to stderr. Exit code 2 is for a wrong
+call, 1 for a world that is not as it must be. Completion: `eval "$(_WHET_COMPLETE=bash_source whet)"` (or `zsh_source`,
+`fish_source`).
+"""
+
+
+def page() -> str:
+    parts = [HEAD, section("whet", [])]
+    assert isinstance(main, click.Group)
+    parts += [section(f"whet {verb}", [verb]) for verb in main.commands]
+    return "\n".join(parts)
+
+
+def section(title: str, words: list[str]) -> str:
+    shown = CliRunner().invoke(main, [*words, "--help"], prog_name="whet", terminal_width=100)
+    return f"## {title}\n\n```\n{shown.output.strip()}\n```\n"
+
+
+if __name__ == "__main__":
+    target = Path(__file__).with_name("cli.md")
+    if "--check" in sys.argv:
+        if target.read_text(encoding="utf-8") != page():
+            sys.exit("docs/cli.md is not current: run `make docs`")
+    else:
+        target.write_text(page(), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Many prompts, many methods: what sharpening is worth, with intervals."""

@@ -1,0 +1,75 @@
+"""A report for the eye: Markdown tables by rich, curves by matplotlib."""
+
+from pathlib import Path
+
+from rich.box import MARKDOWN
+from rich.table import Table
+
+from whet.errors import optional
+from whet.evaluate.report import SHORT, Report, bits
+from whet.evaluate.run import Row
+from whet.maths.statistics import Estimate, mean_estimate
+
+
+def table(report: Report) -> Table:
+    """Per set: n, base, % of base by method (best in bold), Δ, SIFT − NN."""
+    names = list(report.lines[0].methods)
+    out = Table(box=MARKDOWN)
+    out.add_column("set")
+    for heading in ("n", "base", *(SHORT.get(m, m) for m in names), "Δ", "SIFT − NN"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    for line in report.lines:
+        n = max(e.n for e in line.methods.values())
+        best = min(e.value for e in line.methods.values())
+        cells = [_cell(line.methods[m], best) for m in names]
+        delta = "" if line.delta is None else f"{line.delta:+.1f}"
+        out.add_row(line.name, str(n), f"{line.base:.3f}", *cells, delta, _paired(line.paired))
+    return out
+
+
+def caption(report: Report) -> str:
+    """What the table's numbers are."""
+    failed = f" {report.failed} prompts failed and are left out." if report.failed else ""
+    return (
+        f"Bits per byte in % of the base model after {report.step} steps (± half of the 90 % "
+        "bootstrap interval over documents); base: bits per byte before. Δ: SIFT minus the best "
+        f"baseline; SIFT − NN: paired by document, points of %.{failed}"
+    )
+
+
+def curves(rows: list[Row], path: Path) -> None:
+    """% of base against steps, a line a method with its 90 % interval; PNG or SVG by suffix."""
+    plt = optional("matplotlib.pyplot", "eval")
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    steps = rows[0]["steps"]
+    for method in rows[0]["methods"]:
+        means = [
+            mean_estimate([100 * b / r["base_bits"] for b, r in zip(at, rows, strict=True)])
+            for at in (bits(rows, method, step) for step in steps)
+        ]
+        (line,) = axes.plot(
+            steps, [m.value for m in means], marker="o", ms=3, label=SHORT.get(method, method)
+        )
+        low, high = [m.low for m in means], [m.high for m in means]
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.axhline(100, color="grey", lw=0.8)
+    axes.set(xlabel="gradient steps", ylabel="bits per byte, % of base")
+    axes.set_title(f"{len(rows)} prompts, 90 % intervals", fontsize=10)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _cell(estimate: Estimate, best: float) -> str:
+    number = f"{estimate.value:.1f}"
+    if estimate.value == best:
+        number = f"**{number}**"
+    return number if estimate.n == 1 else f"{number} ± {estimate.half:.1f}"
+
+
+def _paired(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    if estimate.n == 1:
+        return f"{estimate.value:+.1f}"
+    return f"{estimate.value:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"

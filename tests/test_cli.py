@@ -1,0 +1,140 @@
+"""The command line as a user types it, on a tiny real model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from click.testing import CliRunner
+
+from whet.cli import main
+
+ROOT = Path(__file__).parents[1]
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with texts, a data space, prompts and a model, and the working directory's name."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    with (folder / "texts.jsonl").open("w") as out:
+        for i in range(20):
+            out.write(json.dumps({"id": f"d{i}", "text": " ".join(rng.choice(WORDS, 9))}) + "\n")
+    tiny.save(folder / "model")
+    whet("index", folder / "texts.jsonl", folder / "space", "--quiet")
+    return folder
+
+
+def run(*words, stdin=None):
+    return CliRunner().invoke(main, [str(word) for word in words], input=stdin)
+
+
+def whet(*words, stdin=None):
+    done = run(*words, stdin=stdin)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+SMALL = ["-k", 10, "-n", 3]
+
+
+def test_index_twice_adds_nothing_and_new_texts_are_added(folder, tmp_path):
+    space, more = tmp_path / "space", tmp_path / "more.jsonl"
+    first = json.loads(whet("index", folder / "texts.jsonl", space, "--json", "--quiet"))
+    again = json.loads(whet("index", folder / "texts.jsonl", space, "--json", "--quiet"))
+    assert first == again and first["documents"] == 20
+    more.write_text((folder / "texts.jsonl").read_text() + '{"id": "new", "text": "alpha mu"}\n')
+    assert json.loads(whet("index", more, space, "--json", "--quiet"))["documents"] == 21
+
+
+def test_index_shows_progress_on_stderr_only(folder, tmp_path):
+    done = run("index", folder / "texts.jsonl", tmp_path / "space", "--json")
+    assert "embedding" in done.stderr and json.loads(done.stdout)["documents"] == 20
+
+
+def test_select_prints_ids_and_json(folder):
+    found = json.loads(whet("select", folder / "space", "alpha beta", *SMALL, "--json"))
+    assert len(found["picks"]) == 3 and len(found["sigma"]) == 4 and found["sigma"][0] == 1
+    plain = whet("select", folder / "space", "-", *SMALL, stdin="alpha beta")
+    assert [line.split()[1] for line in plain.splitlines()[1:]] == [p["id"] for p in found["picks"]]
+
+
+@pytest.mark.parametrize("selector", ["nearest", "nearest-repeated", "uncertainty", "random"])
+def test_select_takes_every_selector(folder, selector):
+    words = ["select", folder / "space", "alpha", *SMALL, "--selector", selector, "--json"]
+    assert len(json.loads(whet(*words))["picks"]) == 3
+
+
+def test_adaptive_stopping_takes_fewer_steps(folder):
+    words = ["select", folder / "space", "alpha beta", "-k", 10, "-n", 10, "--json"]
+    assert len(json.loads(whet(*words, "--alpha", 9))["picks"]) == 0
+    assert len(json.loads(whet(*words, "--alpha", 1e-6))["picks"]) == 10
+
+
+def test_generate_answers_with_its_trace(folder):
+    words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
+    answer = json.loads(whet(*words, "--max-tokens", 4, "--json"))
+    assert len(answer["trace"]) == 3 and {"id", "sigma", "loss"} <= answer["trace"][0].keys()
+    assert whet(*words, "--max-tokens", 4) == answer["text"] + "\n"
+
+
+@pytest.mark.parametrize("mode", ["full", "lora", "head"])
+def test_score_tells_bits_before_and_after(folder, mode):
+    words = ["score", folder / "space", "alpha beta gamma", "--model", folder / "model", *SMALL]
+    made = json.loads(whet(*words, "--mode", mode, "--lr", 0.01, "--json"))
+    assert made["base"] > made["sharpened"] > 0
+
+
+def test_eval_then_report(folder, tmp_path):
+    words = ["eval", folder / "space", "--prompts", folder / "texts.jsonl", "--per-set", 2]
+    words += ["--out", tmp_path / "run", "--set", "n=2", "--set", "k=5", "--quiet"]
+    assert "all" in whet(*words, "--set", f"model='{folder / 'model'}'")
+    made = json.loads(whet("report", tmp_path / "run", "--json", "--plot", tmp_path / "c.png"))
+    assert made["n"] == 2 and (tmp_path / "c.png").exists()
+    assert "| NN |" in " ".join(whet("report", tmp_path / "run").split())
+
+
+BAD = [
+    (2, ["select", "{space}", "alpha", "-n", "0"], "n is 0"),
+    (2, ["select", "{space}", "alpha", "-k", "500"], "k is 500, but the data space holds 20"),
+    (2, ["select", "{space}", "alpha", "-k", "9", "--lam", "0"], "lam is 0"),
+    (2, ["select", "{space}", "", "-k", "9"], "prompt is ''"),
+    (2, ["select", "{space}", "☃", "-k", "9"], "shares no term"),
+    (2, ["select", "{space}", "alpha", "-k", "9", "--selector", "best"], "'best' is not one of"),
+    (1, ["select", "nowhere", "alpha"], "nowhere"),
+    (1, ["index", "nowhere.jsonl", "{out}"], "nowhere.jsonl"),
+    (2, ["index", "{texts}", "{out}", "--embedder", "word2vec"], "embedder is 'word2vec'"),
+    (1, ["index", "{texts}", "{space}", "--embedder", "hf:x"], "was made by embedder lsa"),
+    (1, ["generate", "{space}", "alpha", "-k", "9", "--model", "nowhere"], "cannot load model"),
+    (2, ["generate", "{space}", "x" * 40, "-k", "9", "--model", "{model}"], "has a context of 32"),
+    (2, ["score", "{space}", "", "-k", "9", "--model", "{model}"], "too short to split"),
+    (1, ["eval", "{space}", "--prompts", "nowhere", "--out", "{out}"], "nowhere"),
+    (2, ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--set", "x=1"], "sets 'x'"),
+    (1, ["report", "nowhere"], "holds no run"),
+]
+
+
+@pytest.mark.parametrize("code, words, message", BAD, ids=lambda x: str(x)[:40])
+def test_a_mistake_is_one_clear_line(folder, tmp_path, code, words, message):
+    names = {"space": folder / "space", "texts": folder / "texts.jsonl"}
+    names |= {"model": folder / "model", "out": tmp_path / "out"}
+    done = run(*[word.format(**names) for word in words])
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.exit_code == code and last.startswith("Error: ") and message in last
+    assert not (tmp_path / "out").exists() and done.stdout == ""
+
+
+def test_help_version_and_completion_start_without_torch(folder):
+    code = "import sys; from whet.cli import main; main(['--version'], standalone_mode=False);"
+    code += "print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "False False"
+
+
+def test_cli_page_is_current():
+    page = ROOT / "docs" / "make_cli.py"
+    subprocess.run([sys.executable, page, "--check"], check=True)
