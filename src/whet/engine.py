@@ -14,10 +14,12 @@ from pathlib import Path
 from whet.adapt.adaptation import Adaptation, Optimiser
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.slot import Slot, adapting
+from whet.errors import EmbedderMismatch
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 from whet.space.documents import read_documents
 from whet.space.embed import Embedder
+from whet.space.meta import read_meta
 from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import DataSpace
 
@@ -176,7 +178,17 @@ def build_space(
         WhetError: If the source cannot be read, or `path` holds something else.
     """
     documents = read_documents(source, text_field=text_field)
-    return DataSpace.build(documents, path, embedder_of(embedder), progress=progress)
+    if Path(path).exists():
+        space = open_space(path)
+        if space.embedder.name != embedder:
+            raise EmbedderMismatch(
+                f"data space {path} was made by embedder {space.embedder.name}, not {embedder}: "
+                f"add to it with `--embedder {space.embedder.name}`, or choose another place"
+            )
+        return space.extend(documents, progress)
+    return DataSpace.build(
+        documents, path, embedder_of(embedder), progress, source=Path(source).name
+    )
 
 
 def open_space(path: str | Path) -> DataSpace:
@@ -185,8 +197,8 @@ def open_space(path: str | Path) -> DataSpace:
     Raises:
         SpaceError: If there is no whole data space at `path`.
     """
-    name = DataSpace.embedder_name(path)
-    return DataSpace.open(path, embedder_of(name) if name.startswith("hf:") else None)
+    made_by = read_meta(Path(path)).embedder
+    return DataSpace.open(path, embedder_of(made_by) if made_by.startswith("hf:") else None)
 
 
 def embedder_of(spec: str) -> Embedder | None:

@@ -5,7 +5,7 @@ Source: SIFT, arXiv 2410.08020: σ_n of Section 3, the stopping rule of Section 
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -54,6 +54,7 @@ class Selection:
         return dict(Counter(self.indices.tolist()))
 
 
+@runtime_checkable
 class Selector(Protocol):
     """Orders `n` of the candidates for a prompt; `lam` is λ', the observation noise."""
 

@@ -1,12 +1,10 @@
 """Every selector by the name that `--selector` takes; docs/method.md says when to use which."""
 
-from collections.abc import Callable
-
 from whet.select.baselines import nearest, nearest_repeated, random, uncertainty
 from whet.select.diverse import facility_location, farthest_first, kmeanspp, mmr
 from whet.select.hull import hull
 from whet.select.informative import ctl, information_density, itl, undirected_vtl
-from whet.select.selection import Selection, Selector
+from whet.select.selection import Selector
 from whet.select.sift import sift
 
 SELECTORS: dict[str, Selector] = {
@@ -27,7 +25,7 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
-def selector(name: str) -> Callable[..., Selection]:
+def selector(name: str) -> Selector:
     """The selector called `name`.
 
     Raises:

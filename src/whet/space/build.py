@@ -10,7 +10,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from whet.maths.arrays import Array
 from whet.space.documents import Document
 from whet.space.embed import LSA, Embedder
 from whet.space.meta import Meta, read_meta, sync_folder
+from whet.space.progress import bar
 from whet.space.rows import Rows, RowsWriter
 from whet.space.vectors import begin, put
 
@@ -46,7 +47,7 @@ def build(
         if not len(rows):
             raise SourceError("no documents: a data space needs at least one")
         if embedder is None:
-            with _counting("fitting lsa", None, progress):
+            with bar("fitting lsa", None, show=progress):
                 embedder = LSA.fit(rows.texts)
         if isinstance(embedder, LSA):
             embedder.save(folder / "embedder")
@@ -100,7 +101,7 @@ def _spool(
     """Write the documents that are not among the `old` ones."""
     row_of = {name: row for row, name in enumerate(old.ids)} if old else {}
     place: dict[str, int] = {}
-    with _counting("reading", None, progress) as done:
+    with bar("reading", None, show=progress) as done:
         for number, document in enumerate(documents, start=1):
             first = place.setdefault(document.id, number)
             if first != number:
@@ -123,7 +124,7 @@ def _embed(
     path: Path, rows: Rows, old: int, stored: Path | None, embedder: Embedder, progress: bool
 ) -> None:
     """Write the vectors of all rows; those of the first `old` are copied from `stored`."""
-    with path.open("wb") as file, _counting("embedding", len(rows) - old, progress) as done:
+    with path.open("wb") as file, bar("embedding", len(rows) - old, show=progress) as done:
         begin(file, len(rows), embedder.dimension)
         if stored:
             known = np.load(stored, mmap_mode="r", allow_pickle=False)
@@ -208,37 +209,3 @@ def _sync_files(folder: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(folder)
-
-
-@contextmanager
-def _counting(what: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function that takes how many more documents are done, drawn as a bar on stderr."""
-    if not shown:
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, rate="")
-
-        def done(n: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=n, rate=f"{speed:,.0f} documents/s" if speed else "")
-
-        yield done

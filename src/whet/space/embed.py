@@ -152,23 +152,6 @@ class SentenceEncoder:
         return _unit(rows)
 
 
-def resolve(spec: str, texts: Sequence[str]) -> Embedder:
-    """The embedder that `spec` names; `lsa` is fitted on `texts`.
-
-    Raises:
-        ValueError: If there is no such embedder.
-    """
-    kind, _, model = spec.partition(":")
-    if spec == "lsa":
-        return LSA.fit(texts)
-    if kind == "st" and model:
-        return SentenceEncoder(model)
-    raise ValueError(
-        f"embedder {spec!r} is unknown: expected lsa, st:NAME (sentence-transformers) or, with a "
-        "language model, hf:NAME"
-    )
-
-
 def _unit(rows: Any) -> Float[Array, "n d"]:
     rows = np.asarray(rows, dtype=np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -3,24 +3,21 @@
 Source: SIFT, arXiv 2410.08020, Algorithm 1 over the k nearest of Section 4.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
 
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.baselines import nearest, nearest_repeated
-from whet.select.selection import Selection
+from whet.select.selection import Selection, Selector
 from whet.select.sift import sift
 from whet.space.documents import Document
 from whet.space.space import DataSpace
 from whet.space.vectors import Candidates, Sign
 
-NEAREST: tuple[Callable[..., Selection], ...] = (
-    nearest,
-    nearest_repeated,
-)  # an opposite text is far to them
+NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # an opposite text is far to them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +31,14 @@ class Retrieval:
     selection: Selection
     """The choice among the candidates."""
     candidates: Candidates
+    seconds: dict[str, float]
+    """Wall time of embed, search and select."""
+
+    def until(self, alpha: float) -> "Retrieval":
+        """The picks that adaptive stopping keeps: see `Selection.until`."""
+        selection = self.selection.until(alpha)
+        n = len(selection)
+        return replace(self, documents=self.documents[:n], rows=self.rows[:n], selection=selection)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -46,7 +51,7 @@ class Retriever:
         self,
         space: DataSpace,
         *,
-        selector: Callable[..., Selection] = sift,
+        selector: Selector = sift,
         k: int = 200,
         lam: float = 0.01,
         sign: Sign | None = None,
@@ -76,14 +81,23 @@ class Retriever:
         as_count(n, "n")
         if not prompt.strip():
             raise ValueError(f"prompt is {prompt!r}: expected a text")
+        start = time.perf_counter()
         query = self.space.embedder.encode([prompt])
+        embedded = time.perf_counter()
         if not query.any():
             raise ValueError(
                 f"prompt shares no term with the data space, as {self.space.embedder.name} sees "
                 "them: there is nothing near it"
             )
         [candidates] = self.space.search(query, self.k, sign=self.sign)
+        searched = time.perf_counter()
         selection = self.selector(query[0], candidates.vectors, n, lam=self.lam)
+        seconds = {
+            "embed": embedded - start,
+            "search": searched - embedded,
+            "select": time.perf_counter() - searched,
+        }
         rows = candidates.rows[selection.indices]
         known = {row: self.space.rows.document(row) for row in np.unique(rows).tolist()}
-        return Retrieval(tuple(known[row] for row in rows.tolist()), rows, selection, candidates)
+        documents = tuple(known[row] for row in rows.tolist())
+        return Retrieval(documents, rows, selection, candidates, seconds)
