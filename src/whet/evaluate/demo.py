@@ -1,18 +1,16 @@
 """The paper's claim on text that every machine has: the source of Python's standard library.
 
-Documents of the space are top-level definitions and what is left of each module; the prompts are whole files that
-were held out. The first half of a file is the query, the second half is scored.
+Documents of the space are top-level definitions and what is left of each module; the prompts are
+whole files that were held out. The first half of a file is the query, the second half is scored.
 """
 
 import ast
 import json
 import random
-import shutil
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from whet.engine import open_space
 from whet.evaluate.protocol import Switches
 from whet.evaluate.render import curves
 from whet.evaluate.run import evaluate, finished
@@ -47,7 +45,7 @@ def demo(out: Path, *, files: int = 12, n: int = 20, progress: bool = True) -> N
 
 
 def show_picks(out: Path) -> str:
-    """For the prompt that gained most by SIFT over nearest: which texts each method picked, repeats marked."""
+    """Which texts each method picked for the prompt that SIFT won by most, repeats marked."""
     rows = finished(out / "run")
     row = min(
         rows, key=lambda r: r["methods"]["sift"]["bits"][-1] / r["methods"]["nearest"]["bits"][-1]
