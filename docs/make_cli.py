@@ -10,9 +10,9 @@ from whet.cli import main
 
 HEAD = """# The command line
 
-Made by `make docs` from `whet --help`. Results go to stdout, progress and errors to stderr. Exit code 2 is for a wrong
-call, 1 for a world that is not as it must be. Completion: `eval "$(_WHET_COMPLETE=bash_source whet)"` (or `zsh_source`,
-`fish_source`).
+Made by `make docs` from `whet --help`. Results go to stdout, progress and errors to stderr. Exit
+code 2 is for a wrong call, 1 for a world that is not as it must be. Completion:
+`eval "$(_WHET_COMPLETE=bash_source whet)"` (or `zsh_source`, `fish_source`).
 """
 
 

@@ -21,6 +21,14 @@ from whet.evaluate.protocol import Switches
 from whet.select.table import SELECTORS
 
 
+class OneLine(click.ClickException):
+    """An error as its user sees it."""
+
+    def __init__(self, message: str, usage: bool) -> None:
+        super().__init__(message)
+        self.exit_code = 2 if usage else 1  # type: ignore[misc]  # click declares it as a constant
+
+
 class Verbs(click.Group):
     """Turns whet's errors into one line and an exit code."""
 
@@ -30,9 +38,7 @@ class Verbs(click.Group):
         except (WhetError, OSError, ValueError) as error:
             if ctx.params["debug"]:
                 raise
-            shown = click.ClickException(" ".join(str(error).split()))
-            shown.exit_code = 2 if isinstance(error, ValueError) else 1
-            raise shown from error
+            raise OneLine(" ".join(str(error).split()), isinstance(error, ValueError)) from error
 
 
 Verb = Callable[..., Any]
@@ -114,7 +120,7 @@ def select(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
 
     found = retrieve(open_space(space), _read(prompt), Options(**selection))
     sigma = found.selection.sigma
-    picks = [
+    picks: list[dict[str, Any]] = [
         {"id": d.id, "sigma": float(s), "gain": float(g), "text": d.text}
         for d, s, g in zip(found.documents, sigma[1:], found.selection.gains, strict=True)
     ]
@@ -165,7 +171,7 @@ def score(space: Path, text: str, prompt: str | None, as_json: bool, **rest: Any
         task = Task.of(text, Switches())
         prompt, text = task.context, task.text
     answer = _engine(space, **rest).score(text, prompt=prompt)
-    before, after = answer.base.bits_per_byte, answer.score.bits_per_byte  # type: ignore[union-attr]
+    before, after = answer.base.bits_per_byte, answer.score.bits_per_byte
     record = {"base": before, "sharpened": after, **_record(answer)}
     plain = f"{before:.4f} bits per byte, sharpened {after:.4f} ({100 * after / before:.1f} %)"
     _show(record, as_json, plain)
