@@ -139,6 +139,12 @@ def test_a_folder_of_another_run_is_refused_and_unharmed(world, finished, tmp_pa
         report(tmp_path)
 
 
+def test_more_candidates_than_documents_are_refused_before_anything_is_written(world, tmp_path):
+    with pytest.raises(ValueError, match="k is 31, but the data space holds 30 documents"):
+        run(world, tmp_path / "run", k=31)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_prompt_that_fails_is_a_row_with_its_error(world, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"id": "short", "text": "x"}, {"id": "foreign", "text": "☃" * 20}]

@@ -20,7 +20,7 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.slot import adapting
 from whet.engine import open_space
 from whet.errors import ModelError, RunError
-from whet.evaluate.protocol import Method, Switches, Task
+from whet.evaluate.protocol import Switches, Task
 from whet.select.table import selector
 from whet.space.documents import Document, read_documents
 from whet.space.progress import bar
@@ -70,6 +70,11 @@ class Run:
         self._model = model
         self._switches = switches
         self._adaptation = model.adaptation(switches.mode, lr=switches.lr, rank=switches.rank)
+        methods = {spelled: switches.method(spelled) for spelled in switches.methods}
+        self._retrievers = {
+            spelled: Retriever(space, selector=selector(name), k=switches.k, lam=lam)
+            for spelled, (name, lam) in methods.items()
+        }
 
     def open(self, prompts: str) -> set[str]:
         """Make the folder, or check that it holds this very run; returns the prompts already done.
@@ -120,17 +125,14 @@ class Run:
             "base_seconds": seconds,
             "steps": list(self._switches.steps),
             "methods": {
-                spelled: self._try(task, self._switches.method(spelled), base.bits)
-                for spelled in self._switches.methods
+                spelled: self._try(task, retriever, base.bits)
+                for spelled, retriever in self._retrievers.items()
             },
         }
 
-    def _try(self, task: Task, method: Method, base_bits: float) -> Row:
+    def _try(self, task: Task, retriever: Retriever, base_bits: float) -> Row:
         """Select, step, score at the steps asked for, put the weights back."""
         switches = self._switches
-        retriever = Retriever(
-            self._space, selector=selector(method.selector), k=switches.k, lam=method.lam
-        )
         retrieval = retriever.select(task.query, switches.n)
         seconds = dict(retrieval.seconds) | {"train": 0.0, "score": 0.0}
         documents = retrieval.documents
