@@ -1,0 +1,80 @@
+"""Which learning rate and which λ' serve a model on the valid split?
+
+    python benchmarks/tune.py SPACE valid.jsonl.gz --lr 2e-4 --lr 5e-4 --json
+    benchmarks/results/tune.json
+
+One run of `whet eval` for each rate, in --out, so that it goes on where it stopped. Prints % of
+base by rate and method with half of the 90 % interval, and the paired difference to nearest.
+"""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from whet.evaluate.protocol import Switches
+from whet.evaluate.report import bits
+from whet.evaluate.run import evaluate, finished, read_meta
+from whet.maths.statistics import mean_estimate
+
+METHODS = ("nearest", "sift(0.001)", "sift(0.01)", "sift(0.1)", "sift(1)")
+
+
+@click.command(help=__doc__)
+@click.argument("space", type=click.Path(exists=True, path_type=Path))
+@click.argument("valid", type=click.Path(exists=True, path_type=Path))
+@click.option("--model", default="whet-nano", show_default=True)
+@click.option("--mode", default="full", show_default=True)
+@click.option("--lr", "rates", type=float, multiple=True, required=True)
+@click.option("--method", "methods", multiple=True, default=METHODS, show_default=True)
+@click.option("-n", default=20, show_default=True)
+@click.option("--per-set", default=1, show_default=True)
+@click.option("--out", default="runs/tune", type=click.Path(path_type=Path), show_default=True)
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the numbers.")
+def main(
+    space: Path, valid: Path, model: str, mode: str, rates: tuple[float, ...],
+    methods: tuple[str, ...], n: int, per_set: int, out: Path, target: Path | None,
+) -> None:  # fmt: skip
+    lines, meta = [], {}
+    for rate in rates:
+        switches = Switches(model=model, mode=mode, lr=rate, n=n, score_at=(0, n), methods=methods)
+        folder = out / f"{Path(model).name}-{space.stem}-{mode}-{rate:g}-{'+'.join(methods)}"
+        evaluate(space, valid, folder, switches, per_set=per_set)
+        meta, rows = read_meta(folder), finished(folder)
+        base = np.array([row["base_bits"] for row in rows])
+        ratio = {method: 100 * bits(rows, method, n) / base for method in methods}
+        for method in methods:
+            share = mean_estimate(ratio[method])
+            line = {"lr": rate, "method": method, "n": len(rows), "percent_of_base": share.value}
+            line |= {"half": share.half}
+            if "nearest" in methods:
+                paired = mean_estimate(ratio[method] - ratio["nearest"])
+                line |= {"minus_nearest": paired.value, "low": paired.low, "high": paired.high}
+            lines.append(line)
+    show(lines)
+    if target:
+        record = {"space": meta["space"], "model": model, "mode": mode, "steps": n}
+        record |= {key: meta[key] for key in ("prompts", "versions", "machine", "commit")}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(record | {"rows": lines}, indent=1) + "\n")
+
+
+def show(lines: list[dict[str, float]]) -> None:
+    table = Table(box=MARKDOWN)
+    for heading in ("lr", "method", "n", "% of base", "minus nearest"):
+        table.add_column(heading, no_wrap=True)
+    for line in lines:
+        paired = ""
+        if "low" in line:
+            paired = f"{line['minus_nearest']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
+        share = f"{line['percent_of_base']:.1f} ± {line['half']:.1f}"
+        table.add_row(f"{line['lr']:g}", str(line["method"]), str(line["n"]), share, paired)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
