@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from whet.errors import WhetError
 from whet.select.baselines import nearest, nearest_repeated, random, uncertainty
 from whet.select.selection import Selection, Selector
-from whet.select.sift import sift
+from whet.select.sift import sift, sift_batch
+from whet.select.sifting import Pick, Sifting
 
 if TYPE_CHECKING:
     from whet.adapt.adaptation import Full, Head, LoRA
@@ -36,14 +37,17 @@ __all__ = [
     "Head",
     "LanguageModel",
     "LoRA",
+    "Pick",
     "Retriever",
     "Selection",
     "Selector",
+    "Sifting",
     "WhetError",
     "nearest",
     "nearest_repeated",
     "random",
     "sift",
+    "sift_batch",
     "uncertainty",
 ]
 

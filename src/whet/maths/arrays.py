@@ -1,6 +1,6 @@
 """The one door for arrays from outside: NumPy or torch, any float type, checked once."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -8,8 +8,11 @@ from jaxtyping import Float, Int
 Array = np.ndarray
 
 
-def as_rows(vectors: Any, name: str) -> Float[Array, "k d"]:
+def as_rows(vectors: Any, name: str, *, finite: bool = True) -> Float[Array, "k d"]:
     """`vectors` as a finite, C-contiguous float matrix of the width that it came in.
+
+    With `finite=False` a caller who will see every number anyway saves a pass over them, and passes
+    a row that turns out not to be finite to `refuse_row`. A memory-mapped array stays on disk.
 
     Raises:
         ValueError: Unless `vectors` is two-dimensional, real, finite, and has at least one row and
@@ -20,7 +23,57 @@ def as_rows(vectors: Any, name: str) -> Float[Array, "k d"]:
         raise ValueError(f"{name} has shape {rows.shape}: expected a matrix, one vector a row")
     if 0 in rows.shape:
         raise ValueError(f"{name} is empty, with shape {rows.shape}: expected at least one vector")
-    return _finite(rows, name)
+    return _finite(rows, name) if finite else np.ascontiguousarray(rows)
+
+
+def refuse_row(rows: Float[Array, "k d"], index: int, name: str) -> NoReturn:
+    """Say what is wrong with a row whose squared norm is not finite."""
+    row = rows[index]
+    if np.isfinite(row).all():
+        raise ValueError(
+            f"{name} holds {row[np.abs(row).argmax()]} at row {index}, whose square is infinite: "
+            "scale the vectors down"
+        )
+    value = row[~np.isfinite(row)][0]
+    raise ValueError(f"{name} holds {value} at row {index}: expected finite numbers")
+
+
+def as_targets(vectors: Any, name: str, dimension: int) -> Float[Array, "m d"]:
+    """One vector or a matrix of several as float64, none of them empty, not all of them zero."""
+    array = _numpy(vectors, name)
+    if array.ndim not in (1, 2) or 0 in array.shape:
+        raise ValueError(f"{name} has shape {array.shape}: expected one vector, or one a row")
+    if array.shape[-1] != dimension:
+        raise ValueError(
+            f"{name} has {array.shape[-1]} dimensions, but the candidates have {dimension}"
+        )
+    targets = np.atleast_2d(_finite(array, name)).astype(np.float64)
+    if not np.isfinite(np.einsum("md,md->", targets, targets)):
+        raise ValueError(f"{name} holds numbers whose squares are infinite: scale the vectors down")
+    return targets
+
+
+def as_weights(weights: Any, name: str, count: int) -> Float[Array, " m"]:
+    """`count` finite numbers, none negative, not all zero."""
+    array = _finite(_numpy(weights, name), name).astype(np.float64)
+    if array.shape != (count,):
+        raise ValueError(f"{name} has shape {array.shape}: expected {count}, one a target")
+    if (array < 0).any() or not array.any():
+        raise ValueError(f"{name} is {array}: expected no negative number, and one above zero")
+    return array
+
+
+def as_indices(indices: Any, name: str, count: int) -> Int[Array, " n"]:
+    """Whole numbers in 0 … `count` − 1, in the order given; a negative one does not count back."""
+    array = np.asarray(indices)
+    if array.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {indices!r}: expected whole numbers, one a row")
+    if array.min() < 0 or array.max() >= count:
+        wrong = array[(array < 0) | (array >= count)][0]
+        raise ValueError(f"{name} holds {wrong}, but rows go from 0 to {count - 1}")
+    return array.astype(np.int64)
 
 
 def as_vector(vector: Any, name: str, dimension: int) -> Float[Array, " d"]:

@@ -1,0 +1,182 @@
+"""The state of the compiled greedy selection, and the threads that share its rows."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from whet.maths.arrays import Array
+
+SPARES = 8  # columns made ahead and not yet picked
+RECENT, MEMORY = 64, 2**30  # rows of the factor kept when products are deflated, and their bytes
+SHARED = 2**22  # numbers from which one prompt's rows are shared among threads
+
+
+class State(NamedTuple):
+    """What the kernels read and write. k candidates, m targets; R rows of the factor, a ring."""
+
+    rows: Shaped[Array, "k d"]
+    goals: Float[Array, "m d"]
+    open: Bool[Array, " k"]
+    lam: float
+    deflated: bool
+    once: bool
+    variance: Float[Array, " k"]
+    covariance: Float[Array, "m k"]
+    gains: Float[Array, " k"]
+    left: Float[Array, " m"]
+    factor: Float[Array, "R k"]
+    spares: Float[Array, "S k"]
+    names: Int[Array, " S"]
+    since: Int[Array, " S"]
+    z: Float[Array, "n d"]
+    picks: Int[Array, " n"]
+    scales: Float[Array, " n"]
+    trace: Float[Array, " n+1"]
+    q: Float[Array, "2 d"]
+    told: Float[Array, " m"]
+    weights: Float[Array, " R"]
+    base: Float[Array, " 1"]
+    plan: Int[Array, " 3"]
+
+
+class Compiled:
+    """Greedy selection by `whet.select.kernels`; the same bits for any number of threads.
+
+    Memory beside the rows: up to 80 k numbers of float64; n k of them for k ≤ 2 d, where n is
+    the number of picks.
+    """
+
+    def __init__(
+        self,
+        rows: Shaped[Array, "k d"],
+        goals: Float[Array, "m d"],
+        open: Bool[Array, " k"],
+        *,
+        lam: float,
+        once: bool,
+        threads: int | None,
+    ) -> None:
+        from whet.select import kernels
+
+        self._kernels = kernels
+        k, d = rows.shape
+        self._threads = threads or (cores() if k * d >= SHARED else 1)
+        self._state = _state(_bits(rows), goals, open.copy(), lam, once)
+        self.step = 0
+        self._each(lambda lo, hi: kernels.begin(self._state, lo, hi))
+
+    @property
+    def prior(self) -> Float[Array, " k"]:
+        """Squared norms of the rows, before the first step."""
+        return self._state.variance
+
+    @property
+    def picks(self) -> Int[Array, " n"]:
+        return self._state.picks[: self.step]
+
+    @property
+    def trace(self) -> Float[Array, " steps"]:
+        """What is left of the targets' variance after 0, 1, … picks."""
+        return self._state.trace[: self.step + 1]
+
+    def advance(self, steps: int) -> None:
+        """Up to `steps` more picks; fewer when no candidate is left."""
+        stop = self.step + steps
+        self._state = _reserve(self._state, stop)
+        if self._threads == 1:
+            self.step = self._kernels.advance(self._state, self.step, stop)
+            return
+        while self.step < stop and self._kernels.choose(self._state, self.step):
+            self._each(lambda lo, hi: self._kernels.observe(self._state, lo, hi, self.step))
+            self.step += 1
+
+    def _each(self, work: Callable[[int, int], None]) -> None:
+        k = len(self._state.rows)
+        edges = [k * part // self._threads for part in range(self._threads + 1)]
+        if self._threads == 1:
+            work(0, k)
+            return
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(work, edges[:-1], edges[1:]))
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _bits(rows: Shaped[Array, "k d"]) -> Shaped[Array, "k d"]:
+    if rows.dtype == np.float16:
+        return rows.view(np.uint16)
+    return rows if rows.dtype == np.float32 else np.asarray(rows, np.float64)
+
+
+def _aligned(m: int, d: int) -> Float[Array, "m d"]:
+    """A matrix at the start of a cache line: a fifth of a pass's time at k = 200."""
+    memory = np.empty(m * d + 8)
+    start = -memory.ctypes.data % 64 // 8
+    return memory[start : start + m * d].reshape(m, d)
+
+
+def _state(
+    rows: Shaped[Array, "k d"],
+    goals: Float[Array, "m d"],
+    open: Bool[Array, " k"],
+    lam: float,
+    once: bool,
+) -> State:
+    (k, d), m = rows.shape, len(goals)
+    deflated = k > 2 * d
+    recent = min(RECENT, max(4, MEMORY // (8 * k))) if deflated else 16
+    left = np.einsum("md,md->m", goals, goals)
+    return State(
+        rows=rows,
+        goals=goals,
+        open=open,
+        lam=lam,
+        deflated=deflated,
+        once=once,
+        variance=np.empty(k),
+        covariance=np.empty((m, k)),
+        gains=np.empty(k),
+        left=left,
+        factor=np.empty((recent, k)),
+        spares=np.empty((SPARES, k)),
+        names=np.full(SPARES, -1),
+        since=np.zeros(SPARES, np.int64),
+        z=np.empty((16 if deflated else 0, d)),
+        picks=np.empty(16, np.int64),
+        scales=np.empty(16),
+        trace=np.array([left.sum(), *[0.0] * 16]),
+        q=_aligned(2, d),
+        told=np.empty(m),
+        weights=np.empty(recent),
+        base=np.empty(1),
+        plan=np.empty(3, np.int64),
+    )
+
+
+def _reserve(state: State, steps: int) -> State:
+    """`state` with room for `steps` picks in all."""
+    room = len(state.picks)
+    if steps <= room:
+        return state
+    room = max(steps, 2 * room)
+
+    def longer(array: Array, rows: int) -> Array:
+        fresh = np.empty((rows, *array.shape[1:]), array.dtype)
+        fresh[: len(array)] = array
+        return fresh
+
+    state = state._replace(
+        picks=longer(state.picks, room),
+        scales=longer(state.scales, room),
+        trace=longer(state.trace, room + 1),
+    )
+    if state.deflated:
+        return state._replace(z=longer(state.z, room))
+    return state._replace(factor=longer(state.factor, room), weights=np.empty(room))

@@ -1,0 +1,333 @@
+"""The exact greedy step as machine code: the one module that imports numba.
+
+Picking i conditions everything on the column k_n(·, x_i). Three things make that column cheap:
+
+* **One pass, two columns.** Reading the rows costs more than multiplying them, so a pass also makes
+  the column of the candidate that looks most like the next pick. Passes about halve.
+* **No column twice.** A column made at step s is brought up to date by the rows of the Cholesky
+  factor since s; the column of an earlier pick is such a row times a number.
+* **Deflated products.** For large k the product is taken with Λ_n x_i, where Λ_n = I − Σ_r z_r z_rᵀ
+  is the posterior covariance of the weights: a fresh column then needs no earlier row of the
+  factor, so only the last few rows are kept and no cost grows with n k.
+
+Every number of row j comes from row j alone, by sums in an order fixed when compiled: identical
+rows have identical bits, and neither threads nor batch mates change anything. Arguments called
+`state` are `whet.select.compiled.State`; t is the number of picks so far.
+"""
+
+from typing import Any, no_type_check
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from whet.select.selection import TIE
+
+BLOCK = 256  # rows whose columns stay in the first cache while they are updated
+AHEAD = 8  # candidates looked at for a pass's second column: 16 or 32 save no more passes
+
+PASS, SPARE, AGAIN = 0, 1, 2  # whence a column: a pass, an earlier pass, an earlier pick
+
+
+def compiled(function: Any) -> Any:
+    """`function` as machine code without the GIL, kept on disk where some folder can be written.
+
+    Sums may be reordered when compiled, so that they use the whole register; never afterwards.
+    """
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"reassoc", "contract", "nsz"},
+    }
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache: compile each time
+        return njit(**options)(function)
+
+
+@no_type_check
+@intrinsic
+def _wide(context, number):
+    """A stored number as float64; float16 travels as its bits, since numba has no such type."""
+
+    def generate(context, builder, signature, arguments):
+        bits, kind = arguments[0], signature.args[0]
+        if kind == types.float64:
+            return bits
+        if kind == types.uint16:
+            bits = builder.bitcast(bits, ir.HalfType())
+        return builder.fpext(bits, ir.DoubleType())
+
+    return types.float64(number), generate
+
+
+@no_type_check
+@intrinsic
+def _full_registers(context):
+    """Compile the calling function apart, for registers as wide as the processor's.
+
+    LLVM stops at 256 bits by itself, which halves the speed of a product that lies in cache.
+    """
+
+    def generate(context, builder, signature, arguments):
+        marks = builder.function.attributes
+        set.add(marks, "noinline")
+        set.add(marks, '"prefer-vector-width"="512"')  # unknown to llvmlite, known to LLVM
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@compiled
+@no_type_check
+def _dot(rows, j, q):
+    total = 0.0
+    for c in range(len(q)):
+        total += _wide(rows[j, c]) * q[c]
+    return total
+
+
+@compiled
+@no_type_check
+def begin(state, lo, hi):
+    """The prior of rows lo … hi."""
+    rows, goals = state.rows, state.goals
+    for j in range(lo, hi):
+        total, share = 0.0, 0.0
+        for c in range(rows.shape[1]):
+            x = _wide(rows[j, c])
+            total += x * x
+            share += x * goals[0, c]
+        state.variance[j], state.covariance[0, j] = total, share
+        told = share * share
+        for a in range(1, len(goals)):
+            share = _dot(rows, j, goals[a])
+            state.covariance[a, j] = share
+            told += share * share
+        state.gains[j] = told / (total + state.lam) if state.open[j] else -1.0
+
+
+@compiled
+@no_type_check
+def _direction(state, i, t, out):
+    """Λ_t x_i, or x_i itself where products are not deflated."""
+    for c in range(len(out)):
+        out[c] = _wide(state.rows[i, c])
+    if state.deflated:
+        for r in range(t):
+            share = _dot(state.rows, i, state.z[r])
+            for c in range(len(out)):
+                out[c] -= share * state.z[r, c]
+
+
+@compiled
+@no_type_check
+def _spare(state, j, t):
+    """The slot that holds a column of j which can still be brought up to date; −1: none."""
+    for s in range(len(state.names)):
+        if state.names[s] == j and t - state.since[s] <= len(state.factor):
+            return s
+    return -1
+
+
+@compiled
+@no_type_check
+def _last_pick(state, j, t):
+    """The last step that picked j, if its row of the factor is still there; −1: none."""
+    for r in range(t - 1, max(0, t - len(state.factor)) - 1, -1):
+        if state.picks[r] == j:
+            return r
+    return -1
+
+
+@compiled
+@no_type_check
+def _free_slot(state, t):
+    """An empty slot, else that of the least promising candidate."""
+    slot, least = 0, np.inf
+    for s in range(len(state.names)):
+        j = state.names[s]
+        worth = -1.0 if j < 0 or _spare(state, j, t) < 0 else state.gains[j]
+        if worth < least:
+            slot, least = s, worth
+    return slot
+
+
+@compiled
+@no_type_check
+def _most_promising(state, i, t, best):
+    """Into `best` the candidates of largest gain that have no column; gives how many."""
+    gains, count, bar = state.gains, 0, -1.0
+    for j in range(len(gains)):
+        if gains[j] <= bar or j == i or gains[j] < 0:
+            continue
+        if _spare(state, j, t) >= 0 or _last_pick(state, j, t) >= 0:
+            continue
+        place = min(count, len(best) - 1)
+        while place > 0 and gains[best[place - 1]] < gains[j]:
+            best[place] = best[place - 1]
+            place -= 1
+        best[place] = j
+        count = min(count + 1, len(best))
+        if count == len(best):
+            bar = gains[best[count - 1]]
+    return count
+
+
+@compiled
+@no_type_check
+def _partner(state, i, t, first):
+    """Of the most promising, the one of largest gain once i is observed; −1: none is left."""
+    best = np.empty(AHEAD, np.int64)
+    chosen, highest, noise = -1, -1.0, state.variance[i] + state.lam
+    for place in range(_most_promising(state, i, t, best)):
+        j = best[place]
+        shared = _dot(state.rows, j, state.q[0])
+        for r in range(first, t):
+            row = state.factor[r % len(state.factor)]
+            shared -= row[i] * row[j]
+        told = 0.0
+        for a in range(len(state.goals)):
+            told += (state.covariance[a, j] - shared * state.covariance[a, i] / noise) ** 2
+        told /= max(state.variance[j] - shared * shared / noise, 0.0) + state.lam
+        if told > highest:
+            chosen, highest = j, told
+    return chosen
+
+
+@compiled
+@no_type_check
+def choose(state, t):
+    """Pick the best candidate and plan how its column is made; False if none is open."""
+    gains, capacity = state.gains, len(state.factor)
+    high = gains.max()
+    if high < 0:
+        return False
+    i = 0
+    while gains[i] < high - TIE * high:
+        i += 1
+    kind, slot, first, base = PASS, _spare(state, i, t), t if state.deflated else 0, 1.0
+    again = _last_pick(state, i, t)
+    if again >= 0:  # its own observation made the column smaller by λ' / (k_n(i, i) + λ')
+        kind, slot, first = AGAIN, again % capacity, again + 1
+        base = state.lam / state.scales[again]
+    elif slot >= 0:
+        kind, first = SPARE, state.since[slot]
+        state.names[slot] = -1
+    if kind == PASS or state.deflated:
+        _direction(state, i, t, state.q[0])
+    if kind == PASS:
+        slot, partner = _free_slot(state, t), _partner(state, i, t, first)
+        state.names[slot], state.since[slot] = partner, first
+        _direction(state, max(partner, 0), t, state.q[1])
+    if kind == PASS:
+        own = _dot(state.rows, i, state.q[0])
+    else:
+        own = state.spares[slot, i] if kind == SPARE else base * state.factor[slot, i]
+    for r in range(first, t):
+        state.weights[r - first] = state.factor[r % capacity, i]
+        own -= state.factor[r % capacity, i] ** 2
+    scale = np.sqrt(max(own, 0.0) + state.lam)  # not the variance: the column must fit its own row
+    if state.deflated:
+        for c in range(len(state.q[0])):
+            state.z[t, c] = state.q[0, c] / scale
+    left = 0.0
+    for a in range(len(state.goals)):
+        state.told[a] = state.covariance[a, i] / scale
+        state.left[a] = max(state.left[a] - state.told[a] ** 2, 0.0)
+        left += state.left[a]
+    state.trace[t + 1] = left
+    state.picks[t], state.scales[t] = i, scale
+    state.plan[0], state.plan[1], state.plan[2] = kind, slot, first
+    state.base[0] = base
+    if state.once:
+        state.open[i] = False
+    return True
+
+
+@compiled
+@no_type_check
+def _pass(state, lo, hi, column, spare):
+    """One reading of rows lo … hi makes two columns."""
+    _full_registers()
+    rows, q = state.rows, state.q
+    for j in range(lo, hi):
+        one, two = 0.0, 0.0
+        for c in range(rows.shape[1]):
+            x = _wide(rows[j, c])
+            one += x * q[0, c]
+            two += x * q[1, c]
+        column[j - lo], spare[j - lo] = one, two
+
+
+@compiled
+@no_type_check
+def _catch_up(state, first, t, lo, hi, column):
+    """Bring a column of step `first` up to date, four rows of the factor at a time."""
+    factor, weights, capacity = state.factor, state.weights, len(state.factor)
+    r = first
+    while r + 4 <= t:
+        a, b = factor[r % capacity, lo:hi], factor[(r + 1) % capacity, lo:hi]
+        c, e = factor[(r + 2) % capacity, lo:hi], factor[(r + 3) % capacity, lo:hi]
+        w = weights[r - first : r - first + 4]
+        for j in range(hi - lo):
+            column[j] -= w[0] * a[j] + w[1] * b[j] + w[2] * c[j] + w[3] * e[j]
+        r += 4
+    while r < t:
+        a, weight = factor[r % capacity, lo:hi], weights[r - first]
+        for j in range(hi - lo):
+            column[j] -= weight * a[j]
+        r += 1
+
+
+@compiled
+@no_type_check
+def _update(state, t, lo, hi, column):
+    """Condition rows lo … hi on the pick of step t, whose column is given."""
+    variance, gains = state.variance[lo:hi], state.gains[lo:hi]
+    fresh, scale = state.factor[t % len(state.factor), lo:hi], state.scales[t]
+    for j in range(hi - lo):
+        share = column[j] / scale
+        fresh[j] = share
+        variance[j] = max(variance[j] - share * share, 0.0)
+        gains[j] = 0.0
+    for a in range(len(state.goals)):
+        told, row = state.told[a], state.covariance[a, lo:hi]
+        for j in range(hi - lo):
+            row[j] -= told * fresh[j]
+            gains[j] += row[j] * row[j]
+    for j in range(hi - lo):
+        gains[j] /= variance[j] + state.lam
+    for j in range(hi - lo):
+        if not state.open[lo + j]:
+            gains[j] = -1.0
+
+
+@compiled
+@no_type_check
+def observe(state, lo, hi, t):
+    """Condition rows lo … hi on the pick of step t, as `choose` planned it."""
+    kind, slot, first = state.plan[0], state.plan[1], state.plan[2]
+    block = np.empty(BLOCK)
+    for low in range(lo, hi, BLOCK):
+        high = min(low + BLOCK, hi)
+        column = block[: high - low]
+        if kind == PASS:
+            _pass(state, low, high, column, state.spares[slot, low:high])
+        elif kind == SPARE:
+            column[:] = state.spares[slot, low:high]
+        else:
+            column[:] = state.factor[slot, low:high] * state.base[0]
+        _catch_up(state, first, t, low, high, column)
+        _update(state, t, low, high, column)
+
+
+@compiled
+@no_type_check
+def advance(state, t, stop):
+    """Steps t … stop − 1 without a word in between; gives the step reached."""
+    while t < stop and choose(state, t):
+        observe(state, 0, len(state.rows), t)
+        t += 1
+    return t
