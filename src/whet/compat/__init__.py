@@ -1,0 +1,1 @@
+"""Other libraries' faces on whet: change an import, keep the call."""
