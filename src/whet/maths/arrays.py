@@ -7,6 +7,9 @@ from jaxtyping import Float, Int
 
 Array = np.ndarray
 
+_LARGEST = 1e70  # gains hold fourth powers of the numbers, which float64 must hold in turn
+_SMALLEST = 1e-70
+
 
 def as_rows(vectors: Any, name: str, *, finite: bool = True) -> Float[Array, "k d"]:
     """`vectors` as a finite, C-contiguous float matrix of the width that it came in.
@@ -139,8 +142,14 @@ def _numpy(values: Any, name: str) -> Array:
 
 
 def _finite(array: Array, name: str) -> Array:
-    if not np.isfinite(array).all():
+    top = float(max(array.max(), -array.min())) if array.size else 0.0
+    if not np.isfinite(top):
         bad = np.argwhere(~np.isfinite(array))[0]
         where = "row " + str(bad[0]) if array.ndim == 2 else "position " + str(bad[0])
         raise ValueError(f"{name} holds {array[tuple(bad)]} at {where}: expected finite numbers")
+    if top > _LARGEST or 0 < top < _SMALLEST:
+        raise ValueError(
+            f"{name} holds numbers up to {top:.3g}, whose powers float64 loses: "
+            "scale them, to vectors of length one if you can"
+        )
     return np.ascontiguousarray(array)
