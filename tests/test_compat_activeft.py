@@ -50,7 +50,6 @@ def total_variance(targets, rows, lam=0.01):
     return sum(reference.variance(t, rows, lam) for t in np.atleast_2d(targets))
 
 
-many = pytest.mark.xfail(raises=ValueError, strict=True, reason="sift takes one target yet")
 ROWS = clustered(300, 16, seed=0)
 QUERIES = unit(20, 1, 16, seed=1)
 
@@ -73,7 +72,6 @@ def test_d02_fast_is_exact_where_a_lazy_queue_is_fifty_times_worse():
         assert_greedy(query, rows, Retriever(flat(rows), fast=True).search(query, N=20)[1])
 
 
-@many
 @pytest.mark.parametrize("fast", [False, True])
 def test_d03_several_targets_are_each_counted(fast):
     rows, query = clustered(150, 12, seed=3), unit(4, 12, seed=4)
@@ -223,7 +221,7 @@ def test_d08_variance_is_right_on_a_low_rank_pool_of_near_duplicates(lam):
 
 
 @pytest.mark.parametrize("made", [{}, {"fast": True}, {"only_faiss": True}, {"lambda_": 0.5}])
-@pytest.mark.parametrize("m", [1])
+@pytest.mark.parametrize("m", [1, 3])
 def test_d09_values_mean_one_thing(made, m):
     rows, query, lam = ROWS[:60], unit(m, 16, seed=9), made.get("lambda_", 0.01)
     values, indices, *_ = Retriever(flat(rows), **made).search(query, N=6)
@@ -292,6 +290,7 @@ def test_d14_sigma_is_a_share_of_the_prior_and_batches_are_rectangular():
     one = Retriever(flat(ROWS), alpha=0.5)
     alone = one.search(QUERIES[0], N=50)[1]
     np.testing.assert_array_equal(one.search(3 * QUERIES[0], N=50)[1], alone)
+    np.testing.assert_array_equal(one.search(np.repeat(QUERIES[0], 4, 0), N=50)[1], alone)
     values, indices, embeddings, _ = one.batch_search(QUERIES, N=50)
     assert values.dtype == np.float64 and indices.dtype == np.int64
     lengths = (indices >= 0).sum(1)
@@ -354,7 +353,7 @@ def test_an_index_need_not_be_of_faiss():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its arrays under NumPy 2
-@pytest.mark.parametrize("m, mean_pooling", [(1, False), (3, True)])
+@pytest.mark.parametrize("m, mean_pooling", [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("opposite", [False, True])
 def test_where_activeft_is_right_we_agree(m, mean_pooling, opposite):
     theirs = pytest.importorskip("activeft.sift", reason="activeft is not installed (extra: bench)")
