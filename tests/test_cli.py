@@ -75,6 +75,13 @@ def test_adaptive_stopping_takes_fewer_steps(folder):
     assert len(json.loads(whet(*words, "--alpha", 1e-6))["picks"]) == 10
 
 
+def test_why_tells_what_each_pick_told(folder):
+    words = ["why", folder / "space", "alpha beta", *SMALL]
+    told = json.loads(whet(*words, "--json"))
+    assert [p["step"] for p in told["picks"]] == [1, 2, 3] and told["picks"][0]["gain"] > 0
+    assert all(pick["id"] in whet(*words) for pick in told["picks"])
+
+
 def test_generate_answers_with_its_trace(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
     answer = json.loads(whet(*words, "--max-tokens", 4, "--json"))

@@ -132,6 +132,25 @@ def select(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
 @main.command()
 @SPACE
 @click.argument("prompt")
+@SELECTION
+@JSON
+def why(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
+    """Why each text was chosen for PROMPT: what it told, and the earlier pick it is most like."""
+    from whet.engine import Options, open_space, retrieve
+    from whet.select.explain import explain
+
+    opened = open_space(space)
+    found = retrieve(opened, _read(prompt), Options(**selection))
+    names = [f"{d.id}  {_line(d.text)}" for d in opened.documents(found.candidates.rows)]
+    told = explain(found.selection, found.query, found.candidates.vectors, names=names)
+    ids = [document.id for document in found.documents]
+    picks = [{"id": name, **row} for name, row in zip(ids, told.rows(), strict=True)]
+    _show({"prompt": prompt, "sigma": told.sigma, "picks": picks}, as_json, str(told))
+
+
+@main.command()
+@SPACE
+@click.argument("prompt")
 @ADAPTATION
 @SELECTION
 @click.option("--max-tokens", default=128, show_default=True, help="Length of the answer.")

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.baselines import nearest, nearest_repeated
@@ -31,6 +31,8 @@ class Retrieval:
     selection: Selection
     """The choice among the candidates."""
     candidates: Candidates
+    query: Float[Array, " d"]
+    """The prompt's embedding."""
     seconds: dict[str, float]
     """Wall time of embed, search and select."""
 
@@ -100,4 +102,4 @@ class Retriever:
         rows = candidates.rows[selection.indices]
         known = {row: self.space.rows.document(row) for row in np.unique(rows).tolist()}
         documents = tuple(known[row] for row in rows.tolist())
-        return Retrieval(documents, rows, selection, candidates, seconds)
+        return Retrieval(documents, rows, selection, candidates, query[0], seconds)
