@@ -235,15 +235,16 @@ def report(run: Path, step: int | None, plot: Path | None, as_json: bool) -> Non
 
 @main.command()
 @click.option("--out", default="runs/demo", show_default=True, type=PATH)
+@click.option("--model", default="whet-nano", show_default=True, help="Name, folder or hub id.")
 @click.option("--files", default=12, show_default=True, help="Held-out files of the library.")
 @click.option("-n", default=20, show_default=True, help="Gradient steps a file.")
 @JSON
 @QUIET
-def demo(out: Path, files: int, n: int, as_json: bool, quiet: bool) -> None:
+def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) -> None:
     """The paper's claim on Python's standard library as found on this machine, in three minutes."""
     from whet.evaluate.demo import demo, show_picks
 
-    demo(out, files=files, n=n, progress=not quiet)
+    demo(out, model=model, files=files, n=n, progress=not quiet)
     if not as_json:
         print(show_picks(out))
     _report(out / "run", None, as_json)

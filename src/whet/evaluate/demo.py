@@ -21,7 +21,14 @@ SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages",
 SHORTEST, LONGEST = 1_500, 3_000  # characters of a prompt: a few windows of the bundled model
 
 
-def demo(out: Path, *, files: int = 12, n: int = 20, progress: bool = True) -> None:
+def demo(
+    out: Path,
+    *,
+    model: str = "whet-nano",
+    files: int = 12,
+    n: int = 20,
+    progress: bool = True,
+) -> None:
     """Index the library without `files` of its modules, then sharpen on it for each of them.
 
     Leaves a data space, the prompts, a run and its curves in `out`; goes on where it stopped.
@@ -39,7 +46,7 @@ def demo(out: Path, *, files: int = 12, n: int = 20, progress: bool = True) -> N
         for path in sorted(held_out):
             name = str(path.relative_to(library))
             file.write(json.dumps({"id": name, "text": source(path)[:LONGEST]}) + "\n")
-    switches = Switches(n=n, score_at=(0, 1, 2, 5, 10, 20))
+    switches = Switches(model=model, n=n, score_at=(0, 1, 2, 5, 10, 20))
     evaluate(space, prompts, out / "run", switches, progress=progress)
     curves(finished(out / "run"), out / "curves.png")
 
