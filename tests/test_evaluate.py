@@ -13,7 +13,7 @@ from whet.engine import open_space
 from whet.errors import RunError
 from whet.evaluate.protocol import Switches, Task
 from whet.evaluate.render import caption, curves, table
-from whet.evaluate.report import report
+from whet.evaluate.report import Report, report
 from whet.evaluate.run import evaluate, first_of_each_set, read_rows
 from whet.space.documents import Document
 from whet.space.space import DataSpace
@@ -166,7 +166,7 @@ def test_the_first_of_each_set_come_in_turn():
 def test_pictures_and_tables_are_drawn(finished, tmp_path):
     made = report(finished)
     assert [c.header for c in table(made).columns][:4] == ["set", "n", "base", "US"]
-    json.dumps(made.record())
+    assert Report.of(json.loads(json.dumps(made.record()))) == made
     for name in ("curves.png", "curves.svg"):
         curves(read_rows(finished), tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000

@@ -1,5 +1,6 @@
 """What README shows is run: its Python in one process, its `whet` lines one by one."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from whet.cli import main
+from whet.evaluate.render import markdown
+from whet.evaluate.report import Report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +49,12 @@ def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_the_table_is_that_of_the_committed_results():
+    record = json.loads((ROOT / "benchmarks" / "results" / "corpus.json").read_text())
+    for line in markdown(Report.of(record)).splitlines():
+        assert line in README
 
 
 def test_readme_is_short():

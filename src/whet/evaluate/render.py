@@ -1,8 +1,10 @@
 """A report for the eye: Markdown tables by rich, curves by matplotlib."""
 
+from io import StringIO
 from pathlib import Path
 
 from rich.box import MARKDOWN
+from rich.console import Console
 from rich.table import Table
 
 from whet.errors import optional
@@ -25,6 +27,14 @@ def table(report: Report) -> Table:
         delta = "" if line.delta is None else f"{line.delta:+.1f}"
         out.add_row(line.name, str(n), f"{line.base:.3f}", *cells, delta, _paired(line.paired))
     return out
+
+
+def markdown(report: Report) -> str:
+    """The table as Markdown, one line a row."""
+    console = Console(width=400, file=StringIO())
+    console.print(table(report))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.strip() for line in lines if line.strip())
 
 
 def caption(report: Report) -> str:

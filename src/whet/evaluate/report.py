@@ -47,6 +47,19 @@ class Report:
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Report":
+        """The report that `record` was made of: what `whet report --json` prints."""
+        lines = tuple(
+            Line(
+                **line
+                | {"methods": {m: Estimate(**e) for m, e in line["methods"].items()}}
+                | {"paired": Estimate(**line["paired"]) if line["paired"] else None}
+            )
+            for line in record["lines"]
+        )
+        return cls(**record | {"lines": lines})
+
 
 def report(folder: Path, step: int | None = None) -> Report:
     """The table of the run in `folder` after `step` steps; after the last scored one if None.
