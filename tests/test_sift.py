@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 import whet
-from whet.select import sifting
+from whet.select import compiled, sifting
 from whet.select.compiled import SPARES, Compiled
 from whet.select.plain import Plain
 from whet.select.sifting import Sifting
@@ -117,7 +117,9 @@ def test_of_identical_rows_the_lowest_open_one_is_picked(seed, lam, dtype, d):
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 @pytest.mark.parametrize("shape", [(300, 200), (900, 100)])
-def test_the_bits_do_not_depend_on_threads_or_batch_mates(dtype, shape):
+@pytest.mark.parametrize("shared", [2**22, 2**10], ids=["small", "shared"])
+def test_the_bits_do_not_depend_on_threads_or_batch_mates(dtype, shape, shared, monkeypatch):
+    monkeypatch.setattr(compiled, "SHARED", shared)
     prompts = unit(4, shape[1], seed=0)
     candidates = unit(4, *shape, seed=1).astype(dtype)
     alone = [
@@ -193,7 +195,8 @@ def test_without_repeats_each_open_row_is_picked_once(shape):
         rest.advance(1)
 
 
-def test_a_memory_mapped_file_serves_as_an_array_does(tmp_path):
+def test_a_memory_mapped_file_serves_as_an_array_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "SHARED", 2**10)
     prompt, rows = unit(50, seed=0), unit(2000, 50, seed=1).astype(np.float16)
     np.save(tmp_path / "rows.npy", rows)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")

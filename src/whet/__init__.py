@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet.errors import WhetError
 from whet.select.baselines import nearest, nearest_repeated, random, uncertainty
+from whet.select.lazy import sift_lazy
 from whet.select.selection import Selection, Selector
 from whet.select.sift import sift, sift_batch
 from whet.select.sifting import Pick, Sifting
@@ -48,6 +49,7 @@ __all__ = [
     "random",
     "sift",
     "sift_batch",
+    "sift_lazy",
     "uncertainty",
 ]
 

@@ -64,7 +64,8 @@ class Compiled:
 
         self._kernels = kernels
         k, d = rows.shape
-        self._threads = threads or (cores() if k * d >= SHARED else 1)
+        self._shared = k * d >= SHARED  # by size, not by threads: one path, hence the same bits
+        self._threads = (threads or cores()) if self._shared else 1
         self._state = _state(_bits(rows), goals, open.copy(), lam, once)
         self.step = 0
         self._each(lambda lo, hi: kernels.begin(self._state, lo, hi))
@@ -87,7 +88,7 @@ class Compiled:
         """Up to `steps` more picks; fewer when no candidate is left."""
         stop = self.step + steps
         self._state = _reserve(self._state, stop)
-        if self._threads == 1:
+        if not self._shared:
             self.step = self._kernels.advance(self._state, self.step, stop)
             return
         while self.step < stop and self._kernels.choose(self._state, self.step):

@@ -30,20 +30,22 @@ AHEAD = 8  # candidates looked at for a pass's second column: 16 or 32 save no m
 PASS, SPARE, AGAIN = 0, 1, 2  # whence a column: a pass, an earlier pass, an earlier pick
 
 
-def compiled(function: Any) -> Any:
-    """`function` as machine code without the GIL, kept on disk where some folder can be written.
-
-    Sums may be reordered when compiled, so that they use the whole register; never afterwards.
-    """
-    options: dict[str, Any] = {
-        "nogil": True,
-        "error_model": "numpy",
-        "fastmath": {"reassoc", "contract", "nsz"},
-    }
+def compiled(function: Any, **options: Any) -> Any:
+    """`function` as machine code without the GIL, kept on disk where some folder can be written."""
+    options |= {"nogil": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache: compile each time
         return njit(**options)(function)
+
+
+def summing(function: Any) -> Any:
+    """`compiled`, with sums in the order that fills the registers, fixed when compiled.
+
+    Only for sums along a row. A loop over rows treats its last few by other instructions, which
+    must give the same bits.
+    """
+    return compiled(function, fastmath={"reassoc", "contract", "nsz"})
 
 
 @no_type_check
@@ -79,7 +81,7 @@ def _full_registers(context):
     return types.void(), generate
 
 
-@compiled
+@summing
 @no_type_check
 def _dot(rows, j, q):
     total = 0.0
@@ -88,7 +90,7 @@ def _dot(rows, j, q):
     return total
 
 
-@compiled
+@summing
 @no_type_check
 def begin(state, lo, hi):
     """The prior of rows lo … hi."""
@@ -246,7 +248,7 @@ def choose(state, t):
     return True
 
 
-@compiled
+@summing
 @no_type_check
 def _pass(state, lo, hi, column, spare):
     """One reading of rows lo … hi makes two columns."""

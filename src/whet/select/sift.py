@@ -41,8 +41,8 @@ def sift(
         weights: What each target's variance counts, [m]; 1 by default.
         exclude: Rows that are never picked.
         repeats: Whether a row may be picked again.
-        threads: Threads that share the rows of a large problem, by default all cores; the result
-            is the same for any number.
+        threads: Threads that share the rows of a large problem (from 4 million numbers), by
+            default all cores; the result is the same for any number.
 
     Raises:
         ValueError: If an array is empty, not finite or of another shape, `n` < 1, `lam` is not
