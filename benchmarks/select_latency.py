@@ -3,7 +3,7 @@
     python benchmarks/select_latency.py --json benchmarks/results/select_latency.json
     python benchmarks/select_latency.py --render benchmarks/results/select_latency.json
 
-A floor is u times the median of one `X @ q` in the rows' type, u being the number of distinct picks.
+A floor is u times the median of one `X @ q` in the rows' type, u the number of distinct picks.
 Every fast form is compared with the plain one before it is timed; that one with brute force.
 """
 
@@ -49,9 +49,12 @@ def clustered(k: int, d: int, seed: int, dtype: str = "f4") -> np.ndarray:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    """The mean of as many calls as fit in 20 ms; one call of what takes longer."""
+    start, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - start < 0.02:
+        work()
+        calls += 1
+    return (time.perf_counter() - start) / calls
 
 
 def alternate(works: dict[str, Callable[[], Any]], runs: int, warm: int = 2) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class State(NamedTuple):
     goals: Float[Array, "m d"]
     open: Bool[Array, " k"]
     lam: float
+    shared: bool
     deflated: bool
     once: bool
     variance: Float[Array, " k"]
@@ -64,9 +65,9 @@ class Compiled:
 
         self._kernels = kernels
         k, d = rows.shape
-        self._shared = k * d >= SHARED  # by size, not by threads: one path, hence the same bits
-        self._threads = (threads or cores()) if self._shared else 1
-        self._state = _state(_bits(rows), goals, open.copy(), lam, once)
+        shared = k * d >= SHARED  # by size, not by threads: one path, hence the same bits
+        self._threads = (threads or cores()) if shared else 1
+        self._state = _state(_bits(rows), goals, open.copy(), lam, once, shared)
         self.step = 0
         self._each(lambda lo, hi: kernels.begin(self._state, lo, hi))
 
@@ -88,7 +89,7 @@ class Compiled:
         """Up to `steps` more picks; fewer when no candidate is left."""
         stop = self.step + steps
         self._state = _reserve(self._state, stop)
-        if not self._shared:
+        if not self._state.shared:
             self.step = self._kernels.advance(self._state, self.step, stop)
             return
         while self.step < stop and self._kernels.choose(self._state, self.step):
@@ -129,6 +130,7 @@ def _state(
     open: Bool[Array, " k"],
     lam: float,
     once: bool,
+    shared: bool,
 ) -> State:
     (k, d), m = rows.shape, len(goals)
     deflated = k > 2 * d
@@ -139,6 +141,7 @@ def _state(
         goals=goals,
         open=open,
         lam=lam,
+        shared=shared,
         deflated=deflated,
         once=once,
         variance=np.empty(k),
