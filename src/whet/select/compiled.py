@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from whet.maths.arrays import Array
 
-SPARES = 8  # columns made ahead and not yet picked
+SPARES = 16  # columns made ahead and not yet picked
 RECENT, MEMORY = 64, 2**30  # rows of the factor kept when products are deflated, and their bytes
 SHARED = 2**22  # numbers from which one prompt's rows are shared among threads
 
@@ -37,7 +37,8 @@ class State(NamedTuple):
     picks: Int[Array, " n"]
     scales: Float[Array, " n"]
     trace: Float[Array, " n+1"]
-    q: Float[Array, "2 d"]
+    slots: Int[Array, " 3"]
+    q: Float[Array, "4 d"]
     told: Float[Array, " m"]
     weights: Float[Array, " R"]
     base: Float[Array, " 1"]
@@ -47,7 +48,7 @@ class State(NamedTuple):
 class Compiled:
     """Greedy selection by `whet.select.kernels`; the same bits for any number of threads.
 
-    Memory beside the rows: up to 80 k numbers of float64; n k of them for k ≤ 2 d, where n is
+    Memory beside the rows: up to 90 k numbers of float64; n k of them for k ≤ 2 d, where n is
     the number of picks.
     """
 
@@ -156,7 +157,8 @@ def _state(
         picks=np.empty(16, np.int64),
         scales=np.empty(16),
         trace=np.array([left.sum(), *[0.0] * 16]),
-        q=_aligned(2, d),
+        slots=np.zeros(3, np.int64),
+        q=_aligned(4, d),
         told=np.empty(m),
         weights=np.empty(recent),
         base=np.empty(1),
