@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,18 @@ def batch(runs: int) -> dict[str, Any]:
         },
         runs,
     )
+    result["control"] = alternate(
+        {"one thread": lambda: hashes(1), "two threads": lambda: hashes(2)}, runs
+    )["ratio"]["two threads"]
     u = sum(len(set(a.tolist())) for a in alone)
     return result | floor(rows[0], prompts[0], u, result["ms"]["one thread"][0])
+
+
+def hashes(threads: int) -> None:
+    """Two hashes that need no interpreter: what the machine has of a second core at the time."""
+    block = bytes(2 * 10**7)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda _: hashlib.sha256(block).digest(), range(2)))
 
 
 def retrieval(runs: int, size: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from whet.maths.arrays import Array
 
 SPARES = 16  # columns made ahead and not yet picked
-RECENT, MEMORY = 64, 2**30  # rows of the factor kept when products are deflated, and their bytes
+RECENT, MEMORY = 16, 2**30  # rows of the factor kept when products are deflated, and their bytes
 SHARED = 2**22  # numbers from which one prompt's rows are shared among threads
 
 
@@ -48,7 +48,7 @@ class State(NamedTuple):
 class Compiled:
     """Greedy selection by `whet.select.kernels`; the same bits for any number of threads.
 
-    Memory beside the rows: up to 90 k numbers of float64; n k of them for k ≤ 2 d, where n is
+    Memory beside the rows: up to 40 k numbers of float64; n k of them for k ≤ 2 d, where n is
     the number of picks.
     """
 

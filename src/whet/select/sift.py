@@ -29,7 +29,7 @@ def sift(
     With unit rows the first pick is the candidate most parallel to the prompt, of either sign.
     Small `lam` favours diversity; as `lam` grows, the nearest candidate is picked again and again.
     O(u k d) for u different picks, each reading the rows at most once, so that a memory-mapped
-    float16 file serves as well as an array; of k > 2 d candidates no more than 90 k numbers are
+    float16 file serves as well as an array; of k > 2 d candidates no more than 40 k numbers are
     kept beside them.
 
     Args:
