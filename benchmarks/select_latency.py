@@ -7,6 +7,7 @@ A floor is u times the median of one `X @ q` in the rows' type, u the number of 
 Every fast form is compared with the plain one before it is timed; that one with brute force.
 """
 
+import hashlib
 import json
 import os
 import platform
