@@ -26,7 +26,7 @@ from typing import Any
 import click
 import numpy as np
 from corpus_vectors import lsa_vectors
-from select_table import render
+from select_table import insert, render
 from threadpoolctl import threadpool_limits
 
 import whet
@@ -344,7 +344,9 @@ def has_gpu() -> bool:
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the results here.")
 @click.option("--quick", is_flag=True, help="Fewer runs, smaller sizes, no k=10,000.")
 @click.option("--only", multiple=True, help="Cases to run, and to replace in the file.")
-@click.option("--render", "shown", type=click.Path(path_type=Path), help="Only show a file.")
+@click.option(
+    "--render", "shown", type=click.Path(path_type=Path), help="Write a file into the README."
+)
 @click.option("--mapped", "path", type=click.Path(path_type=Path), hidden=True)
 @click.option("--runs", type=int, hidden=True)
 def main(
@@ -356,7 +358,7 @@ def main(
     runs: int,
 ) -> None:
     if shown is not None:
-        click.echo(render(json.loads(shown.read_text())))
+        insert(render(json.loads(shown.read_text())), ROOT / "benchmarks/README.md")
         return
     if path is not None:
         click.echo(json.dumps(mapped_alone(path, runs)))

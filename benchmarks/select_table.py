@@ -1,5 +1,6 @@
 """The table of `select_latency.py`, every number of it from the results file."""
 
+from pathlib import Path
 from typing import Any
 
 TARGETS = {
@@ -21,6 +22,13 @@ def render(results: dict[str, Any]) -> str:
         "| case | result | asked: at least / reach |\n|---|---|---|\n"
     )
     return head + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def insert(table: str, readme: Path) -> None:
+    """Put the table between its marks in the README."""
+    start, end = "<!-- select_latency -->\n", "<!-- end -->"
+    before, rest = readme.read_text().split(start)
+    readme.write_text(before + start + table + "\n" + end + rest.split(end, 1)[1])
 
 
 def span(values: list[float], unit: str = "") -> str:
