@@ -3,7 +3,7 @@
 Picking i conditions everything on the column k_n(·, x_i). Three things make that column cheap:
 
 * **One pass, four columns.** Reading rows costs more than multiplying them, so a pass also makes
-  the columns of the three candidates that look most like the next picks: 50 picks need 17 to 24
+  the columns of the three candidates that look most like the next picks: 50 picks need 14 to 28
   passes.
 * **No column twice.** A column made at step s is brought up to date by the rows of the Cholesky
   factor since s; the column of an earlier pick is such a row times a number.
