@@ -226,5 +226,5 @@ def test_options_are_checked(rule, key):
 
 def test_a_selector_is_found_by_name_or_refused_with_the_list():
     assert selector("sift") is whet.sift
-    with pytest.raises(ValueError, match="selector is 'sfit': expected one of sift, nearest, "):
+    with pytest.raises(ValueError, match="selector is 'sfit': expected one of sift, sift-lazy, "):
         selector("sfit")

@@ -8,6 +8,9 @@ the first is known), so that old gains are no upper bounds. `whet.sift` is exact
 import heapq
 from typing import Any
 
+import numpy as np
+
+from whet.maths.arrays import row_groups
 from whet.select.selection import Selection, Trial
 
 
@@ -18,7 +21,8 @@ def sift_lazy(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01) -> Sel
     the head. Raises as `sift` does.
     """
     trial = Trial(prompt, candidates, n, lam)
-    queue = [(-gain, i) for i, gain in enumerate(trial.posterior.gains().tolist())]
+    gains = trial.posterior.gains()
+    queue = [(-float(gains[i]), int(i)) for i in np.unique(row_groups(trial.candidates))]
     heapq.heapify(queue)
     for _ in range(trial.n):
         gains = trial.posterior.gains()

@@ -4,11 +4,13 @@ from whet.select.baselines import nearest, nearest_repeated, random, uncertainty
 from whet.select.diverse import facility_location, farthest_first, kmeanspp, mmr
 from whet.select.hull import hull
 from whet.select.informative import ctl, information_density, itl, undirected_vtl
+from whet.select.lazy import sift_lazy
 from whet.select.selection import Selector
 from whet.select.sift import sift
 
 SELECTORS: dict[str, Selector] = {
     "sift": sift,
+    "sift-lazy": sift_lazy,
     "nearest": nearest,
     "nearest-repeated": nearest_repeated,
     "uncertainty": uncertainty,
