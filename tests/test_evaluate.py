@@ -53,10 +53,10 @@ def switches(world, **changes):
 
 
 def run(world, out, **changes):
-    per_set = changes.pop("per_set", None)
+    per_set, workers = changes.pop("per_set", None), changes.pop("workers", 1)
     evaluate(
         world / "space", world / "prompts.jsonl", out, switches(world, **changes),
-        per_set=per_set, progress=False,
+        per_set=per_set, workers=workers, progress=False,
     )  # fmt: skip
     return read_rows(out)
 
@@ -125,6 +125,16 @@ def test_a_run_cut_short_goes_on_and_counts_nothing_twice(world, finished, tmp_p
     assert sorted(r["prompt"] for r in again) == sorted(r["prompt"] for r in whole)
     bits = {r["prompt"]: r["methods"]["sift"]["bits"] for r in whole}
     assert all(r["methods"]["sift"]["bits"] == bits[r["prompt"]] for r in again)
+
+
+def test_workers_give_the_rows_of_one_process(world, finished, tmp_path):
+    run(world, tmp_path / "run", workers=2)
+    one, two = ({r["prompt"]: r for r in read_rows(f)} for f in (finished, tmp_path / "run"))
+    assert one.keys() == two.keys()
+    for prompt in one:
+        for method, tried in one[prompt]["methods"].items():
+            assert two[prompt]["methods"][method]["picks"] == tried["picks"]
+            assert two[prompt]["methods"][method]["bits"] == pytest.approx(tried["bits"], rel=1e-5)
 
 
 def test_a_folder_of_another_run_is_refused_and_unharmed(world, finished, tmp_path):

@@ -201,19 +201,20 @@ def score(space: Path, text: str, prompt: str | None, as_json: bool, **rest: Any
 @click.option("--prompts", required=True, type=PATH, help="Documents to score.")
 @click.option("--out", required=True, type=PATH, help="Folder of the run.")
 @click.option("--per-set", type=click.IntRange(1), help="First documents a set [default: all].")
+@click.option("--workers", default=1, show_default=True, help="Processes, of one thread each.")
 @click.option("--config", type=PATH, help="Switches in TOML: see docs/protocol.md.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One switch.")
 @JSON
 @QUIET
 def evaluate(
-    space: Path, prompts: Path, out: Path, per_set: int | None, config: Path | None,
+    space: Path, prompts: Path, out: Path, per_set: int | None, workers: int, config: Path | None,
     overrides: tuple[str, ...], as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Every method on every prompt, in bits per byte; a run cut short goes on where it stopped."""
     from whet.evaluate.run import evaluate
 
     switches = Switches.read(config, overrides)
-    evaluate(space, prompts, out, switches, per_set=per_set, progress=not quiet)
+    evaluate(space, prompts, out, switches, per_set=per_set, workers=workers, progress=not quiet)
     _report(out, None, as_json)
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from whet.errors import optional
 from whet.evaluate.report import SHORT, Report, bits
-from whet.evaluate.run import Row
+from whet.evaluate.trial import Row
 from whet.maths.statistics import Estimate, mean_estimate
 
 

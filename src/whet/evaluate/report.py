@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from whet.errors import RunError
-from whet.evaluate.run import Row, finished, read_meta, read_rows
+from whet.evaluate.run import finished, read_meta, read_rows
+from whet.evaluate.trial import Row
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, bootstrap, mean_estimate
 
