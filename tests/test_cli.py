@@ -82,6 +82,21 @@ def test_why_tells_what_each_pick_told(folder):
     assert all(pick["id"] in whet(*words) for pick in told["picks"])
 
 
+def test_select_for_targets_writes_or_prints_a_training_set(folder, tmp_path):
+    words = ["select", folder / "space", "--targets", folder / "texts.jsonl", "-n", 40, "-k", 5]
+    printed = [json.loads(line) for line in whet(*words).splitlines()]
+    assert sum(pick["count"] for pick in printed) == 40
+    assert printed[0].keys() == {"id", "text", "meta", "count", "rank", "gain"}
+    out = tmp_path / "picks.jsonl"
+    told = json.loads(whet(*words, "--out", out, "--json"))
+    assert [json.loads(line) for line in out.read_text().splitlines()] == printed
+    assert (told["targets"], told["steps"], told["documents"]) == (20, 40, len(printed))
+    assert "40 steps, for 20 targets" in whet(*words, "--out", out)
+    words[5] = 15
+    once = json.loads(whet(*words, "--no-repeats", "--json"))["picks"]
+    assert len(once) == 15 and {pick["count"] for pick in once} == {1}
+
+
 def test_generate_answers_with_its_trace(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
     answer = json.loads(whet(*words, "--max-tokens", 4, "--json"))
@@ -117,6 +132,14 @@ BAD = [
     (2, ["index", "{texts}", "{out}", "--embedder", "word2vec"], "embedder is 'word2vec'"),
     (1, ["index", "{texts}", "{space}", "--embedder", "hf:x"], "was made by embedder lsa"),
     (1, ["generate", "{space}", "alpha", "-k", "9", "--model", "nowhere"], "cannot load model"),
+    (2, ["select", "{space}"], "either PROMPT or --targets"),
+    (2, ["select", "{space}", "alpha", "--targets", "{texts}"], "either PROMPT or --targets"),
+    (2, ["select", "{space}", "alpha", "--out", "{out}"], "go with --targets"),
+    (2, ["select", "{space}", "--targets", "{texts}", "--alpha", "1"], "for one PROMPT"),
+    (2, ["select", "{space}", "--targets", "{texts}", "-k", "9", "-n", "0"], "n is 0"),
+    (2, ["select", "{space}", "--targets", "{strange}", "-k", "9"], "target 0 ('☃') shares no"),
+    (1, ["select", "{space}", "--targets", "{empty}", "--out", "{out}"], "holds no documents"),
+    (1, ["select", "{space}", "--targets", "nowhere"], "nowhere does not exist"),
     (2, ["generate", "{space}", "x" * 40, "-k", "9", "--model", "{model}"], "has a context of 32"),
     (2, ["score", "{space}", "", "-k", "9", "--model", "{model}"], "too short to split"),
     (1, ["eval", "{space}", "--prompts", "nowhere", "--out", "{out}"], "nowhere"),
@@ -129,6 +152,9 @@ BAD = [
 def test_a_mistake_is_one_clear_line(folder, tmp_path, code, words, message):
     names = {"space": folder / "space", "texts": folder / "texts.jsonl"}
     names |= {"model": folder / "model", "out": tmp_path / "out"}
+    for name, text in (("empty", ""), ("strange", '{"text": "☃"}')):
+        names[name] = tmp_path / f"{name}.jsonl"
+        names[name].write_text(text)
     done = run(*[word.format(**names) for word in words])
     last = done.stderr.strip().splitlines()[-1]
     assert done.exit_code == code and last.startswith("Error: ") and message in last

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from whet.engine import Answer, Engine
     from whet.space.retrieve import Retriever
     from whet.space.space import DataSpace
+    from whet.space.targeted import TrainingSet, training_set
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,8 @@ _LATER = {  # loaded when first used: `import whet` needs NumPy alone
     "LanguageModel": "whet.adapt.model",
     "LoRA": "whet.adapt.adaptation",
     "Retriever": "whet.space.retrieve",
+    "TrainingSet": "whet.space.targeted",
+    "training_set": "whet.space.targeted",
 }
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "Selection",
     "Selector",
     "Sifting",
+    "TrainingSet",
     "WhetError",
     "nearest",
     "nearest_repeated",
@@ -50,6 +54,7 @@ __all__ = [
     "sift",
     "sift_batch",
     "sift_lazy",
+    "training_set",
     "uncertainty",
 ]
 

@@ -111,11 +111,30 @@ def index(
 
 @main.command()
 @SPACE
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @SELECTION
+@click.option("--targets", type=PATH, help="Texts to choose for, all at once, in PROMPT's place.")
+@click.option("--out", type=PATH, help="File for the JSON lines of --targets [default: stdout].")
+@click.option("--no-repeats", is_flag=True, help="With --targets: pick no text twice.")
 @JSON
-def select(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
-    """The texts of SPACE that tell most about the answer to PROMPT, in order ("-": stdin)."""
+def select(
+    space: Path, prompt: str | None, targets: Path | None, out: Path | None, no_repeats: bool,
+    as_json: bool, **selection: Any,
+) -> None:  # fmt: skip
+    """The texts of SPACE that tell most about the answer to PROMPT, in order ("-": stdin).
+
+    With --targets, a training set for all texts of a file (as for `whet index`): a JSON line a
+    picked text, the most useful first, with how often it was picked (count), its first pick (rank)
+    and by what share it lowered the targets' variance (gain). See docs/targeted.md.
+    """
+    if (prompt is None) == (targets is None):
+        raise click.UsageError("give either PROMPT or --targets FILE")
+    if targets is not None:
+        _select_targeted(space, targets, out, as_json, not no_repeats, **selection)
+        return
+    if out is not None or no_repeats:
+        raise click.UsageError("--out and --no-repeats go with --targets FILE")
+    assert prompt is not None
     from whet.engine import Options, open_space, retrieve
 
     found = retrieve(open_space(space), _read(prompt), Options(**selection))
@@ -127,6 +146,33 @@ def select(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
     lines = [f"{p['sigma']:.4f}  {p['id']}  {_line(p['text'])}" for p in picks]
     record = {"prompt": prompt, "sigma": sigma.tolist(), "picks": picks}
     _show(record, as_json, "\n".join(["σ       id  text", *lines]))
+
+
+def _select_targeted(
+    space: Path, targets: Path, out: Path | None, as_json: bool, repeats: bool,
+    *, n: int, k: int, lam: float, selector: str, alpha: float | None,
+) -> None:  # fmt: skip
+    if selector != "sift" or alpha is not None:
+        raise click.UsageError("--selector and --alpha choose for one PROMPT, not for --targets")
+    from whet.engine import open_space
+    from whet.space.documents import read_documents
+    from whet.space.targeted import training_set
+
+    texts = [document.text for document in read_documents(targets)]
+    made = training_set(open_space(space), texts, n, k=k, lam=lam, repeats=repeats)
+    summary: dict[str, Any] = {
+        "targets": len(texts),
+        "candidates": len(made.candidates),
+        "steps": n,
+    }
+    summary |= {"documents": len(made), "sigma": float(made.selection.sigma[-1])}
+    if out is None:
+        record = summary | {"picks": list(made.records())}
+        _show(record, as_json, "".join(made.lines()).rstrip("\n"))
+        return
+    made.write(out)
+    plain = f"{out}: {len(made):,} texts, {n:,} steps, for {len(texts):,} targets"
+    _show({"out": str(out), **summary}, as_json, f"{plain}; σ {summary['sigma']:.4f}")
 
 
 @main.command()
