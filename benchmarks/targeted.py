@@ -1,0 +1,142 @@
+"""Does a training set that SIFT chose for some texts of a set serve other texts of it?
+
+    python benchmarks/targeted.py SPACE valid.jsonl.gz --set enron --set pmc -n 60 --json
+    benchmarks/results/targeted.json
+
+Of each set the first --targets documents are the targets, the next --held-out are scored, whole.
+The model is trained on each list, one step a text, in one pass, and put back. Lists of n steps:
+SIFT, the targets' nearest in turn, and texts at random, from the candidates and from the space.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from whet.adapt.model import LanguageModel
+from whet.adapt.slot import adapting
+from whet.engine import open_space
+from whet.evaluate.run import provenance
+from whet.maths.statistics import mean_estimate
+from whet.space.documents import Document, read_documents
+from whet.space.progress import bar
+from whet.space.space import DataSpace
+from whet.space.targeted import training_set
+
+PATH = click.Path(exists=True, path_type=Path)
+
+
+@click.command(help=__doc__)
+@click.argument("space", type=PATH)
+@click.argument("prompts", type=PATH)
+@click.option("--model", default="whet-nano", show_default=True)
+@click.option("--lr", type=float, help="Learning rate [default: the model's].")
+@click.option("--set", "sets", multiple=True, required=True, help="A meta.set; each on its own.")
+@click.option("--targets", default=10, show_default=True)
+@click.option("--held-out", default=10, show_default=True)
+@click.option("-n", default=60, show_default=True, help="Steps.")
+@click.option("-k", default=200, show_default=True, help="Candidates a target.")
+@click.option("--lam", default=0.01, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Also write the numbers.")
+def main(
+    space: Path, prompts: Path, model: str, lr: float | None, sets: tuple[str, ...], targets: int,
+    held_out: int, n: int, k: int, lam: float, seed: int, out: Path | None,
+) -> None:  # fmt: skip
+    opened, loaded = open_space(space), LanguageModel.load(model)
+    adaptation = loaded.adaptation("full", lr=lr)
+    every = list(read_documents(prompts))
+    rows: list[dict[str, Any]] = []
+    with bar("train", len(sets) * 4 * n, show=True) as advance:
+        for name in sets:
+            own = [document.text for document in every if document.meta.get("set") == name]
+            if len(own) < targets + held_out:
+                raise click.UsageError(f"set {name!r} has {len(own)} documents: lower --held-out")
+            asked, others = own[:targets], own[targets : targets + held_out]
+            base = [loaded.score(text).bits_per_byte for text in others]
+            for method, documents in lists(opened, asked, n, k, lam, seed).items():
+                start = time.perf_counter()
+                with adapting(loaded, adaptation) as slot:
+                    for document in documents:
+                        slot.step(document.text)
+                        advance(1)
+                    after = [slot.score(text).bits_per_byte for text in others]
+                rows.append({
+                    "set": name, "method": method, "base": base, "bits_per_byte": after,
+                    "distinct": len({document.id for document in documents}),
+                    "own_set": np.mean([d.meta.get("set") == name for d in documents]).item(),
+                    "seconds": time.perf_counter() - start,
+                })  # fmt: skip
+    lines = summary(rows)
+    show(lines)
+    if out:
+        switches = {"targets": targets, "held_out": held_out, "n": n, "k": k, "lam": lam}
+        switches |= {"seed": seed, "model": Path(model).name, "lr": adaptation.lr}
+        switches |= {"space": len(opened), "prompts": prompts.name}
+        record = switches | provenance() | {"lines": lines, "rows": rows}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def lists(
+    space: DataSpace, targets: list[str], n: int, k: int, lam: float, seed: int
+) -> dict[str, list[Document]]:
+    """n steps by each method, in the order they are taken."""
+    made = training_set(space, targets, n, k=k, lam=lam)
+    rng = np.random.default_rng(seed)
+    rows = {
+        "sift": made.candidates[made.selection.indices],
+        "nearest": in_turn(space, targets, n),
+        "random candidates": rng.choice(made.candidates, n, replace=False),
+        "random": rng.choice(len(space), n, replace=False),
+    }
+    return {method: space.documents(chosen) for method, chosen in rows.items()}
+
+
+def in_turn(space: DataSpace, targets: list[str], n: int) -> list[int]:
+    """Each target's nearest, then each one's second nearest, and so on; each text once."""
+    found = space.search(space.embedder.encode(targets), min(n, len(space)), sign="positive")
+    ranked = [near.rows[np.argsort(-near.scores, kind="stable")] for near in found]
+    chosen = dict.fromkeys(np.stack(ranked, axis=1).ravel().tolist())
+    return list(chosen)[:n]
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """% of base by set and method, and the paired difference of the others to SIFT."""
+    lines = []
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    for name in [*sets, "all"] if len(sets) > 1 else sets:
+        shares = {}
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = [r for r in rows if r["method"] == method and name in (r["set"], "all")]
+            shares[method] = np.concatenate(
+                [100 * np.array(r["bits_per_byte"]) / np.array(r["base"]) for r in own]
+            )
+        for method, share in shares.items():
+            mean, less = mean_estimate(share), mean_estimate(shares["sift"] - share)
+            line = {"set": name, "method": method, "n": len(share), "percent_of_base": mean.value}
+            line |= {"half": mean.half, "sift_minus": less.value}
+            lines.append(line | {"low": less.low, "high": less.high})
+    return lines
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    table = Table(box=MARKDOWN)
+    for heading in ("set", "method", "n", "% of base", "SIFT minus it"):
+        table.add_column(heading, no_wrap=True)
+    for line in lines:
+        share = f"{line['percent_of_base']:.1f} ± {line['half']:.1f}"
+        less = f"{line['sift_minus']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
+        less = "" if line["method"] == "sift" else less
+        table.add_row(line["set"], line["method"], str(line["n"]), share, less)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
