@@ -42,25 +42,25 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.option("--held-out", default=10, show_default=True)
 @click.option("-n", default=60, show_default=True, help="Steps.")
 @click.option("-k", default=200, show_default=True, help="Candidates a target.")
-@click.option("--lam", default=0.01, show_default=True)
+@click.option("--lam", "lams", multiple=True, default=[0.01, 0.1], show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Also write the numbers.")
 def main(
     space: Path, prompts: Path, model: str, lr: float | None, sets: tuple[str, ...], targets: int,
-    held_out: int, n: int, k: int, lam: float, seed: int, out: Path | None,
+    held_out: int, n: int, k: int, lams: tuple[float, ...], seed: int, out: Path | None,
 ) -> None:  # fmt: skip
     opened, loaded = open_space(space), LanguageModel.load(model)
     adaptation = loaded.adaptation("full", lr=lr)
     every = list(read_documents(prompts))
     rows: list[dict[str, Any]] = []
-    with bar("train", len(sets) * 4 * n, show=True) as advance:
+    with bar("train", len(sets) * (3 + len(lams)) * n, show=True) as advance:
         for name in sets:
             own = [document.text for document in every if document.meta.get("set") == name]
             if len(own) < targets + held_out:
                 raise click.UsageError(f"set {name!r} has {len(own)} documents: lower --held-out")
             asked, others = own[:targets], own[targets : targets + held_out]
             base = [loaded.score(text).bits_per_byte for text in others]
-            for method, documents in lists(opened, asked, n, k, lam, seed).items():
+            for method, documents in lists(opened, asked, n, k, lams, seed).items():
                 start = time.perf_counter()
                 with adapting(loaded, adaptation) as slot:
                     for document in documents:
@@ -76,7 +76,7 @@ def main(
     lines = summary(rows)
     show(lines)
     if out:
-        switches = {"targets": targets, "held_out": held_out, "n": n, "k": k, "lam": lam}
+        switches = {"targets": targets, "held_out": held_out, "n": n, "k": k}
         switches |= {"seed": seed, "model": Path(model).name, "lr": adaptation.lr}
         switches |= {"space": len(opened), "prompts": prompts.name}
         record = switches | provenance() | {"lines": lines, "rows": rows}
@@ -85,15 +85,16 @@ def main(
 
 
 def lists(
-    space: DataSpace, targets: list[str], n: int, k: int, lam: float, seed: int
+    space: DataSpace, targets: list[str], n: int, k: int, lams: tuple[float, ...], seed: int
 ) -> dict[str, list[Document]]:
     """n steps by each method, in the order they are taken."""
-    made = training_set(space, targets, n, k=k, lam=lam)
+    made = {lam: training_set(space, targets, n, k=k, lam=lam) for lam in lams}
+    candidates = made[lams[0]].candidates
     rng = np.random.default_rng(seed)
-    rows = {
-        "sift": made.candidates[made.selection.indices],
+    rows: dict[str, Any] = {
         "nearest": in_turn(space, targets, n),
-        "random candidates": rng.choice(made.candidates, n, replace=False),
+        **{f"sift({lam:g})": m.candidates[m.selection.indices] for lam, m in made.items()},
+        "random candidates": rng.choice(candidates, n, replace=False),
         "random": rng.choice(len(space), n, replace=False),
     }
     return {method: space.documents(chosen) for method, chosen in rows.items()}
@@ -108,7 +109,7 @@ def in_turn(space: DataSpace, targets: list[str], n: int) -> list[int]:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """% of base by set and method, and the paired difference of the others to SIFT."""
+    """% of base by set and method, and the paired difference to nearest."""
     lines = []
     sets = list(dict.fromkeys(row["set"] for row in rows))
     for name in [*sets, "all"] if len(sets) > 1 else sets:
@@ -119,22 +120,21 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 [100 * np.array(r["bits_per_byte"]) / np.array(r["base"]) for r in own]
             )
         for method, share in shares.items():
-            mean, less = mean_estimate(share), mean_estimate(shares["sift"] - share)
+            mean, paired = mean_estimate(share), mean_estimate(share - shares["nearest"])
             line = {"set": name, "method": method, "n": len(share), "percent_of_base": mean.value}
-            line |= {"half": mean.half, "sift_minus": less.value}
-            lines.append(line | {"low": less.low, "high": less.high})
+            line |= {"half": mean.half, "minus_nearest": paired.value}
+            lines.append(line | {"low": paired.low, "high": paired.high})
     return lines
 
 
 def show(lines: list[dict[str, Any]]) -> None:
     table = Table(box=MARKDOWN)
-    for heading in ("set", "method", "n", "% of base", "SIFT minus it"):
+    for heading in ("set", "method", "n", "% of base", "minus nearest"):
         table.add_column(heading, no_wrap=True)
     for line in lines:
         share = f"{line['percent_of_base']:.1f} ± {line['half']:.1f}"
-        less = f"{line['sift_minus']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
-        less = "" if line["method"] == "sift" else less
-        table.add_row(line["set"], line["method"], str(line["n"]), share, less)
+        paired = f"{line['minus_nearest']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
+        table.add_row(line["set"], line["method"], str(line["n"]), share, paired)
     Console().print(table)
 
 

@@ -44,12 +44,12 @@ def test_every_list_is_trained_on_and_scored_on_texts_that_are_no_targets(script
     done = CliRunner().invoke(script.main, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     made = json.loads((folder / "out.json").read_text())
-    assert len(made["rows"]) == 8 and len(made["lines"]) == 12
+    assert len(made["rows"]) == 10 and len(made["lines"]) == 15
     assert made["rows"][0]["base"] != made["rows"][0]["bits_per_byte"]
     for row in made["rows"]:
         assert len(row["base"]) == len(row["bits_per_byte"]) == 2
-    bases = [row["base"] for row in made["rows"][:4]]
-    assert bases == [bases[0]] * 4  # the weights came back between the lists
+    bases = [row["base"] for row in made["rows"][:5]]
+    assert bases == [bases[0]] * 5  # the weights came back between the lists
 
 
 def test_nearest_takes_turns_and_no_text_twice(script, tmp_path):

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from whet.adapt.adaptation import Adaptation, Optimiser
 from whet.adapt.model import LanguageModel, Score
@@ -17,11 +18,14 @@ from whet.adapt.slot import Slot, adapting
 from whet.errors import EmbedderMismatch
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
+from whet.space.calibrate import GRID, calibrate
 from whet.space.documents import read_documents
 from whet.space.embed import Embedder
 from whet.space.meta import read_meta
 from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import DataSpace
+
+Auto = Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +38,19 @@ class Options:
     """Gradient steps, one on each selected text."""
     k: int = 200
     """Candidates nearest the prompt, among which the selector chooses."""
-    lam: float = 0.01
-    """λ', the variance of the observation noise: small for diversity, large for relevance."""
-    alpha: float | None = None
-    """Stop before the first step m with σ_m > 1 / (α m); none takes all n steps."""
+    lam: float | Auto = 0.01
+    """λ', the variance of the observation noise: small for diversity, large for relevance; auto
+    chooses it on held-out documents of the data space, as `calibrated` tells."""
+    alpha: float | Auto | None = None
+    """Stop before the first step m with σ_m > 1 / (α m); none takes all n steps, auto chooses."""
 
     def __post_init__(self) -> None:
         selector(self.selector)
         as_count(self.n, "n")
         as_count(self.k, "k")
-        as_positive(self.lam, "lam")
-        if self.alpha is not None:
+        if self.lam != "auto":
+            as_positive(self.lam, "lam")
+        if self.alpha not in (None, "auto"):
             as_positive(self.alpha, "alpha")
 
 
@@ -92,7 +98,7 @@ class Engine:
         optimiser: Optimiser | None = None,
         options: Options | None = None,
     ) -> None:
-        self.options = options or Options()
+        self.options = calibrated(space, options or Options())
         self.model = model
         self.adaptation = adaptation or model.adaptation("full")
         self.optimiser = optimiser or Optimiser()
@@ -159,9 +165,34 @@ def retrieve(space: DataSpace, prompt: str, options: Options) -> Retrieval:
     Raises:
         ValueError: If the prompt is empty, or shares nothing with the space.
     """
-    retriever = Retriever(space, selector=selector(options.selector), k=options.k, lam=options.lam)
+    options = calibrated(space, options)
+    retriever = Retriever(
+        space, selector=selector(options.selector), k=options.k, lam=float(options.lam)
+    )
     found = retriever.select(prompt, options.n)
-    return found if options.alpha is None else found.until(options.alpha)
+    return found if options.alpha is None else found.until(float(options.alpha))
+
+
+def calibrated(space: DataSpace, options: Options, *, prompts: int = 256) -> Options:
+    """`options` with numbers for whatever is `auto`: see `whet.space.calibrate`.
+
+    Nothing is stored: who asks often should keep what this gives. An engine does it once.
+
+    Raises:
+        ValueError: If too few documents of the data space can be held out.
+    """
+    if "auto" not in (options.lam, options.alpha):
+        return options
+    found = calibrate(
+        space,
+        n=options.n,
+        k=options.k,
+        lams=GRID if options.lam == "auto" else [float(options.lam)],
+        selector=selector(options.selector),
+        prompts=prompts,
+    )
+    alpha = found.alpha if options.alpha == "auto" else options.alpha
+    return replace(options, lam=found.lam, alpha=alpha)
 
 
 def build_space(

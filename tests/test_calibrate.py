@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import tiny
+from hashing import HashingEmbedder
+
+import whet
+from whet.engine import Options, calibrated
+from whet.select.selection import Selection
+from whet.space.calibrate import GRID, _alpha, calibrate
+from whet.space.documents import Document
+from whet.space.space import DataSpace
+
+SETTING = {"n": 8, "k": 20, "prompts": 16}
+
+
+def made(folder, texts, dimension=24):
+    documents = [Document(f"d{i}", text, {}) for i, text in enumerate(texts)]
+    return DataSpace.build(documents, folder, HashingEmbedder(dimension))
+
+
+def themes(rng, count, noise):
+    """Texts of two words of one theme among twelve, and `noise` words of none, in each half."""
+    for _ in range(count):
+        theme = rng.integers(12)
+        halves = [
+            [f"t{theme}w{rng.integers(4)}" for _ in range(2)]
+            + [f"x{rng.integers(1000):04}" for _ in range(noise)]
+            for _ in range(2)
+        ]
+        lengths = [len(" ".join(half)) for half in halves]
+        left, right = (" ".join(half).ljust(max(lengths)) for half in halves)
+        yield f"{left} {right}"
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    texts = list(themes(np.random.default_rng(0), 150, noise=2))
+    return made(tmp_path_factory.mktemp("s") / "s", texts)
+
+
+def test_the_choice_follows_its_rule_and_repeats_itself(space):
+    found = calibrate(space, **SETTING)
+    again = calibrate(DataSpace.open(space.path, space.embedder), **SETTING)
+    assert found == again != calibrate(space, seed=1, **SETTING) and found.prompts == 16
+    assert [trial.lam for trial in found.table] == list(GRID)
+    errors = [trial.error for trial in found.table]
+    within = [t.lam for t in found.table if t.error - min(errors) <= t.se + 1e-15]
+    assert found.lam == min(within) and 0 < min(errors) < 1
+    assert {found.lam} <= set(GRID) and 1 <= found.steps <= 8
+    distinct = [trial.distinct for trial in found.table]
+    assert distinct[0] > distinct[-1]
+
+
+def test_alpha_takes_the_steps_that_it_promises(space):
+    found = calibrate(space, **SETTING)
+    order = np.random.default_rng(0).permutation(len(space))[:16].tolist()
+    taken = []
+    for row in order:
+        text = space.text(row)
+        query = space.embedder.encode([text[: (len(text) + 1) // 2]])
+        near = space.search(query, 21)[0]
+        candidates = near.vectors[near.rows != row]
+        chosen = whet.sift(query[0], candidates, 8, lam=found.lam)
+        taken.append(len(chosen.until(found.alpha)))
+    assert np.mean(taken) == found.steps
+
+
+def test_errors_are_those_of_ridge_regression_without_the_document(space):
+    found = calibrate(space, lams=[0.1], **SETTING)
+    order = np.random.default_rng(0).permutation(len(space))[:16].tolist()
+    errors = np.zeros((len(GRID), 16))
+    for i, row in enumerate(order):
+        text = space.text(row)
+        middle = (len(text) + 1) // 2
+        query, truth = space.embedder.encode([text[:middle], text[middle:]]).astype(float)
+        near = space.search(query[None], 21)[0]
+        kept = near.rows != row
+        picks = whet.sift(query, near.vectors[kept], 8, lam=0.1).indices
+        x = near.vectors[kept][picks].astype(float)
+        picked = [space.text(r) for r in near.rows[kept][picks].tolist()]
+        y = space.embedder.encode([t[(len(t) + 1) // 2 :] for t in picked])
+        for j, noise in enumerate(GRID):
+            weights = np.linalg.solve(x.T @ x + noise * np.eye(24), x.T @ y.astype(float))
+            errors[j, i] = ((truth - query @ weights) ** 2).sum()
+    assert found.table[0].error == pytest.approx(errors.mean(axis=1).min(), rel=1e-9)
+
+
+def test_a_fixed_lam_leaves_alpha_to_choose(space):
+    options = calibrated(space, Options(n=8, k=20, lam=0.3, alpha="auto"), prompts=16)
+    assert options.lam == 0.3
+    assert options.alpha == calibrate(space, lams=[0.3], **SETTING).alpha
+    kept = Options(n=8, k=20)
+    assert calibrated(space, kept) is kept
+
+
+def test_auto_is_a_choice_made_once(space):
+    options = calibrated(space, Options(n=8, k=20, lam="auto", alpha=0.5), prompts=16)
+    assert options.lam == calibrate(space, **SETTING).lam and options.alpha == 0.5
+    assert calibrated(space, options) is options
+
+
+def test_alpha_of_all_steps_stops_no_held_out_prompt():
+    trace = np.array([1.0, 0.5, 0.4])
+    other = np.array([1.0, 0.9, 0.85])
+    both = [Selection(np.zeros(2, int), -np.diff(t), t) for t in (trace, other)]
+    assert [len(s.until(_alpha(both, 2))) for s in both] == [2, 2]
+    assert sum(len(s.until(_alpha(both, 1))) for s in both) == 2
+
+
+@pytest.mark.parametrize("selector", [whet.nearest, whet.random])
+def test_a_selector_without_lam_gets_the_least(space, selector):
+    found = calibrate(space, selector=selector, **SETTING)
+    assert found.lam == min(GRID) and len({trial.error for trial in found.table}) == 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"n": 0}, "n is 0"),
+        ({"k": 151}, "k is 151, but the data space holds 150"),
+        ({"lams": [0.0]}, "lam is 0.0"),
+        ({"prompts": 0}, "prompts is 0"),
+        ({"prompts": 7}, "only 7 documents"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused(space, change, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(space, **(SETTING | change))
+
+
+def test_a_space_of_texts_that_cannot_be_split_is_refused(tmp_path):
+    tiny = made(tmp_path / "s", list("abcdefghijkl"))
+    with pytest.raises(ValueError, match="give numbers instead of auto"):
+        calibrate(tiny, n=2, k=3)
+
+
+def test_an_engine_calibrates_once(space, tmp_path, monkeypatch):
+    model = whet.LanguageModel.load(tiny.save(tmp_path / "model"))
+    engine = whet.Engine(space, model, options=Options(n=3, k=9, lam="auto", alpha="auto"))
+    assert engine.options.lam in GRID and engine.options.alpha > 0
+    monkeypatch.setattr("whet.engine.calibrate", None)
+    assert len(engine.select(space.text(0))) <= 3
