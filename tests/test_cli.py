@@ -75,6 +75,14 @@ def test_adaptive_stopping_takes_fewer_steps(folder):
     assert len(json.loads(whet(*words, "--alpha", 1e-6))["picks"]) == 10
 
 
+def test_auto_is_told_so_that_it_can_be_named(folder):
+    words = ["select", folder / "space", "alpha beta", *SMALL, "--json"]
+    done = run(*words, "--lam", "auto", "--alpha", "auto")
+    chosen = done.stderr.partition("chosen on the data space: ")[2].split()
+    assert [chosen[0], chosen[2]] == ["--lam", "--alpha"]
+    assert json.loads(whet(*words, *chosen))["picks"] == json.loads(done.stdout)["picks"]
+
+
 def test_why_tells_what_each_pick_told(folder):
     words = ["why", folder / "space", "alpha beta", *SMALL]
     told = json.loads(whet(*words, "--json"))
@@ -136,6 +144,8 @@ BAD = [
     (2, ["select", "{space}", "alpha", "--targets", "{texts}"], "either PROMPT or --targets"),
     (2, ["select", "{space}", "alpha", "--out", "{out}"], "go with --targets"),
     (2, ["select", "{space}", "--targets", "{texts}", "--alpha", "1"], "for one PROMPT"),
+    (2, ["select", "{space}", "--targets", "{texts}", "--lam", "auto"], "for one PROMPT"),
+    (2, ["select", "{space}", "alpha", "-k", "9", "--lam", "best"], "'best' is not a valid"),
     (2, ["select", "{space}", "--targets", "{texts}", "-k", "9", "-n", "0"], "n is 0"),
     (2, ["select", "{space}", "--targets", "{strange}", "-k", "9"], "target 0 ('☃') shares no"),
     (1, ["select", "{space}", "--targets", "{empty}", "--out", "{out}"], "holds no documents"),

@@ -41,7 +41,12 @@ class Verbs(click.Group):
             raise OneLine(" ".join(str(error).split()), isinstance(error, ValueError)) from error
 
 
+def number_or_auto(value: Any) -> Any:
+    return value if value == "auto" else click.FLOAT.convert(value, None, None)
+
+
 Verb = Callable[..., Any]
+AUTO: dict[str, Any] = {"type": number_or_auto, "metavar": "NUMBER|auto"}
 PATH = click.Path(path_type=Path)
 SPACE = click.argument("space", type=PATH)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -60,11 +65,13 @@ def options(*decorators: Callable[[Verb], Verb]) -> Callable[[Verb], Verb]:
 SELECTION = options(
     click.option("-n", default=50, show_default=True, help="Texts to select, repeats included."),
     click.option("-k", default=200, show_default=True, help="Candidates nearest the prompt."),
-    click.option("--lam", default=0.01, show_default=True, help="λ', the noise: small is diverse."),
+    click.option(
+        "--lam", default=0.01, show_default=True, help="λ', the noise: small is diverse.", **AUTO
+    ),
     click.option(
         "--selector", type=click.Choice(list(SELECTORS)), default="sift", show_default=True
     ),
-    click.option("--alpha", type=float, help="Stop before the first step with σ > 1 / (α n)."),
+    click.option("--alpha", help="Stop before the first step with σ > 1 / (α n).", **AUTO),
 )
 ADAPTATION = options(
     click.option("--model", default="whet-nano", show_default=True, help="Name, folder or hub id."),
@@ -135,9 +142,10 @@ def select(
     if out is not None or no_repeats:
         raise click.UsageError("--out and --no-repeats go with --targets FILE")
     assert prompt is not None
-    from whet.engine import Options, open_space, retrieve
+    from whet.engine import open_space, retrieve
 
-    found = retrieve(open_space(space), _read(prompt), Options(**selection))
+    opened = open_space(space)
+    found = retrieve(opened, _read(prompt), _calibrated(opened, **selection))
     sigma = found.selection.sigma
     picks: list[dict[str, Any]] = [
         {"id": d.id, "sigma": float(s), "gain": float(g), "text": d.text}
@@ -150,10 +158,10 @@ def select(
 
 def _select_targeted(
     space: Path, targets: Path, out: Path | None, as_json: bool, repeats: bool,
-    *, n: int, k: int, lam: float, selector: str, alpha: float | None,
+    *, n: int, k: int, lam: Any, selector: str, alpha: Any,
 ) -> None:  # fmt: skip
-    if selector != "sift" or alpha is not None:
-        raise click.UsageError("--selector and --alpha choose for one PROMPT, not for --targets")
+    if selector != "sift" or alpha is not None or lam == "auto":
+        raise click.UsageError("--selector, --alpha and auto are for one PROMPT, not for --targets")
     from whet.engine import open_space
     from whet.space.documents import read_documents
     from whet.space.targeted import training_set
@@ -182,11 +190,11 @@ def _select_targeted(
 @JSON
 def why(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
     """Why each text was chosen for PROMPT: what it told, and the earlier pick it is most like."""
-    from whet.engine import Options, open_space, retrieve
+    from whet.engine import open_space, retrieve
     from whet.select.explain import explain
 
     opened = open_space(space)
-    found = retrieve(opened, _read(prompt), Options(**selection))
+    found = retrieve(opened, _read(prompt), _calibrated(opened, **selection))
     names = [f"{d.id}  {_line(d.text)}" for d in opened.documents(found.candidates.rows)]
     told = explain(found.selection, found.query, found.candidates.vectors, names=names)
     ids = [document.id for document in found.documents]
@@ -301,15 +309,27 @@ def _engine(
     space: Path, *, model: str, mode: str, lr: float | None, rank: int | None, **rest: Any
 ) -> Any:
     from whet.adapt.model import LanguageModel
-    from whet.engine import Engine, Options, open_space
+    from whet.engine import Engine, open_space
 
-    loaded = LanguageModel.load(model)
+    loaded, opened = LanguageModel.load(model), open_space(space)
     return Engine(
-        open_space(space),
+        opened,
         loaded,
         loaded.adaptation(mode, lr=lr, rank=rank),
-        options=Options(**rest),
+        options=_calibrated(opened, **rest),
     )
+
+
+def _calibrated(space: Any, **selection: Any) -> Any:
+    """Options with numbers for `auto`, which are told, so that the next call may name them."""
+    from whet.engine import Options, calibrated
+
+    asked = Options(**selection)
+    found = calibrated(space, asked)
+    if found is not asked:
+        alpha = "" if found.alpha is None else f" --alpha {found.alpha:.3g}"
+        print(f"chosen on the data space: --lam {found.lam:g}{alpha}", file=sys.stderr)
+    return found
 
 
 def _record(answer: Any) -> dict[str, Any]:
