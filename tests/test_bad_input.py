@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import whet
@@ -164,8 +164,13 @@ def test_more_picks_than_candidates_repeat_or_are_refused(seed, k, more):
     selector=selectors,
 )
 def test_any_scale_that_float32_holds_stays_a_variance(seed, sizes, lam, selector):
-    """Lengths and noise that differ by many orders: never NaN, never negative, never rising."""
+    """Lengths and noise far apart: refused, or never NaN, never negative, never rising."""
     prompt, rows = 10 ** sizes[0] * unit(4, seed=seed), 10 ** sizes[1] * unit(6, 4, seed=seed + 1)
+    if lam < 2 * sizes[1] - 14:
+        with pytest.raises(ValueError, match="lost in float64"):
+            selector(prompt, rows, 6, lam=10**lam)
+        return
+    assume(lam > 2 * sizes[1] - 13.99)  # at the limit either is right
     chosen = selector(prompt, rows, 6, lam=10**lam)
     assert np.isfinite(chosen.variance).all() and np.isfinite(chosen.sigma).all()
     assert (chosen.variance >= 0).all() and (np.diff(chosen.variance) <= 0).all()

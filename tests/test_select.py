@@ -161,6 +161,7 @@ BAD = [
     (np.ones(3), np.ones((2, 3)), 1, 0, "lam is 0"),
     (np.ones(3), np.ones((2, 3)), 1, -1.0, "lam is -1"),
     (np.ones(3), np.ones((2, 3)), 1, float("nan"), "lam is nan"),
+    (np.ones(3), np.eye(3) * 1e30, 3, 0.01, "lam is 0.01, lost in float64 beside a candidate"),
 ]
 
 

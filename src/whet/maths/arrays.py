@@ -9,6 +9,7 @@ Array = np.ndarray
 
 _LARGEST = 1e70  # gains hold fourth powers of the numbers, which float64 must hold in turn
 _SMALLEST = 1e-70
+_NOISE = 1e-14  # of a squared length: a smaller λ' drowns in the rounding of posterior variances
 
 
 def as_rows(vectors: Any, name: str, *, finite: bool = True) -> Float[Array, "k d"]:
@@ -104,6 +105,20 @@ def as_positive(x: Any, name: str) -> float:
     if not (np.isfinite(value) and value > 0):
         raise ValueError(f"{name} is {x!r}: expected a positive finite number")
     return value
+
+
+def assert_told_apart(lam: float, squared_lengths: Float[Array, " k"]) -> None:
+    """Refuse a noise that float64 loses beside the longest candidate.
+
+    Raises:
+        ValueError: If `lam` is below 1e-14 of the largest squared length.
+    """
+    longest = float(squared_lengths.max())
+    if lam < _NOISE * longest:
+        raise ValueError(
+            f"lam is {lam:g}, lost in float64 beside a candidate of squared length {longest:.3g}: "
+            "normalise the vectors or raise lam"
+        )
 
 
 def row_groups(rows: Float[Array, "k d"]) -> Int[Array, " k"]:

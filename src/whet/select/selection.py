@@ -10,7 +10,15 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from whet.maths.arrays import Array, as_count, as_positive, as_rows, as_vector, row_groups
+from whet.maths.arrays import (
+    Array,
+    as_count,
+    as_positive,
+    as_rows,
+    as_vector,
+    assert_told_apart,
+    row_groups,
+)
 from whet.maths.posterior import Posterior
 
 TIE = 1e-9  # relative; docs/method.md, "Ties"
@@ -77,6 +85,7 @@ class Trial:
             raise ValueError("prompt is the zero vector: no candidate tells anything about it")
         self.n = as_count(n, "n")
         self.posterior = Posterior(self.candidates, self.prompt, lam=as_positive(lam, "lam"))
+        assert_told_apart(lam, self.posterior.variance)
         self._twin = row_groups(self.candidates)
         self._indices: list[int] = []
         self._gains: list[float] = []

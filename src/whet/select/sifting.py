@@ -20,6 +20,7 @@ from whet.maths.arrays import (
     as_rows,
     as_targets,
     as_weights,
+    assert_told_apart,
     refuse_row,
 )
 from whet.select.compiled import Compiled
@@ -143,6 +144,7 @@ def _greedy(
     bad = np.flatnonzero(~np.isfinite(greedy.prior))
     if len(bad):
         refuse_row(rows, int(bad[0]), "candidates")
+    assert_told_apart(lam, greedy.prior)
     return greedy
 
 
