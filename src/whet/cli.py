@@ -345,7 +345,7 @@ def _report(run: Path, step: int | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(made.record()))
         return
-    console = Console(width=160 if not sys.stdout.isatty() else None, highlight=False)
+    console = Console(width=200 if not sys.stdout.isatty() else None, highlight=False)
     console.print(table(made))
     console.print(escape(caption(made)), soft_wrap=True)
 

@@ -14,18 +14,21 @@ from whet.maths.statistics import Estimate, mean_estimate
 
 
 def table(report: Report) -> Table:
-    """Per set: n, base, % of base by method (best in bold), Δ, SIFT − NN."""
+    """Per set: n, base, % of base by method (best in bold), Δ, SIFT − NN each."""
     names = list(report.lines[0].methods)
+    sifts = list(report.lines[0].paired)
+    minus = [f"{_short(m)} − NN" for m in sifts]
     out = Table(box=MARKDOWN)
-    out.add_column("set")
-    for heading in ("n", "base", *(SHORT.get(m, m) for m in names), "Δ", "SIFT − NN"):
+    out.add_column("set", no_wrap=True)
+    for heading in ("n", "base", *(_short(m) for m in names), "Δ", *minus):
         out.add_column(heading, justify="right", no_wrap=True)
     for line in report.lines:
         n = max(e.n for e in line.methods.values())
         best = min(e.value for e in line.methods.values())
         cells = [_cell(line.methods[m], best) for m in names]
         delta = "" if line.delta is None else f"{line.delta:+.1f}"
-        out.add_row(line.name, str(n), f"{line.base:.3f}", *cells, delta, _paired(line.paired))
+        paired = [_paired(line.paired.get(m)) for m in sifts]
+        out.add_row(line.name, str(n), f"{line.base:.3f}", *cells, delta, *paired)
     return out
 
 
@@ -43,7 +46,7 @@ def caption(report: Report) -> str:
     return (
         f"Bits per byte in % of the base model after {report.step} steps (± half of the 90 % "
         "bootstrap interval over documents); base: bits per byte before. Δ: SIFT minus the best "
-        f"baseline; SIFT − NN: paired by document, points of %.{failed}"
+        f"baseline; − NN: minus NN, paired by document, points of %.{failed}"
     )
 
 
@@ -57,9 +60,7 @@ def curves(rows: list[Row], path: Path) -> None:
             mean_estimate([100 * b / r["base_bits"] for b, r in zip(at, rows, strict=True)])
             for at in (bits(rows, method, step) for step in steps)
         ]
-        (line,) = axes.plot(
-            steps, [m.value for m in means], marker="o", ms=3, label=SHORT.get(method, method)
-        )
+        (line,) = axes.plot(steps, [m.value for m in means], marker="o", ms=3, label=_short(method))
         low, high = [m.low for m in means], [m.high for m in means]
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.axhline(100, color="grey", lw=0.8)
@@ -68,6 +69,11 @@ def curves(rows: list[Row], path: Path) -> None:
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _short(method: str) -> str:
+    name, parenthesis, lam = method.partition("(")
+    return SHORT.get(name, name) + parenthesis + lam
 
 
 def _cell(estimate: Estimate, best: float) -> str:

@@ -31,8 +31,8 @@ class Line:
     """% of base by method."""
     delta: float | None
     """SIFT minus the best baseline, points of %."""
-    paired: Estimate | None
-    """SIFT minus nearest, paired by prompt, points of %."""
+    paired: dict[str, Estimate]
+    """Each SIFT minus nearest, paired by prompt, points of %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Report:
             Line(
                 **line
                 | {"methods": {m: Estimate(**e) for m, e in line["methods"].items()}}
-                | {"paired": Estimate(**line["paired"]) if line["paired"] else None}
+                | {"paired": {m: Estimate(**e) for m, e in line["paired"].items()}}
             )
             for line in record["lines"]
         )
@@ -97,10 +97,11 @@ def _line(name: str, rows: list[Row], step: int, *, by_set: bool = False) -> Lin
         methods = {m: _by_set(bits(rows, m, step), base, sizes, groups) for m in names}
     else:
         methods = {m: mean_estimate(ratios[m]) for m in names}
-    baselines = [methods[m].value for m in names if not m.startswith("sift")]
-    delta = methods["sift"].value - min(baselines) if "sift" in names and baselines else None
-    both = {"sift", "nearest"} <= set(names) and not by_set
-    paired = mean_estimate(ratios["sift"] - ratios["nearest"]) if both else None
+    sifts = [m for m in names if m.startswith("sift")]
+    rivals = [methods[m].value for m in names if m not in sifts]
+    delta = methods["sift"].value - min(rivals) if "sift" in names and rivals else None
+    compared = "nearest" in names and not by_set
+    paired = {m: mean_estimate(ratios[m] - ratios["nearest"]) for m in sifts if compared}
     return Line(name, float(base.sum() / sizes.sum()), methods, delta, paired)
 
 
