@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick docs clean
+.PHONY: demo test docs clean
 
 ## whet demo: the paper's claim on the standard library's own source, in three minutes
 demo: $(READY)
@@ -15,10 +15,6 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
-
-## tests alone, without the slow ones
-quick: $(READY)
-	$(BIN)/pytest -m "not slow"
 
 ## what is generated: docs/cli.md
 docs: $(READY)

@@ -1,13 +1,15 @@
 """The paper's claim on text that every machine has: the source of Python's standard library.
 
-Documents of the space are top-level definitions and what is left of each module; the prompts are
-whole files that were held out. The first half of a file is the query, the second half is scored.
+Documents of the space are modules and their top-level definitions, in pieces of about a window;
+the prompts are files that were held out, cut at two pieces. The first half of each is the query,
+the second half is scored.
 """
 
 import ast
 import json
 import random
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from whet.space.documents import Document
 from whet.space.space import DataSpace
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "__pycache__"}
-SHORTEST, LONGEST = 1_500, 3_000  # characters of a prompt: a few windows of the bundled model
+SHORTEST, LONGEST = 1_500, 3_000  # characters of a prompt
+PIECE = 1_500  # characters of a document: about one window
 
 
 def demo(
@@ -33,20 +36,19 @@ def demo(
 
     Leaves a data space, the prompts, a run and its curves in `out`; goes on where it stopped.
     """
+    switches = Switches(model=model, n=n, score_at=(0, 1, 2, 5, 10, 20))
     library = Path(sysconfig.get_path("stdlib"))
-    held_out = set(choose(library, files))
+    held_out = choose(library, files)
     out.mkdir(parents=True, exist_ok=True)
-    space, prompts = out / "stdlib.whet", out / "prompts.jsonl"
+    space, prompts = out / f"stdlib-without-{files}.whet", out / "prompts.jsonl"
     if not space.exists():
-        documents = (
-            d for path in modules(library) if path not in held_out for d in parts(path, library)
-        )
+        kept = (path for path in modules(library) if path not in held_out)
+        documents = (part for path in kept for part in parts(path, library))
         DataSpace.build(documents, space, progress=progress)
     with prompts.open("w", encoding="utf-8") as file:
-        for path in sorted(held_out):
+        for path in held_out:
             name = str(path.relative_to(library))
             file.write(json.dumps({"id": name, "text": source(path)[:LONGEST]}) + "\n")
-    switches = Switches(model=model, n=n, score_at=(0, 1, 2, 5, 10, 20))
     evaluate(space, prompts, out / "run", switches, progress=progress)
     curves(finished(out / "run"), out / "curves.png")
 
@@ -85,30 +87,43 @@ def modules(library: Path) -> Iterator[Path]:
 def choose(library: Path, files: int) -> list[Path]:
     """`files` modules to hold out: the same ones every time on the same library."""
     known = [path for path in modules(library) if len(source(path)) >= SHORTEST]
-    return random.Random(0).sample(known, files)
+    if not 1 <= files <= len(known):
+        raise ValueError(
+            f"files is {files}: expected 1 to {len(known)}, as many as are long enough"
+        )
+    return sorted(random.Random(0).sample(known, files))
 
 
 def parts(path: Path, library: Path) -> Iterator[Document]:
-    """The top-level functions and classes of a module, and the module without them."""
+    """A module in pieces, then each of its top-level functions and classes, in pieces too."""
     text, name = source(path), str(path.relative_to(library))
+    lines = text.splitlines(keepends=True)
+    yield from pieces(name, lines)
     try:
         tree = ast.parse(text)
     except SyntaxError:
         return
-    lines, rest = text.splitlines(keepends=True), 0
-    kept: list[str] = []
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            seen[node.name] += 1
+            again = f"#{seen[node.name]}" if seen[node.name] > 1 else ""
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
-            kept += lines[rest:first]
-            rest = node.end_lineno or first
-            seen[node.name] = seen.get(node.name, 0) + 1
-            suffix = f"#{seen[node.name]}" if seen[node.name] > 1 else ""
-            yield Document(f"{name}:{node.name}{suffix}", "".join(lines[first:rest]), {})
-    kept += lines[rest:]
-    if text_left := "".join(kept).strip():
-        yield Document(name, text_left, {})
+            yield from pieces(f"{name}:{node.name}{again}", lines[first : node.end_lineno])
+
+
+def pieces(name: str, lines: list[str]) -> Iterator[Document]:
+    """`lines` in documents of at most about `PIECE` characters, cut between lines.
+
+    A gradient step reads one context of a text: what is longer would never be learned from.
+    """
+    start, size, number = 0, 0, 1
+    for end, line in enumerate([*lines, ""]):
+        if end > start and (size + len(line) > PIECE or end == len(lines)):
+            if text := "".join(lines[start:end]).strip():
+                yield Document(f"{name}[{number}]" if number > 1 else name, text, {})
+            start, size, number = end, 0, number + 1
+        size += len(line)
 
 
 def source(path: Path) -> str:
