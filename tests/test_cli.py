@@ -155,6 +155,8 @@ BAD = [
     (1, ["eval", "{space}", "--prompts", "nowhere", "--out", "{out}"], "nowhere"),
     (2, ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--set", "x=1"], "sets 'x'"),
     (1, ["report", "nowhere"], "holds no run"),
+    (1, ["report", "{space}"], "holds no run"),
+    (1, ["select", "{texts}", "alpha"], "is a file"),
 ]
 
 

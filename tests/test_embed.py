@@ -9,7 +9,7 @@ from whet.engine import embedder_of
 from whet.errors import ModelError, SpaceError
 from whet.space.embed import LSA, SentenceEncoder
 
-NANO = Path("/work/shared/models/nano")
+NANO = Path(__file__).parents[2] / "shared" / "models" / "nano"
 TOPICS = {
     "law": "the court held that the appeal of the defendant be dismissed with costs",
     "code": "def f(x): return x + 1\nfor i in range(10): print(f(i))",

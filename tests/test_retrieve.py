@@ -9,7 +9,7 @@ from whet.space.documents import Document, read_documents
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
 
-CORPUS = Path("/work/shared/corpus")
+CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 TEXTS = ["red fox", "red fox runs", "blue whale", "blue whale sings", "green frog", " "]
 
 

@@ -149,7 +149,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise RunError(f"{path} is corrupt ({error}): delete {folder} and run again") from error
-    if not isinstance(meta, dict) or meta.get("format") != 1:
+    if not isinstance(meta, dict) or "switches" not in meta:
+        raise RunError(f"{folder} holds no run: make one with `whet eval --out FOLDER`")
+    if meta.get("format") != 1:
         raise RunError(f"{path} is not a run of format 1: it was made by another version of whet")
     return meta
 

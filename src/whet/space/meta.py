@@ -47,6 +47,8 @@ def read_meta(folder: Path) -> Meta:
     Raises:
         SpaceError: If there is none, it is broken, or it was written by a newer whet.
     """
+    if folder.is_file():
+        raise SpaceError(f"{folder} is a file: expected the folder that `whet index` makes of it")
     if not folder.is_dir():
         raise SpaceError(f"{folder} does not exist: make a data space with `whet index`")
     try:
