@@ -21,13 +21,13 @@ from rich.table import Table
 
 from whet.adapt.model import LanguageModel
 from whet.adapt.slot import adapting
-from whet.engine import open_space
 from whet.evaluate.run import provenance
 from whet.maths.statistics import mean_estimate
 from whet.space.documents import Document, read_documents
 from whet.space.progress import bar
 from whet.space.space import DataSpace
 from whet.space.targeted import training_set
+from whet.spaces import open_space
 
 PATH = click.Path(exists=True, path_type=Path)
 

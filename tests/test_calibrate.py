@@ -4,11 +4,11 @@ import tiny
 from hashing import HashingEmbedder
 
 import whet
-from whet.engine import Options, calibrated
 from whet.select.selection import Selection
 from whet.space.calibrate import GRID, _alpha, calibrate
 from whet.space.documents import Document
 from whet.space.space import DataSpace
+from whet.spaces import Options, calibrated
 
 SETTING = {"n": 8, "k": 20, "prompts": 16}
 
@@ -139,5 +139,5 @@ def test_an_engine_calibrates_once(space, tmp_path, monkeypatch):
     model = whet.LanguageModel.load(tiny.save(tmp_path / "model"))
     engine = whet.Engine(space, model, options=Options(n=3, k=9, lam="auto", alpha="auto"))
     assert engine.options.lam in GRID and engine.options.alpha > 0
-    monkeypatch.setattr("whet.engine.calibrate", None)
+    monkeypatch.setattr("whet.spaces.calibrate", None)
     assert len(engine.select(space.text(0))) <= 3

@@ -128,6 +128,17 @@ def test_eval_then_report(folder, tmp_path):
     assert "| NN |" in " ".join(whet("report", tmp_path / "run").split())
 
 
+NO_TORCH = """
+import sys
+class Missing:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(name, name="torch")
+sys.meta_path.insert(0, Missing())
+from whet.cli import main
+main(sys.argv[1:])
+"""
+
 BAD = [
     (2, ["select", "{space}", "alpha", "-n", "0"], "n is 0"),
     (2, ["select", "{space}", "alpha", "-k", "500"], "k is 500, but the data space holds 20"),
@@ -178,6 +189,19 @@ def test_help_version_and_completion_start_without_torch(folder):
     code += "print('torch' in sys.modules, 'sklearn' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "False False"
+
+
+def test_selection_needs_no_torch_and_the_rest_names_its_extra(folder):
+    def without_torch(*words):
+        command = [sys.executable, "-c", NO_TORCH, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    made = folder / "without-torch"
+    assert without_torch("index", folder / "texts.jsonl", made, "--quiet").returncode == 0
+    assert without_torch("select", made, "alpha", *SMALL).stdout.count("\n") == 4
+    refused = without_torch("generate", made, "alpha", *SMALL)
+    assert refused.returncode == 1
+    assert refused.stderr == "Error: torch is not installed: run `pip install 'whet[adapt]'`\n"
 
 
 def test_cli_page_is_current():

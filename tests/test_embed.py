@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from whet.adapt.embed import HiddenStates
-from whet.engine import embedder_of
 from whet.errors import ModelError, SpaceError
 from whet.space.embed import LSA, SentenceEncoder
+from whet.spaces import embedder_of
 
 NANO = Path(__file__).parents[2] / "shared" / "models" / "nano"
 TOPICS = {

@@ -9,7 +9,6 @@ import tiny
 from whet.adapt.adaptation import Full
 from whet.adapt.model import LanguageModel
 from whet.adapt.slot import adapting
-from whet.engine import open_space
 from whet.errors import RunError
 from whet.evaluate.protocol import Switches, Task
 from whet.evaluate.render import caption, curves, table
@@ -17,6 +16,7 @@ from whet.evaluate.report import Report, report
 from whet.evaluate.run import evaluate, first_of_each_set, read_rows
 from whet.space.documents import Document
 from whet.space.space import DataSpace
+from whet.spaces import open_space
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
 

@@ -10,7 +10,16 @@ import pytest
 import whet
 
 SOURCE = Path(whet.__file__).parent
-FLOORS = ["errors", "maths", "select", ("space", "adapt"), "engine", ("evaluate", "serve"), "cli"]
+FLOORS = [
+    "errors",
+    "maths",
+    "select",
+    ("space", "adapt"),
+    "spaces",
+    "engine",
+    ("evaluate", "serve"),
+    "cli",
+]
 HEIGHT = {
     name: height
     for height, floor in enumerate(FLOORS)

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from whet.errors import WhetError
+from whet.errors import WhetError, naming_extras
 from whet.select.baselines import nearest, nearest_repeated, random, uncertainty
 from whet.select.lazy import sift_lazy
 from whet.select.selection import Selection, Selector
@@ -61,5 +61,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
+        with naming_extras():
+            return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'whet' has no attribute {name!r}")

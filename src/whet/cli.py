@@ -16,7 +16,7 @@ from rich.markup import escape
 
 import whet
 from whet.adapt.adaptation import MODES
-from whet.errors import WhetError
+from whet.errors import WhetError, naming_extras
 from whet.evaluate.protocol import Switches
 from whet.select.table import SELECTORS
 
@@ -34,7 +34,8 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with naming_extras():
+                return super().invoke(ctx)
         except (WhetError, OSError, ValueError) as error:
             if ctx.params["debug"]:
                 raise
@@ -108,7 +109,7 @@ def index(
 
     Run again, it adds what is new in SOURCE and keeps the rest.
     """
-    from whet.engine import build_space
+    from whet.spaces import build_space
 
     made = build_space(source, space, embedder, text_field=text_field, progress=not quiet)
     record = {"space": str(space), "documents": len(made), "embedder": made.embedder.name}
@@ -142,7 +143,7 @@ def select(
     if out is not None or no_repeats:
         raise click.UsageError("--out and --no-repeats go with --targets FILE")
     assert prompt is not None
-    from whet.engine import open_space, retrieve
+    from whet.spaces import open_space, retrieve
 
     opened = open_space(space)
     found = retrieve(opened, _read(prompt), _calibrated(opened, **selection))
@@ -162,9 +163,9 @@ def _select_targeted(
 ) -> None:  # fmt: skip
     if selector != "sift" or alpha is not None or lam == "auto":
         raise click.UsageError("--selector, --alpha and auto are for one PROMPT, not for --targets")
-    from whet.engine import open_space
     from whet.space.documents import read_documents
     from whet.space.targeted import training_set
+    from whet.spaces import open_space
 
     texts = [document.text for document in read_documents(targets)]
     made = training_set(open_space(space), texts, n, k=k, lam=lam, repeats=repeats)
@@ -190,8 +191,8 @@ def _select_targeted(
 @JSON
 def why(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
     """Why each text was chosen for PROMPT: what it told, and the earlier pick it is most like."""
-    from whet.engine import open_space, retrieve
     from whet.select.explain import explain
+    from whet.spaces import open_space, retrieve
 
     opened = open_space(space)
     found = retrieve(opened, _read(prompt), _calibrated(opened, **selection))
@@ -309,7 +310,8 @@ def _engine(
     space: Path, *, model: str, mode: str, lr: float | None, rank: int | None, **rest: Any
 ) -> Any:
     from whet.adapt.model import LanguageModel
-    from whet.engine import Engine, open_space
+    from whet.engine import Engine
+    from whet.spaces import open_space
 
     loaded, opened = LanguageModel.load(model), open_space(space)
     return Engine(
@@ -322,7 +324,7 @@ def _engine(
 
 def _calibrated(space: Any, **selection: Any) -> Any:
     """Options with numbers for `auto`, which are told, so that the next call may name them."""
-    from whet.engine import Options, calibrated
+    from whet.spaces import Options, calibrated
 
     asked = Options(**selection)
     found = calibrated(space, asked)

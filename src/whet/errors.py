@@ -12,6 +12,8 @@ A caller's own mistake (a negative count, a wrong shape) is a `ValueError`.
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -41,6 +43,22 @@ class RunError(WhetError):
 
 class MissingExtra(WhetError):
     """An optional dependency is not installed."""
+
+
+EXTRAS = {"torch": "adapt", "transformers": "adapt", "matplotlib": "eval"}
+
+
+@contextmanager
+def naming_extras() -> Iterator[None]:
+    """Turn a missing optional dependency into an error that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        raise MissingExtra(
+            f"{error.name} is not installed: run `pip install 'whet[{EXTRAS[error.name]}]'`"
+        ) from error
 
 
 def optional(module: str, extra: str) -> ModuleType:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from whet.adapt.model import LanguageModel
-from whet.engine import open_space
 from whet.errors import RunError
 from whet.evaluate.protocol import Switches
 from whet.evaluate.provenance import fingerprint, provenance
@@ -26,6 +25,7 @@ from whet.maths.arrays import as_count
 from whet.space.build import locked
 from whet.space.documents import Document, read_documents
 from whet.space.progress import bar
+from whet.spaces import open_space
 
 ROWS, META = "rows.jsonl", "meta.json"
 

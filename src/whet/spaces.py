@@ -1,0 +1,139 @@
+"""Data spaces by name, made, opened and asked: a prompt's way as far as it needs no model."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from whet.errors import EmbedderMismatch
+from whet.maths.arrays import as_count, as_positive
+from whet.select.table import selector
+from whet.space.calibrate import GRID, calibrate
+from whet.space.documents import read_documents
+from whet.space.embed import Embedder
+from whet.space.meta import read_meta
+from whet.space.retrieve import Retrieval, Retriever
+from whet.space.space import DataSpace
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How an engine selects; what it trains is an `Adaptation`."""
+
+    selector: str = "sift"
+    """Name of the selector: see `whet select --help`."""
+    n: int = 50
+    """Gradient steps, one on each selected text."""
+    k: int = 200
+    """Candidates nearest the prompt, among which the selector chooses."""
+    lam: float | Auto = 0.01
+    """λ', the variance of the observation noise: small for diversity, large for relevance; auto
+    chooses it on held-out documents of the data space, as `calibrated` tells."""
+    alpha: float | Auto | None = None
+    """Stop before the first step m with σ_m > 1 / (α m); none takes all n steps, auto chooses."""
+
+    def __post_init__(self) -> None:
+        selector(self.selector)
+        as_count(self.n, "n")
+        as_count(self.k, "k")
+        if self.lam != "auto":
+            as_positive(self.lam, "lam")
+        if self.alpha not in (None, "auto"):
+            as_positive(self.alpha, "alpha")
+
+
+def retrieve(space: DataSpace, prompt: str, options: Options) -> Retrieval:
+    """What an engine with `options` would be sharpened on for `prompt`; needs no model.
+
+    Raises:
+        ValueError: If the prompt is empty, or shares nothing with the space.
+    """
+    options = calibrated(space, options)
+    retriever = Retriever(
+        space, selector=selector(options.selector), k=options.k, lam=float(options.lam)
+    )
+    found = retriever.select(prompt, options.n)
+    return found if options.alpha is None else found.until(float(options.alpha))
+
+
+def calibrated(space: DataSpace, options: Options, *, prompts: int = 256) -> Options:
+    """`options` with numbers for whatever is `auto`: see `whet.space.calibrate`.
+
+    Nothing is stored: who asks often should keep what this gives. An engine does it once.
+
+    Raises:
+        ValueError: If too few documents of the data space can be held out.
+    """
+    if "auto" not in (options.lam, options.alpha):
+        return options
+    found = calibrate(
+        space,
+        n=options.n,
+        k=options.k,
+        lams=GRID if options.lam == "auto" else [float(options.lam)],
+        selector=selector(options.selector),
+        prompts=prompts,
+    )
+    alpha = found.alpha if options.alpha == "auto" else options.alpha
+    return replace(options, lam=found.lam, alpha=alpha)
+
+
+def build_space(
+    source: str | Path,
+    path: str | Path,
+    embedder: str = "lsa",
+    *,
+    text_field: str = "text",
+    progress: bool = False,
+) -> DataSpace:
+    """A data space of the texts of `source`; one that is there already gets what is new.
+
+    Raises:
+        WhetError: If the source cannot be read, or `path` holds something else.
+    """
+    documents = read_documents(source, text_field=text_field)
+    if Path(path).exists():
+        space = open_space(path)
+        if space.embedder.name != embedder:
+            raise EmbedderMismatch(
+                f"data space {path} was made by embedder {space.embedder.name}, not {embedder}: "
+                f"add to it with `--embedder {space.embedder.name}`, or choose another place"
+            )
+        return space.extend(documents, progress)
+    return DataSpace.build(
+        documents, path, embedder_of(embedder), progress, source=Path(source).name
+    )
+
+
+def open_space(path: str | Path) -> DataSpace:
+    """The data space at `path` with the embedder that made it, `hf:` ones included.
+
+    Raises:
+        SpaceError: If there is no whole data space at `path`.
+    """
+    made_by = read_meta(Path(path)).embedder
+    return DataSpace.open(path, embedder_of(made_by) if made_by.startswith("hf:") else None)
+
+
+def embedder_of(spec: str) -> Embedder | None:
+    """The embedder that `spec` names; None for `lsa`, which is fitted on the space itself.
+
+    Raises:
+        ValueError: If there is no such kind of embedder.
+    """
+    kind, _, name = spec.partition(":")
+    if spec == "lsa":
+        return None
+    if kind == "hf" and name:
+        from whet.adapt.embed import HiddenStates
+
+        return HiddenStates(name)
+    if kind == "st" and name:
+        from whet.space.embed import SentenceEncoder
+
+        return SentenceEncoder(name)
+    raise ValueError(
+        f"embedder is {spec!r}: expected lsa, st:NAME (sentence-transformers) or hf:NAME "
+        "(the hidden states of a Hugging Face model)"
+    )
