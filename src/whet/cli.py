@@ -301,6 +301,7 @@ def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) 
     from whet.evaluate.demo import demo, show_picks
 
     demo(out, model=model, files=files, n=n, progress=not quiet)
+    print(f"wrote {out / 'curves.png'}", file=sys.stderr)
     if not as_json:
         print(show_picks(out))
     _report(out / "run", None, as_json)
