@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whet.compat.nominate import Nominator
-from whet.maths.arrays import Array, as_count, as_positive, as_rows
+from whet.maths.arrays import Array, as_count, as_positive, as_rows, directions
 from whet.maths.posterior import Posterior
 from whet.select.selection import Selection
 from whet.select.sift import sift
@@ -179,7 +179,9 @@ class Retriever:
             order = np.argsort(ids)
             ids, rows = ids[order], rows[order]
         middle = perf_counter()
-        goals, candidates = (_unit(query), _unit(rows)) if self._normalize else (query, rows)
+        goals, candidates = (
+            (directions(query), directions(rows)) if self._normalize else (query, rows)
+        )
         goals = goals.mean(axis=0, keepdims=True) if mean_pooling else goals
         chosen = self._choose(goals, as_rows(candidates, "the index"), n)
         spent = RetrievalTime(middle - start, perf_counter() - middle)
@@ -238,11 +240,3 @@ def _targets(query: Any, place: int, d: int) -> Float[Array, "m d"]:
     if not rows.any(axis=1).all():
         raise ValueError(f"{name} holds a zero vector: no candidate tells anything about it")
     return rows.astype(np.float64)
-
-
-def _unit(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
-    """Rows of length one; a zero row stays zero, and is never picked before one that tells."""
-    wide = rows.astype(np.float64)
-    size = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit: Float[Array, "k d"] = np.divide(wide, size, out=np.zeros_like(wide), where=size > 0)
-    return unit

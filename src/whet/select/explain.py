@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from whet.maths.arrays import Array, as_rows
+from whet.maths.arrays import Array, as_rows, directions
 from whet.select.selection import Selection, first_of_equals
 
 _HEAD = ("pick", "row", "times", "gain", "share", "cosine", "like")
@@ -121,8 +121,8 @@ def explain(
         raise ValueError(f"the selection chose row {max(order)}, but there are {len(rows)} rows")
     if names is not None and len(names) != len(rows):
         raise ValueError(f"there are {len(names)} names for {len(rows)} candidates")
-    chosen = _unit(rows[order])
-    to_goals = chosen @ _unit(goals).T
+    chosen = directions(rows[order])
+    to_goals = chosen @ directions(goals).T
     counts, whole = selection.counts(), float(selection.gains.sum())
     picks = []
     for i, row in enumerate(order):
@@ -139,13 +139,6 @@ def explain(
 def _most_parallel(cosines: Float[Array, " k"]) -> tuple[int, float]:
     best = first_of_equals(np.abs(cosines))
     return best, float(np.clip(cosines[best], -1.0, 1.0))
-
-
-def _unit(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
-    wide = rows.astype(np.float64)
-    size = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit: Float[Array, "k d"] = np.divide(wide, size, out=np.zeros_like(wide), where=size > 0)
-    return unit
 
 
 def _short(name: str) -> str:
