@@ -17,10 +17,14 @@ code 2 is for a wrong call, 1 for a world that is not as it must be. Completion:
 
 
 def page() -> str:
-    parts = [HEAD, section("whet", [])]
-    assert isinstance(main, click.Group)
-    parts += [section(f"whet {verb}", [verb]) for verb in main.commands]
-    return "\n".join(parts)
+    return "\n".join([HEAD, *sections(main, [])])
+
+
+def sections(command: click.Command, words: list[str]) -> list[str]:
+    """The help of `command`, then that of the verbs below it."""
+    below = command.commands if isinstance(command, click.Group) else {}
+    own = section(" ".join(["whet", *words]), words)
+    return [own, *(page for verb in below for page in sections(below[verb], [*words, verb]))]
 
 
 def section(title: str, words: list[str]) -> str:

@@ -1,0 +1,79 @@
+"""Verbs that sharpen a model for a prompt: generate and score."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from whet.cli.shared import ADAPTATION, JSON, SELECTION, SPACE, calibrated_options, read, show
+from whet.evaluate.protocol import Switches
+
+
+@click.command()
+@SPACE
+@click.argument("prompt")
+@ADAPTATION
+@SELECTION
+@click.option("--max-tokens", default=128, show_default=True, help="Length of the answer.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is the likeliest answer.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the sampling.")
+@JSON
+def generate(
+    space: Path,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    as_json: bool,
+    **rest: Any,
+) -> None:
+    """Sharpen the model on SPACE for PROMPT, continue it, put the weights back ("-": stdin)."""
+    prompt = read(prompt)
+    answer = _engine(space, **rest).generate(
+        prompt, max_tokens=max_tokens, temperature=temperature, seed=seed
+    )
+    show({"prompt": prompt, **_record(answer)}, as_json, answer.text)
+
+
+@click.command()
+@SPACE
+@click.argument("text")
+@click.option("--prompt", help="What comes before TEXT [default: the first half of TEXT].")
+@ADAPTATION
+@SELECTION
+@JSON
+def score(space: Path, text: str, prompt: str | None, as_json: bool, **rest: Any) -> None:
+    """Bits per byte of TEXT before and after sharpening on what comes before it ("-": stdin)."""
+    from whet.evaluate.protocol import Task
+
+    text = read(text)
+    if prompt is None:
+        task = Task.of(text, Switches())
+        prompt, text = task.context, task.text
+    answer = _engine(space, **rest).score(text, prompt=prompt)
+    before, after = answer.base.bits_per_byte, answer.score.bits_per_byte
+    record = {"base": before, "sharpened": after, **_record(answer)}
+    plain = f"{before:.4f} bits per byte, sharpened {after:.4f} ({100 * after / before:.1f} %)"
+    show(record, as_json, plain)
+
+
+def _engine(
+    space: Path, *, model: str, mode: str, lr: float | None, rank: int | None, **rest: Any
+) -> Any:
+    from whet.adapt.model import LanguageModel
+    from whet.engine import Engine
+    from whet.spaces import open_space
+
+    loaded, opened = LanguageModel.load(model), open_space(space)
+    return Engine(
+        opened,
+        loaded,
+        loaded.adaptation(mode, lr=lr, rank=rank),
+        options=calibrated_options(opened, **rest),
+    )
+
+
+def _record(answer: Any) -> dict[str, Any]:
+    trace = [asdict(step) for step in answer.trace]
+    return {"text": answer.text, "trace": trace, "seconds": answer.seconds}

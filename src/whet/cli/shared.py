@@ -1,0 +1,77 @@
+"""Options that several verbs take, and how every verb reads and prints."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from whet.adapt.adaptation import MODES
+from whet.select.table import SELECTORS
+
+
+def number_or_auto(value: Any) -> Any:
+    return value if value == "auto" else click.FLOAT.convert(value, None, None)
+
+
+Verb = Callable[..., Any]
+AUTO: dict[str, Any] = {"type": number_or_auto, "metavar": "NUMBER|auto"}
+PATH = click.Path(path_type=Path)
+SPACE = click.argument("space", type=PATH)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+
+
+def options(*decorators: Callable[[Verb], Verb]) -> Callable[[Verb], Verb]:
+    def apply(verb: Verb) -> Verb:
+        for decorator in reversed(decorators):
+            verb = decorator(verb)
+        return verb
+
+    return apply
+
+
+SELECTION = options(
+    click.option("-n", default=50, show_default=True, help="Texts to select, repeats included."),
+    click.option("-k", default=200, show_default=True, help="Candidates nearest the prompt."),
+    click.option(
+        "--lam", default=0.01, show_default=True, help="λ', the noise: small is diverse.", **AUTO
+    ),
+    click.option(
+        "--selector", type=click.Choice(list(SELECTORS)), default="sift", show_default=True
+    ),
+    click.option("--alpha", help="Stop before the first step with σ > 1 / (α n).", **AUTO),
+)
+ADAPTATION = options(
+    click.option("--model", default="whet-nano", show_default=True, help="Name, folder or hub id."),
+    click.option("--mode", type=click.Choice(list(MODES)), default="full", show_default=True),
+    click.option("--lr", type=float, help="Learning rate [default: the model's, or the mode's]."),
+    click.option("--rank", type=int, help="Rank of LoRA [default: 32]."),
+)
+
+
+def calibrated_options(space: Any, **selection: Any) -> Any:
+    """Options with numbers for `auto`, which are told, so that the next call may name them."""
+    from whet.spaces import Options, calibrated
+
+    asked = Options(**selection)
+    found = calibrated(space, asked)
+    if found is not asked:
+        alpha = "" if found.alpha is None else f" --alpha {found.alpha:.3g}"
+        print(f"chosen on the data space: --lam {found.lam:g}{alpha}", file=sys.stderr)
+    return found
+
+
+def read(prompt: str) -> str:
+    return sys.stdin.read() if prompt == "-" else prompt
+
+
+def line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 80 else flat[:79] + "…"
+
+
+def show(record: dict[str, Any], as_json: bool, plain: str) -> None:
+    print(json.dumps(record) if as_json else plain)

@@ -1,0 +1,126 @@
+"""Verbs that need no model: make a data space, select from it, ask why."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from whet.cli.shared import (
+    JSON,
+    PATH,
+    QUIET,
+    SELECTION,
+    SPACE,
+    calibrated_options,
+    line,
+    read,
+    show,
+)
+
+
+@click.command()
+@click.argument("source")
+@SPACE
+@click.option("--embedder", default="lsa", show_default=True, help="lsa, st:NAME or hf:NAME.")
+@click.option("--text-field", default="text", show_default=True, help="Field that holds the text.")
+@JSON
+@QUIET
+def index(
+    source: str, space: Path, embedder: str, text_field: str, as_json: bool, quiet: bool
+) -> None:
+    """Make a data space of SOURCE: JSONL(.gz), Parquet, a folder of texts, or hf:DATASET.
+
+    Run again, it adds what is new in SOURCE and keeps the rest.
+    """
+    from whet.spaces import build_space
+
+    made = build_space(source, space, embedder, text_field=text_field, progress=not quiet)
+    record = {"space": str(space), "documents": len(made), "embedder": made.embedder.name}
+    record |= {"dimension": made.dimension}
+    show(record, as_json, f"{space}: {len(made):,} documents, {made.embedder.name}")
+
+
+@click.command()
+@SPACE
+@click.argument("prompt", required=False)
+@SELECTION
+@click.option("--targets", type=PATH, help="Texts to choose for, all at once, in PROMPT's place.")
+@click.option("--out", type=PATH, help="File for the JSON lines of --targets [default: stdout].")
+@click.option("--no-repeats", is_flag=True, help="With --targets: pick no text twice.")
+@JSON
+def select(
+    space: Path, prompt: str | None, targets: Path | None, out: Path | None, no_repeats: bool,
+    as_json: bool, **selection: Any,
+) -> None:  # fmt: skip
+    """The texts of SPACE that tell most about the answer to PROMPT, in order ("-": stdin).
+
+    With --targets, a training set for all texts of a file (as for `whet index`): a JSON line a
+    picked text, the most useful first, with how often it was picked (count), its first pick (rank)
+    and by what share it lowered the targets' variance (gain). See docs/targeted.md.
+    """
+    if (prompt is None) == (targets is None):
+        raise click.UsageError("give either PROMPT or --targets FILE")
+    if targets is not None:
+        _select_targeted(space, targets, out, as_json, not no_repeats, **selection)
+        return
+    if out is not None or no_repeats:
+        raise click.UsageError("--out and --no-repeats go with --targets FILE")
+    assert prompt is not None
+    from whet.spaces import open_space, retrieve
+
+    opened = open_space(space)
+    found = retrieve(opened, read(prompt), calibrated_options(opened, **selection))
+    sigma = found.selection.sigma
+    picks: list[dict[str, Any]] = [
+        {"id": d.id, "sigma": float(s), "gain": float(g), "text": d.text}
+        for d, s, g in zip(found.documents, sigma[1:], found.selection.gains, strict=True)
+    ]
+    lines = [f"{p['sigma']:.4f}  {p['id']}  {line(p['text'])}" for p in picks]
+    record = {"prompt": prompt, "sigma": sigma.tolist(), "picks": picks}
+    show(record, as_json, "\n".join(["σ       id  text", *lines]))
+
+
+def _select_targeted(
+    space: Path, targets: Path, out: Path | None, as_json: bool, repeats: bool,
+    *, n: int, k: int, lam: Any, selector: str, alpha: Any,
+) -> None:  # fmt: skip
+    if selector != "sift" or alpha is not None or lam == "auto":
+        raise click.UsageError("--selector, --alpha and auto are for one PROMPT, not for --targets")
+    from whet.space.documents import read_documents
+    from whet.space.targeted import training_set
+    from whet.spaces import open_space
+
+    texts = [document.text for document in read_documents(targets)]
+    made = training_set(open_space(space), texts, n, k=k, lam=lam, repeats=repeats)
+    summary: dict[str, Any] = {
+        "targets": len(texts),
+        "candidates": len(made.candidates),
+        "steps": n,
+    }
+    summary |= {"documents": len(made), "sigma": float(made.selection.sigma[-1])}
+    if out is None:
+        record = summary | {"picks": list(made.records())}
+        show(record, as_json, "".join(made.lines()).rstrip("\n"))
+        return
+    made.write(out)
+    plain = f"{out}: {len(made):,} texts, {n:,} steps, for {len(texts):,} targets"
+    show({"out": str(out), **summary}, as_json, f"{plain}; σ {summary['sigma']:.4f}")
+
+
+@click.command()
+@SPACE
+@click.argument("prompt")
+@SELECTION
+@JSON
+def why(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
+    """Why each text was chosen for PROMPT: what it told, and the earlier pick it is most like."""
+    from whet.select.explain import explain
+    from whet.spaces import open_space, retrieve
+
+    opened = open_space(space)
+    found = retrieve(opened, read(prompt), calibrated_options(opened, **selection))
+    names = [f"{d.id}  {line(d.text)}" for d in opened.documents(found.candidates.rows)]
+    told = explain(found.selection, found.query, found.candidates.vectors, names=names)
+    ids = [document.id for document in found.documents]
+    picks = [{"id": name, **row} for name, row in zip(ids, told.rows(), strict=True)]
+    show({"prompt": prompt, "sigma": told.sigma, "picks": picks}, as_json, str(told))
