@@ -49,7 +49,7 @@ def test_every_pick_is_the_best_for_all_targets_together(space, m, repeats):
     goals = space.embedder.encode(targets).astype(float)
     near = [set(found.rows.tolist()) for found in space.search(goals, 12)]
     assert made.candidates.tolist() == sorted(set.union(*near))
-    candidates = space.vectors[made.candidates].astype(float)
+    candidates = space.vectors(made.candidates).astype(float)
     picks = brute_force(candidates, goals, 8, repeats)
     assert made.selection.indices.tolist() == picks
     assert len(made) == len(set(picks)) and (repeats or len(made) == 8)
@@ -105,7 +105,7 @@ def test_many_targets_need_no_more_than_as_many_as_dimensions(space):
     targets = [" ".join(np.random.default_rng(i).choice(WORDS, 3)) for i in range(200)]
     made = training_set(space, targets, 20, k=24, lam=LAM)
     goals = space.embedder.encode(targets).astype(float)
-    rows = space.vectors[made.candidates].astype(float)
+    rows = space.vectors(made.candidates).astype(float)
     assert made.selection.variance[0] == pytest.approx(200, rel=1e-6)
     left = variances(rows[made.selection.indices], goals, LAM)
     assert made.selection.variance[-1] == pytest.approx(left, rel=1e-8)

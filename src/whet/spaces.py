@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from whet.errors import EmbedderMismatch
+from whet.errors import EmbedderMismatch, SpaceError
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 from whet.space.calibrate import GRID, calibrate
 from whet.space.documents import read_documents
 from whet.space.embed import Embedder
-from whet.space.meta import read_meta
+from whet.space.filters import Filter, parse
+from whet.space.manifest import FILE, Labels, read_manifest
 from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import DataSpace
 
@@ -33,6 +34,9 @@ class Options:
     alpha: float | Auto | None = None
     """Stop before the first step m with σ_m > 1 / (α m); none takes all n steps, auto chooses."""
 
+    where: str | None = None
+    """What a candidate must pass, such as `set == "github" and year >= 2010`."""
+
     def __post_init__(self) -> None:
         selector(self.selector)
         as_count(self.n, "n")
@@ -41,6 +45,11 @@ class Options:
             as_positive(self.lam, "lam")
         if self.alpha not in (None, "auto"):
             as_positive(self.alpha, "alpha")
+        self.filter()
+
+    def filter(self) -> Filter | None:
+        """`where`, read."""
+        return None if self.where is None else parse(self.where)
 
 
 def retrieve(space: DataSpace, prompt: str, options: Options) -> Retrieval:
@@ -51,7 +60,11 @@ def retrieve(space: DataSpace, prompt: str, options: Options) -> Retrieval:
     """
     options = calibrated(space, options)
     retriever = Retriever(
-        space, selector=selector(options.selector), k=options.k, lam=float(options.lam)
+        space,
+        selector=selector(options.selector),
+        k=options.k,
+        lam=float(options.lam),
+        where=options.filter(),
     )
     found = retriever.select(prompt, options.n)
     return found if options.alpha is None else found.until(float(options.alpha))
@@ -67,8 +80,9 @@ def calibrated(space: DataSpace, options: Options, *, prompts: int = 256) -> Opt
     """
     if "auto" not in (options.lam, options.alpha):
         return options
+    where = options.filter()
     found = calibrate(
-        space,
+        space if where is None else space.restricted(where),
         n=options.n,
         k=options.k,
         lams=GRID if options.lam == "auto" else [float(options.lam)],
@@ -85,24 +99,33 @@ def build_space(
     embedder: str = "lsa",
     *,
     text_field: str = "text",
+    labels: Labels | None = None,
     progress: bool = False,
 ) -> DataSpace:
     """A data space of the texts of `source`; one that is there already gets what is new.
+
+    One that was killed on the way goes on where it stopped. With `labels`, see docs/space.md.
 
     Raises:
         WhetError: If the source cannot be read, or `path` holds something else.
     """
     documents = read_documents(source, text_field=text_field)
-    if Path(path).exists():
+    name = Path(source).name
+    if (Path(path) / FILE).exists():
         space = open_space(path)
         if space.embedder.name != embedder:
             raise EmbedderMismatch(
                 f"data space {path} was made by embedder {space.embedder.name}, not {embedder}: "
                 f"add to it with `--embedder {space.embedder.name}`, or choose another place"
             )
-        return space.extend(documents, progress)
+        if labels not in (None, space.manifest.labels):
+            raise SpaceError(
+                f"data space {path} has labels {space.manifest.labels}, not {labels}: they are "
+                "chosen when it is made"
+            )
+        return space.extend(documents, progress, source=name)
     return DataSpace.build(
-        documents, path, embedder_of(embedder), progress, source=Path(source).name
+        documents, path, embedder_of(embedder), progress, source=name, labels=labels
     )
 
 
@@ -112,7 +135,7 @@ def open_space(path: str | Path) -> DataSpace:
     Raises:
         SpaceError: If there is no whole data space at `path`.
     """
-    made_by = read_meta(Path(path)).embedder
+    made_by = read_manifest(Path(path)).embedder
     return DataSpace.open(path, embedder_of(made_by) if made_by.startswith("hf:") else None)
 
 

@@ -22,8 +22,8 @@ from whet.evaluate.protocol import Switches
 from whet.evaluate.provenance import fingerprint, provenance
 from whet.evaluate.trial import Evaluator, Row
 from whet.maths.arrays import as_count
-from whet.space.build import locked
 from whet.space.documents import Document, read_documents
+from whet.space.files import locked
 from whet.space.progress import bar
 from whet.spaces import open_space
 

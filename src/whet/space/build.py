@@ -1,211 +1,248 @@
-"""Documents in, a data space out: whole or not at all.
+"""Documents in, segments out: an addition is seen whole or not at all, and a killed one goes on.
 
-The documents are streamed to the rows file, then read back to fit and to embed, so memory holds
-their ids and one batch. A new data space is written in a folder beside its place and renamed; an
-addition is written in new files, and `meta.json` is replaced last.
+Documents are spooled to parts, the parts embedded one after another, by length, and then sealed as
+segments that the manifest names last. Each part is journaled, so what is done is not done again
+(`staging`). Memory holds a part, 16 bytes a document, and what building an index takes.
 """
 
-import errno
-import fcntl
+import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from whet import __version__
-from whet.errors import SourceError, SpaceError
+from whet.errors import ModelError, SourceError
 from whet.maths.arrays import Array
 from whet.space.documents import Document
 from whet.space.embed import LSA, Embedder
-from whet.space.meta import Meta, read_meta, sync_folder
+from whet.space.files import naming_no_room, replacing
+from whet.space.manifest import STAGING, Labels, Manifest
 from whet.space.progress import bar
-from whet.space.rows import Rows, RowsWriter
-from whet.space.vectors import begin, put
+from whet.space.rows import as_strings
+from whet.space.sealing import label_of, seal
+from whet.space.segments import Segments
+from whet.space.staging import CHARACTERS, EMBEDDER, PART, Seen, Staging, Texts
+from whet.space.vectors import as_stored, odd_lengths
+from whet.space.writer import SegmentsWriter
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-UNIT = 1e-3  # how far from 1 the length of an embedder's vector may be
+FAILED = "failed.jsonl"
+LARGEST = 65_000.0  # of a number in float16
+Reading = Iterable[Document | SourceError]
+"""Documents; an error stands for one that cannot be read, where its source can go on."""
 
 
 def build(
-    documents: Iterable[Document],
+    documents: Reading,
     path: Path,
     embedder: Embedder | None,
     source: str,
+    labels: Labels | None,
     progress: bool,
 ) -> None:
     """Write a new data space; without an embedder, `lsa` is fitted on the documents."""
-    with _beside(path) as folder:
-        with RowsWriter(folder / "rows.arrow") as writer:
-            _spool(documents, writer, None, progress)
-        rows = Rows(folder / "rows.arrow")
-        if not len(rows):
-            raise SourceError("no documents: a data space needs at least one")
-        if embedder is None:
-            with bar("fitting lsa", None, show=progress):
-                embedder = LSA.fit(rows.texts)
-        if isinstance(embedder, LSA):
-            embedder.save(folder / "embedder")
-            _sync_files(folder / "embedder")
-        _embed(folder / "vectors.npy", rows, 0, None, embedder, progress)
-        Meta(
-            embedder=embedder.name,
-            fingerprint=embedder.fingerprint,
-            dimension=embedder.dimension,
-            count=len(rows),
-            source=source,
-            whet=__version__,
-        ).write(folder)
-
-
-def extend(documents: Iterable[Document], path: Path, embedder: Embedder, progress: bool) -> None:
-    """Add what is new among `documents` to a data space that is `locked`."""
-    meta, mark = read_meta(path), secrets.token_hex(4)
-    old, stored = Rows(path / meta.rows), path / meta.vectors
-    new = replace(meta, rows=f"rows-{mark}.arrow", vectors=f"vectors-{mark}.npy", whet=__version__)
-    try:
-        with _no_room(path):
-            with RowsWriter(path / new.rows) as writer:
-                writer.copy(old)
-                _spool(documents, writer, old, progress)
-            rows = Rows(path / new.rows)
-            if len(rows) > len(old):
-                _embed(path / new.vectors, rows, len(old), stored, embedder, progress)
-                replace(new, count=len(rows)).write(path)
-    finally:
-        _sweep(path)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The sole right to write in `folder`, until left or until the process dies."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    if embedder is None and labels is not None and labels.public is None:
+        raise ValueError(
+            "lsa would be fitted on texts that not everybody may read: name the label of the "
+            "public ones (--public), or choose a pretrained embedder (st:NAME or hf:NAME)"
+        )
+    there = path.exists()
+    new = Manifest(embedder="", fingerprint="", dimension=0, source=source, labels=labels)
+    with SegmentsWriter(path, new=new) as writer:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SpaceError(f"{folder} is being written by another process: wait") from error
-        yield
-    finally:
-        os.close(descriptor)
+            _add(writer, documents, embedder, source, progress)
+        except (ValueError, SourceError):
+            if not there:
+                os.rmdir(path)
+            raise
 
 
-def _spool(
-    documents: Iterable[Document], writer: RowsWriter, old: Rows | None, progress: bool
-) -> None:
-    """Write the documents that are not among the `old` ones."""
-    row_of = {name: row for row, name in enumerate(old.ids)} if old else {}
-    place: dict[str, int] = {}
-    with bar("reading", None, show=progress) as done:
-        for number, document in enumerate(documents, start=1):
-            first = place.setdefault(document.id, number)
-            if first != number:
-                raise SourceError(
-                    f"id {document.id!r} is given twice, to documents {first} and {number} of the "
-                    "source: ids must differ"
-                )
-            row = row_of.get(document.id)
-            if row is None:
-                writer.add(document)
-            elif old and old.text(row) != document.text:
-                raise SourceError(
-                    f"id {document.id!r} is in the data space with another text: give the new "
-                    "text another id, or rebuild the data space"
-                )
-            done(1)
+def extend(documents: Reading, path: Path, embedder: Embedder, source: str, progress: bool) -> None:
+    """Add what is new among `documents`; the data space's `lsa` stays as it is."""
+    with SegmentsWriter(path) as writer:
+        Segments.open(path, fingerprint=embedder.fingerprint).close()
+        _add(writer, documents, embedder, source, progress)
 
 
-def _embed(
-    path: Path, rows: Rows, old: int, stored: Path | None, embedder: Embedder, progress: bool
-) -> None:
-    """Write the vectors of all rows; those of the first `old` are copied from `stored`."""
-    with path.open("wb") as file, bar("embedding", len(rows) - old, show=progress) as done:
-        begin(file, len(rows), embedder.dimension)
-        if stored:
-            known = np.load(stored, mmap_mode="r", allow_pickle=False)
-            file.write(known.data)
-        row = 0
-        for batch in rows.batches():
-            if row >= old:  # a batch of new rows begins where the old ones end
-                ids, texts = batch.column("id").to_pylist(), batch.column("text").to_pylist()
-                put(file, _encoded(embedder, ids, texts))
-                done(len(ids))
-            row += len(batch)
-        file.flush()
-        os.fsync(file.fileno())
+def _add(
+    writer: SegmentsWriter, documents: Reading, embedder: Embedder | None, source: str,
+    progress: bool,
+) -> None:  # fmt: skip
+    """What is wrong with the call or the source leaves nothing; from all else it can go on."""
+    name, fingerprint = (embedder.name, embedder.fingerprint) if embedder else (LSA.name, "")
+    plan = {"source": source, "embedder": name, "fingerprint": fingerprint}
+    with naming_no_room(writer.path):
+        staging = Staging(writer.path / STAGING, plan)
+        try:
+            if not staging.read:
+                _spool(documents, staging, writer.snapshot(), progress)
+            used = embedder or _fitted(writer, staging, progress)
+            _embed(staging, used, progress)
+            _commit(writer, staging, used, progress)
+        except (ValueError, SourceError):
+            staging.remove()
+            raise
+        staging.remove()
 
 
-def _encoded(embedder: Embedder, ids: list[str], texts: list[str]) -> Float[Array, "n d"]:
-    vectors = np.asarray(embedder.encode(texts), dtype=np.float32)
-    if vectors.shape != (len(texts), embedder.dimension):
-        raise SpaceError(
-            f"embedder {embedder.name} made vectors of shape {vectors.shape} of {len(texts)} texts,"
+def _spool(documents: Reading, staging: Staging, now: Segments, progress: bool) -> None:
+    """Write the documents that are new; going on, those of earlier parts are met again."""
+    seen = Seen()
+    for part in range(staging.parts):
+        rows = staging.rows(part)
+        for name, text in zip(*(as_strings(rows[c]) for c in ("id", "text")), strict=True):
+            seen.same(name, text)
+    with (staging.folder / FAILED).open("w", encoding="utf-8") as log:
+        with bar("reading", None, show=progress) as done:
+            for batch in _parts(documents, done):
+                fresh, failures = _new(batch, seen, now)
+                log.writelines(json.dumps(failure) + "\n" for failure in failures)
+                if fresh:
+                    staging.put(fresh)
+    staging.end()
+
+
+def _parts(
+    documents: Reading, done: Callable[[int], None]
+) -> Iterator[list[Document | SourceError]]:
+    part: list[Document | SourceError] = []
+    characters = 0
+    for item in documents:
+        part.append(item)
+        characters += len(item.text) if isinstance(item, Document) else 0
+        done(1)
+        if len(part) == PART or characters >= CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
+
+
+def _new(
+    batch: list[Document | SourceError], seen: Seen, now: Segments
+) -> tuple[list[Document], list[dict[str, str]]]:
+    """The documents that are nowhere yet, and what is wrong with others."""
+    failures = [{"reason": str(item)} for item in batch if isinstance(item, SourceError)]
+    fresh = []
+    for item in batch:
+        if isinstance(item, Document):
+            same = seen.same(item.id, item.text)
+            if same is None:
+                fresh.append(item)
+            elif not same:
+                failures.append({"id": item.id, "reason": "its id is given twice, with two texts"})
+    rows = now.find([document.id for document in fresh])
+    stored = iter(now.rows(rows[rows >= 0], ["text"])["text"].to_pylist())
+    left = []
+    for document, row in zip(fresh, rows.tolist(), strict=True):
+        if row < 0:
+            left.append(document)
+        elif next(stored) != document.text:
+            reason = "its id is in the data space with another text: delete that one first"
+            failures.append({"id": document.id, "reason": reason})
+    return left, failures
+
+
+def _fitted(writer: SegmentsWriter, staging: Staging, progress: bool) -> LSA:
+    """The data space's own embedder, fitted on what everybody may read."""
+    final = writer.path / EMBEDDER
+    if final.exists():  # it was killed just before its end
+        return LSA.load(final)
+    folder = staging.folder / EMBEDDER
+    if not folder.exists():
+        labels = writer.manifest.labels
+        kept = None if labels is None else lambda meta: label_of(meta, labels) == labels.public
+        texts = Texts(staging, kept)
+        if not len(texts):
+            raise SourceError("no documents to fit lsa on: it needs at least one")
+        with bar("fitting lsa", None, show=progress), replacing(folder) as new:
+            LSA.fit(texts).save(new)
+    return LSA.load(folder)
+
+
+def _embed(staging: Staging, embedder: Embedder, progress: bool) -> None:
+    total = sum(staging.count(part) for part in range(staging.parts))
+    with bar("embedding", total, show=progress) as done:
+        for part in range(staging.parts):
+            if not staging.embedded(part):
+                texts = as_strings(staging.rows(part)["text"])
+                vectors, failures = _encoded(embedder, texts)
+                staging.embed(part, vectors, failures)
+            done(staging.count(part))
+
+
+def _encoded(embedder: Embedder, texts: list[str]) -> tuple[Float[Array, "n d"], dict[int, str]]:
+    """Vectors as they are stored, and what is wrong with texts whose row is NaN instead."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    rows, failures = _tried(embedder, [texts[i] for i in order])
+    unit = _normalized(embedder)
+    odd = odd_lengths(rows) if unit else np.flatnonzero(~(np.abs(rows) < LARGEST).all(axis=1))
+    for i in odd.tolist():
+        told = f"embedder {embedder.name} made a vector of length {np.linalg.norm(rows[i])} of it"
+        failures.setdefault(i, told)
+    rows[list(failures)] = 0
+    stored = as_stored(rows, unit)
+    stored[list(failures)] = np.nan
+    vectors = np.empty_like(stored)
+    vectors[order] = stored
+    return vectors, {order[i]: reason for i, reason in failures.items()}
+
+
+def _tried(embedder: Embedder, texts: list[str]) -> tuple[Float[Array, "n d"], dict[int, str]]:
+    """All that can be embedded: of a batch that cannot, its halves."""
+    try:
+        rows = np.array(embedder.encode(texts), dtype=np.float32)
+    except (ValueError, ModelError) as error:
+        if len(texts) == 1:
+            return np.full((1, embedder.dimension), np.nan, np.float32), {0: str(error)}
+        middle = len(texts) // 2
+        one, first = _tried(embedder, texts[:middle])
+        two, second = _tried(embedder, texts[middle:])
+        return np.concatenate([one, two]), first | {i + middle: r for i, r in second.items()}
+    if rows.shape != (len(texts), embedder.dimension):
+        raise ModelError(
+            f"embedder {embedder.name} made vectors of shape {rows.shape} of {len(texts)} texts,"
             f" expected dimension {embedder.dimension}"
         )
-    lengths = np.linalg.norm(vectors, axis=1)
-    wrong = np.flatnonzero(~((lengths == 0) | (np.abs(lengths - 1) < UNIT)))
-    if len(wrong):
-        raise SpaceError(
-            f"embedder {embedder.name} made a vector of length {lengths[wrong[0]]} of document "
-            f"{ids[wrong[0]]!r}: expected 1, or 0 where the text tells nothing"
-        )
-    return vectors
+    return rows, {}
 
 
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, renamed to it at the end; removed if an error gets in between.
-
-    Only a kill leaves it behind: a folder `….partial-…` may be deleted once its writer is dead.
-    """
-    if path.exists():
-        raise SpaceError(f"{path} exists: open and extend it, or choose another place")
-    folder = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise SpaceError(f"{path} cannot be made: {error.strerror}") from error
-    try:
-        with _no_room(path):
-            yield folder
-            try:
-                os.rename(folder, path)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                raise SpaceError(f"{path} was made meanwhile by another process") from error
-            sync_folder(path.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _commit(writer: SegmentsWriter, staging: Staging, embedder: Embedder, progress: bool) -> None:
+    """Seal the parts as segments, and name them."""
+    first, labels, path = writer.manifest.next, writer.manifest.labels, writer.path
+    total = sum(len(batch.ids) for batch in staging.batches(first))
+    failures = list(staging.failures(FAILED))
+    if not total and not first:
+        told = f" ({failures[0]['reason']}, and others)" if failures else ""
+        raise SourceError(f"no documents: a data space needs at least one{told}")
+    with bar("writing", total, show=progress) as done:
+        names = seal(staging.folder, "sealed", lambda: staging.batches(first),
+                     embedder.dimension, labels, done, indexed=_normalized(embedder))  # fmt: skip
+    failed = _log(path / FAILED, failures)
+    if not total and failed == writer.manifest.failed:
+        return
+    changes: dict[str, Any] = {"next": first + total, "failed": failed}
+    if not first:
+        changes |= {"embedder": embedder.name, "fingerprint": embedder.fingerprint,
+                    "dimension": embedder.dimension,
+                    "normalized": _normalized(embedder)}  # fmt: skip
+        if (staging.folder / EMBEDDER).exists():
+            (staging.folder / EMBEDDER).rename(path / EMBEDDER)
+    writer.adopt(staging.folder, names, **changes)
 
 
-@contextmanager
-def _no_room(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise SpaceError(
-            f"{path} cannot be written ({error.strerror}): nothing was changed"
-        ) from error
+def _normalized(embedder: Embedder) -> bool:
+    """Whether its vectors have length 1 or 0; so they have unless the embedder denies it."""
+    return bool(getattr(embedder, "normalized", True))
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the files of rows and vectors that `meta.json` does not name."""
-    meta = read_meta(folder)
-    for path in [*folder.glob("rows*.arrow"), *folder.glob("vectors*.npy")]:
-        if path.name not in (meta.rows, meta.vectors):
-            path.unlink()
-
-
-def _sync_files(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    sync_folder(folder)
+def _log(path: Path, failures: list[dict[str, str]]) -> int:
+    """Tell what could not be added, each once; gives how many there are by now."""
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    told = dict.fromkeys([*lines, *(json.dumps(failure) for failure in failures)])
+    if len(told) > len(lines):
+        with replacing(path) as new:
+            new.write_text("".join(line + "\n" for line in told), "utf-8")
+    return len(told)

@@ -19,7 +19,7 @@ from whet.select.selection import Selection, Selector
 from whet.select.sift import sift
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
-from whet.space.vectors import Candidates, Sign
+from whet.space.store import Near, Sign
 
 GRID = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # both of λ' and of the model's noise
 FEWEST = 8  # prompts: fewer say nothing about a standard error
@@ -118,7 +118,7 @@ class _Task(NamedTuple):
 
 
 def _tasks(space: DataSpace, prompts: int, k: int, sign: Sign, seed: int) -> list[_Task]:
-    order = np.random.default_rng(seed).permutation(len(space))
+    order = np.random.default_rng(seed).permutation(space.rows)
     tasks: list[_Task] = []
     for start in range(0, len(order), prompts):
         own = order[start : start + prompts]
@@ -136,7 +136,7 @@ def _tasks(space: DataSpace, prompts: int, k: int, sign: Sign, seed: int) -> lis
     return tasks
 
 
-def _others(near: Candidates, own: int, k: int) -> Bool[Array, " near"]:
+def _others(near: Near, own: int, k: int) -> Bool[Array, " near"]:
     """At most `k` of the nearest, the document itself left out."""
     kept: Bool[Array, " near"] = near.rows != own
     if kept.sum() > k:
@@ -159,7 +159,7 @@ def _second_halves(
         for task, selection in zip(tasks, selections, strict=True)
     ]
     rows = np.unique(np.concatenate(picked)).tolist()
-    halves = space.embedder.encode([_halves(space.text(row))[1] for row in rows])
+    halves = space.embedder.encode([_halves(text)[1] for text in space.texts(rows)])
     return dict(zip(rows, halves.astype(np.float64), strict=True))
 
 

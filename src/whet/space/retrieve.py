@@ -14,8 +14,9 @@ from whet.select.baselines import nearest, nearest_repeated
 from whet.select.selection import Selection, Selector
 from whet.select.sift import sift
 from whet.space.documents import Document
+from whet.space.filters import Filter
 from whet.space.space import DataSpace
-from whet.space.vectors import Candidates, Sign
+from whet.space.store import Near, Sign
 
 NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # an opposite text is far to them
 
@@ -30,7 +31,7 @@ class Retrieval:
     """Their rows in the data space."""
     selection: Selection
     """The choice among the candidates."""
-    candidates: Candidates
+    candidates: Near
     query: Float[Array, " d"]
     """The prompt's embedding."""
     seconds: dict[str, float]
@@ -57,21 +58,25 @@ class Retriever:
         k: int = 200,
         lam: float = 0.01,
         sign: Sign | None = None,
+        where: Filter | None = None,
     ) -> None:
         """See `select`.
 
         Args:
             space: Where to look.
             selector: Orders the candidates.
-            k: Number of candidates, at most the number of documents.
+            k: Number of candidates, at most the number of documents that pass.
             lam: λ' of the paper, for the selector.
             sign: Candidates by |cosine| (`both`) or by cosine (`positive`); None means `positive`
                 for `nearest` and `nearest_repeated`, else `both`.
+            where: What a document must pass to be a candidate.
+
+        Raises:
+            ValueError: If a number is out of range, or the filter has a field of no document.
         """
-        self.space, self.selector = space, selector
+        self.space, self.selector, self.where = space, selector, where
         self.k, self.lam = as_count(k, "k"), as_positive(lam, "lam")
-        if self.k > len(space):
-            raise ValueError(f"k is {k}, but the data space holds {len(space)} documents: lower k")
+        space.assert_holds(self.k, where)
         self.sign: Sign = sign or ("positive" if selector in NEAREST else "both")
 
     def select(self, prompt: str, n: int) -> Retrieval:
@@ -91,7 +96,7 @@ class Retriever:
                 f"prompt shares no term with the data space, as {self.space.embedder.name} sees "
                 "them: there is nothing near it"
             )
-        [candidates] = self.space.search(query, self.k, sign=self.sign)
+        [candidates] = self.space.search(query, self.k, sign=self.sign, where=self.where)
         searched = time.perf_counter()
         selection = self.selector(query[0], candidates.vectors, n, lam=self.lam)
         seconds = {
@@ -100,6 +105,7 @@ class Retriever:
             "select": time.perf_counter() - searched,
         }
         rows = candidates.rows[selection.indices]
-        known = {row: self.space.rows.document(row) for row in np.unique(rows).tolist()}
-        documents = tuple(known[row] for row in rows.tolist())
+        distinct, place = np.unique(rows, return_inverse=True)
+        known = self.space.documents(distinct)
+        documents = tuple(known[i] for i in place)
         return Retrieval(documents, rows, selection, candidates, query[0], seconds)

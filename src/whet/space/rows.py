@@ -1,122 +1,97 @@
-"""What is known of each row of a data space, in one memory-mapped Arrow file."""
+"""The rows of a segment in one memory-mapped Arrow file: read where they lie, nothing is loaded."""
 
-import json
-import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from whet.errors import SpaceError
-from whet.space.documents import Document
+from whet.maths.arrays import Array
+from whet.space.store import COLUMNS, SCHEMA
 
-SCHEMA = pa.schema({name: pa.large_string() for name in ("id", "text", "meta")})
-ROWS, CHARACTERS = 1024, 16_000_000  # a batch ends at the first of these
+ROWS, BYTES = 1024, 16_000_000  # a batch ends at the first of these
 
 
 class Rows:
-    """The rows of an Arrow file: read where they lie, nothing is loaded."""
+    """Texts and metadata, by place in the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, starts: Sequence[int]) -> None:
+        """Args:
+        path: What a `RowsWriter` wrote.
+        starts: Its `starts`.
+        """
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            if not reader.schema.equals(SCHEMA):
-                raise SpaceError(
-                    f"{path} has columns {reader.schema.names}, expected id, text, meta"
-                )
-            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except (pa.ArrowException, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise SpaceError(f"{path} cannot be read: {reason}") from error
-        self._starts = np.cumsum([0] + [len(batch) for batch in self._batches])
+        if not self._reader.schema.equals(SCHEMA):
+            raise SpaceError(
+                f"{path} has columns {self._reader.schema.names}, expected id, text, meta"
+            )
+        self._path, self._starts = path, np.array(starts, np.int64)
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def text(self, row: int) -> str:
-        return self._value("text", row)
-
-    def document(self, row: int) -> Document:
-        meta = json.loads(self._value("meta", row))
-        return Document(self._value("id", row), self.text(row), meta)
-
-    @cached_property
-    def ids(self) -> list[str]:
-        return [name for batch in self._batches for name in batch.column("id").to_pylist()]
-
-    @property
-    def texts(self) -> Sequence[str]:
-        """All texts, each read when asked for."""
-        return _Texts(self)
+    def take(self, places: Int[Array, " n"], columns: Sequence[str] = COLUMNS) -> pa.Table:
+        """The rows at `places`, in that order."""
+        parts, order = [], []
+        batches = np.searchsorted(self._starts, places, side="right") - 1
+        for number in np.unique(batches).tolist():
+            chosen = np.flatnonzero(batches == number)
+            batch = self._batch(number).select(list(columns))
+            parts.append(batch.take(pa.array(places[chosen] - self._starts[number])))
+            order.append(chosen)
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        table = pa.Table.from_batches(parts, schema=schema)
+        return table.take(pa.array(np.argsort(np.concatenate(order)))) if order else table
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """A few rows at a time, as written."""
-        return iter(self._batches)
+        """Some rows at a time, as written."""
+        return (self._batch(number) for number in range(len(self._starts)))
 
-    def _value(self, column: str, row: int) -> str:
-        row = range(len(self))[row]  # an IndexError beyond the end; negative counts from there
-        batch = int(np.searchsorted(self._starts, row, side="right")) - 1
-        value: str = self._batches[batch].column(column)[row - int(self._starts[batch])].as_py()
-        return value
-
-
-class _Texts(Sequence[str]):
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: Any) -> Any:
-        return self._rows.text(row)
+    def _batch(self, number: int) -> pa.RecordBatch:
+        try:
+            return self._reader.get_batch(number)
+        except (pa.ArrowException, OSError) as error:
+            raise SpaceError(f"{self._path} is broken at batch {number}: {error}") from error
 
 
 class RowsWriter:
-    """Writes an Arrow file of rows, a batch at a time; whole once it is closed."""
+    """Writes rows as they come, in batches of about 1,024; whole once it is closed."""
 
     def __init__(self, path: Path) -> None:
         self._sink = path.open("wb")
         self._file = pa.ipc.new_file(self._sink, SCHEMA)
-        self._waiting: list[dict[str, str]] = []
-        self._characters = 0
-        self.count = 0
+        self._waiting: list[pa.RecordBatch] = []
+        self._count = self._bytes = 0
+        self.starts: list[int] = []
+        """The first row of each batch."""
+        self._written = 0
 
-    def add(self, document: Document) -> None:
-        meta = json.dumps(document.meta, ensure_ascii=True, default=str)
-        self._waiting.append({"id": document.id, "text": document.text, "meta": meta})
-        self._characters += len(document.text)
-        self.count += 1
-        if len(self._waiting) == ROWS or self._characters >= CHARACTERS:
-            self._flush()
-
-    def copy(self, rows: Rows) -> None:
-        """All of another file's rows."""
-        self._flush()
-        for batch in rows.batches():
-            self._file.write_batch(batch)
-            self.count += len(batch)
+    def add(self, batch: pa.RecordBatch) -> None:
+        for start in range(0, len(batch), ROWS):
+            part = batch.slice(start, ROWS)
+            self._waiting.append(part)
+            self._count += len(part)
+            self._bytes += part.nbytes
+            if self._count >= ROWS or self._bytes >= BYTES:
+                self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            self._file.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=SCHEMA))
-        self._waiting, self._characters = [], 0
+        if self._count:
+            batch = pa.concat_batches(self._waiting)
+            self._file.write_batch(batch)
+            self.starts.append(self._written)
+            self._written += len(batch)
+        self._waiting, self._count, self._bytes = [], 0, 0
 
-    def __enter__(self) -> "RowsWriter":
-        return self
+    def close(self) -> None:
+        self._flush()
+        self._file.close()
+        self._sink.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._sink:
-            if error is None:
-                self._flush()
-                self._file.close()
-                self._sink.flush()
-                os.fsync(self._sink.fileno())
+
+def as_strings(column: pa.Array | pa.ChunkedArray) -> list[str]:
+    return cast(list[str], column.to_pylist())

@@ -1,139 +1,246 @@
 """A data space: documents on disk, their vectors, and the embedder that made them."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from whet.errors import EmbedderMismatch, SpaceError
-from whet.maths.arrays import Array
+from whet.maths.arrays import Array, as_count
 from whet.space import build
+from whet.space.build import Reading
 from whet.space.documents import Document
 from whet.space.embed import LSA, Embedder, SentenceEncoder
-from whet.space.meta import Meta, read_meta
-from whet.space.rows import Rows
-from whet.space.vectors import Candidates, Sign, Vectors
+from whet.space.filters import Filter, both
+from whet.space.manifest import Labels, Manifest, read_manifest
+from whet.space.segments import Segments
+from whet.space.staging import EMBEDDER
+from whet.space.store import Near, Reader, Sign
+from whet.space.writer import SegmentsWriter
 
 
 class DataSpace:
-    """An opened data space. It stays as it was when opened, whoever extends it meanwhile."""
+    """An opened data space. It stays as it was when opened, whoever writes to it meanwhile.
+
+    A document has an id, which its source gave, and a row, a whole number that the data space gave
+    and never gives again.
+    """
 
     def __init__(
-        self, path: Path, meta: Meta, embedder: Embedder, rows: Rows, vectors: Vectors
+        self,
+        path: Path,
+        manifest: Manifest,
+        embedder: Embedder,
+        store: Reader,
+        where: Filter | None = None,
     ) -> None:
-        self.path, self.meta, self.embedder = path, meta, embedder
-        self.rows, self.vectors = rows, vectors
+        """Use `build` or `open`. With a filter, `store` is restricted to it."""
+        self.path, self.manifest, self.embedder, self.store = path, manifest, embedder, store
+        self.where = where
+        """What bounds this data space for good; None if nothing does."""
+        self._count = store.count()
 
     @classmethod
     def build(
         cls,
-        documents: Iterable[Document],
+        documents: Reading,
         path: str | Path,
         embedder: Embedder | None = None,
         progress: bool = False,
         *,
         source: str = "",
+        labels: Labels | None = None,
     ) -> "DataSpace":
-        """Make a data space at `path`, which must not exist; on any error none is there.
+        """Make a data space at `path`, or go on with making it where that was killed.
+
+        A document that cannot be added is told in `failed.jsonl`: one that the source could not
+        read, whose id comes with another text as well, or that the embedder makes no vector of.
 
         Args:
-            documents: Read once; their ids must differ.
+            documents: Read once, or once more to go on.
             path: A new folder.
             embedder: None fits `lsa` on the documents and keeps it in the folder.
             progress: Draw bars on stderr.
-            source: Where the documents come from, in words, for `meta.json`.
+            source: Where the documents come from, in words.
+            labels: What is not for everybody: then nothing is fitted across labels.
 
         Raises:
-            SourceError: If there are no documents or an id is given twice.
-            SpaceError: If `path` exists or cannot be written, or a vector is not of length 1 or 0.
+            SourceError: If there are no documents, or the source cannot go on.
+            SpaceError: If `path` holds anything else, or cannot be written.
+            ValueError: If `lsa` would be fitted on documents that are not public.
         """
-        build.build(documents, Path(path), embedder, source, progress)
+        build.build(documents, Path(path), embedder, source, labels, progress)
         return cls.open(path, embedder)
 
     @classmethod
-    def open(cls, path: str | Path, embedder: Embedder | None = None) -> "DataSpace":
+    def open(
+        cls,
+        path: str | Path,
+        embedder: Embedder | None = None,
+        *,
+        where: Filter | None = None,
+        partial: bool = False,
+    ) -> "DataSpace":
         """Open the data space at `path`; nothing is read but what is needed to check it.
 
-        Its embedder comes along where it is `lsa` or `st:…`; an `hf:…` one must be given.
+        Its embedder comes along where it is `lsa` or `st:…`; another must be given.
+
+        Args:
+            path: Its folder.
+            embedder: The one that made it.
+            where: Only what passes can be seen, whatever is asked later.
+            partial: Leave out segments that are broken, instead of refusing.
 
         Raises:
-            SpaceError: If it is missing, of a newer format, or its files are broken or disagree.
+            SpaceError: If it is missing, of another format, or its files are broken.
             EmbedderMismatch: If another embedder made it.
+            ValueError: If the filter has a field that no document has.
         """
         path = Path(path)
-        meta = read_meta(path)
-        rows, vectors = Rows(path / meta.rows), Vectors(path / meta.vectors)
-        if not meta.count == len(rows) == len(vectors) or meta.dimension != vectors.dimension:
-            raise SpaceError(
-                f"{path} is broken: meta.json says {meta.count} documents of dimension "
-                f"{meta.dimension}, but there are {len(rows)} rows and {len(vectors)} vectors of "
-                f"dimension {vectors.dimension}"
-            )
-        embedder = _own_embedder(path, meta) if embedder is None else embedder
-        if embedder.dimension != meta.dimension or embedder.fingerprint != meta.fingerprint:
+        manifest = read_manifest(path)
+        embedder = _own_embedder(path, manifest) if embedder is None else embedder
+        made_by = (manifest.dimension, manifest.fingerprint)
+        if (embedder.dimension, embedder.fingerprint) != made_by:
             raise EmbedderMismatch(
-                f"data space {path} holds vectors of dimension {meta.dimension} by {meta.embedder},"
-                f" but another {embedder.name} makes {embedder.dimension}: rebuild it with "
-                f"`whet index --embedder {embedder.name}`"
+                f"data space {path} holds vectors of dimension {manifest.dimension} by "
+                f"{manifest.embedder}, but another {embedder.name} makes {embedder.dimension}: "
+                f"rebuild it with `whet index --embedder {embedder.name}`"
             )
-        return cls(path, meta, embedder, rows, vectors)
+        store = Segments.open(path, where=where, partial=partial, fingerprint=embedder.fingerprint)
+        return cls(path, store.manifest, embedder, store, where)
 
-    def extend(self, documents: Iterable[Document], progress: bool = False) -> "DataSpace":
+    def restricted(self, where: Filter) -> "DataSpace":
+        """The same, of which only what passes `where` can be seen, whatever is asked later.
+
+        Raises:
+            ValueError: If the filter has a field that no document has.
+        """
+        store, bound = self.store.restricted(where), both(self.where, where)
+        return DataSpace(self.path, self.manifest, self.embedder, store, bound)
+
+    def extend(
+        self, documents: Reading, progress: bool = False, *, source: str = ""
+    ) -> "DataSpace":
         """Add the documents that are not there yet, all or none, and open the data space again.
 
         A document of the same id and text is skipped, so doing it twice is doing it once. The
-        embedder is kept as it is. Costs a copy of the data space.
+        embedder is kept as it is. What is there is not touched.
 
         Raises:
-            SourceError: If an id is given twice, or is there with another text.
+            SourceError: If the source cannot go on.
             SpaceError: As `build`, or if another process is writing.
         """
-        with build.locked(self.path):
-            DataSpace.open(self.path, self.embedder)  # what another process made of it may differ
-            build.extend(documents, self.path, self.embedder, progress)
+        self._assert_whole()
+        build.extend(documents, self.path, self.embedder, source, progress)
+        return DataSpace.open(self.path, self.embedder)
+
+    def delete(self, *, ids: Iterable[str] = (), where: Filter | None = None) -> "DataSpace":
+        """Delete documents by id, or those that pass a filter, and open the data space again.
+
+        An id that is not there is none to delete. The disk is given back by `compact`.
+
+        Raises:
+            ValueError: If neither or both are given, or the filter has a field of no document.
+            SpaceError: If another process is writing.
+        """
+        self._assert_whole()
+        named = list(ids)
+        if bool(named) == (where is not None):
+            raise ValueError("delete takes either ids or a filter: give one of them")
+        with SegmentsWriter(self.path) as writer:
+            if where is None:
+                now = writer.snapshot()
+                writer.delete(ids=[row for row in now.find(named).tolist() if row >= 0])
+                now.close()
+            else:
+                writer.delete(where=where)
         return DataSpace.open(self.path, self.embedder)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self._count
 
     @property
     def dimension(self) -> int:
-        return self.meta.dimension
+        return self.store.dimension
+
+    @property
+    def rows(self) -> Int[Array, " n"]:
+        """Every document's row, ascending."""
+        return self.store.ids()
 
     @property
     def ids(self) -> Sequence[str]:
-        return self.rows.ids
+        """Every document's id, by row."""
+        names: list[str] = self.store.rows(self.rows, ["id"])["id"].to_pylist()
+        return names
+
+    def vectors(self, rows: Any) -> Float[Array, "n d"]:
+        """In float32. Raises IndexError for a row that is not there."""
+        return self.store.vectors(rows).astype("float32")
 
     def text(self, row: int) -> str:
-        return self.rows.text(row)
+        return self.texts([row])[0]
 
     def texts(self, rows: Iterable[int] | Int[Array, " n"]) -> list[str]:
-        return [self.rows.text(int(row)) for row in rows]
+        """Raises IndexError for a row that is not there."""
+        texts: list[str] = self.store.rows(list(rows), ["text"])["text"].to_pylist()
+        return texts
 
     def documents(self, rows: Iterable[int] | Int[Array, " n"]) -> list[Document]:
-        return [self.rows.document(int(row)) for row in rows]
+        """Raises IndexError for a row that is not there."""
+        return [
+            Document(row["id"], row["text"], json.loads(row["meta"]))
+            for row in self.store.rows(list(rows)).to_pylist()
+        ]
 
-    def search(self, queries: Any, k: int, *, sign: Sign = "both") -> list[Candidates]:
+    def search(
+        self,
+        queries: Any,
+        k: int,
+        *,
+        sign: Sign = "both",
+        where: Filter | None = None,
+        exact: bool = False,
+        effort: float | None = None,
+    ) -> list[Near]:
         """For each query the `k` documents of largest |cosine|, or of largest cosine (`positive`).
 
-        Exact, and the same on any thread count and in any batch; of equals the lowest rows. One
-        pass over the vectors for all queries, O(b n d).
+        The same on any thread count and in any batch; of equals the lowest rows. Exact where a
+        segment has no index; else `effort`, the share of it to look at, trades recall for time.
 
         Raises:
-            ValueError: If k < 1 or k > len(self); if a query is zero, not finite or of another
-                dimension.
+            ValueError: If k < 1, or fewer documents pass; if a query is zero, not finite or of
+                another dimension; if the filter has a field that no document has.
         """
-        return self.vectors.nearest(queries, k, sign)
+        self.assert_holds(as_count(k, "k"), where)
+        found = self.store.search(queries, k, sign=sign, where=where, exact=exact, effort=effort)
+        return [found.of(line) for line in range(len(found.ids))]
+
+    def _assert_whole(self) -> None:
+        if self.where is not None:
+            raise SpaceError(f"{self.path} is open for a part of it: open it whole to write")
+
+    def assert_holds(self, k: int, where: Filter | None) -> None:
+        """Refuse more candidates than there are.
+
+        Raises:
+            ValueError: If fewer than `k` documents pass `where`.
+        """
+        if where is None and k > self._count:
+            raise ValueError(f"k is {k}, but the data space holds {self._count} documents: lower k")
+        if where is not None and k > (passing := self.store.count(where)):
+            raise ValueError(f"k is {k}, but {passing} documents pass the filter: lower k")
 
 
-def _own_embedder(path: Path, meta: Meta) -> Embedder:
-    if meta.embedder == LSA.name:
-        return LSA.load(path / "embedder")
-    kind, _, model = meta.embedder.partition(":")
+def _own_embedder(path: Path, manifest: Manifest) -> Embedder:
+    if manifest.embedder == LSA.name:
+        return LSA.load(path / EMBEDDER)
+    kind, _, model = manifest.embedder.partition(":")
     if kind == "st":
         return SentenceEncoder(model)
     raise SpaceError(
-        f"data space {path} was made by embedder {meta.embedder}, which it cannot load by itself: "
-        "give that embedder when opening it"
+        f"data space {path} was made by embedder {manifest.embedder}, which it cannot load by "
+        "itself: give that embedder when opening it"
     )

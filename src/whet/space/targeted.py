@@ -120,7 +120,7 @@ def training_set(
         raise ValueError(
             f"n is {n}, but there are {len(rows)} candidates: lower n, raise k or allow repeats"
         )
-    selection = sift(_condensed(goals), space.vectors[rows], n, lam=lam, repeats=repeats)
+    selection = sift(_condensed(goals), space.vectors(rows), n, lam=lam, repeats=repeats)
     picked, first, slot = np.unique(selection.indices, return_index=True, return_inverse=True)
     order = np.argsort(first)
     gains = np.bincount(slot, selection.gains / selection.variance[0])

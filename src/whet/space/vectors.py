@@ -1,144 +1,158 @@
-"""The vectors of a data space and the exact search for those nearest to a prompt.
+"""Stored vectors, and the exact search for those nearest to a prompt.
 
 float32 products nominate every row that could be among the k nearest; the nominees are measured
-again in float64, and ties go to the lowest row. So what is found depends neither on the threads nor
-on the batch of a product.
+again in float64, and ties go to the lowest id. So what is found depends neither on the threads nor
+on the batch of a product, nor on how rows are spread over files.
 """
 
 import math
+import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, cast
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from whet.errors import SpaceError
-from whet.maths.arrays import Array, as_count, as_rows
+from whet.maths.arrays import Array, as_rows
+from whet.space.store import Sign
 
 TIE = 1e-9  # relative; as in whet.select
 BLOCK = 1024  # rows turned to float32 at a time: a block that stays in the cache is twice as fast
 IN_MEMORY = 512 * 2**20  # bytes; a smaller space keeps a float32 copy: 8 times as fast
-
-Sign = Literal["both", "positive"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidates:
-    """The rows nearest to a prompt, in ascending order: position order is row order."""
-
-    rows: Int[Array, " k"]
-    vectors: Float[Array, "k d"]
-    scores: Float[Array, " k"]
-    """Signed cosines to the prompt."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 class Vectors:
     """float16 unit (or zero) rows, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self.in_memory = False
+        """Whether to keep a float32 copy once all are looked at."""
+        self.normalized = True
+        """Whether the rows are of length 1 or 0."""
+        self._scattered = self._mapped()
+        self._scattered._mmap.madvise(mmap.MADV_RANDOM)  # 65 × as fast on a cold disk
+
+    def _mapped(self) -> Any:
         try:
-            self._stored = np.load(path, mmap_mode="r", allow_pickle=False)
+            stored = np.load(self._path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise SpaceError(f"{path} cannot be read: {error}") from error
-        if self._stored.dtype != np.float16 or self._stored.ndim != 2:
+            raise SpaceError(f"{self._path} cannot be read: {error}") from error
+        if stored.dtype != np.float16 or stored.ndim != 2:
             raise SpaceError(
-                f"{path} holds {self._stored.dtype} of shape {self._stored.shape}, "
-                "expected float16 rows"
+                f"{self._path} holds {stored.dtype} of shape {stored.shape}, expected float16 rows"
             )
+        return stored
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._scattered)
 
     @property
     def dimension(self) -> int:
-        return int(self._stored.shape[1])
+        return int(self._scattered.shape[1])
 
-    def __getitem__(self, rows: Any) -> Float[Array, "n d"]:
-        """The vectors of `rows`, in float32."""
-        return cast(Array, self._stored[rows].astype(np.float32))
+    def gather(self, rows: Int[Array, " n"]) -> Float[Array, "n d"]:
+        """As stored, in float16."""
+        return np.take(self._scattered, rows, axis=0)
 
-    def nearest(self, queries: Any, k: int, sign: Sign = "both") -> list[Candidates]:
-        """For each query the `k` rows of largest |cosine|, or of largest cosine (`positive`).
+    def blocks(
+        self, allowed: Bool[Array, " n"] | None = None
+    ) -> Iterator[tuple[Int[Array, " m"], Float[Array, "m d"]]]:
+        """Directions of the allowed rows in float32, some at a time; with their numbers."""
+        for rows, block in self._blocks(allowed):
+            yield rows, block if self.normalized else _unit(block)
 
-        The cosine of a zero row is 0. O(b n d), one pass over the rows for all queries.
-
-        Raises:
-            ValueError: If k < 1 or k > n, a query is zero, not finite or of another dimension.
-        """
-        aims = self._aims(queries)
-        if as_count(k, "k") > len(self):
-            raise ValueError(f"k is {k}, but the data space holds {len(self)} documents: lower k")
-        if sign not in ("both", "positive"):
-            raise ValueError(f"sign is {sign!r}: expected 'both' or 'positive'")
-        size = np.abs if sign == "both" else np.asarray
-        margin = 2 * _error(self.dimension)
-        pools = [_Pool(k, margin) for _ in aims]
-        narrow = aims.astype(np.float32).T
-        for start, block in self._blocks():
-            for pool, scores in zip(pools, size(block @ narrow).T, strict=True):
-                pool.offer(start, scores)
-        return [self._cut(aim, pool.rows, k, sign) for aim, pool in zip(aims, pools, strict=True)]
-
-    def _aims(self, queries: Any) -> Float[Array, "b d"]:
-        aims = as_rows(queries, "queries").astype(np.float64)
-        if aims.shape[1] != self.dimension:
-            raise ValueError(
-                f"queries have {aims.shape[1]} dimensions, but the data space has {self.dimension}"
-            )
-        lengths = np.linalg.norm(aims, axis=1)
-        if not lengths.all():
-            raise ValueError(f"query {int(np.argmin(lengths))} is the zero vector: near to nothing")
-        return cast(Array, aims / lengths[:, None])
-
-    def _blocks(self) -> Iterator[tuple[int, Float[Array, "m d"]]]:
-        small = self._stored.size * 4 <= IN_MEMORY
-        step = 16 * BLOCK if small else BLOCK
+    def _blocks(
+        self, allowed: Bool[Array, " n"] | None
+    ) -> Iterator[tuple[Int[Array, " m"], Float[Array, "m d"]]]:
+        step = 16 * BLOCK if self.in_memory else BLOCK
+        if allowed is not None and 2 * np.count_nonzero(allowed) < len(self):
+            chosen = np.flatnonzero(allowed)
+            for start in range(0, len(chosen), step):
+                rows = chosen[start : start + step]
+                yield rows, self._wide[rows] if self.in_memory else self._float32(rows)
+            return
+        stored = self._wide if self.in_memory else self._in_order
         for start in range(0, len(self), step):
-            part = slice(start, start + step)
-            yield start, self._in_memory[part] if small else self[part]
+            block = stored[start : start + step].astype(np.float32, copy=False)
+            rows = np.arange(start, start + len(block))
+            if allowed is not None:
+                kept = allowed[start : start + step]
+                rows, block = rows[kept], block[kept]
+            yield rows, block
+
+    def _float32(self, rows: Int[Array, " n"]) -> Float[Array, "n d"]:
+        return self.gather(rows).astype(np.float32)
 
     @cached_property
-    def _in_memory(self) -> Float[Array, "n d"]:
-        return self[:]
+    def _wide(self) -> Float[Array, "n d"]:
+        return cast(Array, self._in_order.astype(np.float32))
 
-    def _cut(
-        self, aim: Float[Array, " d"], rows: Int[Array, " m"], k: int, sign: Sign
-    ) -> Candidates:
-        wide = self._stored[rows].astype(np.float64)
-        lengths = np.sqrt(np.einsum("md,md->m", wide, wide))
-        products = np.einsum("md,d->m", wide, aim)
-        cosines = np.divide(products, lengths, out=np.zeros(len(rows)), where=lengths > 0)
-        sizes = np.abs(cosines) if sign == "both" else cosines
-        kth = np.partition(sizes, -k)[-k]
-        slack = TIE * abs(kth)
-        kept = sizes > kth + slack
-        tied = np.flatnonzero(~kept & (sizes >= kth - slack))
-        kept[tied[: k - int(kept.sum())]] = True
-        return Candidates(rows[kept], self[rows[kept]], cosines[kept])
+    @cached_property
+    def _in_order(self) -> Any:
+        """Another map of the file, which is read ahead."""
+        return self._mapped()
 
 
-class _Pool:
+class Pool:
     """The rows seen so far that may be among the k of largest score, given each score's error."""
 
-    def __init__(self, k: int, margin: float) -> None:
+    def __init__(self, k: int, dimension: int) -> None:
         self.rows = np.empty(0, np.int64)
         self._scores = np.empty(0, np.float32)
-        self._k, self._margin, self._floor = k, margin, -np.inf
+        self._k, self._margin, self._floor = k, 2 * _error(dimension), -np.inf
 
-    def offer(self, start: int, scores: Float[Array, " m"]) -> None:
+    def offer(self, rows: Int[Array, " m"], scores: Float[Array, " m"]) -> None:
         new = np.flatnonzero(scores >= self._floor)
-        self.rows = np.concatenate([self.rows, start + new])
+        self.rows = np.concatenate([self.rows, rows[new]])
         self._scores = np.concatenate([self._scores, scores[new]])
         if len(self.rows) > self._k:
             self._floor = float(np.partition(self._scores, -self._k)[-self._k]) - self._margin
             over = self._scores >= self._floor
             self.rows, self._scores = self.rows[over], self._scores[over]
+
+
+def as_aims(queries: Any, dimension: int) -> Float[Array, "b d"]:
+    """Queries as float64 rows of length one.
+
+    Raises:
+        ValueError: If a query is zero, not finite or of another dimension.
+    """
+    aims = as_rows(queries, "queries").astype(np.float64)
+    if aims.shape[1] != dimension:
+        raise ValueError(
+            f"queries have {aims.shape[1]} dimensions, but the data space has {dimension}"
+        )
+    lengths = np.linalg.norm(aims, axis=1)
+    if not lengths.all():
+        raise ValueError(f"query {int(np.argmin(lengths))} is the zero vector: near to nothing")
+    return cast(Array, aims / lengths[:, None])
+
+
+def cosines(aim: Float[Array, " d"], stored: Float[Array, "m d"]) -> Float[Array, " m"]:
+    """In float64, each row by itself; 0 for a zero row."""
+    wide = stored.astype(np.float64)
+    lengths = np.sqrt(np.einsum("md,md->m", wide, wide))
+    products = np.einsum("md,d->m", wide, aim)
+    return _divided(products, lengths)
+
+
+def cut(scores: Float[Array, " m"], ids: Int[Array, " m"], k: int, sign: Sign) -> Int[Array, " k"]:
+    """Places of the `k` largest, the nearest first; of those tied with the k-th the lowest ids."""
+    sizes = np.abs(scores) if sign == "both" else scores
+    if k < len(sizes):
+        kth = np.partition(sizes, -k)[-k]
+        slack = TIE * abs(kth)
+        over = np.flatnonzero(sizes > kth + slack)
+        tied = np.flatnonzero(np.abs(sizes - kth) <= slack)
+        tied = tied[np.argsort(ids[tied])]
+        kept = np.concatenate([over, tied[: k - len(over)]])
+    else:
+        kept = np.arange(len(sizes))
+    return kept[np.lexsort((ids[kept], -sizes[kept]))]
 
 
 def _error(d: int) -> float:
@@ -151,13 +165,28 @@ def _error(d: int) -> float:
 
 
 def begin(file: IO[bytes], count: int, dimension: int) -> None:
-    """The head of an `.npy` file of `count` float16 rows, which then follow with `put`."""
+    """The head of an `.npy` file of `count` float16 rows, which then follow."""
     head = {"descr": "<f2", "fortran_order": False, "shape": (count, dimension)}
     np.lib.format.write_array_header_1_0(file, cast(Any, head))
 
 
-def put(file: IO[bytes], rows: Float[Array, "n d"]) -> None:
-    """Write unit rows, their length corrected to 1 before they are rounded to float16."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
-    file.write(np.ascontiguousarray(unit, dtype="<f2").data)
+def as_stored(rows: Float[Array, "n d"], normalized: bool = True) -> Float[Array, "n d"]:
+    """float16; of unit rows, the length is corrected to 1 before the rounding."""
+    wide = rows.astype(np.float32, copy=False)
+    return np.ascontiguousarray(_unit(wide) if normalized else wide, dtype="<f2")
+
+
+def _unit(wide: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    return _divided(wide, lengths)
+
+
+def _divided(values: Array, lengths: Array) -> Array:
+    """0 where a length is 0."""
+    return cast(Array, np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0))
+
+
+def odd_lengths(rows: Float[Array, "n d"], slack: float = 1e-3) -> Int[Array, " m"]:
+    """Which rows are neither of length 1 nor 0."""
+    lengths = np.linalg.norm(rows, axis=1)
+    return np.flatnonzero(~((lengths == 0) | (np.abs(lengths - 1) < slack)))

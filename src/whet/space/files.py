@@ -1,0 +1,86 @@
+"""Files that are whole or not there, one writer at a time, and what a full disk says."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from whet.errors import SpaceError
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+PIECE = 2**20  # bytes read at a time
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file, or flat folder, that takes the place of `path`: all or nothing, and for good."""
+    new = path.with_name(f"{path.name}.new")
+    if new.is_dir():  # of a writer that was killed
+        shutil.rmtree(new)
+    yield new
+    for file in new.iterdir() if new.is_dir() else ():
+        sync(file)
+    sync(new)
+    os.replace(new, path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replacing(path) as new:
+        new.write_text(json.dumps(value, indent=1), "utf-8")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum(path: Path, length: int | None = None) -> int:
+    """CRC-32 of a file, or of its first `length` bytes."""
+    left, value = path.stat().st_size if length is None else length, 0
+    with path.open("rb") as file:
+        while left > 0 and (piece := file.read(min(PIECE, left))):
+            value = zlib.crc32(piece, value)
+            left -= len(piece)
+    return value
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The sole right to write in `folder`, until left or until the process dies.
+
+    Raises:
+        SpaceError: If another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SpaceError(f"{folder} is being written by another process: wait") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def naming_no_room(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into an error that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise SpaceError(
+            f"{path} cannot be written ({os.strerror(error.errno or 0)}): nothing was changed"
+        ) from error

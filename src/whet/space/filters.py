@@ -1,0 +1,229 @@
+"""Which rows a search may see: a closed little grammar over the fields of documents.
+
+    filter = Compare(field, op, value) | In(field, values)
+           | And(filters) | Or(filters) | Not(filter)
+    op     = "==" | "<" | "<=" | ">" | ">="
+    value  = str | int | float | bool
+
+In text, as `parse` reads it: `set == "github" and not (year < 2010 or lang in ["c", "py"])`.
+A field is a key of a document's `meta`, or `id`. Two-valued: a document without the field, or with
+a value of another kind, fails every comparison and passes its negation. Texts compare by code
+point.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool
+
+from whet.maths.arrays import Array
+
+Value = str | int | float | bool
+OPERATORS = {"==": np.equal, "<": np.less, "<=": np.less_equal}
+OPERATORS |= {">": np.greater, ">=": np.greater_equal}
+LONGEST = 256  # characters of a string that can be filtered by
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A field's value against another."""
+
+    field: str
+    op: str
+    value: Value
+
+    def __post_init__(self) -> None:
+        if self.op not in OPERATORS:
+            raise ValueError(f"op is {self.op!r}: expected one of {', '.join(OPERATORS)}")
+        _check(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class In:
+    """A field's value is one of several."""
+
+    field: str
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        for value in self.values:
+            _check(value)
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    filters: tuple["Filter", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    filters: tuple["Filter", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    filter: "Filter"
+
+
+Filter = Compare | In | And | Or | Not
+
+
+@runtime_checkable
+class Table(Protocol):
+    """What a filter is applied to: some rows."""
+
+    def __len__(self) -> int: ...
+
+    def compare(self, field: str, op: str, values: tuple[Value, ...]) -> Bool[Array, " n"]:
+        """Which rows have, in `field`, a value that compares so with any of `values`."""
+        ...
+
+
+def matches(filter: Filter, table: Table) -> Bool[Array, " n"]:
+    """Which rows of `table` pass."""
+    match filter:
+        case Compare(field, op, value):
+            return table.compare(field, op, (value,))
+        case In(field, values):
+            return table.compare(field, "==", values)
+        case And(filters):
+            kept = np.ones(len(table), bool)
+            for part in filters:
+                kept &= matches(part, table)
+            return kept
+        case Or(filters):
+            kept = np.zeros(len(table), bool)
+            for part in filters:
+                kept |= matches(part, table)
+            return kept
+        case Not(inner):
+            return ~matches(inner, table)
+    raise AssertionError(filter)
+
+
+def both(one: Filter | None, other: Filter | None) -> Filter | None:
+    """What passes both; None passes all."""
+    if one is None or other is None:
+        return other if one is None else one
+    return And((one, other))
+
+
+def comparisons(filter: Filter) -> list[Compare | In]:
+    """The leaves."""
+    match filter:
+        case Compare() | In():
+            return [filter]
+        case And(filters) | Or(filters):
+            return [leaf for part in filters for leaf in comparisons(part)]
+        case Not(inner):
+            return comparisons(inner)
+    raise AssertionError(filter)
+
+
+def check_fields(filter: Filter, fields: Mapping[str, set[str]]) -> None:
+    """Refuse a field that no row has, and a value of a kind that no row has in that field.
+
+    Args:
+        filter: To check.
+        fields: The kinds of value (`kind`) that rows have in each field.
+
+    Raises:
+        ValueError: Naming the field and what there is.
+    """
+    for leaf in comparisons(filter):
+        if leaf.field not in fields:
+            there = ", ".join(sorted(fields)) or "none"
+            raise ValueError(
+                f"the filter's field {leaf.field!r} is in no document: fields are {there}"
+            )
+        for value in leaf.values if isinstance(leaf, In) else (leaf.value,):
+            if kind(value) not in fields[leaf.field]:
+                kinds = " and ".join(sorted(fields[leaf.field]))
+                raise ValueError(
+                    f"the filter compares field {leaf.field!r} with {value!r}, but it holds {kinds}"
+                )
+
+
+def kind(value: Value) -> str:
+    """`truth`, `number` or `text`: only values of one kind compare."""
+    if isinstance(value, bool):
+        return "truth"
+    return "number" if isinstance(value, int | float) else "text"
+
+
+def parse(text: str) -> Filter:
+    """The filter that `text` spells.
+
+    Raises:
+        ValueError: Naming what is none of the grammar.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+        return _filter(tree.body)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"filter {text!r} cannot be read ({error}): "
+            'expected such as `set == "github" and year >= 2010`'
+        ) from error
+
+
+def _filter(node: ast.expr) -> Filter:
+    match node:
+        case ast.BoolOp(op=ast.And(), values=parts):
+            return And(tuple(_filter(part) for part in parts))
+        case ast.BoolOp(op=ast.Or(), values=parts):
+            return Or(tuple(_filter(part) for part in parts))
+        case ast.UnaryOp(op=ast.Not(), operand=inner):
+            return Not(_filter(inner))
+        case ast.Compare(left=left, ops=[op], comparators=[right]):
+            return _comparison(_field(left), op, right)
+    raise ValueError(f"filter holds `{ast.unparse(node)}`: expected `field == value` and the like")
+
+
+def _comparison(field: str, op: ast.cmpop, right: ast.expr) -> Filter:
+    match op, right:
+        case ast.In(), ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return In(field, tuple(_value(part) for part in parts))
+        case ast.NotIn(), ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return Not(In(field, tuple(_value(part) for part in parts)))
+        case ast.NotEq(), _:
+            return Not(Compare(field, "==", _value(right)))
+        case ((ast.Eq() | ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE()), _):
+            signs = {ast.Eq: "==", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+            return Compare(field, signs[type(op)], _value(right))
+    raise ValueError(
+        f"filter compares `{field}` in a way it cannot: expected ==, !=, <, <=, >, >=, in [...]"
+    )
+
+
+def _field(node: ast.expr) -> str:
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Constant(value=str(name)):
+            return name
+    raise ValueError(f"filter holds `{ast.unparse(node)}`: expected a field's name on the left")
+
+
+def _value(node: ast.expr) -> Value:
+    match node:
+        case ast.Constant(value=str() | int() | float() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+    raise ValueError(
+        f"filter holds `{ast.unparse(node)}`: expected a text in quotes, a number, True or False"
+    )
+
+
+def _check(value: Any) -> None:
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"a filter's value is {value!r}: expected a text, a number or a truth")
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise ValueError(f"a filter's text has {len(value)} characters: at most {LONGEST} compare")
+    if isinstance(value, float) and value != value:
+        raise ValueError("a filter's value is nan: expected a number")

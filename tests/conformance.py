@@ -1,0 +1,302 @@
+"""What every store must do. `test_store.py` runs it on all of `STORES`; add a store there.
+
+A store is a function from an empty or used folder to a `Writer` of vectors of dimension 8, made by
+the embedder "test".
+"""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference_store import ReferenceWriter
+
+from whet.space.filters import And, Compare, In, Not, Or, parse
+from whet.space.manifest import Manifest
+from whet.space.store import SCHEMA
+from whet.space.writer import SegmentsWriter
+
+D = 8
+
+
+def in_segments(folder):
+    there = (folder / "meta.json").exists()
+    new = None if there else Manifest(embedder="test", fingerprint="test", dimension=D)
+    return SegmentsWriter(folder, new=new)
+
+
+STORES = {"reference": lambda folder: ReferenceWriter(D, "test"), "segments": in_segments}
+
+
+def table(n, start=0, **meta):
+    rows = [
+        {
+            "id": f"d{i}",
+            "text": f"text {i}",
+            "meta": json.dumps({"i": i, "third": i % 3 == 0, "half": i / 2,
+                                "set": "abc"[i % 3], **({"odd": "x"} if i % 2 else {}), **meta}),
+        }
+        for i in range(start, start + n)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def units(n, seed=0, kinds=None):
+    """Unit rows; with `kinds`, of so many directions and either sign, so that many are equal."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n if kinds is None else kinds, D))
+    if kinds is not None:
+        rows = rows[rng.integers(0, kinds, n)] * rng.choice([-1, 1], (n, 1))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def store(make, tmp_path):
+    made = make(tmp_path / "store")
+    made.add(table(30), units(30))
+    made.add(table(30, 30), units(30, 1))
+    yield made
+    made.close()
+
+
+def drawn(seed, deep=2):
+    """A filter, at random."""
+    rng = np.random.default_rng(seed)
+    leaves = [
+        Compare("i", rng.choice(["==", "<", ">="]).item(), int(rng.integers(-2, 70))),
+        Compare("half", rng.choice(["<=", ">"]).item(), int(rng.integers(0, 30))),
+        Compare("set", rng.choice(["==", "<", "<="]).item(), rng.choice(list("abcd")).item()),
+        Compare("third", "==", bool(rng.integers(2))),
+        Compare("odd", "==", "x"),
+        In("i", tuple(rng.integers(0, 60, 4).tolist())),
+        In("id", ("d3", "d31", "no")[: rng.integers(4)]),
+    ]
+    if deep == 0 or rng.random() < 0.3:
+        return leaves[rng.integers(len(leaves))]
+    inner = tuple(drawn(int(rng.integers(2**32)), deep - 1) for _ in range(rng.integers(4)))
+    return [And(inner), Or(inner), Not(And(inner))][rng.integers(3)]
+
+
+used = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+
+
+def assert_same(found, truth):
+    np.testing.assert_array_equal(found.ids, truth.ids)
+    np.testing.assert_allclose(found.scores, truth.scores, atol=1e-6)
+    np.testing.assert_array_equal(found.vectors, truth.vectors)
+
+
+@used
+@given(
+    seed=st.integers(0, 999),
+    k=st.integers(1, 70),
+    sign=st.sampled_from(["both", "positive"]),
+    filtered=st.booleans(),
+)
+def test_exact_search_is_brute_force(store, seed, k, sign, filtered):
+    truth, where = ReferenceWriter(D, "test"), drawn(seed) if filtered else None
+    truth.add(table(30), units(30))
+    truth.add(table(30, 30), units(30, 1))
+    query = units(3, seed + 10)
+    asked = {"sign": sign, "where": where}
+    reader, best = store.snapshot(), truth.snapshot()
+    found = reader.search(query, k, exact=True, **asked)
+    assert found.exact
+    assert_same(found, best.search(query, k, **asked))
+    assert reader.count(where) == best.count(where)
+    np.testing.assert_array_equal(reader.ids(where), best.ids(where))
+
+
+@settings(used, max_examples=15)
+@given(seed=st.integers(0, 999), n=st.integers(1, 40), kinds=st.integers(1, 4), k=st.integers(1, 9))
+def test_of_equals_the_lowest_ids_are_found(make, tmp_path_factory, seed, n, kinds, k):
+    store, truth = make(tmp_path_factory.mktemp("s") / "s"), ReferenceWriter(D, "test")
+    for one in (store, truth):
+        one.add(table(n), units(n, seed, kinds))
+        one.add(table(n, n), units(n, seed, kinds))
+    query = units(2, seed + 1)
+    found, best = (one.snapshot().search(query, k) for one in (store, truth))
+    np.testing.assert_array_equal(found.ids, best.ids)
+    store.close()
+
+
+def test_both_signs_are_merged_and_a_row_comes_once(store):
+    reader, query = store.snapshot(), units(1)
+    found = reader.search(query, 60)
+    assert sorted(found.ids[0].tolist()) == list(range(60))
+    assert (np.diff(np.abs(found.scores[0])) <= 0).all() and (found.scores < 0).any()
+    assert_same(reader.search(-query, 60), type(found)(found.ids, -found.scores, found.vectors, 0,
+                                                       True))  # fmt: skip
+
+
+def test_padding_is_last_and_has_no_id(store):
+    found = store.snapshot().search(units(2), 75, where=Compare("i", "<", 5))
+    assert (found.ids[:, :5] >= 0).all() and (found.ids[:, 5:] == -1).all()
+    assert not found.scores[:, 5:].any() and not found.vectors[:, 5:].any()
+    assert len(found.of(0)) == 5 and (np.diff(found.of(0).rows) > 0).all()
+
+
+def test_a_filter_comes_before_the_search(store):
+    found = store.snapshot().search(units(3), 10, where=Compare("set", "==", "b"))
+    assert (found.ids >= 0).all() and (found.ids % 3 == 1).all()
+
+
+def test_duplicate_vectors_both_appear(store):
+    store.add(table(2, 100), units(1)[[0, 0]])
+    assert store.snapshot().search(units(1), 3).ids.tolist() == [[0, 60, 61]]
+
+
+def test_a_deleted_row_is_nowhere_and_its_id_is_not_given_again(store):
+    before = store.snapshot()
+    store.delete(ids=[0, 59, 7777])
+    store.delete(where=Compare("i", "==", 31))
+    now = store.snapshot()
+    assert now.count() == 57 and before.count() == 60 and now.version > before.version
+    assert not {0, 31, 59} & set(now.search(units(4), 60).ids.ravel().tolist())
+    assert now.find(["d0", "d1", "d59", "none"]).tolist() == [-1, 1, -1, -1]
+    for gone in (0, 31, 59, 60, -1):
+        with pytest.raises(IndexError, match=f"row {gone} is not in the data space"):
+            now.rows([1, gone])
+        with pytest.raises(IndexError):
+            now.vectors([gone])
+    store.add(table(1, 0), units(1))
+    assert store.snapshot().find(["d0"]).tolist() == [60]
+
+
+def test_rows_and_vectors_come_in_the_order_asked(store):
+    reader, asked = store.snapshot(), [41, 3, 41, 0]
+    rows = reader.rows(asked)
+    assert rows["id"].to_pylist() == ["d41", "d3", "d41", "d0"] and rows.schema.equals(SCHEMA)
+    assert json.loads(rows["meta"][0].as_py())["i"] == 41
+    assert reader.rows(asked, ["text"]).column_names == ["text"]
+    stored = np.concatenate([units(30), units(30, 1)])[asked]
+    np.testing.assert_allclose(reader.vectors(asked).astype(float), stored, atol=1e-3)
+    assert len(reader.rows([])) == len(reader.vectors([])) == 0
+    assert reader.find(["d41", "d0"]).tolist() == [41, 0]
+
+
+def test_a_reader_is_pinned_to_its_version(store):
+    reader = store.snapshot()
+    found, version = reader.search(units(2), 60), reader.version
+    store.delete(where=Compare("i", "<", 50))
+    store.add(table(9, 200), units(9, 5))
+    assert_same(reader.search(units(2), 60), found)
+    assert reader.count() == 60 and reader.version == version == found.version
+    assert reader.rows([0])["id"].to_pylist() == ["d0"]
+
+
+def test_twice_with_one_key_is_once(store):
+    first = store.add(table(5, 60), units(5, 3), key="batch 1")
+    assert store.add(table(5, 60), units(5, 3), key="batch 1") == first
+    assert store.snapshot().count() == 65
+
+
+REFUSED = [
+    (table(2, 58), units(2)),  # there already
+    (pa.concat_tables([table(1, 99)] * 2), units(2)),  # twice
+    (table(2, 99), 2 * units(2)),
+    (table(2, 99), units(2)[:, :4]),
+    (table(2, 99), units(2) * np.float32(np.nan)),
+]
+
+
+@pytest.mark.parametrize("rows, vectors", REFUSED)
+def test_what_cannot_be_added_is_refused_whole(store, rows, vectors):
+    before = store.snapshot().version
+    with pytest.raises(ValueError):
+        store.add(rows, vectors)
+    assert store.snapshot().count() == 60 and store.snapshot().version == before
+
+
+@pytest.mark.parametrize("asked", [{}, {"ids": [1], "where": Compare("i", "==", 1)}])
+def test_delete_takes_ids_or_a_filter(store, asked):
+    with pytest.raises(ValueError):
+        store.delete(**asked)
+
+
+BAD = [
+    {"queries": units(1)[:, :5]},
+    {"queries": units(1) * 0},
+    {"queries": units(1) * np.float32(np.inf)},
+    {"queries": units(1)[0]},
+    {"k": 0},
+    {"effort": 0.0},
+    {"effort": 1.5},
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_search_that_cannot_be_is_refused(store, bad):
+    asked = {"queries": units(1), "k": 3, **bad}
+    with pytest.raises(ValueError):
+        store.snapshot().search(asked.pop("queries"), asked.pop("k"), **asked)
+
+
+@pytest.mark.parametrize(
+    "where", [Compare("nothing", "==", 1), Not(Compare("nothing", "<", 1)), Compare("i", "==", "a")]
+)
+def test_a_field_or_kind_that_no_row_has_is_refused(store, where):
+    reader = store.snapshot()
+    for ask in (
+        lambda: reader.search(units(1), 3, where=where),
+        lambda: reader.count(where),
+        lambda: reader.ids(where),
+        lambda: reader.restricted(where),
+        lambda: store.delete(where=where),
+    ):
+        with pytest.raises(ValueError, match="filter"):
+            ask()
+
+
+@used
+@given(seed=st.integers(0, 999), k=st.integers(1, 60))
+def test_nothing_widens_a_bound_filter(store, seed, k):
+    whole, bound, where = store.snapshot(), drawn(seed), drawn(seed + 1000)
+    allowed = set(whole.ids(bound).tolist())
+    reader = whole.restricted(bound)
+    assert reader.count() == len(allowed) and set(reader.ids().tolist()) == allowed
+    rest = np.setdiff1d(whole.ids(), reader.ids())
+    try:
+        ids = reader.search(units(2), k, where=where).ids
+        assert set(reader.ids(where).tolist()) <= allowed
+    except ValueError as error:  # a field that none of its rows has
+        assert "field" in str(error)
+        ids = reader.search(units(2), k).ids
+    assert set(ids.ravel().tolist()) <= allowed | {-1}
+    for row in rest[:3].tolist():
+        with pytest.raises(IndexError):
+            reader.rows([row])
+        with pytest.raises(IndexError):
+            reader.vectors([row])
+    assert (reader.find([f"d{row}" for row in rest.tolist()]) == -1).all()
+
+
+def test_a_restricted_reader_knows_no_field_of_other_rows(store):
+    store.add(table(3, 60, secret="s"), units(3))
+    reader = store.snapshot().restricted(Compare("i", "<", 60))
+    assert store.snapshot().count(Compare("secret", "==", "s")) == 3
+    with pytest.raises(ValueError, match="secret") as caught:
+        reader.count(Compare("secret", "==", "s"))
+    assert "secret" not in str(caught.value).replace("'secret'", "")
+    again = reader.restricted(Or((Compare("i", ">=", 0), Compare("i", "==", 61))))
+    assert again.count() == 60
+
+
+def test_no_vectors_unless_asked_for(store):
+    assert store.snapshot().search(units(1), 3, vectors=False).vectors is None
+
+
+def test_an_empty_store_is_searched(make, tmp_path):
+    store = make(tmp_path / "new")
+    reader = store.snapshot()
+    assert reader.count() == 0 and len(reader.ids()) == 0
+    assert (reader.search(units(1), 3).ids == -1).all() and reader.find(["a"]).tolist() == [-1]
+    assert store.add(table(0), units(0)) == reader.version
+    store.close()
+
+
+def test_text_and_values_spell_one_filter(store):
+    where = parse('set in ["a", "b"] and not (i >= 10 or third == True)')
+    assert store.snapshot().ids(where).tolist() == [1, 4, 7]
