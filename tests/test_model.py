@@ -2,6 +2,7 @@ import math
 
 import pytest
 import reference
+import reference_slot
 import tiny
 import torch
 from hypothesis import given
@@ -56,12 +57,15 @@ def test_untrained_model_needs_about_the_entropy_of_its_vocabulary(tmp_path):
 
 def test_loss_is_the_score_of_a_text_that_fits_the_context(model):
     text = "a text of one window"
-    nats = model.loss(text).item() * len(text)
+    nats = reference_slot.mean_loss(model, text).item() * len(text)
     assert nats / math.log(2) == pytest.approx(model.score(text).bits, rel=1e-5)
 
 
 def test_loss_reads_the_first_context_tokens_only(model):
-    assert model.loss("x" * 32).item() == model.loss("x" * 32 + "something else").item()
+    assert (
+        reference_slot.mean_loss(model, "x" * 32).item()
+        == reference_slot.mean_loss(model, "x" * 32 + "something else").item()
+    )
 
 
 def test_generation_is_greedy_by_default_and_sampling_is_seeded(model):
@@ -78,7 +82,7 @@ def test_bad_requests_name_the_value(model):
     with pytest.raises(ValueError, match="text to score is empty"):
         model.score("")
     with pytest.raises(ValueError, match="has no tokens"):
-        model.loss("")
+        model.lesson("")
     with pytest.raises(ValueError, match="prompt has 41 tokens and max_tokens is 5, but .* 32"):
         model.generate("x" * 40, max_tokens=5)
     with pytest.raises(ValueError, match="max_tokens is 0"):

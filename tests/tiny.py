@@ -4,10 +4,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 SIZES = {
@@ -23,6 +26,11 @@ CONFIGS = {
     "llama": LlamaConfig(vocab_size=257, **SIZES),
     "qwen2-tied": Qwen2Config(vocab_size=257, tie_word_embeddings=True, **SIZES),
 }  # fmt: skip
+MORE = {
+    "phi3": Phi3Config(vocab_size=257, pad_token_id=256, **SIZES),
+    "qwen3": Qwen3Config(vocab_size=257, head_dim=8, **SIZES),
+    "gemma": GemmaConfig(vocab_size=257, head_dim=8, **SIZES),
+}
 
 
 def tokenizer():
@@ -40,6 +48,6 @@ def tokenizer():
 def save(folder, kind="gpt2"):
     """A folder that `LanguageModel.load` opens."""
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(CONFIGS[kind]).save_pretrained(folder)
+    AutoModelForCausalLM.from_config((CONFIGS | MORE)[kind]).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

@@ -5,6 +5,10 @@
     ├── SpaceError               a data space is missing, corrupt or of a newer format
     │   └── EmbedderMismatch     a data space was made by another embedder
     ├── ModelError               a language model cannot be loaded or used
+    ├── EngineError              an engine cannot take or finish a prompt
+    │   ├── QueueFull            as many prompts wait as may
+    │   ├── EngineClosed         it was closed
+    │   └── AdaptationFailed     a prompt's loss is not finite; `trace` tells its steps
     ├── RunError                 a run's folder holds something else than what is asked for
     └── MissingExtra             an optional dependency is not installed
 
@@ -15,6 +19,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 
 class WhetError(Exception):
@@ -35,6 +40,27 @@ class EmbedderMismatch(SpaceError):
 
 class ModelError(WhetError):
     """A language model cannot be loaded or used."""
+
+
+class EngineError(WhetError):
+    """An engine cannot take or finish a prompt."""
+
+
+class QueueFull(EngineError):
+    """As many prompts wait as may; try again later."""
+
+
+class EngineClosed(EngineError):
+    """The engine was closed and takes no more prompts."""
+
+
+class AdaptationFailed(EngineError):
+    """A prompt's loss is not finite; other prompts are not concerned."""
+
+    def __init__(self, message: str, trace: Any = None) -> None:
+        super().__init__(message)
+        self.trace = trace
+        """Its steps until then: a `whet.engine.Trace`."""
 
 
 class RunError(WhetError):

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from whet.adapt.adaptation import Adaptation, adaptation
+from whet.adapt.decode import Decoder, Sampling
+from whet.adapt.loss import Output
 from whet.adapt.windows import windows
 from whet.errors import ModelError, optional
 from whet.maths.arrays import as_count
@@ -42,7 +44,7 @@ class Score:
 class LanguageModel:
     """A Hugging Face causal language model with its tokenizer, in evaluation mode.
 
-    Its weights change only while it is lent to `whet.adapt.slot.adapting`, which returns them bit
+    Its weights change only while it is lent to `whet.adapt.slots.Slots`, which returns them bit
     for bit.
     """
 
@@ -65,6 +67,7 @@ class LanguageModel:
                 f"the tokenizer of {name} has neither a beginning- nor an end-of-text token"
             )
         self.start = int(start)
+        self.ends = _ends(network, tokenizer)
 
     @classmethod
     def load(
@@ -110,16 +113,33 @@ class LanguageModel:
         ).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
-    def loss(self, text: str) -> Float[Tensor, ""]:
-        """Mean loss of the first `context` tokens of `text`, nats per token; differentiable.
+    def lesson(self, text: str) -> Int[Tensor, " t"]:
+        """What is learned from `text`: its tokens.
 
         Raises:
-            ValueError: If the text has no tokens.
+            ValueError: If it has none.
         """
-        tokens = self.tokens(text)[: self.context]
+        tokens = self.tokens(text)
         if not len(tokens):
             raise ValueError(f"text {text[:20]!r} has no tokens: nothing to learn from it")
-        return functional.cross_entropy(self._logits(self._started(tokens)[:-1]), tokens)
+        return tokens
+
+    def states(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """What the last layer is given; differentiable."""
+        states: Tensor = self.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return states
+
+    def output(self, *, trained: bool = False) -> Output:
+        """The last layer; where it is `trained`, with its gradients to be added to."""
+        layer, known = self.network.get_output_embeddings(), slice(None, self.vocabulary)
+        bias = getattr(layer, "bias", None)
+        return Output(
+            layer.weight.detach()[known],
+            None if bias is None else bias.detach()[known],
+            getattr(self.network.config, "final_logit_softcapping", None),
+            layer.weight.grad[known] if trained else None,
+            bias.grad[known] if trained and bias is not None else None,
+        )
 
     @torch.no_grad()
     def score(self, text: str, *, context: str = "") -> Score:
@@ -139,7 +159,6 @@ class LanguageModel:
             nats += functional.cross_entropy(logits, goal, reduction="sum").item()
         return Score(nats / math.log(2), len(text.encode()), len(tokens))
 
-    @torch.no_grad()
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
     ) -> str:
@@ -149,24 +168,11 @@ class LanguageModel:
             ValueError: If prompt and answer together exceed the model's context, or a number is out
                 of range.
         """
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature is {temperature}: expected 0 or more")
-        tokens = self.fitting(prompt, max_tokens)
-        sampling: dict[str, Any] = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-            if temperature
-            else {"do_sample": False}
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            output = self.network.generate(
-                tokens[None],
-                attention_mask=torch.ones_like(tokens)[None],
-                max_new_tokens=max_tokens,
-                pad_token_id=self.start,
-                **sampling,
-            )
-        return str(self.tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True))
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        decoder = Decoder(self, prompt, sampling)
+        while not decoder.finish:
+            decoder.step()
+        return decoder.text
 
     def fitting(self, prompt: str, max_tokens: int) -> Int[Tensor, " t"]:
         """The tokens of `prompt` behind a start token, with room for `max_tokens` more.
@@ -206,3 +212,12 @@ class LanguageModel:
         output = self.network(input_ids=inputs[None], use_cache=False)
         logits: Tensor = output.logits[0, :, : self.vocabulary].float()
         return logits
+
+
+def _ends(network: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's, and those of the network's configuration."""
+    said = [tokenizer.eos_token_id]
+    if network.generation_config is not None:
+        own = network.generation_config.eos_token_id
+        said += own if isinstance(own, list) else [own]
+    return frozenset(token for token in said if token is not None)

@@ -76,4 +76,9 @@ def _engine(
 
 def _record(answer: Any) -> dict[str, Any]:
     trace = [asdict(step) for step in answer.trace]
-    return {"text": answer.text, "trace": trace, "seconds": answer.seconds}
+    return {
+        "text": answer.text,
+        "trace": trace,
+        "stop_reason": answer.trace.stop_reason,
+        "seconds": answer.seconds,
+    }

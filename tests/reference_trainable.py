@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from whet.adapt.adaptation import Adaptation, Full, Head, LoRA
+from whet.adapt.lora import linear_layers, widths
 
 Parameters = list[nn.Parameter]
 
@@ -76,35 +77,15 @@ def _lora(network: nn.Module, options: LoRA) -> Iterator[Parameters]:
     parameters: Parameters = []
     with ExitStack() as hooks:
         for module in linear_layers(network, options.targets).values():
-            width_in, width_out = _widths(module)
+            width_in, width_out = widths(module)
             bound = 1 / math.sqrt(width_in)
             start = torch.empty(options.rank, width_in).uniform_(-bound, bound, generator=generator)
-            down = nn.Parameter(start.to(module.weight.device))
-            up = nn.Parameter(torch.zeros(width_out, options.rank, device=down.device))
+            down = nn.Parameter(start.to(torch.promote_types(start.dtype, module.weight.dtype)))
+            up = nn.Parameter(down.new_zeros(width_out, options.rank))
             parameters += [down, up]
             hook = _beside(down, up, options.alpha / options.rank)
             hooks.callback(module.register_forward_hook(hook).remove)
         yield parameters
-
-
-def linear_layers(network: Any, targets: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The linear layers of the trunk by name: those whose last name part is in `targets`, or all.
-
-    Raises:
-        ValueError: If a target names none; the message lists the names that exist.
-    """
-    head = network.get_output_embeddings()
-    layers = {
-        name: module
-        for name, module in network.named_modules()
-        if module is not head and (isinstance(module, nn.Linear) or _is_conv1d(module))
-    }
-    known = sorted({name.rpartition(".")[2] for name in layers})
-    if missing := [target for target in targets if target not in known]:
-        raise ValueError(f"target {missing[0]!r} is no linear layer: expected {', '.join(known)}")
-    if not targets:
-        return layers
-    return {name: m for name, m in layers.items() if name.rpartition(".")[2] in targets}
 
 
 def _beside(down: Tensor, up: Tensor, scale: float) -> Any:
@@ -113,12 +94,3 @@ def _beside(down: Tensor, up: Tensor, scale: float) -> Any:
         return output + (functional.linear(inner, up) * scale).to(output.dtype)
 
     return hook
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # GPT-2's linear layer, its weight transposed
-
-
-def _widths(module: Any) -> tuple[int, int]:
-    shape = tuple(module.weight.shape)
-    return shape if _is_conv1d(module) else shape[::-1]

@@ -1,0 +1,84 @@
+"""The output matrix alone: the trunk runs once on each text, then every step is one product.
+
+Nothing below the head changes, so the hidden states of a text serve every prompt that learns from
+it; those used last are kept. A tied head gets a matrix of its own.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from whet.adapt.batches import Batch, Tokens, grouped, rounded
+from whet.adapt.model import LanguageModel
+
+TRUNK_TOKENS = 4096  # in one pass of the trunk
+
+
+class HeadForm:
+    """What head training trains of a model: see `whet.adapt.slots.Form`."""
+
+    def __init__(self, model: LanguageModel, cache_bytes: int) -> None:
+        self._model = model
+        self._layer = model.network.get_output_embeddings()
+        self.start = {"weight": self._layer.weight.detach()}
+        self.output = model.output()
+        self._cached: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._room = cache_bytes
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        tied = self._layer.weight
+        self._layer.weight = nn.Parameter(tied.detach(), requires_grad=False)
+        try:
+            yield
+        finally:
+            self._layer.weight = tied
+
+    def use(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
+        """Compute with these, row by row of the batch; the network itself with the first row."""
+        weight, known = theta["weight"].detach(), slice(None, self._model.vocabulary)
+        self._layer.weight.data = weight[0]
+        self.output = replace(
+            self._model.output(),
+            weight=weight[:, known],
+            weight_grad=None if grad is None else grad["weight"][:, known],
+        )
+
+    def states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
+        self.prepare(texts)
+        length = batch.ids.shape[1]
+        kept = [self._cached[_key(text)] for text in texts]
+        return torch.stack([functional.pad(row, (0, 0, 0, length - len(row))) for row in kept])
+
+    def prepare(self, texts: Sequence[Tokens]) -> None:
+        """Run the trunk on those of `texts` whose states are not at hand, batched by length.
+
+        The states used longest ago make room, but never those of `texts`.
+        """
+        wanted = {_key(text): text for text in texts}
+        new = [text for key, text in wanted.items() if key not in self._cached]
+        lengths = [rounded(len(text), self._model.context) for text in new]
+        for length, positions in grouped(lengths).items():
+            size = max(1, TRUNK_TOKENS // length)
+            for first in range(0, len(positions), size):
+                part = [new[position] for position in positions[first : first + size]]
+                batch = Batch.of(part, length, self._model.start)
+                with torch.no_grad():
+                    states = self._model.states(batch.ids)
+                for text, row in zip(part, states, strict=True):
+                    self._cached[_key(text)] = row[: len(text)].clone()
+        for key in wanted:
+            self._cached.move_to_end(key)
+        held = sum(states.nbytes for states in self._cached.values())
+        while held > self._room and len(self._cached) > len(wanted):
+            held -= self._cached.popitem(last=False)[1].nbytes
+
+
+def _key(text: Tokens) -> bytes:
+    return text.cpu().numpy().tobytes()

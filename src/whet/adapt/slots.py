@@ -1,0 +1,206 @@
+"""Many prompts sharpened in lock-step on one model: the hot step.
+
+A slot is a row of the bank and, while a text of it is computed, a row of the batch; the frozen base
+is shared. Slots whose texts have the same rounded length share a forward and a backward pass.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from whet.adapt.adaptation import Adaptation, Full, Head, LoRA, Optimiser
+from whet.adapt.bank import Bank
+from whet.adapt.batches import Batch, Tokens, grouped, rounded
+from whet.adapt.full import FullForm
+from whet.adapt.head import HeadForm
+from whet.adapt.lora import LoRAForm
+from whet.adapt.loss import Output, mean_losses
+from whet.adapt.model import LanguageModel
+from whet.errors import ModelError
+from whet.maths.arrays import as_count
+
+log = logging.getLogger("whet")
+
+CACHE_BYTES = 2**28  # of hidden states, for head
+
+
+@runtime_checkable
+class Form(Protocol):
+    """What one mode trains of a model."""
+
+    @property
+    def start(self) -> Mapping[str, Tensor]:
+        """The tensors that every slot starts from."""
+
+    @property
+    def output(self) -> Output:
+        """The last layer, as it is used now."""
+
+    def attached(self) -> AbstractContextManager[None]: ...
+
+    def use(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
+        """Compute with `theta`, row by row of the batch, and add its gradients to `grad`."""
+
+    def states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
+        """The hidden states that `output` is given."""
+
+    def prepare(self, texts: Sequence[Tokens]) -> None:
+        """Do now, at once, what does not depend on the steps in between."""
+
+
+class Slots:
+    """`count` slots on `model`. Nothing of the model changes but within `attached`."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        adaptation: Adaptation,
+        optimiser: Optimiser | None = None,
+        *,
+        count: int = 1,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        as_count(count, "count")
+        if isinstance(adaptation, Full) and count > 1:
+            raise ValueError(f"count is {count}: full training has one slot, the network itself")
+        self.model = model
+        self._form = _form(model, adaptation, cache_bytes)
+        dtype = next(model.network.parameters()).dtype
+        self.bank = Bank(self._form.start, count, adaptation.lr, optimiser or Optimiser(), dtype)
+        self.width = count  # texts in one pass; lowered when memory runs out
+
+    def __len__(self) -> int:
+        return len(self.bank)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Lend the model to the slots; on leaving, even by an error, it is as before, bit for bit.
+
+        Raises:
+            ModelError: If the model is lent out already.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.model.lent())
+            stack.enter_context(_frozen(self.model.network))
+            stack.enter_context(self._form.attached())
+            self.as_slot(0)
+            yield
+
+    def as_slot(self, slot: int) -> LanguageModel:
+        """The model as `slot` has it until the next step, to be scored or continued with."""
+        self._form.use(self.bank.views(self.bank.weights([slot])), None)
+        return self.model
+
+    def prepare(self, texts: Sequence[Tokens]) -> None:
+        """Texts that will be stepped on: what can be computed for all of them at once, is."""
+        self._form.prepare(texts)
+
+    def reset(self, slot: int, *, optimiser: bool = True) -> None:
+        """Put `slot` back to the start, bit for bit."""
+        self.bank.reset(slot, optimiser=optimiser)
+
+    def step(self, texts: Mapping[int, Sequence[Tokens]]) -> dict[int, list[float]]:
+        """One update of every slot in `texts`, on the mean gradient of its texts.
+
+        Returns the losses before it, nats per token. A slot with a loss that is not finite is not
+        updated. What a slot computes depends on no other. Out of memory, half as many texts are
+        computed at once from then on.
+
+        Raises:
+            ModelError: If memory does not hold one text alone.
+        """
+        while True:
+            try:
+                losses = self._gradients(texts)
+                break
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(error)
+        finite = [slot for slot, own in losses.items() if all(map(math.isfinite, own))]
+        self.bank.update(finite)
+        return losses
+
+    def repeat(self, slots: Sequence[int]) -> None:
+        """One more update of `slots` with the gradients of their last step."""
+        self.bank.update(slots)
+
+    def _gradients(self, texts: Mapping[int, Sequence[Tokens]]) -> dict[int, list[float]]:
+        losses: dict[int, list[float]] = {slot: [] for slot in texts}
+        for slot in texts:
+            self.bank.grad[slot].zero_()
+        for turn in range(max(map(len, texts.values()), default=0)):
+            current = {slot: own[turn] for slot, own in sorted(texts.items()) if turn < len(own)}
+            for slots, length in self._passes(current):
+                part = [current[slot] for slot in slots]
+                for slot, loss in zip(slots, self._pass(slots, part, length), strict=True):
+                    losses[slot].append(loss)
+        for slot, own in texts.items():
+            if len(own) > 1:
+                self.bank.grad[slot] /= len(own)
+        return losses
+
+    def _passes(self, texts: Mapping[int, Tokens]) -> Iterator[tuple[list[int], int]]:
+        """Slots whose texts are computed together, and at which length; one slot pads nothing."""
+        context, slots = self.model.context, list(texts)
+        lengths = [len(text) for text in texts.values()]
+        if len(self.bank) > 1:
+            lengths = [rounded(length, context) for length in lengths]
+        for length, positions in grouped(lengths).items():
+            for first in range(0, len(positions), self.width):
+                yield [slots[i] for i in positions[first : first + self.width]], length
+
+    def _pass(self, slots: list[int], texts: list[Tokens], length: int) -> list[float]:
+        batch = Batch.of(texts, length, self.model.start)
+        theta, grad = self.bank.weights(slots).detach().requires_grad_(), self.bank.gradients(slots)
+        theta.grad = grad  # where autograd adds it, for the forms that ask autograd
+        self._form.use(self.bank.views(theta), self.bank.views(grad))
+        losses = mean_losses(self._form.states(texts, batch), self._form.output, batch)
+        self.bank.accumulate(slots, grad)
+        found: list[float] = losses.tolist()
+        return found
+
+    def _halve(self, error: RuntimeError) -> None:
+        if self.width == 1:
+            raise ModelError(
+                f"model {self.model.name} runs out of memory on one text alone: load it in a "
+                "smaller dtype, train less of it (lora, head), or lower the context"
+            ) from error
+        self.width //= 2
+        log.warning("out of memory: going on with %d texts at once", self.width)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _form(model: LanguageModel, adaptation: Adaptation, cache_bytes: int) -> Form:
+    match adaptation:
+        case Full():
+            return FullForm(model)
+        case LoRA():
+            return LoRAForm(model, adaptation)
+        case Head():
+            return HeadForm(model, cache_bytes)
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Nothing trains but what a form says; flags, gradients and buffers come back."""
+    before = [(p, p.requires_grad, p.grad) for p in network.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, required, grad in before:
+            parameter.requires_grad_(required)
+            parameter.grad = grad
+        for buffer, old in buffers:
+            buffer.copy_(old)

@@ -1,0 +1,217 @@
+"""A prompt's whole way: select what tells most about its answer, step on each, answer, reset.
+
+The one place where data spaces and language models meet. Source: SIFT, arXiv 2410.08020, Section 2
+and Section 6.
+"""
+
+import queue
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from types import TracebackType
+
+from whet.adapt.adaptation import Adaptation, Full, Optimiser
+from whet.adapt.decode import Sampling
+from whet.adapt.model import LanguageModel
+from whet.adapt.slots import Slots
+from whet.engine.lessons import lessons, rate
+from whet.engine.lockstep import Lockstep
+from whet.engine.query import Answer, Query, StopReason, Trace, Training
+from whet.engine.way import Event, Job, Plan, Pupil, Way
+from whet.errors import WhetError
+from whet.space.retrieve import Retrieval
+from whet.space.space import DataSpace
+from whet.spaces import Options, calibrated, retrieve
+
+SLOTS = 8
+
+
+class Handle:
+    """A prompt that was submitted."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.future = job.answer
+        """The same as a future, for those who wait for many."""
+
+    def result(self, timeout_s: float | None = None) -> Answer:
+        """The answer, when it is there.
+
+        Raises:
+            TimeoutError: If it is not there in time; the prompt goes on.
+            ValueError: As `Engine.select`, or if prompt and answer exceed the model's context.
+            AdaptationFailed: If a loss is not finite.
+        """
+        return self.future.result(timeout_s)
+
+    def cancel(self) -> None:
+        """Stop at the next tick; the answer is what there is by then."""
+        self._job.cancelled = True
+
+
+class Engine:
+    """Answers prompts with a model that is sharpened on a data space for each of them.
+
+    Safe in threads. Prompts that run at once share the model, each with weights of its own; between
+    prompts the model is as it was, bit for bit.
+    """
+
+    def __init__(
+        self,
+        space: DataSpace | None,
+        model: LanguageModel,
+        adaptation: Adaptation | None = None,
+        *,
+        optimiser: Optimiser | None = None,
+        options: Options | None = None,
+        training: Training | None = None,
+        slots: int | None = None,
+        waiting: int = 256,
+    ) -> None:
+        """Costs nothing yet; the slots are made for the first prompt.
+
+        Args:
+            space: What to select from; none if every query brings its documents.
+            model: What is sharpened.
+            adaptation: What is trained of it.
+            optimiser: How.
+            options: How texts are selected, where a query does not say.
+            training: How texts become gradient steps.
+            slots: Prompts at once; 8 unless given, and always 1 for full training.
+            waiting: Prompts that may wait for a slot.
+        """
+        options = options or Options()
+        self.options = options if space is None else calibrated(space, options)
+        self.model = model
+        self.adaptation = adaptation or model.adaptation("full")
+        self.optimiser = optimiser or Optimiser()
+        self.training = training or Training()
+        count = 1 if isinstance(self.adaptation, Full) else slots or SLOTS
+        self._space = space
+        self._lockstep = Lockstep(
+            lambda: Slots(model, self.adaptation, self.optimiser, count=count), self._way, waiting
+        )
+
+    def select(self, prompt: str) -> Retrieval:
+        """The texts that `prompt` would be sharpened on, in order, repeats included.
+
+        Raises:
+            ValueError: If the prompt is empty, or shares nothing with the space.
+        """
+        return self._retrieve(Query(prompt=prompt))
+
+    def generate(
+        self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
+    ) -> Answer:
+        """Sharpen on `prompt`, continue it, put the weights back.
+
+        Raises:
+            ValueError: As `select`, and if prompt and answer exceed the model's context.
+        """
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return self.submit(Query(prompt=prompt, sampling=sampling)).result()
+
+    def score(self, text: str, *, prompt: str) -> Answer:
+        """Sharpen on `prompt`, score `text` given it before and after, put the weights back.
+
+        Raises:
+            ValueError: As `select`, and if `text` is empty.
+        """
+        return self.submit(Query(prompt=prompt, text=text)).result()
+
+    def submit(self, query: Query, on_event: Callable[[Event], None] | None = None) -> Handle:
+        """Queue a prompt. `on_event` is told, in the engine's thread, what happens on its way.
+
+        Events are the `Retrieval`, every `Step`, and pieces of the text as they become certain.
+
+        Raises:
+            QueueFull: If as many prompts wait as may.
+            EngineClosed: If the engine was closed.
+        """
+        job = Job(query, on_event or (lambda event: None))
+        self._lockstep.submit(job)
+        return Handle(job)
+
+    def stream(self, query: Query) -> Iterator[Event | Answer]:
+        """The events of one prompt as they happen, the answer last; to stop early cancels it."""
+        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        handle = self.submit(query, events.put)
+        handle.future.add_done_callback(lambda _: events.put(None))
+        try:
+            while (event := events.get()) is not None:
+                yield event
+            yield handle.result()
+        finally:
+            handle.cancel()
+
+    def run(self, queries: Iterable[Query]) -> Iterator[Answer]:
+        """The answers to many prompts as they are ready; to stop early cancels the rest.
+
+        Reads `queries` a queue's length ahead. A prompt that fails is an answer with its `error`.
+        """
+        pending: dict[Future[Answer], Job] = {}
+        try:
+            for query in queries:
+                job = Job(query, lambda event: None)
+                self._lockstep.submit(job, wait=True)
+                pending[job.answer] = job
+                yield from self._ready(pending, block=False)
+            while pending:
+                yield from self._ready(pending, block=True)
+        finally:
+            for job in pending.values():
+                job.cancelled = True
+
+    def close(self) -> None:
+        """Take no more prompts; returns when those taken are answered."""
+        self._lockstep.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ready(self, pending: dict[Future[Answer], Job], *, block: bool) -> Iterator[Answer]:
+        done, _ = wait(pending, None if block else 0, FIRST_COMPLETED)
+        for future in [future for future in pending if future in done]:
+            job = pending.pop(future)
+            error = future.exception()
+            if error is None:
+                yield future.result()
+            elif isinstance(error, WhetError | ValueError):
+                trace = getattr(error, "trace", None) or Trace()
+                yield Answer(job.query, job.query.text or "", trace, error=error)
+            else:
+                raise error
+
+    def _retrieve(self, query: Query) -> Retrieval:
+        if self._space is None:
+            raise ValueError("engine has no data space to select from: give the query `documents`")
+        given = {name: getattr(query, name) for name in ("n", "lam", "alpha")}
+        told = {name: value for name, value in given.items() if value is not None}
+        return retrieve(self._space, query.prompt, replace(self.options, **told))
+
+    def _way(self, job: Job, slots: Slots, slot: int) -> Way:
+        slots.reset(slot, optimiser=not self.training.carry)
+        slots.bank.lr[slot] = self.adaptation.lr * rate(self.training, self.optimiser.kind)
+        return Pupil(job, slots, slot).way(
+            lambda: self._plan(job.query), lambda: self._lockstep.tick_s
+        )
+
+    def _plan(self, query: Query) -> Plan:
+        if not query.adapt:
+            return Plan((), "n", None)
+        if query.documents is not None:
+            documents = query.documents[: query.n]
+            sigmas: list[float | None] = [None] * len(documents)
+            return Plan(lessons(documents, sigmas, self.model, self.training), "n", None)
+        found = self._retrieve(query)
+        sigmas = found.selection.sigma[1:].tolist()
+        reason: StopReason = "n" if len(found) == (query.n or self.options.n) else "alpha"
+        return Plan(lessons(found.documents, sigmas, self.model, self.training), reason, found)

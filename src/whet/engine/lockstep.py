@@ -1,0 +1,151 @@
+"""The one thread that owns the weights: prompts in slots, a step of each in every tick.
+
+Every prompt's way is a generator (`whet.engine.way`). A tick asks each for its next lesson and
+takes them together; a slot whose way has ended takes the next prompt in the same tick.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from whet.adapt.slots import Slots
+from whet.engine.lessons import Lesson
+from whet.engine.way import Job, Losses, Way
+from whet.errors import EngineClosed, ModelError, QueueFull
+
+
+class Lockstep:
+    """Takes jobs from any thread; runs them in its own, which lives while there are any."""
+
+    def __init__(
+        self, slots: Callable[[], Slots], way: Callable[[Job, Slots, int], Way], room: int
+    ) -> None:
+        self._make, self._way, self._room = slots, way, room
+        self._slots: Slots | None = None
+        self._waiting: deque[Job] = deque()
+        self._active: dict[int, tuple[Job, Way]] = {}
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.tick_s = 0.0
+        """How long the last tick took."""
+
+    def submit(self, job: Job, *, wait: bool = False) -> None:
+        """Queue a job; with `wait`, until there is room.
+
+        Raises:
+            QueueFull: If there is none.
+            EngineClosed: If `close` was called.
+        """
+        with self._change:
+            while wait and len(self._waiting) >= self._room and not self._closed:
+                self._change.wait()
+            if self._closed:
+                raise EngineClosed("engine is closed: make a new one")
+            if len(self._waiting) >= self._room:
+                raise QueueFull(
+                    f"{len(self._waiting)} prompts wait, as many as may: try again later, or make "
+                    "the engine with a longer queue"
+                )
+            self._waiting.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="whet-engine", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Take no more jobs and wait until those taken have ended."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        """Until nothing is left. The model is back before the last answers are given."""
+        while True:
+            ended: list[Callable[[], None]] = []
+            try:
+                self._slots = self._slots or self._make()
+                with self._slots.attached():
+                    self._ticks(self._slots, ended)
+            except Exception as error:  # nobody may wait for ever: they are all told
+                jobs = [job for job, _ in self._active.values()]
+                self._active.clear()
+                while job := self._next():
+                    jobs.append(job)
+                ended += [partial(job.answer.set_exception, error) for job in jobs]
+            for end in ended:
+                end()
+            with self._change:
+                if not self._waiting:
+                    self._thread = None
+                    return
+
+    def _ticks(self, slots: Slots, ended: list[Callable[[], None]]) -> None:
+        losses: dict[int, Losses | ModelError] = {}
+        while True:
+            began = time.perf_counter()
+            lessons: dict[int, Lesson] = {}
+            for slot in range(len(slots)):
+                if lesson := self._advance(slots, slot, losses.get(slot), ended):
+                    lessons[slot] = lesson
+            if not self._active:
+                return
+            while ended:
+                ended.pop(0)()
+            losses = self._learn(slots, lessons) if lessons else {}
+            if lessons:
+                self.tick_s = time.perf_counter() - began
+
+    def _advance(
+        self,
+        slots: Slots,
+        slot: int,
+        losses: Losses | ModelError | None,
+        ended: list[Callable[[], None]],
+    ) -> Lesson | None:
+        """Send the way in `slot` its losses, or begin the next; gives what is to be learned now."""
+        while True:
+            if slot not in self._active:
+                if (job := self._next()) is None:
+                    return None
+                self._active[slot] = job, self._way(job, slots, slot)
+                losses = None
+            job, way = self._active[slot]
+            try:
+                return way.throw(losses) if isinstance(losses, ModelError) else way.send(losses)
+            except StopIteration as stop:
+                end = partial(job.answer.set_result, stop.value)
+            except Exception as error:  # this prompt's own: whoever waits for it is told
+                end = partial(job.answer.set_exception, error)
+            ended.append(end)
+            del self._active[slot]
+
+    def _learn(self, slots: Slots, lessons: dict[int, Lesson]) -> dict[int, Losses | ModelError]:
+        """Take the lessons together; if that fails, each alone, so that one fails for itself."""
+        slots.repeat([slot for slot, lesson in lessons.items() if lesson.reused])
+        fresh = {
+            slot: [part.tokens for part in lesson.parts]
+            for slot, lesson in lessons.items()
+            if not lesson.reused
+        }
+        losses: dict[int, Losses | ModelError] = {}
+        try:
+            losses |= slots.step(fresh)
+        except ModelError:
+            for slot, texts in fresh.items():
+                try:
+                    losses |= slots.step({slot: texts})
+                except ModelError as error:
+                    losses[slot] = error
+        return losses
+
+    def _next(self) -> Job | None:
+        with self._change:
+            if not self._waiting:
+                return None
+            self._change.notify()
+            return self._waiting.popleft()

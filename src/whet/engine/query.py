@@ -1,0 +1,145 @@
+"""What is asked of an engine, what it answers, and how it trains in between."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from whet.adapt.decode import Sampling
+from whet.adapt.model import Score
+from whet.errors import WhetError
+from whet.maths.arrays import as_count, as_positive
+from whet.space.documents import Document
+from whet.space.retrieve import Retrieval
+
+StopReason = Literal["n", "alpha", "deadline", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How a prompt's texts become gradient steps. The defaults are the paper's."""
+
+    order: str = "selected"
+    """Order of the texts: selected, reversed, shuffled, or length (shortest first)."""
+    texts_per_update: int = 1
+    """Texts in one step, on their mean gradient; the learning rate grows to match: times their
+    number for sgd, times its root for Adam."""
+    reuse: int = 1
+    """Steps in a row on one text that share a gradient, the first one's (HullFT's reuse)."""
+    carry: bool = False
+    """Keep the optimiser's state from prompt to prompt, so that answers depend on what came before:
+    for reproducing work that did."""
+    long_texts: str = "first"
+    """Of a text beyond the context: its first tokens, chunks (a step on each), or a random one."""
+    seed: int = 0
+    """Seed of shuffling and of random chunks."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("order", ("selected", "reversed", "shuffled", "length")),
+            ("long_texts", ("first", "chunks", "random")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}: expected {', '.join(allowed)}"
+                )
+        as_count(self.texts_per_update, "texts_per_update")
+        as_count(self.reuse, "reuse")
+        if self.texts_per_update > 1 and self.reuse > 1:
+            raise ValueError(
+                f"texts_per_update is {self.texts_per_update} and reuse is {self.reuse}: "
+                "a reused gradient is one text's, so one of them must be 1"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One prompt, and what is wanted of it."""
+
+    prompt: str
+    """What is selected for, and read before what follows it."""
+    text: str | None = None
+    """The text to score after the prompt; none to continue the prompt."""
+    n: int | None = None
+    """Gradient steps at most; none for the engine's. Likewise `lam` and `alpha`."""
+    lam: float | None = None
+    alpha: float | None = None
+    deadline_s: float | None = None
+    """Seconds from being submitted in which steps are begun; fewer of them, never an error."""
+    sampling: Sampling = field(default_factory=Sampling)
+    documents: tuple[Document, ...] | None = None
+    """Learn from these, in this order, instead of selecting."""
+    score_at: tuple[int, ...] = ()
+    """Steps after which the text is scored, beside the first and the last."""
+    adapt: bool = True
+    """Whether to train at all."""
+
+    def __post_init__(self) -> None:
+        if self.n is not None:
+            as_count(self.n, "n")
+        for name in ("lam", "alpha"):
+            if (value := getattr(self, name)) is not None:
+                as_positive(value, name)
+        if self.deadline_s is not None and not self.deadline_s >= 0:
+            raise ValueError(f"deadline_s is {self.deadline_s}: expected 0 or more")
+        if self.text == "":
+            raise ValueError("text to score is empty: bits per byte need at least one byte")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One text that was learned from."""
+
+    id: str
+    """Its document."""
+    sigma: float | None
+    """σ after the pick, as a share of the prior's; none for a document that was given."""
+    loss: float
+    """Loss on it before the step, nats per token; of a reused gradient, when that was computed."""
+    seconds: float
+    """Wall time of the step, which other prompts' steps share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """How an answer was come to."""
+
+    steps: tuple[Step, ...] = ()
+    stop_reason: StopReason = "n"
+    """Why there were no more steps: all n were taken, alpha was reached, the deadline was, or the
+    prompt was cancelled."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a sharpened model said, or how well it predicted, and how it came to it."""
+
+    query: Query
+    text: str
+    """The continuation; for a scored text, that text."""
+    trace: Trace
+    retrieval: Retrieval | None = None
+    """What was selected; none if nothing was to be."""
+    finish: str = "score"
+    """Why the text ends: stop or length, cancelled, or score for a scored text."""
+    scores: Mapping[int, Score] = field(default_factory=dict)
+    """The score after so many steps, for a scored text."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall time of queue, select, train, and answer."""
+    error: WhetError | ValueError | None = None
+    """Why the prompt failed, if it did; only `Engine.run` answers so, all else raises it."""
+
+    @property
+    def base(self) -> Score | None:
+        """The score before the first step, for a scored text."""
+        return self.scores.get(0)
+
+    @property
+    def score(self) -> Score | None:
+        """The score after the last step, for a scored text."""
+        return self.scores.get(max(self.scores, default=0))

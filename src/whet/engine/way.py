@@ -1,0 +1,141 @@
+"""One prompt's way through a slot, as if it were alone: learn, score or continue.
+
+A generator that gives a lesson whenever it wants to learn and is sent the losses; it gives nothing
+when it has done something else, so that the others have their turn.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from whet.adapt.decode import Decoder
+from whet.adapt.model import Score
+from whet.adapt.slots import Slots
+from whet.engine.lessons import Lesson
+from whet.engine.query import Answer, Query, Step, StopReason, Trace
+from whet.errors import AdaptationFailed
+from whet.space.retrieve import Retrieval
+
+Event = Retrieval | Step | str
+"""What a prompt tells on its way: what was selected, each step, each piece of its text."""
+Losses = list[float]
+Way = Generator[Lesson | None, Losses | None, Answer]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A prompt that waits or is on its way."""
+
+    query: Query
+    tell: Callable[[Event], None]
+    answer: "Future[Answer]" = field(default_factory=Future)
+    cancelled: bool = False
+    submitted: float = field(default_factory=time.perf_counter)
+
+    def late(self, tick_s: float) -> bool:
+        """Whether one more tick would end after the deadline."""
+        deadline = self.query.deadline_s
+        return deadline is not None and time.perf_counter() - self.submitted + tick_s > deadline
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What a prompt will learn, before it learns any of it."""
+
+    lessons: Sequence[Lesson]
+    reason: StopReason
+    """Why there are no more."""
+    retrieval: Retrieval | None
+
+
+class Pupil:
+    """A prompt in its slot."""
+
+    def __init__(self, job: Job, slots: Slots, slot: int) -> None:
+        self._job, self._slots, self._slot = job, slots, slot
+        self._steps: list[Step] = []
+        self._scores: dict[int, Score] = {}
+        self.seconds = {"queue": time.perf_counter() - job.submitted}
+
+    def way(self, plan: Callable[[], Plan], tick_s: Callable[[], float]) -> Way:
+        """Plan, learn, answer.
+
+        Raises:
+            AdaptationFailed: If a loss or the score is not finite.
+        """
+        query, decoder = self._job.query, None
+        if query.text is None:  # what cannot be answered is refused before any work is done
+            decoder = Decoder(self._slots.model, query.prompt, query.sampling)
+        start = time.perf_counter()
+        planned = plan()
+        if planned.retrieval is not None:
+            self._job.tell(planned.retrieval)
+        selected = self._lap("select", start)
+        self._slots.prepare([part.tokens for one in planned.lessons for part in one.parts])
+        self._score(0)
+        taken, reason = yield from self._learn(planned, tick_s)
+        trained = self._lap("train", selected)
+        self._score(taken)
+        if decoder is not None:
+            yield from self._continue(decoder)
+        self._lap("answer", trained)
+        text, finish = (
+            (query.text or "", "score")
+            if decoder is None
+            else (decoder.text, decoder.finish or "cancelled")
+        )
+        trace = Trace(tuple(self._steps), "cancelled" if self._job.cancelled else reason)
+        return Answer(query, text, trace, planned.retrieval, finish, self._scores, self.seconds)
+
+    def _learn(
+        self, plan: Plan, tick_s: Callable[[], float]
+    ) -> Generator[Lesson, Losses | None, tuple[int, StopReason]]:
+        losses: Losses = []
+        for number, lesson in enumerate(plan.lessons, start=1):
+            if self._job.cancelled or self._job.late(tick_s()):
+                return number - 1, "cancelled" if self._job.cancelled else "deadline"
+            start = time.perf_counter()
+            losses = (yield lesson) or losses
+            self._note(lesson, losses, time.perf_counter() - start)
+            if number in self._job.query.score_at:
+                self._score(number)
+        return len(plan.lessons), plan.reason
+
+    def _note(self, lesson: Lesson, losses: Losses, seconds: float) -> None:
+        for part, loss in zip(lesson.parts, losses, strict=True):
+            if not math.isfinite(loss):
+                raise AdaptationFailed(
+                    f"loss is {loss} at step {len(self._steps) + 1} on document {part.id!r}: "
+                    "lower the learning rate",
+                    Trace(tuple(self._steps)),
+                )
+            step = Step(part.id, part.sigma, loss, seconds)
+            self._steps.append(step)
+            self._job.tell(step)
+
+    def _score(self, steps: int) -> None:
+        query = self._job.query
+        if query.text is None or steps in self._scores:
+            return
+        model = self._slots.as_slot(self._slot)
+        score = model.score(query.text, context=query.prompt)
+        if not math.isfinite(score.bits):
+            raise AdaptationFailed(
+                f"score is {score.bits} bits after {steps} steps: lower the learning rate",
+                Trace(tuple(self._steps)),
+            )
+        self._scores[steps] = score
+
+    def _continue(self, decoder: Decoder) -> Generator[None, Losses | None, None]:
+        while not (decoder.finish or self._job.cancelled):
+            self._slots.as_slot(self._slot)
+            if piece := decoder.step():
+                self._job.tell(piece)
+            yield
+
+    def _lap(self, name: str, start: float) -> float:
+        end = time.perf_counter()
+        self.seconds[name] = end - start
+        return end

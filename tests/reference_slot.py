@@ -1,0 +1,101 @@
+"""One prompt at a time, adapted and put back: the oracle that faster forms are held against.
+
+Source: test-time fine-tuning as SIFT has it, arXiv 2410.08020, Section 2: one gradient step on each
+    selected text.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from reference_trainable import Parameters, trainable
+from torch.nn import functional
+
+from whet.adapt.adaptation import Adaptation, Full, Optimiser
+from whet.adapt.model import LanguageModel, Score
+from whet.errors import ModelError
+
+
+class Slot:
+    """A model while it is lent to one prompt. Made by `adapting`."""
+
+    def __init__(
+        self, model: LanguageModel, parameters: Parameters, lr: float, optimiser: Optimiser
+    ) -> None:
+        self._model = model
+        self._parameters = parameters
+        self._clip = optimiser.clip
+        self._optimiser = _torch_optimiser(parameters, lr, optimiser)
+        self.steps = 0
+
+    def step(self, text: str) -> float:
+        """One gradient step on the first `context` tokens of `text`.
+
+        Returns the loss before the step, nats per token.
+
+        Raises:
+            ValueError: If the text has no tokens.
+            ModelError: If the loss is not finite; the weights have not moved.
+        """
+        loss = mean_loss(self._model, text)
+        if not math.isfinite(value := loss.item()):
+            raise ModelError(
+                f"loss is {value} at step {self.steps + 1} on text {text[:40]!r}: "
+                "lower the learning rate"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._clip:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        self.steps += 1
+        return value
+
+    def score(self, text: str, *, context: str = "") -> Score:
+        """`LanguageModel.score` with the weights as they are now."""
+        return self._model.score(text, context=context)
+
+    def generate(
+        self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
+    ) -> str:
+        """`LanguageModel.generate` with the weights as they are now."""
+        return self._model.generate(
+            prompt, max_tokens=max_tokens, temperature=temperature, seed=seed
+        )
+
+
+@contextmanager
+def adapting(
+    model: LanguageModel, adaptation: Adaptation | None = None, optimiser: Optimiser | None = None
+) -> Iterator[Slot]:
+    """Lend `model` to one prompt; on leaving, even by an error, it is as before, bit for bit.
+
+    Costs a copy of what is trained, and the optimiser's state, which starts anew each time.
+
+    Raises:
+        ModelError: If the model is lent out already.
+    """
+    adaptation = adaptation or Full()
+    with model.lent(), trainable(model.network, adaptation) as parameters:
+        yield Slot(model, parameters, adaptation.lr, optimiser or Optimiser())
+
+
+def mean_loss(model: LanguageModel, text: str) -> torch.Tensor:
+    """Mean loss of the first `context` tokens of `text`, nats per token; differentiable."""
+    tokens = model.lesson(text)[: model.context]
+    ids = functional.pad(tokens, (1, 0), value=model.start)[:-1]
+    logits = model.network(input_ids=ids[None], use_cache=False).logits[0, :, : model.vocabulary]
+    return functional.cross_entropy(logits, tokens)
+
+
+def _torch_optimiser(
+    parameters: Parameters, lr: float, options: Optimiser
+) -> torch.optim.Optimizer:
+    if options.kind == "sgd":
+        return torch.optim.SGD(parameters, lr, weight_decay=options.weight_decay)
+    kind = torch.optim.AdamW if options.kind == "adamw" else torch.optim.Adam
+    betas = (options.beta1, options.beta2)
+    return kind(
+        parameters, lr, betas=betas, eps=options.eps, weight_decay=options.weight_decay, fused=True
+    )

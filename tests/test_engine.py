@@ -1,0 +1,288 @@
+"""Many prompts through one engine: each as if it were alone, whatever happens to the others."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reference_slot
+import tiny
+
+import whet
+from whet.adapt.adaptation import Full, Head, LoRA
+from whet.adapt.model import LanguageModel
+from whet.engine import Engine, Query, Sampling, Step, Training
+from whet.errors import AdaptationFailed, EngineClosed, ModelError, QueueFull
+from whet.space.documents import Document
+from whet.space.retrieve import Retrieval
+from whet.space.space import DataSpace
+from whet.spaces import Options
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+MODES = [LoRA(lr=1e-2, rank=4), Head(lr=1e-2), Full(lr=1e-3)]
+TEXT = " after it"
+name = lambda mode: type(mode).__name__  # noqa: E731
+
+
+def words(seed, count=4):
+    return " ".join(np.random.default_rng(seed).choice(WORDS, count))
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    documents = [Document(f"d{i}", words(i), {}) for i in range(30)]
+    return DataSpace.build(documents, tmp_path_factory.mktemp("space") / "space")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return LanguageModel.load(tiny.save(tmp_path_factory.mktemp("model"), "llama"))
+
+
+@pytest.fixture
+def engine(space, model):
+    return Engine(space, model, MODES[0], options=Options(n=4, k=10), slots=3)
+
+
+def query(seed, **options):
+    return Query(prompt=words(100 + seed, 3), **options)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name)
+def test_an_answer_is_the_oracle_s(space, model, mode):
+    engine = Engine(space, model, mode, options=Options(n=4, k=10))
+    queries = [query(i, text=TEXT, score_at=(2,)) for i in range(5)]
+    answers = {answer.query.prompt: answer for answer in engine.run(queries)}
+    assert len(answers) == 5
+    for asked in queries:
+        answer, documents = answers[asked.prompt], engine.select(asked.prompt).documents
+        bits = {0: model.score(TEXT, context=asked.prompt).bits}
+        with reference_slot.adapting(model, mode) as slot:
+            losses = []
+            for number, document in enumerate(documents, start=1):
+                losses.append(slot.step(document.text))
+                bits[number] = slot.score(TEXT, context=asked.prompt).bits
+        assert [step.loss for step in answer.trace] == pytest.approx(losses, rel=1e-4)
+        assert [step.id for step in answer.trace] == [d.id for d in documents]
+        assert {at: score.bits for at, score in answer.scores.items()} == pytest.approx(
+            {at: bits[at] for at in (0, 2, 4)}, rel=1e-4
+        )
+
+
+def test_an_answer_depends_on_neither_order_nor_mates(engine):
+    """Bit for bit, and the same in one slot's turn or another's."""
+    queries = [query(i, text=TEXT, n=1 + i % 4) for i in range(7)]
+    runs = [list(engine.run(order)) for order in (queries, queries[::-1], queries[3:])]
+    found = [{a.query.prompt: (a.scores, [s.loss for s in a.trace.steps]) for a in r} for r in runs]
+    assert found[0] == found[1] and found[2].items() <= found[0].items()
+
+
+def test_the_model_is_as_it_was_when_the_answer_is_there(engine, model):
+    before = model.score(TEXT)
+    for i in range(3):
+        engine.generate(words(i), max_tokens=3)
+        assert model.score(TEXT) == before
+        with model.lent():
+            pass
+
+
+def test_one_engine_serves_many_threads(engine):
+    prompts = [words(100 + i, 2) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda prompt: engine.generate(prompt, max_tokens=4), prompts))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert engine.generate(prompt, max_tokens=4).text == answer.text
+
+
+def test_greedy_text_is_the_oracle_s(engine, model, space):
+    prompt = words(100, 2)
+    answer = engine.generate(prompt, max_tokens=12)
+    with reference_slot.adapting(model, MODES[0]) as slot:
+        for document in engine.select(prompt).documents:
+            slot.step(document.text)
+        tokens = model.fitting(prompt, 12)
+        output = model.network.generate(tokens[None], max_new_tokens=12, do_sample=False)
+    assert answer.text == model.tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
+
+
+def test_a_stream_tells_picks_steps_and_text(engine):
+    *events, answer = engine.stream(query(1, sampling=Sampling(max_tokens=9)))
+    picks, steps = events[0], [event for event in events if isinstance(event, Step)]
+    assert isinstance(picks, Retrieval) and picks.rows.tolist() == answer.retrieval.rows.tolist()
+    assert tuple(steps) == answer.trace.steps
+    assert "".join(event for event in events if isinstance(event, str)) == answer.text
+
+
+def test_adaptive_stop_is_planned_before_training(engine):
+    answer = engine.submit(query(2, text=TEXT, alpha=9.0)).result()
+    assert answer.trace.stop_reason == "alpha" and len(answer.trace) < 4
+    assert len(answer.retrieval) == len(answer.trace)
+
+
+def test_a_deadline_gives_fewer_steps_and_none_the_base_model(engine, model):
+    answer = engine.submit(query(3, text=TEXT, deadline_s=0.0)).result()
+    assert answer.trace.stop_reason == "deadline" and len(answer.trace) == 0
+    assert answer.score == answer.base == model.score(TEXT, context=answer.query.prompt)
+
+
+def test_a_query_may_ask_for_the_base_model(engine, model):
+    answer = engine.submit(query(3, adapt=False, sampling=Sampling(max_tokens=5))).result()
+    assert answer.text == model.generate(answer.query.prompt, max_tokens=5)
+    assert not answer.trace.steps and answer.retrieval is None
+
+
+def test_documents_may_be_given(model):
+    engine = Engine(None, model, MODES[0])
+    given = tuple(Document(f"g{i}", words(i), {}) for i in range(3))
+    answer = engine.submit(query(1, text=TEXT, documents=given)).result()
+    assert [(step.id, step.sigma) for step in answer.trace] == [(f"g{i}", None) for i in range(3)]
+    with pytest.raises(ValueError, match="no data space"):
+        engine.select("a prompt")
+
+
+def test_a_cancelled_prompt_frees_its_slot_and_leaves_nothing(engine, model):
+    before = engine.generate(words(5), max_tokens=4).text
+    begun, go = threading.Event(), threading.Event()
+
+    def hold(event):
+        begun.set()
+        go.wait(10)
+
+    held = engine.submit(query(1, sampling=Sampling(max_tokens=12)), hold)
+    begun.wait(10)
+    held.cancel()
+    go.set()
+    answer = held.result(10)
+    assert answer.trace.stop_reason == "cancelled" and len(answer.trace) == 0
+    assert answer.text == "" and answer.finish == "cancelled"
+    assert engine.generate(words(5), max_tokens=4).text == before
+
+
+def test_a_full_queue_says_so(space, model):
+    engine = Engine(space, model, MODES[0], options=Options(n=1, k=5), slots=1, waiting=1)
+    begun, go = threading.Event(), threading.Event()
+    first = engine.submit(query(0, text=TEXT), lambda event: (begun.set(), go.wait(10)))
+    begun.wait(10)
+    second = engine.submit(query(1, text=TEXT))
+    with pytest.raises(QueueFull, match="1 prompts wait"):
+        engine.submit(query(2, text=TEXT))
+    go.set()
+    assert first.result().score and second.result().score
+
+
+def test_a_closed_engine_answers_what_it_took_and_no_more(engine):
+    handles = [engine.submit(query(i, text=TEXT)) for i in range(5)]
+    engine.close()
+    assert all(handle.future.done() for handle in handles)
+    with pytest.raises(EngineClosed, match="engine is closed"):
+        engine.submit(query(0))
+
+
+def test_a_prompt_that_fails_fails_alone(space, model):
+    engine = Engine(space, model, MODES[0], options=Options(n=3, k=5), slots=2)
+    hopeless = tuple(Document(f"h{i}", words(i), {}) for i in range(3))
+    queries = [
+        query(0, text=TEXT),
+        replace(query(1, text=TEXT), prompt=" "),
+        query(2, text=TEXT, documents=(*hopeless, Document("empty", "", {})), n=9),
+        Query(prompt="x" * 40),
+        query(3, text=TEXT),
+    ]
+    answers = {answer.query.prompt: answer for answer in engine.run(queries)}
+    errors = [str(answers[asked.prompt].error) for asked in queries]
+    assert [errors[0], errors[4]] == ["None", "None"]
+    assert "expected a text" in errors[1] and "has no tokens" in errors[2]
+    assert "context of 32" in errors[3]
+    alone = engine.submit(queries[4]).result()
+    assert alone.scores == answers[queries[4].prompt].scores
+
+
+def test_a_loss_that_is_not_finite_fails_with_its_trace(space, model):
+    wild = Engine(space, model, LoRA(lr=1e30, rank=2), options=Options(n=4, k=10), slots=2)
+    with pytest.raises(AdaptationFailed, match="loss is (nan|inf) at step .* lower") as caught:
+        wild.score(TEXT, prompt=words(1))
+    assert len(caught.value.trace) >= 1
+    calm = Engine(space, model, MODES[0], options=Options(n=2, k=10), slots=2)
+    assert calm.score(TEXT, prompt=words(1)).score
+
+
+def test_a_model_lent_elsewhere_is_an_error_not_a_wait(engine, model):
+    with model.lent(), pytest.raises(ModelError, match="is being adapted already"):
+        engine.generate(words(1))
+    assert engine.generate(words(1), max_tokens=2).trace.steps
+
+
+def test_stopping_a_run_early_cancels_the_rest(engine):
+    run = engine.run(query(i, sampling=Sampling(max_tokens=12)) for i in range(9))
+    assert next(run).text is not None
+    run.close()
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "training, steps",
+    [
+        (Training(order="reversed"), ["c", "b", "b", "b", "a"]),
+        (Training(order="length"), ["b", "b", "b", "a", "c"]),
+        (Training(texts_per_update=2), ["a", "b", "b", "b", "c"]),
+        (Training(reuse=2), ["a", "b", "b", "b", "c"]),
+        (Training(long_texts="chunks"), ["a", "b", "b", "b", "c", "c"]),
+        (Training(long_texts="random"), ["a", "b", "b", "b", "c"]),
+    ],
+    ids=repr,
+)
+def test_texts_become_steps_as_told(model, training, steps):
+    texts = {"a": "alpha beta", "b": "gamma", "c": "kappa " * 8}
+    given = tuple(Document(i, texts[i], {}) for i in "abbbc")
+    engine = Engine(None, model, MODES[0], training=training)
+    first, again = (engine.submit(query(1, text=TEXT, documents=given)).result() for _ in range(2))
+    assert [step.id for step in first.trace.steps] == steps
+    assert first.scores == again.scores and first.score.bits != first.base.bits
+
+
+def test_a_reused_gradient_is_not_computed_again(model):
+    given = (Document("a", "one text", {}),) * 4
+    engine = Engine(None, model, MODES[0], training=Training(reuse=2))
+    losses = [
+        step.loss for step in engine.submit(query(1, text=TEXT, documents=given)).result().trace
+    ]
+    assert losses[0] == losses[1] > losses[2] == losses[3]
+
+
+def test_carried_state_makes_a_second_answer_another(model):
+    given = (Document("a", "one text", {}),) * 4
+    asked = query(1, text=TEXT, documents=given)
+    carrying = Engine(None, model, MODES[0], training=Training(carry=True), slots=1)
+    first, second = (carrying.submit(asked).result().score for _ in range(2))
+    fresh = Engine(None, model, MODES[0], slots=1)
+    assert first == fresh.submit(asked).result().score != second
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Query(prompt="x", n=0), "n is 0"),
+        (lambda: Query(prompt="x", alpha=-1.0), "alpha is -1.0"),
+        (lambda: Query(prompt="x", deadline_s=float("nan")), "deadline_s is nan"),
+        (lambda: Query(prompt="x", text=""), "text to score is empty"),
+        (lambda: Sampling(top_p=0.0), "top_p is 0.0"),
+        (lambda: Sampling(temperature=-1.0), "temperature is -1.0"),
+        (lambda: Sampling(stop=("",)), "stop holds an empty text"),
+        (lambda: Training(order="sideways"), "order is 'sideways': expected selected, rev"),
+        (lambda: Training(reuse=2, texts_per_update=2), "one of them must be 1"),
+    ],
+)
+def test_requests_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_simple_calls_are_at_the_door(space, model):
+    assert whet.Engine is Engine
+    engine = Engine(space, model, options=Options(n=1, k=5))
+    start = time.perf_counter()
+    seconds = engine.score(TEXT, prompt=words(1)).seconds
+    assert set(seconds) == {"queue", "select", "train", "answer"}
+    assert sum(seconds.values()) <= time.perf_counter() - start

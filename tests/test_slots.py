@@ -1,0 +1,239 @@
+"""Many prompts at once equal each alone: every mode, on every kind of network."""
+
+import math
+import random
+
+import pytest
+import reference_slot
+import tiny
+import torch
+
+from whet.adapt.adaptation import Full, Head, LoRA, Optimiser
+from whet.adapt.model import LanguageModel
+from whet.adapt.slots import Slots
+from whet.errors import ModelError
+
+KINDS = [*tiny.CONFIGS, *tiny.MORE]
+MODES = [Full(lr=1e-3), LoRA(lr=1e-2, rank=4), Head(lr=1e-2)]
+MANY = [LoRA(lr=1e-2, rank=4), Head(lr=1e-2)]
+TEXTS = [
+    ["a first text", "another one, longer by far", "a first text", "x"],
+    ["Ünïcode, of 26 bytes or so", "Ünïcode, of 26 bytes or so", "then this"],
+    ["short", "short", "short", "short", "short", "short"],
+]
+name = lambda mode: type(mode).__name__  # noqa: E731
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request, tmp_path_factory):
+    return LanguageModel.load(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def some_model(request, tmp_path_factory):
+    return LanguageModel.load(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+
+
+@pytest.fixture
+def double(request, tmp_path):
+    return LanguageModel.load(tiny.save(tmp_path, request.param), dtype=torch.float64)
+
+
+def learn(slots, plans):
+    """The losses of every plan, {slot: texts}, in lock-step."""
+    losses = {slot: [] for slot in plans}
+    for step in range(max(map(len, plans.values()))):
+        texts = {
+            slot: [slots.model.lesson(plan[step])[: slots.model.context]]
+            for slot, plan in plans.items()
+            if step < len(plan)
+        }
+        for slot, own in slots.step(texts).items():
+            losses[slot] += own
+    return losses
+
+
+def alone(model, mode, texts, optimiser=None):
+    with reference_slot.adapting(model, mode, optimiser) as slot:
+        losses = [slot.step(text) for text in texts]
+        return losses, slot.score("what comes after").bits_per_byte
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("double", KINDS, indirect=True)
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_slots_equal_the_oracle_alone(double, mode, kind):
+    optimiser = Optimiser(kind=kind, clip=0.5)
+    plans = dict(enumerate(TEXTS if mode in MANY else TEXTS[:1]))
+    slots = Slots(double, mode, optimiser, count=len(plans))
+    with slots.attached():
+        losses = learn(slots, plans)
+        scores = [slots.as_slot(slot).score("what comes after").bits_per_byte for slot in plans]
+    for slot, texts in plans.items():
+        goal, score = alone(double, mode, texts, optimiser)
+        assert losses[slot] == pytest.approx(goal, rel=1e-10)
+        assert scores[slot] == pytest.approx(score, rel=1e-10)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name)
+def test_single_precision_ends_at_the_oracle_s_bits_per_byte(model, mode):
+    plans = dict(enumerate(TEXTS if mode in MANY else TEXTS[:1]))
+    slots = Slots(model, mode, count=len(plans))
+    with slots.attached():
+        learn(slots, plans)
+        for slot, texts in plans.items():
+            score = slots.as_slot(slot).score("what comes after").bits_per_byte
+            plans[slot] = texts, score
+    for texts, score in plans.values():
+        assert score == pytest.approx(alone(model, mode, texts)[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", MANY, ids=name)
+def test_a_result_depends_on_neither_mates_nor_slot_nor_arrival(model, mode):
+    """Bit for bit: the same texts in any slot, with any mates, begun at any tick."""
+    slots, rng, found = Slots(model, mode, count=4), random.Random(0), set()
+    with slots.attached():
+        for _ in range(6):
+            own, others = rng.randrange(4), rng.randrange(4)
+            for slot in range(4):
+                slots.reset(slot)
+            mates = rng.sample([slot for slot in range(4) if slot != own], min(others, 3))
+            for _ in range(rng.randrange(3)):
+                learn(slots, {mate: [rng.choice(rng.choice(TEXTS))] for mate in mates} or {own: []})
+            plans = {mate: rng.choices(rng.choice(TEXTS), k=4) for mate in mates}
+            losses = learn(slots, {own: TEXTS[0], **plans})[own]
+            found.add((*losses, slots.as_slot(own).score("what comes after").bits))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("mode", MANY, ids=name)
+def test_a_finished_slot_is_untouched_by_later_ticks(some_model, mode):
+    slots = Slots(some_model, mode, count=3)
+    with slots.attached():
+        learn(slots, dict(enumerate(TEXTS)))
+        before = [
+            t[1].clone() for t in (slots.bank.theta, slots.bank.m, slots.bank.v, slots.bank.t)
+        ]
+        learn(slots, {0: TEXTS[2], 2: TEXTS[0]})
+        after = [t[1] for t in (slots.bank.theta, slots.bank.m, slots.bank.v, slots.bank.t)]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name)
+def test_reset_is_the_base_model_bit_for_bit(some_model, mode):
+    rng, base = random.Random(1), some_model.score("the base model's bits")
+    slots = Slots(some_model, mode, count=3 if mode in MANY else 1)
+    with slots.attached():
+        for _ in range(40):  # 1,000 in tests/long
+            some = rng.sample(range(len(slots)), rng.randint(1, len(slots)))
+            learn(slots, {slot: rng.choices(rng.choice(TEXTS), k=2) for slot in some})
+            for slot in some:
+                slots.reset(slot)
+                assert slots.as_slot(slot).score("the base model's bits") == base
+    assert some_model.score("the base model's bits") == base
+
+
+def test_repeated_texts_count(some_model):
+    slots = Slots(some_model, MANY[0], count=2)
+    with slots.attached():
+        losses = learn(slots, {0: ["one text"] * 5, 1: ["one text"]})
+        assert slots.bank.t.tolist() == [5, 1]
+    assert losses[0][1] < losses[0][0] == losses[1][0] and len(set(losses[0])) == 5
+
+
+@pytest.mark.parametrize("mode", MANY, ids=name)
+def test_clipping_never_couples_prompts(some_model, mode):
+    """A mate with a gradient a thousand times as large changes nothing."""
+    results = []
+    for mate in (1.0, 1000.0):
+        slots = Slots(some_model, mode, Optimiser(kind="sgd", clip=0.1), count=2)
+        with slots.attached():
+            slots.bank.theta[1] *= mate
+            results.append(learn(slots, {0: TEXTS[0], 1: TEXTS[0]})[0])
+    assert results[0] == results[1]
+
+
+def test_a_loss_that_is_not_finite_stays_in_its_slot(some_model):
+    slots = Slots(some_model, MANY[0], count=2)
+    with slots.attached():
+        slots.bank.theta[1] = math.nan
+        losses = learn(slots, {0: TEXTS[0], 1: TEXTS[0]})
+        assert not any(map(math.isfinite, losses[1])) and slots.bank.t.tolist() == [4, 0]
+        slots.reset(1)
+        again = learn(slots, {1: TEXTS[0]})
+    assert losses[0] == again[1] == learn_alone(some_model, TEXTS[0])
+
+
+def learn_alone(model, texts):
+    slots = Slots(model, MANY[0], count=2)
+    with slots.attached():
+        return learn(slots, {0: texts})[0]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name)
+def test_logits_are_computed_in_chunks_to_the_same_end(some_model, mode, monkeypatch):
+    whole = alone(some_model, mode, TEXTS[0])[0]
+    monkeypatch.setattr("whet.adapt.loss.CHUNK", 257 * 5)
+    slots = Slots(some_model, mode)
+    with slots.attached():
+        assert learn(slots, {0: TEXTS[0]})[0] == pytest.approx(whole, rel=1e-4)
+
+
+def limited(model, rows):
+    """Out of memory, as torch says it, when more than `rows` texts are computed at once."""
+
+    def hook(module, args, kwargs):
+        if len(kwargs["input_ids"]) > rows:
+            raise torch.OutOfMemoryError(f"no room for {len(kwargs['input_ids'])} texts")
+
+    return model.network.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def test_out_of_memory_halves_what_is_computed_at_once(some_model, caplog):
+    plans = {slot: TEXTS[0] for slot in range(4)}
+    slots = Slots(some_model, MANY[0], count=4)
+    with slots.attached():
+        goal = learn(slots, plans)
+    slots, hook = Slots(some_model, MANY[0], count=4), limited(some_model, 1)
+    try:
+        with slots.attached():
+            assert learn(slots, plans) == goal
+    finally:
+        hook.remove()
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: going on with 2 texts at once",
+        "out of memory: going on with 1 texts at once",
+    ]
+
+
+def test_out_of_memory_on_one_text_is_an_error(some_model):
+    slots, hook = Slots(some_model, MANY[0], count=2), limited(some_model, 0)
+    try:
+        with slots.attached(), pytest.raises(ModelError, match="out of memory on one text alone"):
+            learn(slots, {0: TEXTS[0]})
+    finally:
+        hook.remove()
+
+
+def test_hidden_states_are_kept_within_their_room(some_model):
+    slots = Slots(some_model, Head(lr=1e-2), count=2, cache_bytes=16 * 4 * 30)
+    with slots.attached():
+        first = learn(slots, {0: TEXTS[0], 1: TEXTS[1]})
+        slots.reset(0)
+        assert learn(slots, {0: TEXTS[0]})[0] == first[0]
+    assert sum(map(len, slots._form._cached.values())) <= 30
+
+
+def test_bfloat16_trains_float32_masters(tmp_path):
+    model = LanguageModel.load(tiny.save(tmp_path, "llama"), dtype=torch.bfloat16)
+    for mode in MODES:
+        slots = Slots(model, mode)
+        with slots.attached():
+            losses = learn(slots, {0: ["one text"] * 6})[0]
+            assert losses[-1] < losses[0] and slots.bank.theta.dtype == torch.float32
+    assert next(model.network.parameters()).dtype == torch.bfloat16
+
+
+def test_full_training_has_one_slot(some_model):
+    with pytest.raises(ValueError, match="count is 2: full training has one slot"):
+        Slots(some_model, Full(), count=2)
