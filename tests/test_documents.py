@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from whet.errors import SourceError
-from whet.space.documents import Document, read_documents
+from whet.space.documents import Document, read_documents, try_documents
 
 RECORDS = [
     {"id": "a", "text": "one", "meta": {"set": "x"}},
@@ -30,7 +30,14 @@ def write(path, content):
     return path
 
 
-@pytest.mark.parametrize("name, pack", [("d.jsonl", bytes), ("d.jsonl.gz", gzip.compress)])
+def zstd(content):
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
+PACKED = [("d.jsonl", bytes), ("d.jsonl.gz", gzip.compress), ("d.jsonl.zst", zstd)]
+
+
+@pytest.mark.parametrize("name, pack", PACKED)
 def test_json_lines_give_documents_named_by_line_where_unnamed(tmp_path, name, pack):
     path = write(tmp_path / name, pack(json_lines(RECORDS[:2]) + b"\n" + json_lines(RECORDS[2:])))
     assert list(read_documents(path)) == [*WANTED, Document(f"{name}:4", "three", {})]
@@ -83,7 +90,7 @@ def test_a_data_set_out_of_reach_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(SourceError) as caught:
         list(read_documents("hf:nobody/nothing-of-this-name"))
-    assert "nobody/nothing-of-this-name cannot be read" in str(caught.value)
+    assert "nobody/nothing-of-this-name: cannot be read" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -99,12 +106,15 @@ BAD = [
     ("d.jsonl", b'{"text": "ab\\ud800"}\n', "line 1: character 2 is half of a surrogate pair"),
     ("d.jsonl", b"", "holds no documents"),
     ("d.jsonl", b"\n \n", "holds no documents"),
-    ("d.jsonl.gz", WHOLE[: len(WHOLE) // 2], "not whole gzip after line"),
-    ("d.jsonl.gz", WHOLE[:200] + b"\0" * 40 + WHOLE[240:], "not whole gzip|not valid JSON"),
-    ("d.jsonl.gz", json_lines(RECORDS), "not whole gzip after line 0"),
-    ("d.parquet", b"PAR1 and no more", "d.parquet cannot be read as Parquet"),
+    ("d.jsonl.gz", WHOLE[: len(WHOLE) // 2], "not whole gz after line"),
+    ("d.jsonl.gz", WHOLE[:200] + b"\0" * 40 + WHOLE[240:], "not whole gz|not valid JSON"),
+    ("d.jsonl.gz", json_lines(RECORDS), "not whole gz after line 0"),
+    ("d.jsonl.zst", zstd(WHOLE * 9)[:-9], "not whole zst after line"),
+    ("d.jsonl.zst", json_lines(RECORDS), "not whole zst after line 0"),
+    ("d.jsonl", b"[" * 10**6, "d.jsonl, line 1: not valid JSON"),
+    ("d.parquet", b"PAR1 and no more", "d.parquet: cannot be read as Parquet"),
     ("d.txt", b"ab\xe9cd", "d.txt: byte 2 is not UTF-8"),
-    ("d.txt", b"", "d.txt is empty"),
+    ("d.txt", b"", "d.txt: is empty"),
 ]
 
 
@@ -132,3 +142,36 @@ def test_a_file_without_the_text_column_names_the_columns(tmp_path):
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "d.parquet")
     with pytest.raises(SourceError, match="no field 'text', only 'body'"):
         list(read_documents(Path(tmp_path / "d.parquet")))
+
+
+def test_a_caller_who_asks_goes_on_past_what_fails(tmp_path):
+    write(tmp_path / "1.jsonl", b'{"text": "a"}\n{"text": \n{"text": 5}\n{"text": "b"}\n')
+    write(tmp_path / "2.jsonl.gz", WHOLE[: len(WHOLE) // 2])
+    write(tmp_path / "3.parquet", b"PAR1 and no more")
+    write(tmp_path / "4.txt", b"c")
+    made = list(try_documents(tmp_path))
+    texts = [document.text for document in made if isinstance(document, Document)]
+    assert texts[:2] == ["a", "b"] and texts[-1] == "c"
+    places = [str(e).rpartition("/")[2].split(":")[0] for e in made if isinstance(e, SourceError)]
+    assert places == ["1.jsonl, line 2", "1.jsonl, line 3", "2.jsonl.gz", "3.parquet"]
+
+
+def test_a_source_of_failures_alone_tells_the_first(tmp_path):
+    path = write(tmp_path / "d.jsonl", b"{\n[]\n")
+    with pytest.raises(SourceError, match=r"holds no documents .*line 1: not valid JSON"):
+        list(try_documents(path))
+
+
+def test_chunks_are_named_and_say_where_they_come_from(tmp_path):
+    path = write(tmp_path / "d.jsonl", b'{"id": "a", "text": "one two three", "n": 1}\n')
+    assert list(read_documents(path, chunks="tokens:2")) == [
+        Document("a#0", "one two ", {"n": 1, "parent": "a", "span": [0, 8]}),
+        Document("a#1", "three", {"n": 1, "parent": "a", "span": [8, 13]}),
+    ]
+
+
+def test_json_lines_come_from_stdin(monkeypatch, tmp_path):
+    with write(tmp_path / "d", json_lines(RECORDS)).open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        read = list(read_documents("-"))
+    assert read == [*WANTED, Document("stdin:3", "three", {})]

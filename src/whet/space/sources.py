@@ -1,0 +1,171 @@
+"""Where texts come from: JSON lines, Parquet, folders, single files, stdin, Hugging Face data sets.
+
+A source gives its records one at a time. What cannot be read is given too, as the error in its
+place, so that the caller decides whether to go on.
+"""
+
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from whet.errors import SourceError, optional
+
+LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as its source holds it."""
+
+    name: str
+    """What it is called if it has no id."""
+    where: str
+    """Its place, for messages."""
+    fields: dict[str, Any]
+
+
+Records = Iterator[Record | SourceError]
+
+
+def records(source: str, text_field: str) -> Records:
+    """What `source` holds; a file that is no file of records has one field, `text_field`.
+
+    Raises:
+        SourceError: If there is no such file or folder.
+    """
+    path = Path(source)
+    if source == STDIN:
+        return _json_lines(sys.stdin.buffer, "stdin", "stdin")
+    if source.startswith("hf:"):
+        return _dataset(source.removeprefix("hf:"))
+    if path.is_dir():
+        return _folder(path, text_field)
+    if not path.exists():
+        raise SourceError(f"{path} does not exist: expected a file, a folder or `hf:owner/name`")
+    return _file(path, path.name, text_field)
+
+
+def _folder(folder: Path, text_field: str) -> Records:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not any(part.startswith(".") for part in name.parts) and path.is_file():
+            yield from _file(path, name.as_posix(), text_field, passing=True)
+
+
+def _file(path: Path, name: str, text_field: str, *, passing: bool = False) -> Records:
+    """The records of a file; with `passing`, none of one that is empty or binary."""
+    try:
+        with path.open("rb") as file:
+            if name.endswith(LINES):
+                yield from _json_lines(file, name, str(path))
+            elif name.endswith(".parquet"):
+                yield from _parquet(file, name, str(path), text_field)
+            else:
+                start = file.read(8192)
+                if not (passing and _no_text(start)):
+                    yield _plain(start + file.read(), name, str(path), text_field)
+    except OSError as error:
+        yield SourceError(f"{path}: cannot be read: {error.strerror}")
+
+
+def _no_text(start: bytes) -> bool:
+    """Whether a file that begins so is empty or, by Git's rule, binary."""
+    return not start or b"\0" in start
+
+
+def _plain(content: bytes, name: str, where: str, text_field: str) -> Record | SourceError:
+    if not content:
+        return SourceError(f"{where}: is empty, expected a text")
+    text = _utf8(content, where)
+    return text if isinstance(text, SourceError) else Record(name, where, {text_field: text})
+
+
+def _json_lines(file: IO[bytes], name: str, path: str) -> Records:
+    for number, line in _lines(file, path):
+        where = f"{path}, line {number}"
+        if isinstance(line, SourceError):
+            yield line
+            return
+        text = _utf8(line, where)
+        if isinstance(text, SourceError):
+            yield text
+        elif text.strip():
+            yield _json(text, f"{name}:{number}", where)
+
+
+def _json(text: str, name: str, where: str) -> Record | SourceError:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return SourceError(f"{where}: not valid JSON ({error})")
+    if not isinstance(fields, dict):
+        return SourceError(f"{where}: holds a {type(fields).__name__}, expected an object")
+    return Record(name, where, fields)
+
+
+def _lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes | SourceError]]:
+    """Numbered lines; a failure in place of the rest where a compressed file is not whole."""
+    kind = path.rpartition(".")[2]
+    number = 0
+    try:
+        for number, line in enumerate(_unpacked(file, kind), start=1):
+            yield number, line
+    except (EOFError, zlib.error, OSError) as error:
+        if kind not in ("gz", "zst"):
+            raise
+        yield number, SourceError(f"{path}: not whole {kind} after line {number} ({error})")
+
+
+def _unpacked(file: IO[bytes], kind: str) -> Iterable[bytes]:
+    if kind == "gz":
+        return gzip.open(file)
+    if kind == "zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(cast(Any, pa.CompressedInputStream(file, "zstd")))
+    return file
+
+
+def _parquet(file: IO[bytes], name: str, path: str, text_field: str) -> Records:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        parquet = pq.ParquetFile(file)
+        if text_field not in parquet.schema_arrow.names:
+            yield Record(name, path, dict.fromkeys(parquet.schema_arrow.names))  # told once
+            return
+        for batch in parquet.iter_batches(batch_size=1024):
+            for fields in batch.to_pylist():
+                row += 1
+                yield Record(f"{name}:{row}", f"{path}, row {row}", fields)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        yield SourceError(f"{path}: cannot be read as Parquet after row {row}: {reason}")
+
+
+def _dataset(spec: str) -> Records:
+    datasets = optional("datasets", "data")
+    name, _, split = spec.partition(":")
+    try:
+        rows = iter(datasets.load_dataset(name, split=split or "train", streaming=True))
+        for number, fields in enumerate(rows, start=1):
+            yield Record(f"{name}:{number}", f"hf:{name}, row {number}", fields)
+    except (OSError, ValueError, ImportError) as error:  # what `datasets` raises for a bad name
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        yield SourceError(f"hf:{name}: cannot be read as a data set: {reason}")
+
+
+def _utf8(line: bytes, where: str) -> str | SourceError:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return SourceError(f"{where}: byte {error.start} is not UTF-8")
