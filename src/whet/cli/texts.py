@@ -21,20 +21,36 @@ from whet.cli.shared import (
 @click.command()
 @click.argument("source")
 @SPACE
-@click.option("--embedder", default="lsa", show_default=True, help="lsa, st:NAME or hf:NAME.")
+@click.option(
+    "--embedder",
+    default="lsa",
+    show_default=True,
+    help="lsa, st:NAME, hf:NAME, ntk:NAME or influence:NAME, with options: see docs/embedders.md.",
+)
 @click.option("--text-field", default="text", show_default=True, help="Field that holds the text.")
+@click.option(
+    "--chunks",
+    default="whole",
+    show_default=True,
+    help="Cut long texts: tokens:N, or paragraph:N (characters).",
+)
 @JSON
 @QUIET
 def index(
-    source: str, space: Path, embedder: str, text_field: str, as_json: bool, quiet: bool
-) -> None:
-    """Make a data space of SOURCE: JSONL(.gz), Parquet, a folder of texts, or hf:DATASET.
+    source: str, space: Path, embedder: str, text_field: str, chunks: str, as_json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Make a data space of SOURCE: JSONL(.gz, .zst), Parquet, a folder of texts, hf:DATASET or "-".
+
+    "-" reads JSON lines from stdin.
 
     Run again, it adds what is new in SOURCE and keeps the rest.
     """
     from whet.spaces import build_space
 
-    made = build_space(source, space, embedder, text_field=text_field, progress=not quiet)
+    made = build_space(
+        source, space, embedder, text_field=text_field, chunks=chunks, progress=not quiet
+    )
     record = {"space": str(space), "documents": len(made), "embedder": made.embedder.name}
     record |= {"dimension": made.dimension}
     show(record, as_json, f"{space}: {len(made):,} documents, {made.embedder.name}")

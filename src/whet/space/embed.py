@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from whet.errors import ModelError, SpaceError, optional
 from whet.maths.arrays import Array, as_count
+from whet.maths.digest import digest
 
 TERM = r"\w+|[^\w\s]"  # words, numbers and single signs: code and formulas are made of the last
 CUT = 4000  # characters of a text that are read
@@ -26,7 +27,10 @@ NOISE = 1e-6  # a shorter projection is rounding: weights are 1 or more
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Texts to unit vectors. A text of which nothing is known becomes the zero vector."""
+    """Texts to unit vectors. A text of which nothing is known becomes the zero vector.
+
+    An embedder whose vectors are not of length 1 says so by an attribute `normalized = False`.
+    """
 
     @property
     def name(self) -> str:
@@ -131,25 +135,46 @@ class LSA:
 
 
 class SentenceEncoder:
-    """A model of sentence-transformers, by name or folder. Blank texts give zero rows."""
+    """A model of sentence-transformers, by name or folder (`st:NAME`)."""
 
-    def __init__(self, model: str, *, device: str | None = None) -> None:
+    def __init__(self, model: str, *, normalize: bool = True, device: str | None = None) -> None:
+        """Load `model`; by default onto a GPU if there is one.
+
+        Raises:
+            ModelError: If it cannot be loaded.
+        """
         library = optional("sentence_transformers", "embed")
         try:
             self._model = library.SentenceTransformer(model, device=device)
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ModelError(f"sentence encoder {model!r} cannot be loaded: {reason}") from error
-        self.name = f"st:{model}"
+        self.name = f"st:{model}" + ("" if normalize else "@normalize=false")
+        self.normalized = normalize
         self.dimension = int(self._model.encode(["length"], show_progress_bar=False).shape[1])
-        self.fingerprint = f"{self.name} {self.dimension}"
+        weights = digest(self._model.state_dict())
+        self.fingerprint = f"st {weights} {self._model.max_seq_length} {normalize}"
 
     def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
+        """Blank texts give zero rows; long ones are cut where the model does.
+
+        Raises:
+            ModelError: If a row is not finite.
+            ValueError: If a text holds half of a surrogate pair.
+        """
         rows = np.zeros((len(texts), self.dimension), np.float32)
         told = [i for i, text in enumerate(texts) if text.strip()]
+        for i in told:
+            texts[i].encode()  # half of a surrogate pair is a ValueError with its place
         if told:
             rows[told] = self._model.encode([texts[i] for i in told], show_progress_bar=False)
-        return _unit(rows)
+        if not np.isfinite(rows).all():
+            text = texts[int(np.argmin(np.isfinite(rows).all(axis=1)))]
+            raise ModelError(
+                f"{self.name} makes numbers that are not finite of the text {text[:40]!r}…: "
+                "leave that text out"
+            )
+        return _unit(rows) if self.normalized else rows
 
 
 def _unit(rows: Any) -> Float[Array, "n d"]:

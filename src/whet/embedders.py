@@ -1,0 +1,81 @@
+"""Embedders by name: `lsa`, or a kind, a model and options, as in `hf:NAME@layer=6,pool=last`."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from whet.space.embed import Embedder
+
+KINDS = """lsa, st:NAME (sentence-transformers), hf:NAME (the hidden states of a Hugging Face \
+model), ntk:NAME (the gradient at its head) or influence:NAME (the gradient at its layers)"""
+
+
+def embedder_of(spec: str) -> Embedder | None:
+    """The embedder that `spec` names; None for `lsa`, which is fitted on the space itself.
+
+    Options follow the model's name: `@key=value,key=value`. Those of each kind are the keyword
+    arguments of its class; see docs/embedders.md.
+
+    Raises:
+        ValueError: If there is no such kind of embedder, or it has no such option or value.
+        ModelError: If the model cannot be loaded.
+    """
+    if spec == "lsa":
+        return None
+    kind, _, rest = spec.partition(":")
+    model, _, options = rest.rpartition("@") if "=" in rest.rpartition("@")[2] else (rest, "", "")
+    if not model:
+        raise ValueError(f"embedder is {spec!r}: expected {KINDS}")
+    made: Embedder = _maker(kind, spec)(model, **_options(options, _maker(kind, spec), spec))
+    return made
+
+
+def _maker(kind: str, spec: str) -> Callable[..., Any]:
+    if kind == "st":
+        from whet.space.embed import SentenceEncoder
+
+        return SentenceEncoder
+    if kind == "hf":
+        from whet.adapt.embed import HiddenStates
+
+        return HiddenStates
+    if kind in ("ntk", "influence"):
+        from whet.adapt.gradients import LossGradients
+
+        return partial(LossGradients, kind="ntk" if kind == "ntk" else "influence")
+    raise ValueError(f"embedder is {spec!r}: expected {KINDS}")
+
+
+def _options(written: str, maker: Callable[..., Any], spec: str) -> dict[str, Any]:
+    known = [name for name in inspect.signature(maker).parameters if name in READ]
+    options = {}
+    for part in filter(None, written.split(",")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            raise ValueError(
+                f"embedder {spec!r} has no option {key!r}: expected {', '.join(known)}"
+            )
+        try:
+            options[key] = READ[key](value)
+        except ValueError as error:
+            raise ValueError(f"embedder {spec!r}: {key} is {value!r}: {error}") from error
+    return options
+
+
+def _truth(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return value == "true"
+
+
+READ: dict[str, Callable[[str], Any]] = {
+    "layer": int,
+    "pool": str,
+    "targets": lambda value: tuple(value.split("+")),
+    "dimension": int,
+    "seed": int,
+    "dtype": str,
+    "context": int,
+    "normalize": _truth,
+}
