@@ -5,6 +5,7 @@ Source: SIFT, arXiv 2410.08020, Algorithm 1 over the k nearest of Section 4.
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from whet.select.selection import Selection, Selector
 from whet.select.sift import sift
 from whet.space.documents import Document
 from whet.space.filters import Filter
+from whet.space.lexical import BM25
 from whet.space.space import DataSpace
 from whet.space.store import Near, Sign
 
@@ -59,6 +61,7 @@ class Retriever:
         lam: float = 0.01,
         sign: Sign | None = None,
         where: Filter | None = None,
+        candidates: str = "vectors",
     ) -> None:
         """See `select`.
 
@@ -70,10 +73,17 @@ class Retriever:
             sign: Candidates by |cosine| (`both`) or by cosine (`positive`); None means `positive`
                 for `nearest` and `nearest_repeated`, else `both`.
             where: What a document must pass to be a candidate.
+            candidates: The k nearest by `vectors`, the k best by their words (`bm25`), or the union
+                of both (`hybrid`). The selector sees their vectors whoever nominates them. The
+                index of words is made of all texts at the first prompt: see `BM25` for its cost.
 
         Raises:
-            ValueError: If a number is out of range, or the filter has a field of no document.
+            ValueError: If a number is out of range, `candidates` is none of these, or the filter
+                has a field of no document.
         """
+        if candidates not in ("vectors", "bm25", "hybrid"):
+            raise ValueError(f"candidates is {candidates!r}: expected vectors, bm25 or hybrid")
+        self.nominated_by = candidates
         self.space, self.selector, self.where = space, selector, where
         self.k, self.lam = as_count(k, "k"), as_positive(lam, "lam")
         space.assert_holds(self.k, where)
@@ -96,7 +106,7 @@ class Retriever:
                 f"prompt shares no term with the data space, as {self.space.embedder.name} sees "
                 "them: there is nothing near it"
             )
-        [candidates] = self.space.search(query, self.k, sign=self.sign, where=self.where)
+        candidates = self._candidates(prompt, query)
         searched = time.perf_counter()
         selection = self.selector(query[0], candidates.vectors, n, lam=self.lam)
         seconds = {
@@ -109,3 +119,26 @@ class Retriever:
         known = self.space.documents(distinct)
         documents = tuple(known[i] for i in place)
         return Retrieval(documents, rows, selection, candidates, query[0], seconds)
+
+    def _candidates(self, prompt: str, query: Float[Array, "1 d"]) -> Near:
+        if self.nominated_by == "bm25":
+            rows = self._by_words(prompt)
+            if not len(rows):
+                raise ValueError("prompt shares no word with the data space: bm25 finds nothing")
+            return self.space.measured(query, rows)
+        [near] = self.space.search(query, self.k, sign=self.sign, where=self.where)
+        if self.nominated_by == "vectors":
+            return near
+        return self.space.measured(query, np.union1d(near.rows, self._by_words(prompt)))
+
+    def _by_words(self, prompt: str) -> Int[Array, " m"]:
+        rows: Int[Array, " m"] = self._visible[self._words.nearest(prompt, self.k)]
+        return rows
+
+    @cached_property
+    def _words(self) -> BM25:
+        return BM25(self.space.texts(self._visible))
+
+    @cached_property
+    def _visible(self) -> Int[Array, " n"]:
+        return self.space.store.ids(self.where)

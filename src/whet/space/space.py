@@ -18,6 +18,7 @@ from whet.space.manifest import Labels, Manifest, read_manifest
 from whet.space.segments import Segments
 from whet.space.staging import EMBEDDER
 from whet.space.store import Near, Reader, Sign
+from whet.space.vectors import as_aims, cosines
 from whet.space.writer import SegmentsWriter
 
 
@@ -218,6 +219,16 @@ class DataSpace:
         found = self.store.search(queries, k, sign=sign, where=where, exact=exact, effort=effort)
         return [found.of(line) for line in range(len(found.ids))]
 
+    def measured(self, query: Float[Array, "1 d"], rows: Int[Array, " n"]) -> Near:
+        """Documents that something else nominated, by ascending row, as candidates of `query`.
+
+        Raises:
+            ValueError: If the query is zero, not finite or of another dimension.
+            IndexError: If a row is not there.
+        """
+        vectors, [aim] = self.vectors(rows), as_aims(query, self.dimension)
+        return Near(rows, vectors, cosines(aim, vectors))
+
     def _assert_whole(self) -> None:
         if self.where is not None:
             raise SpaceError(f"{self.path} is open for a part of it: open it whole to write")
@@ -238,7 +249,7 @@ def _own_embedder(path: Path, manifest: Manifest) -> Embedder:
     if manifest.embedder == LSA.name:
         return LSA.load(path / EMBEDDER)
     kind, _, model = manifest.embedder.partition(":")
-    if kind == "st":
+    if kind == "st" and "@" not in model:
         return SentenceEncoder(model)
     raise SpaceError(
         f"data space {path} was made by embedder {manifest.embedder}, which it cannot load by "
