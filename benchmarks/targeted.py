@@ -21,7 +21,7 @@ from rich.table import Table
 
 from whet.adapt.model import LanguageModel
 from whet.adapt.slot import adapting
-from whet.evaluate.run import provenance
+from whet.evaluate.provenance import provenance
 from whet.maths.statistics import mean_estimate
 from whet.space.documents import Document, read_documents
 from whet.space.progress import bar

@@ -11,14 +11,14 @@ import json
 from pathlib import Path
 
 import click
-import numpy as np
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from whet.evaluate.protocol import Switches
-from whet.evaluate.report import bits
-from whet.evaluate.run import evaluate, finished, read_meta
+from whet.evaluate.data import Data
+from whet.evaluate.run import evaluate
+from whet.evaluate.runs import Run
+from whet.evaluate.switches import Switches
 from whet.maths.statistics import mean_estimate
 
 METHODS = ("nearest", "sift(0.001)", "sift(0.01)", "sift(0.1)", "sift(1)")
@@ -43,16 +43,15 @@ def main(
     for rate in rates:
         switches = Switches(model=model, mode=mode, lr=rate, n=n, score_at=(0, n), methods=methods)
         folder = out / f"{Path(model).name}-{space.stem}-{mode}-{rate:g}-{'+'.join(methods)}"
-        evaluate(space, valid, folder, switches, per_set=per_set)
-        meta, rows = read_meta(folder), finished(folder)
-        base = np.array([row["base_bits"] for row in rows])
-        ratio = {method: 100 * bits(rows, method, n) / base for method in methods}
+        evaluate(Data(space=str(space), prompts=str(valid), per_set=per_set), folder, switches)
+        run = Run.open(folder)
+        meta = run.meta
         for method in methods:
-            share = mean_estimate(ratio[method])
-            line = {"lr": rate, "method": method, "n": len(rows), "percent_of_base": share.value}
+            share = mean_estimate(run.ratio(method))
+            line = {"lr": rate, "method": method, "n": len(run), "percent_of_base": share.value}
             line |= {"half": share.half}
             if "nearest" in methods:
-                paired = mean_estimate(ratio[method] - ratio["nearest"])
+                paired = mean_estimate(run.ratio(method) - run.ratio("nearest"))
                 line |= {"minus_nearest": paired.value, "low": paired.low, "high": paired.high}
             lines.append(line)
     show(lines)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from whet.cli.shared import ADAPTATION, JSON, SELECTION, SPACE, calibrated_options, read, show
-from whet.evaluate.protocol import Switches
+from whet.evaluate.switches import Switches
 
 
 @click.command()
@@ -45,11 +45,11 @@ def generate(
 @JSON
 def score(space: Path, text: str, prompt: str | None, as_json: bool, **rest: Any) -> None:
     """Bits per byte of TEXT before and after sharpening on what comes before it ("-": stdin)."""
-    from whet.evaluate.protocol import Task
+    from whet.evaluate.leakage import Task
 
     text = read(text)
     if prompt is None:
-        task = Task.of(text, Switches())
+        (task,) = Task.of(text, Switches())
         prompt, text = task.context, task.text
     answer = _engine(space, **rest).score(text, prompt=prompt)
     before, after = answer.base.bits_per_byte, answer.score.bits_per_byte

@@ -2,52 +2,72 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.markup import escape
 
-from whet.cli.shared import JSON, PATH, QUIET, SPACE
-from whet.evaluate.protocol import Switches
+from whet.cli.shared import JSON, PATH, QUIET
+
+DROP_LEAKS = click.option(
+    "--drop-leaks", is_flag=True, help="Leave out prompts that are in the data space, or nearly."
+)
 
 
 @click.command(name="eval")
-@SPACE
-@click.option("--prompts", required=True, type=PATH, help="Documents to score.")
+@click.argument("space", metavar="SPACE|FILE.toml", type=PATH)
+@click.option("--prompts", help="Documents to score: as SOURCE of `whet index`.")
 @click.option("--out", required=True, type=PATH, help="Folder of the run.")
 @click.option("--per-set", type=click.IntRange(1), help="First documents a set [default: all].")
 @click.option("--workers", default=1, show_default=True, help="Processes, of one thread each.")
-@click.option("--config", type=PATH, help="Switches in TOML: see docs/protocol.md.")
+@click.option("--config", type=PATH, help="Data and switches in TOML: see docs/protocol.md.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One switch.")
+@DROP_LEAKS
 @JSON
 @QUIET
 def evaluate(
-    space: Path, prompts: Path, out: Path, per_set: int | None, workers: int, config: Path | None,
-    overrides: tuple[str, ...], as_json: bool, quiet: bool,
+    space: Path, prompts: str | None, out: Path, per_set: int | None, workers: int,
+    config: Path | None, overrides: tuple[str, ...], drop_leaks: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Every method on every prompt, in bits per byte; a run cut short goes on where it stopped."""
+    """Every method on every prompt, in bits per byte; a run cut short goes on where it stopped.
+
+    A FILE.toml names the data space and the prompts itself: see examples/.
+    """
+    from whet.evaluate.data import Config
     from whet.evaluate.run import evaluate
 
-    switches = Switches.read(config, overrides)
-    evaluate(space, prompts, out, switches, per_set=per_set, workers=workers, progress=not quiet)
-    _report(out, None, as_json)
+    if space.suffix == ".toml":
+        made = Config.read(space, overrides)
+    else:
+        made = Config.read(config, [*overrides, f"data.space={json.dumps(str(space))}"])
+    data = replace(
+        made.data,
+        prompts=prompts or made.data.prompts,
+        per_set=per_set or made.data.per_set,
+    )
+    if not data.space or not data.prompts:
+        raise click.UsageError("name SPACE and --prompts, or a FILE.toml whose [data] does")
+    evaluate(data, out, made.switches, workers=workers, progress=not quiet)
+    _report(out, None, as_json, drop_leaks)
 
 
 @click.command()
 @click.argument("run", type=PATH)
 @click.option("--step", type=int, help="Gradient steps [default: the last scored].")
 @click.option("--plot", type=PATH, help="Also draw the curves (.png, .svg).")
+@DROP_LEAKS
 @JSON
-def report(run: Path, step: int | None, plot: Path | None, as_json: bool) -> None:
+def report(run: Path, step: int | None, plot: Path | None, drop_leaks: bool, as_json: bool) -> None:
     """The table of a run: bits per byte in % of the base model's, set by set."""
     if plot:
         from whet.evaluate.render import curves
-        from whet.evaluate.run import finished
+        from whet.evaluate.runs import Run
 
-        curves(finished(run), plot)
+        curves(Run.open(run), plot)
         print(f"wrote {plot}", file=sys.stderr)
-    _report(run, step, as_json)
+    _report(run, step, as_json, drop_leaks)
 
 
 @click.command()
@@ -68,11 +88,13 @@ def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) 
     _report(out / "run", None, as_json)
 
 
-def _report(run: Path, step: int | None, as_json: bool) -> None:
+def _report(folder: Path, step: int | None, as_json: bool, drop_leaks: bool = False) -> None:
     from whet.evaluate.render import caption, table
     from whet.evaluate.report import report
+    from whet.evaluate.runs import Run
 
-    made = report(run, step)
+    run = Run.open(folder)
+    made = report(run.without_leaks() if drop_leaks else run, step)
     if as_json:
         print(json.dumps(made.record()))
         return

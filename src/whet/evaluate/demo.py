@@ -13,9 +13,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from whet.evaluate.protocol import Switches
+import numpy as np
+
+from whet.evaluate.data import Data
 from whet.evaluate.render import curves
-from whet.evaluate.run import evaluate, finished
+from whet.evaluate.run import evaluate
+from whet.evaluate.runs import Run
+from whet.evaluate.switches import Switches
 from whet.space.documents import Document
 from whet.space.space import DataSpace
 
@@ -49,24 +53,20 @@ def demo(
         for path in held_out:
             name = str(path.relative_to(library))
             file.write(json.dumps({"id": name, "text": source(path)[:LONGEST]}) + "\n")
-    evaluate(space, prompts, out / "run", switches, progress=progress)
-    curves(finished(out / "run"), out / "curves.png")
+    data = Data(space=str(space), prompts=str(prompts))
+    evaluate(data, out / "run", switches, progress=progress)
+    curves(Run.open(out / "run"), out / "curves.png")
 
 
 def show_picks(out: Path) -> str:
     """Which texts each method picked for the prompt that SIFT won by most, repeats marked."""
-    rows = finished(out / "run")
-    row = min(
-        rows, key=lambda r: r["methods"]["sift"]["bits"][-1] / r["methods"]["nearest"]["bits"][-1]
-    )
-    lines = [
-        f"What each method picked for {row['prompt']} (× how often, % of base after the last step):"
-    ]
-    for method, tried in row["methods"].items():
-        counts: dict[str, int] = {}
-        for pick in tried["picks"]:
-            counts[pick] = counts.get(pick, 0) + 1
-        share = 100 * tried["bits"][-1] / row["base_bits"]
+    run = Run.open(out / "run")
+    at = int(np.argmin(run.bits("sift") / run.bits("nearest")))
+    prompt = run.prompts["prompt"][at].as_py()
+    lines = [f"What each method picked for {prompt} (× how often, % of base after the last step):"]
+    for method in run.methods:
+        counts = Counter(run.picks(prompt, method))
+        share = run.ratio(method)[at]
         lines.append(f"\n{method}: {share:.1f} %, {len(counts)} different texts")
         lines += [
             f"  {count:>2}× {name}" if count > 1 else f"     {name}"

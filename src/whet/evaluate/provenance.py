@@ -3,16 +3,37 @@
 import hashlib
 import os
 import platform
+import resource
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from whet.space.space import DataSpace
 
-def fingerprint(path: Path) -> str:
-    """Name and SHA-256 of a file of prompts."""
-    with path.open("rb") as file:
-        return f"{path.name} sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
+def peak_mib() -> float:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def space_record(space: DataSpace) -> dict[str, Any]:
+    """What tells a data space from another, or from itself before it was changed.
+
+    The hash is over all ids and up to 64 texts.
+    """
+    digest = hashlib.sha256()
+    for name in space.ids:
+        digest.update(f"{name}\0".encode())
+    for row in range(0, len(space), max(1, len(space) // 64)):
+        digest.update(f"{space.text(row)}\0".encode())
+    return {
+        "documents": len(space),
+        "embedder": space.embedder.name,
+        "sha256": digest.hexdigest()[:16],
+    }
 
 
 def provenance() -> dict[str, Any]:

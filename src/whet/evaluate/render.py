@@ -8,19 +8,27 @@ from rich.console import Console
 from rich.table import Table
 
 from whet.errors import optional
-from whet.evaluate.report import SHORT, Report, bits
-from whet.evaluate.trial import Row
+from whet.evaluate.report import SHORT, Report
+from whet.evaluate.runs import Run
 from whet.maths.statistics import Estimate, mean_estimate
 
 
 def table(report: Report) -> Table:
-    """Per set: n, base, % of base by method (best in bold), Δ, SIFT − NN each."""
+    """Per set: n, those with a near-duplicate, base, % of base (best in bold), Δ, SIFT − NN."""
     names = list(report.lines[0].methods)
-    sifts = list(report.lines[0].paired)
+    sifts = [m for m in report.lines[0].paired if m.startswith("sift")]
+    near = any(line.near for line in report.lines)
     minus = [f"{_short(m)} − NN" for m in sifts]
     out = Table(box=MARKDOWN)
     out.add_column("set", no_wrap=True)
-    for heading in ("n", "base", *(_short(m) for m in names), "Δ", *minus):
+    for heading in (
+        "n",
+        *(["near"] if near else []),
+        "base",
+        *(_short(m) for m in names),
+        "Δ",
+        *minus,
+    ):
         out.add_column(heading, justify="right", no_wrap=True)
     for line in report.lines:
         n = max(e.n for e in line.methods.values())
@@ -28,7 +36,8 @@ def table(report: Report) -> Table:
         cells = [_cell(line.methods[m], best) for m in names]
         delta = "" if line.delta is None else f"{line.delta:+.1f}"
         paired = [_paired(line.paired.get(m)) for m in sifts]
-        out.add_row(line.name, str(n), f"{line.base:.3f}", *cells, delta, *paired)
+        counts = [str(n), str(line.near)] if near else [str(n)]
+        out.add_row(line.name, *counts, f"{line.base:.3f}", *cells, delta, *paired)
     return out
 
 
@@ -42,30 +51,30 @@ def markdown(report: Report) -> str:
 
 def caption(report: Report) -> str:
     """What the table's numbers are."""
+    near = ""
+    if any(line.near for line in report.lines):
+        near = " near: prompts that have a near-duplicate in the data space."
     failed = f" {report.failed} prompts failed and are left out." if report.failed else ""
     return (
         f"Bits per byte in % of the base model after {report.step} steps (± half of the 90 % "
         "bootstrap interval over documents); base: bits per byte before. Δ: SIFT minus the best "
-        f"baseline; − NN: minus NN, paired by document, points of %.{failed}"
+        f"baseline; − NN: minus NN, paired by document, points of %.{near}{failed}"
     )
 
 
-def curves(rows: list[Row], path: Path) -> None:
+def curves(run: Run, path: Path) -> None:
     """% of base against steps, a line a method with its 90 % interval; PNG or SVG by suffix."""
     plt = optional("matplotlib.pyplot", "eval")
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    steps = rows[0]["steps"]
-    for method in rows[0]["methods"]:
-        means = [
-            mean_estimate([100 * b / r["base_bits"] for b, r in zip(at, rows, strict=True)])
-            for at in (bits(rows, method, step) for step in steps)
-        ]
-        (line,) = axes.plot(steps, [m.value for m in means], marker="o", ms=3, label=_short(method))
+    for method in run.methods:
+        means = [mean_estimate(run.ratio(method, step)) for step in run.steps]
+        values = [m.value for m in means]
+        (line,) = axes.plot(run.steps, values, marker="o", ms=3, label=_short(method))
         low, high = [m.low for m in means], [m.high for m in means]
-        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.fill_between(run.steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.axhline(100, color="grey", lw=0.8)
     axes.set(xlabel="gradient steps", ylabel="bits per byte, % of base")
-    axes.set_title(f"{len(rows)} prompts, 90 % intervals", fontsize=10)
+    axes.set_title(f"{len(run)} prompts, 90 % intervals", fontsize=10)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -5,18 +5,16 @@ Source: SIFT, arXiv 2410.08020, Table 1; both aggregates and the paired differen
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from whet.errors import RunError
-from whet.evaluate.run import finished, read_meta, read_rows
-from whet.evaluate.trial import Row
+from whet.evaluate.runs import Run
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, bootstrap, mean_estimate
 
+RIVALS = ("uncertainty", "nearest", "nearest-repeated")  # of Δ
 SHORT = {"uncertainty": "US", "nearest": "NN", "nearest-repeated": "NN-F", "sift": "SIFT"}
 
 
@@ -32,7 +30,9 @@ class Line:
     delta: float | None
     """SIFT minus the best baseline, points of %."""
     paired: dict[str, Estimate]
-    """Each SIFT minus nearest, paired by prompt, points of %."""
+    """Each other method minus nearest, paired by prompt, points of %."""
+    near: int | None = None
+    """Prompts that have a near-duplicate in the data space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,60 +62,73 @@ class Report:
         return cls(**record | {"lines": lines})
 
 
-def report(folder: Path, step: int | None = None) -> Report:
-    """The table of the run in `folder` after `step` steps; after the last scored one if None.
+def report(run: Run, step: int | None = None) -> Report:
+    """The table of a run after `step` steps; after the last scored one if None.
+
+    Under the sets come both aggregates, and where some prompts have a near-duplicate in the data
+    space, those and the others by themselves.
 
     Raises:
-        RunError: If there is no run, no finished prompt, or `step` was not scored.
+        RunError: If `step` was not scored.
     """
-    meta, done = read_meta(folder), finished(folder)
-    failed = len(read_rows(folder)) - len(done)
-    scored = done[0]["steps"]
-    step = scored[-1] if step is None else step
-    if step not in scored:
-        raise RunError(f"step {step} of {folder} was not scored: expected one of {scored}")
-    sets = sorted({row["set"] for row in done})
-    lines = [_line(name, [r for r in done if r["set"] == name], step) for name in sets]
-    if len(sets) > 1:
-        lines.append(_line("all, by prompt", done, step))
-        lines.append(_line("all, by set", done, step, by_set=True))
-    return Report(step, len(done), failed, tuple(lines), meta)
+    step = run.steps[-1] if step is None else step
+    sets, near = run.column("set"), run.column("near").astype(bool)
+    names = sorted(set(sets.tolist()))
+    lines = [_line(name, run.keep(sets == name), step) for name in names]
+    if len(names) > 1:
+        lines.append(_line("all, by prompt", run, step))
+        lines.append(_line("all, by set", run, step, by_set=True))
+    if near.any() and not near.all():
+        lines.append(_line("with a near-duplicate", run.keep(near), step))
+        lines.append(_line("without", run.keep(~near), step))
+    return Report(step, len(run), len(run.errors), tuple(lines), run.meta)
 
 
-def bits(rows: list[Row], method: str, step: int) -> Float[Array, " n"]:
-    """Bits of every prompt's text after `step` steps of `method`."""
-    return np.array([r["methods"][method]["bits"][r["steps"].index(step)] for r in rows])
+def _line(name: str, run: Run, step: int, *, by_set: bool = False) -> Line:
+    sizes, base = run.column("bytes").astype(np.float64), run.column("base_bits")
+    groups = np.unique(run.column("set"), return_inverse=True)[1].astype(np.float64)
 
+    def share(method: str) -> Estimate:
+        if not by_set:
+            return mean_estimate(run.ratio(method, step))
+        return _by_set([run.bits(method, step)], base, sizes, groups)
 
-def _line(name: str, rows: list[Row], step: int, *, by_set: bool = False) -> Line:
-    names = list(rows[0]["methods"])
-    sizes = np.array([r["bytes"] for r in rows], dtype=np.float64)
-    base = np.array([r["base_bits"] for r in rows])
-    ratios = {m: 100 * bits(rows, m, step) / base for m in names}
-    if by_set:
-        groups = np.unique([r["set"] for r in rows], return_inverse=True)[1]
-        methods = {m: _by_set(bits(rows, m, step), base, sizes, groups) for m in names}
-    else:
-        methods = {m: mean_estimate(ratios[m]) for m in names}
-    sifts = [m for m in names if m.startswith("sift")]
-    rivals = [methods[m].value for m in names if m not in sifts]
-    delta = methods["sift"].value - min(rivals) if "sift" in names and rivals else None
-    compared = "nearest" in names and not by_set
-    paired = {m: mean_estimate(ratios[m] - ratios["nearest"]) for m in sifts if compared}
-    return Line(name, float(base.sum() / sizes.sum()), methods, delta, paired)
+    def minus_nearest(method: str) -> Estimate:
+        if not by_set:
+            return mean_estimate(run.ratio(method, step) - run.ratio("nearest", step))
+        both = [run.bits(method, step), run.bits("nearest", step)]
+        return _by_set(both, base, sizes, groups)
+
+    methods = {method: share(method) for method in run.methods}
+    others = [m for m in run.methods if m != "nearest" and "nearest" in run.methods]
+    rivals = [methods[m].value for m in RIVALS if m in methods]
+    return Line(
+        name,
+        float(base.sum() / sizes.sum()),
+        methods,
+        methods["sift"].value - min(rivals) if "sift" in methods and rivals else None,
+        {method: minus_nearest(method) for method in others},
+        int(run.column("near").sum()),
+    )
 
 
 def _by_set(
-    after: Float[Array, " n"], base: Float[Array, " n"], sizes: Float[Array, " n"], groups: Array
+    after: list[Float[Array, " n"]],
+    base: Float[Array, " n"],
+    sizes: Float[Array, " n"],
+    groups: Float[Array, " n"],
 ) -> Estimate:
-    """Ratio of bits per byte, each set's byte-weighted and all sets of equal weight."""
+    """Ratio of bits per byte, each set's byte-weighted and all sets of equal weight.
 
-    def ratio(rows: Float[Array, "n 4"]) -> float:
-        total = np.zeros((2, int(groups.max()) + 1))
-        for group in range(total.shape[1]):
-            own = rows[rows[:, 3] == group]
-            total[:, group] = own[:, :2].sum(0) / own[:, 2].sum()
-        return float(100 * total[0].sum() / total[1].sum())
+    Of two methods, the first's less the second's.
+    """
 
-    table = np.stack([after, base, sizes, groups.astype(np.float64)], axis=1)
-    return bootstrap(table, ratio, groups=groups)
+    def ratio(rows: Float[Array, "n c"]) -> float:
+        total = np.zeros(rows.shape[1] - 2)
+        for group in np.unique(groups):
+            own = rows[rows[:, -1] == group]
+            total += own[:, :-2].sum(0) / own[:, -2].sum()
+        shares = 100 * total[:-1] / total[-1]
+        return float(shares[0] - shares[1]) if len(shares) == 2 else float(shares[0])
+
+    return bootstrap(np.stack([*after, base, sizes, groups], axis=1), ratio, groups=groups)

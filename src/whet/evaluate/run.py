@@ -1,15 +1,14 @@
-"""Prompts × methods × steps: one line of `rows.jsonl` a prompt, written when it is done, once.
+"""Prompts × methods × steps: who evaluates what, in how many processes, and what is kept.
 
-A run's folder holds `meta.json` (switches, space, prompts, versions, machine) and the rows. A run
-that was cut short goes on where it stopped; a folder of another configuration is refused.
+A prompt is kept when it is done, once. A run that was cut short goes on where it stopped; a folder
+of another configuration is refused.
 """
 
 import json
 import multiprocessing
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,77 +17,76 @@ import torch
 
 from whet.adapt.model import LanguageModel
 from whet.errors import RunError
-from whet.evaluate.protocol import Switches
-from whet.evaluate.provenance import fingerprint, provenance
-from whet.evaluate.trial import Evaluator, Row
+from whet.evaluate.data import Data, Prompt
+from whet.evaluate.provenance import provenance, space_record
+from whet.evaluate.runs import FORMAT, META, append, pack, read_meta, repair
+from whet.evaluate.switches import Switches
+from whet.evaluate.trial import Evaluator
 from whet.maths.arrays import as_count
-from whet.space.documents import Document, read_documents
 from whet.space.files import locked
 from whet.space.progress import bar
 from whet.spaces import open_space
 
-ROWS, META = "rows.jsonl", "meta.json"
-
 
 def evaluate(
-    space: Path,
-    prompts: Path,
-    folder: Path,
-    switches: Switches,
-    *,
-    per_set: int | None = None,
-    workers: int = 1,
-    progress: bool = True,
+    data: Data, folder: Path, switches: Switches, *, workers: int = 1, progress: bool = True
 ) -> None:
-    """Evaluate `switches.methods` on the documents of `prompts`; rows land in `folder`.
+    """Evaluate `switches.methods` on the prompts of `data`; `Run.open(folder)` reads the outcome.
 
-    A prompt that is done already is not done again, so a larger `per_set` extends a run. With
-    `workers`, as many processes evaluate a prompt each, on one thread; their rows land as they end.
+    A prompt that is done already is not done again, so more prompts extend a run. With `workers`,
+    as many processes evaluate a prompt each, on one thread; what they find is kept as they end.
 
     Raises:
-        WhetError: If the space, the prompts or the model cannot be read, or `folder` holds another
-            run or is being written.
+        WhetError: If the space, the prompts or the model cannot be read, `folder` holds another
+            run or is being written, or a worker process dies.
     """
-    documents = first_of_each_set(read_documents(prompts), per_set)
-    opened = open_space(space)
-    evaluator = Evaluator(opened, LanguageModel.load(switches.model), switches)
+    as_count(workers, "workers")
+    space, prompts = data.opened(progress), data.read()
+    evaluator = Evaluator(space, LanguageModel.load(switches.model), switches)
     begin(
         folder,
         {
-            "format": 1,
+            "format": FORMAT,
             "switches": switches.record(),
-            "space": {"documents": len(opened), "embedder": opened.embedder.name},
-            "adaptation": asdict(evaluator.adaptation),
-            "prompts": fingerprint(prompts),
+            "space": space_record(space),
+            "adaptations": {m: asdict(a) for m, a in evaluator.adaptations.items()},
+            "prompts": prompts.fingerprint,
         },
     )
     with locked(folder):
-        done = {row["prompt"] for row in read_rows(folder, repair=True)}
-        left = [document for document in documents if document.id not in done]
-        with (
-            bar(f"evaluate {folder.name}", len(left), show=progress) as advance,
-            _rows(evaluator, left, space, switches, as_count(workers, "workers")) as rows,
-            (folder / ROWS).open("a", encoding="utf-8") as out,
-        ):
-            for row in rows:
-                out.write(json.dumps(row) + "\n")
-                out.flush()
-                os.fsync(out.fileno())
+        done = repair(folder)
+        left = [prompt for prompt in prompts.prompts if prompt.document.id not in done]
+        with bar(f"evaluate {folder.name}", len(left), show=progress) as advance:
+            records: Iterator[dict[str, Any]] = (
+                map(evaluator.record, left)
+                if workers == 1
+                else _parallel(left, data.space, switches, workers)
+            )
+            for record in records:
+                append(folder, record)
                 advance(1)
+        pack(folder)
 
 
-@contextmanager
-def _rows(
-    evaluator: Evaluator, documents: list[Document], space: Path, switches: Switches, workers: int
-) -> Iterator[Iterator[Row]]:
-    if workers == 1:
-        yield map(evaluator.row, documents)
-        return
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start, (space, switches)
-    )
+def _parallel(
+    left: list[Prompt], space: str, switches: Switches, workers: int
+) -> Iterator[dict[str, Any]]:
+    """The records of `left`, each as soon as a worker has it."""
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, _start, (space, switches))
     try:
-        yield pool.map(_row, documents)
+        futures: list[Future[dict[str, Any]]] = [pool.submit(_record, prompt) for prompt in left]
+        broken = None
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except BrokenProcessPool as error:  # of every prompt that was not done yet
+                broken = error
+        if broken:
+            raise RunError(
+                "a worker process died, as for want of memory: what was done is kept; run the "
+                "same command again, with fewer --workers"
+            ) from broken
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -96,24 +94,13 @@ def _rows(
 _own: list[Evaluator] = []  # a worker process's one evaluator
 
 
-def _start(space: Path, switches: Switches) -> None:
+def _start(space: str, switches: Switches) -> None:
     torch.set_num_threads(1)
     _own.append(Evaluator(open_space(space), LanguageModel.load(switches.model), switches))
 
 
-def _row(document: Document) -> Row:
-    return _own[0].row(document)
-
-
-def first_of_each_set(documents: Iterable[Document], per_set: int | None) -> list[Document]:
-    """The first `per_set` documents of every `meta.set`, one of each set in turn."""
-    by_set: dict[str, list[Document]] = {}
-    for document in documents:
-        own = by_set.setdefault(str(document.meta.get("set", "all")), [])
-        if per_set is None or len(own) < per_set:
-            own.append(document)
-    longest = max(map(len, by_set.values()), default=0)
-    return [own[i] for i in range(longest) for own in by_set.values() if i < len(own)]
+def _record(prompt: Prompt) -> dict[str, Any]:
+    return _own[0].record(prompt)
 
 
 def begin(folder: Path, meta: dict[str, Any]) -> None:
@@ -126,76 +113,12 @@ def begin(folder: Path, meta: dict[str, Any]) -> None:
     if path.exists():
         _assert_same(folder, read_meta(folder), meta)
         return
-    if folder.exists() and any(folder.iterdir()):
+    aside = path.with_suffix(".tmp")
+    if folder.exists() and any(there != aside for there in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(meta | provenance(), indent=1))
     aside.replace(path)
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """What a run's folder says of itself.
-
-    Raises:
-        RunError: If the folder holds no run, or one of another format.
-    """
-    path = folder / META
-    try:
-        meta: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise RunError(
-            f"{folder} holds no run: make one with `whet eval --out {folder}`"
-        ) from error
-    except ValueError as error:
-        raise RunError(f"{path} is corrupt ({error}): delete {folder} and run again") from error
-    if not isinstance(meta, dict) or "switches" not in meta:
-        raise RunError(f"{folder} holds no run: make one with `whet eval --out FOLDER`")
-    if meta.get("format") != 1:
-        raise RunError(f"{path} is not a run of format 1: it was made by another version of whet")
-    return meta
-
-
-def read_rows(folder: Path, *, repair: bool = False) -> list[Row]:
-    """The rows of a run; a last line that was cut short is left out, and with `repair` removed.
-
-    Raises:
-        RunError: If any other line is not JSON.
-    """
-    path = folder / ROWS
-    if not path.exists():
-        return []
-    rows, whole = [], 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            if not line.endswith(b"\n"):
-                raise ValueError("cut short")
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise RunError(f"{path}, line {number}: {error}: delete that line") from error
-            break
-        whole += len(line)
-    if repair and whole < path.stat().st_size:
-        with path.open("r+b") as out:
-            out.truncate(whole)
-    return rows
-
-
-def finished(folder: Path) -> list[Row]:
-    """The rows of the prompts that did not fail.
-
-    Raises:
-        RunError: If there is no run in `folder`, or none of its prompts is finished.
-    """
-    read_meta(folder)
-    rows = read_rows(folder)
-    done = [row for row in rows if "error" not in row]
-    if not done:
-        why = f"; the first error: {rows[0]['error']}" if rows else ""
-        raise RunError(f"{folder} holds no finished prompt{why}")
-    return done
 
 
 def _assert_same(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -1,78 +1,208 @@
 """One prompt by every method: select, step, score at the steps asked for, put the weights back."""
 
+import hashlib
+import random
 import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from whet.adapt.model import LanguageModel
 from whet.adapt.slot import adapting
 from whet.errors import ModelError
-from whet.evaluate.protocol import Switches, Task
-from whet.select.table import selector
+from whet.evaluate.data import Prompt
+from whet.evaluate.incontext import InContext
+from whet.evaluate.leakage import Task
+from whet.evaluate.leaks import find_leak, near_duplicates
+from whet.evaluate.provenance import peak_mib
+from whet.evaluate.switches import DYNAMIC, Method, Switches
+from whet.select.selection import Selector
+from whet.select.table import SELECTORS, selector
 from whet.space.documents import Document
-from whet.space.retrieve import Retriever
+from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import DataSpace
 
-Row = dict[str, Any]
+DRAWS = (SELECTORS["random"], SELECTORS["kmeanspp"])  # selectors that take a seed
+
+
+@dataclass(slots=True)
+class Row:
+    """What one step of one method did; docs/protocol.md tells the columns."""
+
+    method: str
+    part: int
+    bytes: int
+    base_bits: float
+    step: int = 0
+    bits: float | None = None
+    sigma: float | None = None
+    loss: float | None = None
+    document: str | None = None
+    multiplicity: int | None = None
+    tokens: int = 0
+    embed_s: float = 0.0
+    search_s: float = 0.0
+    select_s: float = 0.0
+    train_s: float = 0.0
+    score_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Picks:
+    """The texts of a method for a task, in the order of the steps."""
+
+    documents: Sequence[Document]
+    sigma: Sequence[float | None]
+    """After 0, 1, … picks of the selection, whatever the order of the steps."""
+    seconds: dict[str, Any]
 
 
 class Evaluator:
     """Evaluates prompts under one set of switches; writes nothing."""
 
     def __init__(self, space: DataSpace, model: LanguageModel, switches: Switches) -> None:
-        self._model = model
-        self._switches = switches
-        self.adaptation = model.adaptation(switches.mode, lr=switches.lr, rank=switches.rank)
-        methods = {spelled: switches.method(spelled) for spelled in switches.methods}
-        self._retrievers = {
-            spelled: Retriever(space, selector=selector(name), k=switches.k, lam=lam)
-            for spelled, (name, lam) in methods.items()
+        self._space, self._model, self._switches = space, model, switches
+        self._methods = {spelled: switches.method(spelled) for spelled in switches.methods}
+        self.adaptations = {
+            spelled: model.adaptation(m.switches.mode, lr=m.switches.lr, rank=m.switches.rank)
+            for spelled, m in self._methods.items()
         }
+        for method in (switches, *(m.switches for m in self._methods.values())):
+            Retriever(space, k=method.k)  # refuses a k that is too large
+        self._lengths: dict[str, int] = {}  # tokens of the texts of the prompt at hand
 
-    def row(self, document: Document) -> Row:
-        """Every method on one prompt; where that fails, the error."""
-        row: Row = {"prompt": document.id, "set": str(document.meta.get("set", "all"))}
+    def record(self, prompt: Prompt) -> dict[str, Any]:
+        """Every method on one prompt, as the run keeps it; where that fails, the error."""
+        record: dict[str, Any] = {"prompt": prompt.document.id, "set": prompt.set}
         try:
-            return row | self._compare(Task.of(document.text, self._switches))
+            return record | self._measure(prompt.document)
         except (ValueError, ModelError) as error:
-            return row | {"error": str(error)}
+            return record | {"error": str(error)}
 
-    def _compare(self, task: Task) -> Row:
-        start = time.perf_counter()
-        base = self._model.score(task.text, context=task.context)
-        seconds = time.perf_counter() - start
+    def _measure(self, document: Document) -> dict[str, Any]:
+        self._lengths.clear()
+        tasks, start = Task.of(document.text, self._switches), time.perf_counter()
+        bases = [self._model.score(task.text, context=task.context) for task in tasks]
+        base_s, rows = time.perf_counter() - start, list[Row]()
+        for spelled in self._methods:
+            for part, (task, base) in enumerate(zip(tasks, bases, strict=True)):
+                blank = Row(spelled, part, base.bytes, base.bits)
+                rows += self._trial(blank, document, task)
+        last, scored = tasks[-1].query, "".join(task.text for task in tasks)
+        leak = find_leak(self._space, last, scored, document.text, self._switches)
+        query = self._model.score(last)
         return {
-            "bytes": base.bytes,
-            "base_bits": base.bits,
-            "base_seconds": seconds,
-            "steps": list(self._switches.steps),
-            "methods": {
-                spelled: self._try(task, retriever, base.bits)
-                for spelled, retriever in self._retrievers.items()
-            },
+            "parts": len(tasks),
+            "bytes": sum(base.bytes for base in bases),
+            "base_bits": sum(base.bits for base in bases),
+            "base_s": base_s,
+            "query_bytes": query.bytes,
+            "query_bits": query.bits,
+            "exact": leak.exact,
+            "near": leak.near,
+            "cosine": leak.cosine,
+            "overlap": leak.overlap,
+            "cosines": leak.cosines.tolist(),
+            "peak_mib": peak_mib(),
+            "rows": {f.name: [getattr(row, f.name) for row in rows] for f in fields(Row)},
         }
 
-    def _try(self, task: Task, retriever: Retriever, base_bits: float) -> Row:
-        """Select, step, score at the steps asked for, put the weights back."""
-        switches = self._switches
-        retrieval = retriever.select(task.query, switches.n)
-        seconds = dict(retrieval.seconds) | {"train": 0.0, "score": 0.0}
-        documents = retrieval.documents
-        if switches.order == "reversed":
-            documents = documents[::-1]
-        bits, losses = [base_bits], []
-        with adapting(self._model, self.adaptation, switches.optimiser_options) as slot:
-            for step, document in enumerate(documents, start=1):
+    def _trial(self, blank: Row, document: Document, task: Task) -> list[Row]:
+        """One method on one task, from the row of step 0 to that of step n."""
+        method = self._methods[blank.method]
+        rows = [replace(blank, bits=blank.base_bits)]
+        if task.query:
+            picks = self._picks(method, document, task)
+            rows = [replace(rows[0], sigma=picks.sigma[0], **picks.seconds)]
+            rows += self._use(blank, method, picks, task)
+        last = rows[-1]
+        for step in method.switches.steps:  # who stops early keeps what is reached
+            if step > last.step:
+                rows.append(replace(blank, step=step, bits=last.bits, sigma=last.sigma))
+        return rows
+
+    def _picks(self, method: Method, document: Document, task: Task) -> _Picks:
+        switches = method.switches
+        if method.name == DYNAMIC:
+            documents = [Document(DYNAMIC, task.query, {})] * switches.n
+            return _Picks(documents, [None] * (switches.n + 1), {})
+        seed = int.from_bytes(
+            hashlib.sha256(f"{switches.seed} {document.id}".encode()).digest()[:8]
+        )
+        choose: Any = selector(method.name)
+        if choose in DRAWS:
+            choose = partial(choose, seed=seed)
+        retriever = Retriever(self._space, selector=choose, k=switches.k, lam=switches.lam)
+        found = retriever.select(task.query, switches.n)
+        if switches.duplicates == "dropped":
+            found = self._without_duplicates(found, choose, task, document.text, switches)
+        if switches.alpha is not None:
+            found = found.until(switches.alpha)
+        documents = list(found.documents)
+        match switches.order:
+            case "reversed":
+                documents.reverse()
+            case "shuffled":
+                random.Random(seed).shuffle(documents)
+            case "length":
+                documents.sort(key=lambda text: len(text.text))
+        seconds = {f"{phase}_s": found.seconds[phase] for phase in ("embed", "search", "select")}
+        return _Picks(documents, found.selection.sigma.tolist(), seconds)
+
+    def _without_duplicates(
+        self, found: Retrieval, choose: Selector, task: Task, whole: str, switches: Switches
+    ) -> Retrieval:
+        """Selected again from the candidates that are no near-duplicates of the prompt."""
+        near = near_duplicates(self._space, found.candidates, task.text, whole, switches)
+        kept, start = np.flatnonzero(~near), time.perf_counter()
+        vectors = found.candidates.vectors[kept]
+        selection = choose(found.query, vectors, switches.n, lam=switches.lam)
+        seconds = found.seconds | {"select": time.perf_counter() - start}
+        rows = found.candidates.rows[kept][selection.indices]
+        documents = tuple(self._space.documents(rows))
+        return replace(found, documents=documents, rows=rows, selection=selection, seconds=seconds)
+
+    def _use(self, blank: Row, method: Method, picks: _Picks, task: Task) -> list[Row]:
+        """A row a text: stepped on, put into the context, or both; scored where asked."""
+        switches, seen, rows = method.switches, Counter[str](), list[Row]()
+        texts = [document.text for document in picks.documents]
+        adaptation = self.adaptations[blank.method]
+        in_context = None if switches.use == "steps" else InContext(self._model, task)
+        with (
+            nullcontext()
+            if switches.use == "context"
+            else adapting(self._model, adaptation, switches.optimiser_options)
+        ) as slot:
+            for step, document in enumerate(picks.documents, start=1):
+                seen[document.id] += 1
+                row = replace(
+                    blank, step=step, sigma=picks.sigma[step], document=document.id,
+                    multiplicity=seen[document.id],
+                )  # fmt: skip
                 start = time.perf_counter()
-                losses.append(slot.step(document.text))
-                trained = time.perf_counter()
-                seconds["train"] += trained - start
-                if step in switches.steps:
-                    bits.append(slot.score(task.text, context=task.context).bits)
-                    seconds["score"] += time.perf_counter() - trained
-        return {
-            "bits": bits,
-            "sigma": retrieval.selection.sigma.tolist(),
-            "picks": [document.id for document in retrieval.documents],
-            "losses": losses,
-            "seconds": seconds,
-        }
+                if slot:
+                    row.loss = slot.step(document.text)
+                    row.train_s = time.perf_counter() - start
+                    row.tokens = self._length(document)
+                if step in switches.steps or step == len(texts):
+                    start = time.perf_counter()
+                    row.bits = (
+                        in_context.score(texts[:step])
+                        if in_context
+                        else slot.score(task.text, context=task.context)
+                    ).bits
+                    row.score_s = time.perf_counter() - start
+                rows.append(row)
+        return rows
+
+    def _length(self, document: Document) -> int:
+        """Tokens that a step on `document` reads."""
+        if document.id not in self._lengths:
+            tokens = len(self._model.tokens(document.text))
+            self._lengths[document.id] = min(tokens, self._model.context)
+        return self._lengths[document.id]

@@ -1,0 +1,204 @@
+"""The switches of a run and its methods: everything that changes a number, stored with it.
+
+Definitions, and which choice is the paper's: docs/protocol.md.
+"""
+
+import re
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from whet.adapt.adaptation import Optimiser, adaptation
+from whet.maths.arrays import as_count, as_positive
+from whet.select.table import selector
+
+DYNAMIC = "dynamic"  # the method that trains on the query itself and selects nothing
+OF_THE_RUN = ("model", "methods", "n", "score_at", "leakage", "chunks", "left_context", "seed")
+CHOICES = {
+    "leakage": ("split", "whole", "score-first"),
+    "order": ("selected", "reversed", "shuffled", "length"),
+    "use": ("steps", "context", "both"),
+    "duplicates": ("kept", "dropped"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switches:
+    """Everything that changes a run's numbers; stored with them."""
+
+    model: str = "whet-nano"
+    """Bundled model, folder, or Hugging Face id."""
+    methods: tuple[str, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
+    """Methods compared: see `method`."""
+    n: int = 50
+    """Texts selected for a prompt, one gradient step each."""
+    score_at: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
+    """Steps after which the text is scored; those beyond n are left out, n itself is added."""
+    leakage: str = "split"
+    """split: the first half is the query, the second is scored. whole: the text is both.
+    score-first: each chunk is scored by a model that was adapted to the text before it."""
+    chunks: int = 4
+    """With score-first: the number of chunks, of equal length."""
+    left_context: bool = True
+    """Whether the model reads, unscored, what of the document comes before the scored text."""
+    seed: int = 0
+    """Of the methods that draw, and of a shuffled order; joined with the prompt's id."""
+    k: int = 200
+    """Candidates nearest the query."""
+    lam: float = 0.01
+    """λ' of the selector."""
+    alpha: float | None = None
+    """Stop before the first step m with σ_m > 1 / (α m): ADAPTIVE SIFT(α); none takes all steps."""
+    duplicates: str = "kept"
+    """Near-duplicates of the prompt among the candidates: kept or dropped."""
+    near_cosine: float = 0.95
+    """A text whose cosine to the prompt is at least this is a near-duplicate of it."""
+    near_overlap: float = 0.5
+    """So is one that holds at least this share of the 13-grams of the prompt's words."""
+    order: str = "selected"
+    """Order of the gradient steps: selected, reversed, shuffled, or length (shortest first)."""
+    use: str = "steps"
+    """What the texts are for: gradient steps, context in front of the prompt, or both."""
+    mode: str = "full"
+    """What is trained: full, lora or head."""
+    lr: float | None = None
+    """Learning rate; none for the model's tuned one, or else the mode's."""
+    rank: int | None = None
+    """Rank of LoRA."""
+    optimiser: str = "adam"
+    """Update rule, adam, adamw or sgd; its state is fresh for every prompt."""
+    beta1: float = 0.9
+    """Decay of Adam's first moment."""
+    beta2: float = 0.999
+    """Decay of Adam's second moment."""
+    eps: float = 1e-8
+    """Adam's denominator floor."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 for none."""
+
+    def __post_init__(self) -> None:
+        as_count(self.n, "n")
+        as_count(self.k, "k")
+        as_positive(self.lam, "lam")
+        as_positive(self.near_overlap, "near_overlap")
+        if self.chunks < 2:
+            raise ValueError(f"chunks is {self.chunks}: expected at least 2")
+        if self.alpha is not None:
+            as_positive(self.alpha, "alpha")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}: expected {' or '.join(allowed)}"
+                )
+        if not self.methods:
+            raise ValueError("methods is empty: expected at least one")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods is {list(self.methods)}: expected each once")
+        _ = self.optimiser_options
+        adaptation(self.mode, lr=self.lr, rank=self.rank)
+        for spelled in self.methods:
+            self.method(spelled)
+
+    def method(self, spelled: str) -> "Method":
+        """What `spelled` means in this run.
+
+        The name of a selector, or `dynamic` (gradient steps on the query itself), and in brackets
+        the switches that are its own: `sift`, `sift(0.1)` for λ', `sift(alpha=0.25)`,
+        `nearest(order=reversed)`, `sift(mode=lora, lr=5e-4)`, `sift(use=context)` for in-context
+        learning. The switches of the prompts and the scoring are the run's alone.
+
+        Raises:
+            ValueError: If it names no method, or no switch or value of one.
+        """
+        match = re.fullmatch(r"([\w-]+)(?:\(([^()]+)\))?", spelled)
+        if not match:
+            raise ValueError(f"method is {spelled!r}: expected a selector, as in sift or sift(0.1)")
+        name, own = match[1], dict[str, Any]()
+        if name != DYNAMIC:
+            selector(name)
+        for item in (match[2] or "").split(",") if match[2] else ():
+            line = item.strip() if "=" in item else f"lam={item.strip()}"
+            own |= parsed(line, spelled)
+        if of_run := sorted(own.keys() & set(OF_THE_RUN)):
+            raise ValueError(f"method {spelled!r} sets {of_run[0]}, which is of the whole run")
+        if not own:
+            return self._method(name)
+        return replace(self, methods=(name,), **typed(own, spelled))._method(name)
+
+    def _method(self, name: str) -> "Method":
+        if name == DYNAMIC and self.leakage == "whole":
+            raise ValueError(
+                "method dynamic trains on the query, which with leakage 'whole' is the scored "
+                "text: expected leakage split or score-first"
+            )
+        return Method(name, self)
+
+    @property
+    def optimiser_options(self) -> Optimiser:
+        return Optimiser(
+            kind=self.optimiser, beta1=self.beta1, beta2=self.beta2, eps=self.eps,
+            weight_decay=self.weight_decay, clip=self.clip,
+        )  # fmt: skip
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps that are scored, ascending, from 0 to n."""
+        return tuple(sorted({0, self.n, *(s for s in self.score_at if 0 <= s <= self.n)}))
+
+    def record(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A selector, or `dynamic`, and the switches it runs under."""
+
+    name: str
+    switches: Switches
+
+
+def parsed(line: str, source: str) -> dict[str, Any]:
+    """The values that one line of TOML sets; a bare word, as shells pass them, is a string.
+
+    Raises:
+        ValueError: If the line sets nothing.
+    """
+    key, equals, value = line.partition("=")
+    if not equals:
+        raise ValueError(f"{source} has {line!r}, which sets nothing: expected KEY=VALUE")
+    try:
+        return tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return tomllib.loads(f"{key} = {_quoted(value.strip())}")
+
+
+def typed(given: dict[str, Any], source: str, kind: Any = Switches) -> dict[str, Any]:
+    """`given`, each value in the type of the default of `kind`'s field of that name.
+
+    Raises:
+        ValueError: If there is no such field, or the value is of another type.
+    """
+    defaults = {field.name: field.default for field in fields(kind)}
+    for key in given:
+        if key not in defaults:
+            raise ValueError(f"{source} sets {key!r}: expected {', '.join(defaults)}")
+    return {key: _like(value, defaults[key], key) for key, value in given.items()}
+
+
+def _like(value: Any, default: Any, name: str) -> Any:
+    """`value` in the type of `default`; a whole number is a float, a list a tuple."""
+    if isinstance(default, tuple):
+        kind = type(default[0]) if default else str
+        if isinstance(value, list) and all(type(item) is kind for item in value):
+            return tuple(value)
+        raise ValueError(f"{name} is {value!r}: expected a list like {list(default)!r}")
+    kinds = (float, int) if default is None else (type(default),)
+    if type(value) in kinds or (float in kinds and type(value) is int):
+        return value
+    raise ValueError(f"{name} is {value!r}: expected {' or '.join(k.__name__ for k in kinds)}")
+
+
+def _quoted(word: str) -> str:
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,207 @@
+"""A run's life: workers, crashes, another configuration, failed prompts."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import world
+from world import text
+
+from whet.adapt.model import LanguageModel
+from whet.errors import RunError, SpaceError
+from whet.evaluate.data import Data
+from whet.evaluate.run import evaluate
+from whet.evaluate.runs import Run, append, pack
+from whet.evaluate.trial import Evaluator
+from whet.space.build import locked
+from whet.space.documents import Document
+from whet.space.space import DataSpace
+from whet.spaces import open_space
+
+CLOCKS = ("embed_s", "search_s", "select_s", "train_s", "score_s")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return world.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def finished(here, tmp_path_factory):
+    return world.run(here, tmp_path_factory.mktemp("runs") / "run")
+
+
+def measured(run):
+    """The rows of a run without their clocks, by prompt, method, part and step."""
+    rows = run.table.drop_columns(list(CLOCKS)).to_pylist()
+    return {(r["prompt"], r["method"], r["part"], r["step"]): r for r in rows}
+
+
+def test_a_finished_run_is_two_tables_and_no_journal(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {"meta.json", "rows.parquet", "prompts.parquet"}
+    assert len(finished) == 6 and finished.steps == (0, 2, 4)
+    assert len(finished.table) == 6 * 4 * 5
+
+
+def test_more_prompts_extend_a_run_and_none_is_done_again(here, finished, tmp_path):
+    some = world.run(here, tmp_path / "run", per_set=2)
+    assert len(some) == 4
+    before = some.table.to_pylist()
+    whole = world.run(here, tmp_path / "run")
+    assert whole.table.to_pylist()[: len(before)] == before
+    assert measured(whole) == measured(finished)
+
+
+def test_a_line_cut_short_is_measured_again(here, finished, tmp_path):
+    run = world.run(here, tmp_path / "run", per_set=2)
+    record = {"prompt": "p4", "set": "a", "error": "lost with the end of its line"}
+    (run.folder / "journal.jsonl").write_text(json.dumps(record)[:-5])
+    assert len(Run.open(run.folder)) == 4
+    assert measured(world.run(here, run.folder)) == measured(finished)
+
+
+@pytest.mark.parametrize("packed", [("rows",), ("rows", "prompts")])
+def test_a_crash_while_packing_counts_nothing_twice(here, finished, tmp_path, packed):
+    """The journal is still there, and beside it one or both of the tables made of it."""
+    run = world.run(here, tmp_path / "run", per_set=1).folder
+    prompts = Data(prompts=str(here / "prompts.jsonl")).read().prompts[2:4]
+    evaluator = Evaluator(
+        open_space(here / "space"),
+        LanguageModel.load(here / "model"),
+        world.switches(here),
+    )
+    old = {name: (run / f"{name}.parquet").read_bytes() for name in ("rows", "prompts")}
+    for prompt in prompts:
+        append(run, evaluator.record(prompt))
+    journal = (run / "journal.jsonl").read_bytes()
+    whole = measured(Run.open(run))
+    pack(run)
+    (run / "journal.jsonl").write_bytes(journal)
+    for name in old.keys() - set(packed):
+        (run / f"{name}.parquet").write_bytes(old[name])
+    assert len(whole) == 4 * 4 * 5 and measured(Run.open(run)) == whole
+    assert measured(world.run(here, run)) == measured(finished)
+
+
+def test_a_killed_run_goes_on_without_loss_or_double_counting(here, finished, tmp_path):
+    out = tmp_path / "run"
+    journal = out / "journal.jsonl"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import world; "
+        f"from pathlib import Path; world.run(Path({str(here)!r}), Path({str(out)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not journal.exists() or not journal.read_bytes().count(b"\n"):
+        with suppress(subprocess.TimeoutExpired):
+            assert process.wait(0.02) is None, "the run ended before it could be killed"
+    process.kill()
+    process.wait()
+    before = Run.open(out).table.to_pylist()
+    whole = world.run(here, out)
+    assert whole.table.to_pylist()[: len(before)] == before  # clocks too: not measured again
+    assert measured(whole) == measured(finished)
+    assert pq.read_table(out / "rows.parquet").num_rows == len(finished.table)
+
+
+def test_workers_give_the_rows_of_one_process(here, finished, tmp_path):
+    one, two = measured(finished), measured(world.run(here, tmp_path / "run", workers=2))
+    assert one.keys() == two.keys()
+    for key, row in one.items():
+        assert two[key]["document"] == row["document"]
+        assert (two[key]["bits"] or 0) == pytest.approx(row["bits"] or 0, rel=1e-5)
+
+
+def test_a_worker_that_dies_is_told_and_the_run_goes_on(here, finished, tmp_path):
+    world.run(here, tmp_path / "run", per_set=1)
+
+    def kill_the_first():
+        while not (children := multiprocessing.active_children()):
+            pass
+        children[0].kill()
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    with pytest.raises(RunError, match="a worker process died.*run the same command again"):
+        world.run(here, tmp_path / "run", workers=2)
+    killer.join()
+    assert len(Run.open(tmp_path / "run")) >= 2
+    assert measured(world.run(here, tmp_path / "run")) == measured(finished)
+
+
+def test_a_folder_of_another_run_is_refused_and_unharmed(here, finished, tmp_path):
+    before = (finished.folder / "rows.parquet").read_bytes()
+    with pytest.raises(RunError, match="holds a run with n 4, but 3 is asked"):
+        world.run(here, finished.folder, n=3)
+    assert (finished.folder / "rows.parquet").read_bytes() == before
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        world.run(here, tmp_path)
+    with pytest.raises(RunError, match="holds no run"):
+        Run.open(tmp_path)
+
+
+def test_other_prompts_and_a_changed_data_space_are_refused(here, tmp_path):
+    data = DataSpace.build([Document(f"d{i}", text(i), {}) for i in range(12)], tmp_path / "space")
+    prompts = world.write(tmp_path / "prompts.jsonl", [{"id": "p", "text": text(50)}])
+    given = Data(space=str(tmp_path / "space"), prompts=str(prompts))
+    evaluate(given, tmp_path / "run", world.switches(here), progress=False)
+    world.write(prompts, [{"id": "p", "text": text(51)}])
+    with pytest.raises(RunError, match="holds a run with prompts 'sha256:.*choose another --out"):
+        evaluate(given, tmp_path / "run", world.switches(here), progress=False)
+    world.write(prompts, [{"id": "p", "text": text(50)}])
+    data.extend([Document("new", text(77), {})])
+    with pytest.raises(RunError, match="holds a run with space .*'documents': 12"):
+        evaluate(given, tmp_path / "run", world.switches(here), progress=False)
+
+
+def test_a_run_is_written_by_one_process_at_a_time(here, finished):
+    with locked(finished.folder), pytest.raises(SpaceError, match="being written by another"):
+        world.run(here, finished.folder)
+
+
+def test_a_run_of_the_first_format_is_refused_in_one_line(tmp_path):
+    (tmp_path / "meta.json").write_text('{"format": 1, "switches": {}}')
+    with pytest.raises(RunError, match="is a run of format 1, but this version of whet reads"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("meta.json", "{", "is corrupt"),
+        ("rows.parquet", "no parquet", "cannot be read"),
+        ("journal.jsonl", "no json\n{}\n", "line 1: .*delete that line"),
+    ],
+)
+def test_a_broken_file_is_named(here, tmp_path, name, content, message):
+    run = world.run(here, tmp_path / "run", per_set=1)
+    (run.folder / name).write_text(content)
+    with pytest.raises(RunError, match=message):
+        Run.open(run.folder)
+
+
+def test_more_candidates_than_documents_are_refused_before_anything_is_written(here, tmp_path):
+    for changes in ({"k": 31}, {"methods": ("sift(k=31)",)}):
+        with pytest.raises(ValueError, match="k is 31, but the data space holds 30 documents"):
+            world.run(here, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_fails_is_a_row_with_its_error(here, tmp_path):
+    lines = [{"id": "short", "text": "x"}, {"id": "foreign", "text": "☃" * 20}]
+    lines += [{"id": "fine", "text": text(7)}]
+    prompts = world.write(tmp_path / "prompts.jsonl", lines)
+    run = world.run(here, tmp_path / "run", prompts=prompts)
+    assert run.prompts["prompt"].to_pylist() == ["fine"]
+    assert "too short to split" in run.errors["short"]
+    assert "shares no term" in run.errors["foreign"]
+    only = world.write(tmp_path / "only.jsonl", lines[:1])
+    with pytest.raises(RunError, match="no finished prompt; the first error: document 'x'"):
+        world.run(here, tmp_path / "none", prompts=only)

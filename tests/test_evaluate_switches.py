@@ -1,0 +1,144 @@
+"""What a run is asked to do: switches, methods, data, TOML, and the parts of a document."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import world
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whet.errors import SourceError
+from whet.evaluate.data import Config, Data
+from whet.evaluate.leakage import Task
+from whet.evaluate.switches import Switches
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_switches_come_from_toml_and_lines(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('n = 10\nmethods = ["nearest", "sift(0.1)"]\n[data]\nprompts = "p"\n')
+    made = Config.read(config, ["n=20", "lr=1e-3", "leakage=whole", "data.per_set=3"])
+    assert (made.switches.n, made.switches.lr, made.switches.leakage) == (20, 1e-3, "whole")
+    assert made.data == Data(prompts="p", per_set=3)
+    assert made.switches.steps == (0, 1, 2, 5, 10, 20)
+
+
+def test_a_method_has_switches_of_its_own():
+    run = Switches(lam=0.5, mode="head")
+    assert run.method("nearest").switches == run
+    method = run.method("sift(0.1)")
+    assert method.name == "sift" and method.switches.lam == 0.1 and method.switches.mode == "head"
+    both = run.method("sift(lam=1, mode=lora, rank=4, use=both)").switches
+    assert (both.lam, both.mode, both.rank, both.use) == (1.0, "lora", 4, "both")
+    assert run.method("dynamic(lr=1e-3)").name == "dynamic"
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (["steps=3"], "sets 'steps': expected model, methods"),
+        (["data.space_of=3"], r"\[data\], sets 'space_of': expected space, source"),
+        (["n=-1"], "n is -1"),
+        (["lam=0"], "lam is 0"),
+        (["alpha=0"], "alpha is 0"),
+        (["chunks=1"], "chunks is 1: expected at least 2"),
+        (["methods=['best']"], "selector is 'best': expected one of sift"),
+        (["methods=['sift(x)']"], "lam is 'x': expected float"),
+        (["methods=['sift(0)']"], "lam is 0"),
+        (["methods=['sift(n=3)']"], r"method 'sift\(n=3\)' sets n, which is of the whole run"),
+        (["methods=['sift(speed=3)']"], "sets 'speed'"),
+        (["methods=['sift(order=up)']"], "order is 'up': expected selected or reversed"),
+        (["methods=['dynamic']", "leakage=whole"], "expected leakage split or score-first"),
+        (["methods=['sift', 'sift']"], "expected each once"),
+        (["methods=[]"], "methods is empty"),
+        (["leakage=none"], "leakage is 'none': expected split or whole or score-first"),
+        (["left_context=perhaps"], "left_context is 'perhaps': expected bool"),
+        (["score_at=7"], "score_at is 7: expected a list like"),
+        (["mode=half"], "mode is 'half'"),
+        (["rank=3"], "mode full has no option rank"),
+        (["n 3"], "sets nothing: expected KEY=VALUE"),
+        (["data.share=0"], "data.share is 0"),
+        (["data.per_set=-1"], "data.per_set is -1"),
+    ],
+)
+def test_wrong_switches_are_refused(lines, message):
+    with pytest.raises(ValueError, match=message):
+        Config.read(None, lines)
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path):
+    (tmp_path / "run.toml").write_text("n = = 3")
+    with pytest.raises(ValueError, match="run.toml is not TOML"):
+        Config.read(tmp_path / "run.toml")
+
+
+@given(text=st.text(min_size=6, max_size=60), chunks=st.integers(2, 6))
+def test_the_parts_of_a_document_lose_no_character(text, chunks):
+    (half,) = Task.of(text, Switches())
+    assert half.query + half.text == text and half.context == half.query
+    assert abs(len(half.query) - len(half.text)) <= 1
+    parts = Task.of(text, Switches(leakage="score-first", chunks=chunks))
+    assert "".join(part.text for part in parts) == text and len(parts) == chunks
+    assert all(text.startswith(part.query + part.text) for part in parts)
+    (whole,) = Task.of(text, Switches(leakage="whole"))
+    assert whole == Task(text, "", text)
+    assert Task.of(text, Switches(left_context=False))[0].context == ""
+
+
+def prompts(tmp_path, sets="ab", each=3, **fields):
+    records = [{"id": f"{s}{i}", "text": f"{s}{i}", "meta": {"set": s}} for s in sets
+               for i in range(each)]  # fmt: skip
+    return str(world.write(tmp_path / "prompts.jsonl", [record | fields for record in records]))
+
+
+def test_the_first_of_each_set_come_in_turn(tmp_path):
+    data = Data(prompts=prompts(tmp_path), per_set=2)
+    assert [(p.document.id, p.set) for p in data.read().prompts] == [
+        ("a0", "a"), ("b0", "b"), ("a1", "a"), ("b1", "b"),
+    ]  # fmt: skip
+    everything = Data(prompts=prompts(tmp_path)).read()
+    assert len(everything.prompts) == 6
+    assert everything.fingerprint == data.read().fingerprint
+
+
+def test_some_sets_alone_and_missing_ones_are_named(tmp_path):
+    path = prompts(tmp_path)
+    assert {p.set for p in Data(prompts=path, sets=("b",)).read().prompts} == {"b"}
+    with pytest.raises(SourceError, match="holds no prompts of set 'c', only of a, b"):
+        Data(prompts=path, sets=("b", "c")).read()
+
+
+def test_an_id_that_comes_twice_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="two prompts of id 'same'"):
+        Data(prompts=prompts(tmp_path, id="same")).read()
+
+
+def test_a_share_is_drawn_by_the_text_alone(tmp_path):
+    path = prompts(tmp_path, sets="abcd", each=100)
+    half = {p.document.id for p in Data(prompts=path, share=0.5).read().prompts}
+    less = {p.document.id for p in Data(prompts=path, share=0.1).read().prompts}
+    assert 150 < len(half) < 250 and 20 < len(less) < 60 and less < half
+
+
+def test_the_pile_is_read_by_its_layout(tmp_path, monkeypatch):
+    """Its data set holds train, val and test files of {"text", "meta": {"pile_set_name"}}."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    for split in ("train/00", "val", "test"):
+        path = tmp_path / "pile" / f"{split}.jsonl.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt") as out:
+            for i in range(12):
+                meta = {"pile_set_name": ("Github", "Pile-CC")[i % 2]}
+                record = {"text": world.text(i if split == "train/00" else 100 + i), "meta": meta}
+                out.write(json.dumps(record) + "\n")
+    local = (EXAMPLES / "pile.toml").read_text().replace("monology/pile-uncopyrighted", "./pile")
+    (tmp_path / "pile.toml").write_text(local)
+    monkeypatch.chdir(tmp_path)
+    made = Config.read(Path("pile.toml"), ["data.share=1.0", f"data.space={json.dumps('s.whet')}"])
+    assert made.data.source == "hf:./pile" and made.data.embedder != "lsa"
+    data = Config.read(Path("pile.toml"), ["data.share=1.0", "data.embedder=lsa"]).data
+    assert {p.set for p in data.read().prompts} == {"Github", "Pile-CC"}
+    assert len(data.opened(progress=False)) == 12 and Path(data.space).exists()

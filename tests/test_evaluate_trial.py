@@ -1,0 +1,193 @@
+"""One prompt by every method, held against the slot step by step and against slow sums."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import world
+from world import text
+
+from whet.adapt.adaptation import Full
+from whet.adapt.model import LanguageModel
+from whet.adapt.slot import adapting
+from whet.evaluate.data import Prompt
+from whet.evaluate.incontext import InContext
+from whet.evaluate.leakage import Task
+from whet.evaluate.trial import Evaluator
+from whet.space.documents import Document
+from whet.spaces import open_space
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return world.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def model(here):
+    return LanguageModel.load(here / "model")
+
+
+def rows(here, model, document, **changes):
+    """The rows of one prompt by (method, part, step)."""
+    evaluator = Evaluator(open_space(here / "space"), model, world.switches(here, **changes))
+    record = evaluator.record(Prompt(document, "a"))
+    assert "error" not in record, record
+    columns = record["rows"]
+    whole = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    return {(row["method"], row["part"], row["step"]): row for row in whole}
+
+
+PROMPT = Document("p", text(100), {})
+
+
+def test_rows_equal_the_slot_step_by_step(here, model):
+    space, made = open_space(here / "space"), rows(here, model, PROMPT)
+    texts = {d.id: d.text for d in space.documents(range(len(space)))}
+    (task,) = Task.of(PROMPT.text, world.switches(here))
+    for method in world.switches(here).methods:
+        assert made[method, 0, 0]["bits"] == model.score(task.text, context=task.context).bits
+        assert made[method, 0, 0]["sigma"] == 1 and made[method, 0, 0]["embed_s"] > 0
+        with adapting(model, Full(lr=1e-2)) as slot:
+            for step in range(1, 5):
+                row = made[method, 0, step]
+                assert row["loss"] == slot.step(texts[row["document"]])
+                assert row["tokens"] == min(len(texts[row["document"]]), model.context)
+                scored = slot.score(task.text, context=task.context).bits
+                assert row["bits"] == (scored if step in (2, 4) else None)
+                assert row["base_bits"] == made[method, 0, 0]["bits"]
+                assert (row["score_s"] > 0) == (step in (2, 4))
+
+
+def test_bits_per_byte_are_those_of_a_loop_over_bytes(here, model):
+    """The tiny model's tokens are bytes, so its bits can be summed byte by byte."""
+    row = rows(here, model, PROMPT, leakage="whole")["sift", 0, 0]
+    data, total = PROMPT.text.encode(), 0.0
+    ids = [model.start, *model.tokens(PROMPT.text).tolist()]
+    for i in range(1, len(ids)):
+        full = (len(data) // model.context) * model.context
+        first = (
+            ((i - 1) // model.context) * model.context if i <= full else len(data) - model.context
+        )
+        with torch.no_grad():
+            logits = model.network(torch.tensor([ids[first:i]])).logits[0, -1, : model.vocabulary]
+        total -= math.log2(float(torch.softmax(logits.double(), -1)[ids[i]]))
+    assert row["bytes"] == len(data) == len(ids) - 1
+    assert row["bits"] == pytest.approx(total, rel=1e-5)
+
+
+def test_multiplicity_counts_the_steps_on_a_document(here, model):
+    made = rows(here, model, PROMPT, methods=("nearest-repeated", "nearest"))
+    assert [made["nearest-repeated", 0, s]["multiplicity"] for s in (1, 2, 3, 4)] == [1, 2, 3, 4]
+    assert [made["nearest", 0, s]["multiplicity"] for s in (1, 2, 3, 4)] == [1, 1, 1, 1]
+
+
+def picks(made, method):
+    return [made[method, 0, step]["document"] for step in (1, 2, 3, 4)]
+
+
+def test_the_order_of_the_steps_is_a_switch_of_a_method(here, model):
+    orders = [f"nearest(order={order})" for order in ("reversed", "shuffled", "length")]
+    made = rows(here, model, PROMPT, methods=("nearest", *orders))
+    straight = picks(made, "nearest")
+    assert picks(made, orders[0]) == straight[::-1]
+    assert sorted(picks(made, orders[1])) == sorted(straight)
+    lengths = [len(text(int(name[1:]))) for name in picks(made, orders[2])]
+    assert lengths == sorted(lengths) and sorted(picks(made, orders[2])) == sorted(straight)
+
+
+def test_adaptive_stopping_keeps_what_it_reached(here, model):
+    name = "sift(alpha=0.9)"
+    made = rows(here, model, PROMPT, methods=(name, "sift"), score_at=(0, 1, 2, 3))
+    sigma = [made["sift", 0, step]["sigma"] for step in range(5)]
+    taken = next((m - 1 for m in range(1, 5) if sigma[m] > 1 / (0.9 * m)), 4)
+    assert 0 < taken < 4
+    assert made[name, 0, 4]["bits"] == made["sift", 0, taken]["bits"]
+    assert made[name, 0, 4]["document"] is None and made[name, 0, 4]["train_s"] == 0
+
+
+def test_dynamic_evaluation_trains_on_the_query(here, model):
+    made = rows(here, model, PROMPT, methods=("dynamic",))
+    (task,) = Task.of(PROMPT.text, world.switches(here))
+    with adapting(model, Full(lr=1e-2)) as slot:
+        losses = [slot.step(task.query) for _ in range(4)]
+        assert made["dynamic", 0, 4]["bits"] == slot.score(task.text, context=task.context).bits
+    assert [made["dynamic", 0, step]["loss"] for step in (1, 2, 3, 4)] == losses
+    assert made["dynamic", 0, 1]["sigma"] is None
+
+
+def test_random_draws_differ_by_prompt_and_come_again(here, model):
+    other = Document("q", PROMPT.text, {})
+    once, again, another = (
+        picks(rows(here, model, document, methods=("random",)), "random")
+        for document in (PROMPT, PROMPT, other)
+    )
+    assert once == again and once != another
+
+
+def test_near_duplicates_are_dropped_when_asked(here, model):
+    document = Document("p", text(3), {})  # is in the data space
+    methods = ("nearest", "nearest(duplicates=dropped)")
+    made = rows(here, model, document, methods=methods)
+    assert "d3" in picks(made, methods[0]) and "d3" not in picks(made, methods[1])
+
+
+def test_score_first_asks_each_chunk_with_what_came_before(here, model):
+    made = rows(here, model, PROMPT, methods=("sift",), leakage="score-first", chunks=3)
+    tasks = Task.of(PROMPT.text, world.switches(here, leakage="score-first", chunks=3))
+    assert "".join(task.text for task in tasks) == PROMPT.text
+    assert all(task.query == PROMPT.text[: len(task.query)] for task in tasks)
+    first = model.score(tasks[0].text).bits
+    assert [made["sift", 0, step]["bits"] for step in (0, 2, 4)] == [first] * 3
+    assert made["sift", 0, 4]["document"] is None and made["sift", 2, 4]["document"]
+    assert sum(made["sift", part, 0]["bytes"] for part in range(3)) == len(PROMPT.text)
+
+
+def test_in_context_texts_fit_the_budget_and_the_first_is_nearest(model):
+    task = Task("q", "", "z" * 100)  # longer than the window of 32
+    context = InContext(model, task)
+    assert context.budget == 16
+    made = context.examples(["aaaa", "aaaa", "b" * 12, "cc"])
+    assert model.tokenizer.decode(made) == "bbbbbbbb\n\naaaa\n\n" and len(made) == 16
+    short = InContext(model, Task("q", "", "z" * 4))
+    assert short.budget == 32 - 1 - 4
+
+
+def test_in_context_bits_are_those_of_a_loop_over_bytes(model):
+    """Every byte of a long text is asked once, with the texts in front of its window."""
+    task = Task("q", "", "the second half, which is longer than a window")
+    context = InContext(model, task)
+    front = [model.start, *context.examples(["some text"]).tolist()]
+    body, room, total = model.tokens(task.text).tolist(), 32 - len(front), 0.0
+    for i in range(len(body)):
+        full = (len(body) // room) * room
+        first = (i // room) * room if i < full else len(body) - room
+        seen = front + body[max(first - 1, 0) : i]
+        with torch.no_grad():
+            logits = model.network(torch.tensor([seen])).logits[0, -1, : model.vocabulary]
+        total -= math.log2(float(torch.softmax(logits.double(), -1)[body[i]]))
+    assert context.score(["some text"]).bits == pytest.approx(total, rel=1e-5)
+
+
+def test_context_alone_moves_no_weight_and_both_differ(here, model):
+    methods = ("sift", "sift(use=context)", "sift(use=both)")
+    made = rows(here, model, PROMPT, methods=methods)
+    assert len({made[m, 0, 4]["bits"] for m in methods}) == 3
+    assert picks(made, methods[0]) == picks(made, methods[1]) == picks(made, methods[2])
+    alone = made["sift(use=context)", 0, 4]
+    assert alone["loss"] is None and alone["tokens"] == 0
+    (task,) = Task.of(PROMPT.text, world.switches(here))
+    space = open_space(here / "space")
+    texts = {d.id: d.text for d in space.documents(range(len(space)))}
+    chosen = [texts[name] for name in picks(made, "sift")]
+    assert alone["bits"] == InContext(model, task).score(chosen).bits
+
+
+def test_a_mode_is_a_switch_of_a_method(here, model):
+    methods = tuple(f"sift(mode={mode}, lr=0.01)" for mode in ("full", "lora", "head"))
+    made = rows(here, model, PROMPT, methods=methods)
+    assert len({made[m, 0, 4]["bits"] for m in methods}) == 3
+    assert np.ptp([made[m, 0, 1]["loss"] for m in methods]) < 1e-5

@@ -1,0 +1,45 @@
+"""A tiny real world to evaluate: a model, a data space, prompts of two sets, a short run."""
+
+import json
+
+import numpy as np
+import tiny
+
+from whet.evaluate.data import Data
+from whet.evaluate.run import evaluate
+from whet.evaluate.runs import Run
+from whet.evaluate.switches import Switches
+from whet.space.documents import Document
+from whet.space.space import DataSpace
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+
+
+def text(seed, words=12):
+    return " ".join(np.random.default_rng(seed).choice(WORDS, words))
+
+
+def build(folder):
+    tiny.save(folder / "model")
+    documents = [Document(f"d{i}", text(i), {}) for i in range(30)]
+    DataSpace.build(documents, folder / "space")
+    lines = [{"id": f"p{i}", "text": text(100 + i), "meta": {"set": "ab"[i % 2]}} for i in range(6)]
+    write(folder / "prompts.jsonl", lines)
+    return folder
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def switches(world, **changes):
+    small = {"n": 4, "k": 10, "score_at": (0, 2), "lr": 1e-2}
+    return Switches(**{"model": str(world / "model"), **small, **changes})
+
+
+def run(world, out, *, per_set=0, workers=1, prompts=None, **changes):
+    prompts = prompts or world / "prompts.jsonl"
+    data = Data(space=str(world / "space"), prompts=str(prompts), per_set=per_set)
+    evaluate(data, out, switches(world, **changes), workers=workers, progress=False)
+    return Run.open(out)
