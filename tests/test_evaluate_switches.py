@@ -1,7 +1,6 @@
 """What a run is asked to do: switches, methods, data, TOML, and the parts of a document."""
 
-import gzip
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,24 +120,29 @@ def test_a_share_is_drawn_by_the_text_alone(tmp_path):
     half = {p.document.id for p in Data(prompts=path, share=0.5).read().prompts}
     less = {p.document.id for p in Data(prompts=path, share=0.1).read().prompts}
     assert 150 < len(half) < 250 and 20 < len(less) < 60 and less < half
+    assert Config.read(EXAMPLES / "corpus.toml").switches.methods[-1].startswith("nearest")
 
 
-def test_the_pile_is_read_by_its_layout(tmp_path, monkeypatch):
-    """Its data set holds train, val and test files of {"text", "meta": {"pile_set_name"}}."""
+def test_the_pile_is_read_by_the_layout_of_its_data_sets(tmp_path, monkeypatch):
+    """Train files in a folder beside the others; val and test by themselves in a second one."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    for split in ("train/00", "val", "test"):
-        path = tmp_path / "pile" / f"{split}.jsonl.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(path, "wt") as out:
-            for i in range(12):
-                meta = {"pile_set_name": ("Github", "Pile-CC")[i % 2]}
-                record = {"text": world.text(i if split == "train/00" else 100 + i), "meta": meta}
-                out.write(json.dumps(record) + "\n")
-    local = (EXAMPLES / "pile.toml").read_text().replace("monology/pile-uncopyrighted", "./pile")
-    (tmp_path / "pile.toml").write_text(local)
     monkeypatch.chdir(tmp_path)
-    made = Config.read(Path("pile.toml"), ["data.share=1.0", f"data.space={json.dumps('s.whet')}"])
-    assert made.data.source == "hf:./pile" and made.data.embedder != "lsa"
+    files = ("monology/pile-uncopyrighted/train/00", "monology/pile-uncopyrighted/val")
+    for first, name in enumerate(
+        [*files, "EleutherAI/pile_val_test/val", "EleutherAI/pile_val_test/test"]
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        sets = ("Github", "Pile-CC", "Books3")
+        world.write(Path(f"{name}.jsonl"), [
+            {"text": world.text(20 * first + i), "meta": {"pile_set_name": sets[i % 3]}}
+            for i in range(12)
+        ])  # fmt: skip
+    toml = (EXAMPLES / "pile.toml").read_text().replace("hf:", "hf:./")
+    Path("pile.toml").write_text(toml)
     data = Config.read(Path("pile.toml"), ["data.share=1.0", "data.embedder=lsa"]).data
-    assert {p.set for p in data.read().prompts} == {"Github", "Pile-CC"}
+    assert data.source == "hf:./monology/pile-uncopyrighted" and len(data.sets) == 17
+    data = replace(data, sets=("Github", "Pile-CC"))
+    prompts = data.read().prompts
+    assert sorted({p.set for p in prompts}) == ["Github", "Pile-CC"] and len(prompts) == 8
+    assert {p.document.text for p in prompts} <= {world.text(60 + i) for i in range(12)}
     assert len(data.opened(progress=False)) == 12 and Path(data.space).exists()
