@@ -16,8 +16,9 @@ from world import text
 from whet.adapt.model import LanguageModel
 from whet.errors import RunError, SpaceError
 from whet.evaluate.data import Data
+from whet.evaluate.kept import append, pack
 from whet.evaluate.run import evaluate
-from whet.evaluate.runs import Run, append, pack
+from whet.evaluate.runs import Run
 from whet.evaluate.trial import Evaluator
 from whet.space.build import locked
 from whet.space.documents import Document

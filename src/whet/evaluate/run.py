@@ -18,8 +18,8 @@ import torch
 from whet.adapt.model import LanguageModel
 from whet.errors import RunError
 from whet.evaluate.data import Data, Prompt
+from whet.evaluate.kept import FORMAT, META, append, pack, read_meta, repair
 from whet.evaluate.provenance import provenance, space_record
-from whet.evaluate.runs import FORMAT, META, append, pack, read_meta, repair
 from whet.evaluate.switches import Switches
 from whet.evaluate.trial import Evaluator
 from whet.maths.arrays import as_count

@@ -1,14 +1,8 @@
-"""A run on disk and in memory: what was measured, prompt by prompt, and its views as arrays.
+"""A run in memory: what was measured, prompt by prompt, and its views as arrays.
 
-A run's folder holds `meta.json`, two Parquet tables (`rows`, `prompts`), and while it is under way
-`journal.jsonl`, a line a prompt, written once and synced. Packing moves the journal into the
-tables: rows first, then prompts, then the journal goes. A prompt that the prompts table names is
-packed; rows of any other prompt, and journal lines of a packed one, are what a crash left behind
-and count for nothing.
+Columns: docs/protocol.md, "A run on disk".
 """
 
-import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,30 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
 from whet.errors import RunError
+from whet.evaluate.kept import column, listed, read_meta, tables
 from whet.maths.arrays import Array
-from whet.space.meta import sync_folder
 
-FORMAT = 2
-META, JOURNAL, ROWS, PROMPTS = "meta.json", "journal.jsonl", "rows.parquet", "prompts.parquet"
-NAME = pa.dictionary(pa.int32(), pa.string())
-ROW_SCHEMA = pa.schema({
-    "prompt": NAME, "method": NAME, "part": pa.int16(), "bytes": pa.int64(),
-    "base_bits": pa.float64(), "step": pa.int32(), "bits": pa.float64(), "sigma": pa.float64(),
-    "loss": pa.float64(), "document": NAME, "multiplicity": pa.int32(), "tokens": pa.int64(),
-    "embed_s": pa.float64(), "search_s": pa.float64(), "select_s": pa.float64(),
-    "train_s": pa.float64(), "score_s": pa.float64(),
-})  # fmt: skip
-PROMPT_SCHEMA = pa.schema({
-    "prompt": pa.string(), "set": pa.string(), "error": pa.string(), "parts": pa.int16(),
-    "bytes": pa.int64(), "base_bits": pa.float64(), "base_s": pa.float64(),
-    "query_bytes": pa.int64(), "query_bits": pa.float64(), "exact": pa.bool_(), "near": pa.bool_(),
-    "cosine": pa.float64(), "overlap": pa.float64(), "cosines": pa.list_(pa.float32()),
-    "peak_mib": pa.float64(),
-})  # fmt: skip
 PHASES = ("embed_s", "search_s", "select_s", "train_s", "score_s")
 
 
@@ -67,9 +43,9 @@ class Run:
         """
         folder = Path(folder)
         meta = read_meta(folder)
-        table, prompts = _tables(folder)
+        table, prompts = tables(folder)
         failed = prompts.filter(pc.is_valid(prompts["error"]))
-        errors = dict(zip(_list(failed, "prompt"), _list(failed, "error"), strict=True))
+        errors = dict(zip(listed(failed, "prompt"), listed(failed, "error"), strict=True))
         done = prompts.filter(pc.is_null(prompts["error"]))
         if not len(done):
             why = f"; the first error: {next(iter(errors.values()))}" if errors else ""
@@ -112,6 +88,12 @@ class Run:
         """σ after `step` picks, the mean over the parts; nan where nothing was selected."""
         return self._at(self._sigma, method, step)
 
+    def trajectories(self, method: str) -> Float[Array, "n steps"]:
+        """σ_0 … σ_n of every prompt, as `sigma`; after a stop, the σ where it stopped."""
+        sigma: Float[Array, "n steps"] = self._sigma[:, self._place(method)]
+        last = np.maximum.accumulate(np.where(np.isnan(sigma), 0, np.arange(sigma.shape[1])), 1)
+        return np.take_along_axis(sigma, last, axis=1)
+
     def tokens(self, method: str, step: int | None = None) -> Float[Array, " n"]:
         """Tokens trained up to `step`."""
         return self._at(self._tokens, method, step)
@@ -132,7 +114,7 @@ class Run:
             & (pc.field("method") == method)
             & pc.is_valid(pc.field("document"))
         )
-        return _list(own, "document")
+        return listed(own, "document")
 
     def keep(self, mask: Bool[Array, " n"]) -> "Run":
         """The run with those of its prompts alone.
@@ -143,7 +125,7 @@ class Run:
         if not mask.any():
             raise RunError(f"{self.folder} holds no prompt that is kept")
         prompts = self.prompts.filter(pa.array(mask))
-        own = pc.is_in(self.table["prompt"].cast(pa.string()), value_set=_column(prompts, "prompt"))
+        own = pc.is_in(self.table["prompt"].cast(pa.string()), value_set=column(prompts, "prompt"))
         return replace(self, prompts=prompts, table=self.table.filter(own))
 
     def without_leaks(self) -> "Run":
@@ -156,17 +138,20 @@ class Run:
             raise RunError(
                 f"step {step} of {self.folder} was not scored: expected one of {list(self.steps)}"
             )
+        values: Float[Array, " n"] = cube[:, self._place(method), step]
+        return values
+
+    def _place(self, method: str) -> int:
         if method not in self.methods:
             raise RunError(
                 f"{self.folder} has no method {method!r}: expected {', '.join(self.methods)}"
             )
-        values: Float[Array, " n"] = cube[:, self.methods.index(method), step]
-        return values
+        return self.methods.index(method)
 
     @cached_property
     def _cells(self) -> tuple[Array, tuple[int, int, int]]:
         """The place of each row in a cube of prompts × methods × steps, and its shape."""
-        table, prompts = self.table, _column(self.prompts, "prompt")
+        table, prompts = self.table, column(self.prompts, "prompt")
         prompt = pc.index_in(table["prompt"].cast(pa.string()), value_set=prompts)
         method = pc.index_in(
             table["method"].cast(pa.string()), value_set=pa.array(self.methods, pa.string())
@@ -202,130 +187,3 @@ class Run:
     @cached_property
     def _seconds(self) -> dict[str, Float[Array, "n m s"]]:
         return {p: self._cube(self.table[p].to_numpy()).cumsum(axis=2) for p in PHASES}
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """What a run's folder says of itself.
-
-    Raises:
-        RunError: If the folder holds no run, or one of another format.
-    """
-    path = folder / META
-    try:
-        meta: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RunError(
-            f"{folder} holds no run: make one with `whet eval --out {folder}`"
-        ) from error
-    except ValueError as error:
-        raise RunError(f"{path} is corrupt ({error}): delete {folder} and run again") from error
-    if not isinstance(meta, dict) or "switches" not in meta:
-        raise RunError(f"{folder} holds no run: make one with `whet eval --out FOLDER`")
-    if meta.get("format") != FORMAT:
-        raise RunError(
-            f"{folder} is a run of format {meta.get('format')}, but this version of whet reads "
-            f"format {FORMAT}: run it again with another --out"
-        )
-    return meta
-
-
-def append(folder: Path, record: dict[str, Any]) -> None:
-    """Keep what `Evaluator.record` says of a prompt; once this returns, nothing loses it."""
-    with (folder / JOURNAL).open("ab") as out:
-        out.write(json.dumps(record).encode() + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def repair(folder: Path) -> set[str]:
-    """Remove a journal line that was cut short; the prompts that are done, failed ones included.
-
-    Raises:
-        RunError: If any other line is not JSON.
-    """
-    whole, records = _journal(folder)
-    path = folder / JOURNAL
-    if path.exists() and whole < path.stat().st_size:
-        with path.open("r+b") as out:
-            out.truncate(whole)
-    return {*_list(_packed(folder)[1], "prompt"), *(record["prompt"] for record in records)}
-
-
-def pack(folder: Path) -> None:
-    """Move the journal into the Parquet tables; a crash on the way loses and doubles nothing."""
-    if not (folder / JOURNAL).exists():
-        return
-    for table, name in zip(_tables(folder), (ROWS, PROMPTS), strict=True):
-        aside = folder / f"{name}.tmp"
-        pq.write_table(table, aside, compression="zstd")
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(folder / name)
-        sync_folder(folder)
-    (folder / JOURNAL).unlink()
-
-
-def _tables(folder: Path) -> tuple[pa.Table, pa.Table]:
-    """All rows and all prompts, packed and not."""
-    rows, prompts = _packed(folder)
-    packed = set(_list(prompts, "prompt"))
-    fresh = {r["prompt"]: r for r in _journal(folder)[1] if r["prompt"] not in packed}
-    tables = [rows]
-    for name, record in fresh.items():
-        if columns := record.pop("rows", None):
-            columns["prompt"] = [name] * len(columns["step"])
-            tables.append(pa.table(columns, schema=ROW_SCHEMA))
-    added = pa.Table.from_pylist(list(fresh.values()), schema=PROMPT_SCHEMA)
-    return pa.concat_tables(tables).unify_dictionaries(), pa.concat_tables([prompts, added])
-
-
-def _packed(folder: Path) -> tuple[pa.Table, pa.Table]:
-    """The rows and prompts that are in the tables; rows of no prompt there are left out.
-
-    Raises:
-        RunError: If a table cannot be read.
-    """
-    prompts = _read(folder / PROMPTS, PROMPT_SCHEMA)
-    rows = _read(folder / ROWS, ROW_SCHEMA)
-    known = pc.is_in(rows["prompt"].cast(pa.string()), value_set=_column(prompts, "prompt"))
-    return rows.filter(known), prompts
-
-
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
-    if not path.exists():
-        return schema.empty_table()
-    try:
-        return pq.read_table(path, schema=schema)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{path} cannot be read ({reason}): delete that run") from error
-
-
-def _journal(folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    """How many bytes of the journal are whole lines, and their records.
-
-    Raises:
-        RunError: If a line that was not cut short is not JSON.
-    """
-    path = folder / JOURNAL
-    if not path.exists():
-        return 0, []
-    records, whole = [], 0
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise RunError(f"{path}, line {number}: {error}: delete that line") from error
-        whole += len(line)
-    return whole, records
-
-
-def _column(table: pa.Table, name: str) -> pa.Array:
-    return table[name].combine_chunks()
-
-
-def _list(table: pa.Table, name: str) -> list[str]:
-    values: list[str] = table[name].to_pylist()
-    return values

@@ -194,7 +194,7 @@ class Evaluator:
                     row.bits = (
                         in_context.score(texts[:step])
                         if in_context
-                        else slot.score(task.text, context=task.context)
+                        else (slot or self._model).score(task.text, context=task.context)
                     ).bits
                     row.score_s = time.perf_counter() - start
                 rows.append(row)

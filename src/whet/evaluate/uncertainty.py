@@ -1,0 +1,157 @@
+"""What σ knows: correlation with bits per byte and gain, calibration, and when to stop.
+
+Source: SIFT, arXiv 2410.08020, Section 6, Figure 8 and Table 12. σ̂ is σ times the base model's
+bits per byte: on the scored text (the paper's, an oracle) or on the prompt (known when asked).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from whet.evaluate.runs import Run
+from whet.maths.arrays import Array
+from whet.maths.statistics import Estimate, bootstrap, mean_estimate
+
+KINDS = ("Pearson", "Spearman", "Kendall")
+PREDICTORS = ("σ", "σ̂ of the text", "σ̂ of the prompt")
+ALPHAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
+BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """How a predictor goes with a target, over prompts after the same number of steps."""
+
+    predictor: str
+    target: str
+    """`bits per byte` after the steps, or `gain`: bits per byte before them ÷ after."""
+    kind: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Prompts of similar σ̂ in the reliability diagram."""
+
+    n: int
+    predicted: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """σ̂ of the text against bits per byte: bins of equal size, and the line through the prompts."""
+
+    bins: tuple[Bin, ...]
+    slope: float
+    intercept: float
+    error: float
+    """Mean distance of the bins from the line, weighted by their size, bits per byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A rule that says how many steps to take, and what it reaches."""
+
+    rule: str
+    steps: float
+    """Taken in the mean."""
+    percent: Estimate
+    """Bits per byte in % of base."""
+    regret: Estimate
+    """Over the oracle, which stops each prompt at its best scored step, points of %."""
+
+
+def correlations(run: Run, method: str, step: int | None = None) -> list[Correlation]:
+    """Of each predictor with each target after `step` steps of `method`, by each coefficient.
+
+    Raises:
+        RunError: If the method or the step is not in the run.
+    """
+    after = run.bits(method, step) / run.column("bytes")
+    targets = {"bits per byte": after, "gain": _base(run) / after}
+    return [
+        Correlation(predictor, target, kind, correlation(values, goal, kind))
+        for predictor, values in predictors(run, method, step).items()
+        for target, goal in targets.items()
+        for kind in KINDS
+    ]
+
+
+def predictors(run: Run, method: str, step: int | None = None) -> dict[str, Float[Array, " n"]]:
+    """σ and both σ̂ of every prompt after `step` picks."""
+    sigma = run.sigma(method, step)
+    asked = run.column("query_bits") / run.column("query_bytes")
+    return dict(zip(PREDICTORS, (sigma, sigma * _base(run), sigma * asked), strict=True))
+
+
+def correlation(x: Float[Array, " n"], y: Float[Array, " n"], kind: str) -> Estimate:
+    """A coefficient of `KINDS` with its 90 % interval over prompts; 0 where either is constant."""
+
+    def coefficient(pairs: Float[Array, "n 2"]) -> float:
+        if not np.ptp(pairs, axis=0).all():
+            return 0.0
+        if kind == "Kendall":
+            return float(stats.kendalltau(*pairs.T).statistic)
+        if kind == "Spearman":
+            pairs = stats.rankdata(pairs, axis=0)
+        return float(np.corrcoef(pairs.T)[0, 1])
+
+    return bootstrap(np.stack([x, y], axis=1), coefficient)
+
+
+def calibration(run: Run, method: str, step: int | None = None) -> Calibration:
+    """The reliability of σ̂ of the text after `step` steps of `method`.
+
+    Raises:
+        RunError: If the method or the step is not in the run.
+    """
+    predicted = run.sigma(method, step) * _base(run)
+    after = run.bits(method, step) / run.column("bytes")
+    slope, intercept = 0.0, float(after.mean())
+    if np.ptp(predicted):
+        slope, intercept = map(float, np.polyfit(predicted, after, 1))
+    groups = np.array_split(np.argsort(predicted, kind="stable"), min(BINS, len(predicted)))
+    bins = tuple(Bin(len(g), float(predicted[g].mean()), float(after[g].mean())) for g in groups)
+    apart = [b.n * abs(slope * b.predicted + intercept - b.bits_per_byte) for b in bins]
+    return Calibration(bins, slope, intercept, sum(apart) / len(predicted))
+
+
+def stops(run: Run, method: str, alphas: Iterable[float] = ALPHAS) -> list[Stop]:
+    """The oracle, every fixed number of steps that was scored, and adaptive stopping by each α.
+
+    A view of one run: adaptive stopping counts as taken to the last scored step before its own, so
+    score many steps for a fine view, or name `sift(alpha=…)` as a method for an exact one.
+    """
+    steps = np.array(run.steps)
+    percent = np.stack([run.ratio(method, step) for step in run.steps], axis=1)
+    best = percent.argmin(axis=1)
+    chosen = {"oracle": best}
+    chosen |= {f"{step} steps": np.full(len(run), i) for i, step in enumerate(run.steps)}
+    for alpha in alphas:
+        taken = adaptive_steps(run.trajectories(method), alpha)
+        chosen[f"α={alpha:g}"] = np.searchsorted(steps, taken, side="right") - 1
+    oracle, rows = percent.min(axis=1), np.arange(len(run))
+    return [
+        Stop(
+            rule,
+            float(steps[at].mean()),
+            mean_estimate(percent[rows, at]),
+            mean_estimate(percent[rows, at] - oracle),
+        )
+        for rule, at in chosen.items()
+    ]
+
+
+def adaptive_steps(sigma: Float[Array, "n steps"], alpha: float) -> Array:
+    """Steps that ADAPTIVE SIFT(α) takes for each trajectory σ_0 … σ_n: see `Selection.until`."""
+    over = sigma[:, 1:] > 1 / (alpha * np.arange(1, sigma.shape[1]))
+    return np.asarray(np.where(over.any(axis=1), over.argmax(axis=1), over.shape[1]))
+
+
+def _base(run: Run) -> Float[Array, " n"]:
+    base: Float[Array, " n"] = run.column("base_bits") / run.column("bytes")
+    return base
