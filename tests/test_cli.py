@@ -128,6 +128,31 @@ def test_eval_then_report(folder, tmp_path):
     assert "| NN |" in " ".join(whet("report", tmp_path / "run").split())
 
 
+def test_eval_by_a_file_then_every_view_and_advice(folder, tmp_path):
+    toml = f"""
+    model = "{folder / "model"}"
+    methods = ["nearest", "sift", "sift(use=context)"]
+    n = 2
+    k = 5
+    [data]
+    space = "{folder / "space"}"
+    prompts = "{folder / "texts.jsonl"}"
+    per_set = 10
+    """
+    (tmp_path / "run.toml").write_text(toml)
+    run_of = ["eval", tmp_path / "run.toml", "--out", tmp_path / "run", "--quiet"]
+    whet(*run_of)
+    assert "regret" in whet("report", tmp_path / "run", "--view", "advice")
+    assert "reliability" in whet("report", tmp_path / "run", "--view", "uncertainty")
+    made = json.loads(whet("report", tmp_path / "run", "--view", "cost", "--json"))
+    assert len(made) == 1
+    plan = json.loads(whet(*run_of, "--advise", "alpha beta gamma", "--json"))
+    assert set(plan) == {"method", "steps", "saved", "seconds"}
+    assert "no step" in whet(*run_of, "--advise", "alpha", "--worth", 1e9)
+    done = run("report", tmp_path / "run", "--drop-leaks")  # all prompts are in the data space
+    assert done.exit_code == 1 and "no prompt that is kept" in done.output
+
+
 NO_TORCH = """
 import sys
 class Missing:
@@ -165,6 +190,7 @@ BAD = [
     (2, ["score", "{space}", "", "-k", "9", "--model", "{model}"], "too short to split"),
     (1, ["eval", "{space}", "--prompts", "nowhere", "--out", "{out}"], "nowhere"),
     (2, ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--set", "x=1"], "sets 'x'"),
+    (2, ["eval", "{space}", "--out", "{out}"], "name SPACE and --prompts"),
     (1, ["report", "nowhere"], "holds no run"),
     (1, ["report", "{space}"], "holds no run"),
     (1, ["select", "{texts}", "alpha"], "is a file"),

@@ -20,8 +20,8 @@ from whet.evaluate.kept import append, pack
 from whet.evaluate.run import evaluate
 from whet.evaluate.runs import Run
 from whet.evaluate.trial import Evaluator
-from whet.space.build import locked
 from whet.space.documents import Document
+from whet.space.files import locked
 from whet.space.space import DataSpace
 from whet.spaces import open_space
 

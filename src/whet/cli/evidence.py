@@ -2,15 +2,19 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 
-from whet.cli.shared import JSON, PATH, QUIET
+from whet.cli.shared import JSON, PATH, QUIET, read, show
 
+WORTH = click.option(
+    "--worth", default=0.0, show_default=True, help="Bits per byte that a second must save."
+)
 DROP_LEAKS = click.option(
     "--drop-leaks", is_flag=True, help="Leave out prompts that are in the data space, or nearly."
 )
@@ -24,16 +28,20 @@ DROP_LEAKS = click.option(
 @click.option("--workers", default=1, show_default=True, help="Processes, of one thread each.")
 @click.option("--config", type=PATH, help="Data and switches in TOML: see docs/protocol.md.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One switch.")
+@click.option("--advise", metavar="PROMPT", help="Tell what PROMPT is worth, by the run in --out.")
+@WORTH
 @DROP_LEAKS
 @JSON
 @QUIET
 def evaluate(
     space: Path, prompts: str | None, out: Path, per_set: int | None, workers: int,
-    config: Path | None, overrides: tuple[str, ...], drop_leaks: bool, as_json: bool, quiet: bool,
+    config: Path | None, overrides: tuple[str, ...], advise: str | None, worth: float,
+    drop_leaks: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Every method on every prompt, in bits per byte; a run cut short goes on where it stopped.
 
-    A FILE.toml names the data space and the prompts itself: see examples/.
+    A FILE.toml names the data space and the prompts itself: see examples/. With --advise, nothing
+    is evaluated: the run tells how many steps, of which method, are worth it for one prompt.
     """
     from whet.evaluate.data import Config
     from whet.evaluate.run import evaluate
@@ -47,6 +55,9 @@ def evaluate(
         prompts=prompts or made.data.prompts,
         per_set=per_set or made.data.per_set,
     )
+    if data.space and advise is not None:
+        _advise(data.space, out, read(advise), worth, as_json)
+        return
     if not data.space or not data.prompts:
         raise click.UsageError("name SPACE and --prompts, or a FILE.toml whose [data] does")
     evaluate(data, out, made.switches, workers=workers, progress=not quiet)
@@ -57,17 +68,37 @@ def evaluate(
 @click.argument("run", type=PATH)
 @click.option("--step", type=int, help="Gradient steps [default: the last scored].")
 @click.option("--plot", type=PATH, help="Also draw the curves (.png, .svg).")
+@click.option("--view", type=click.Choice(["table", "uncertainty", "cost", "advice"]),
+    default="table", show_default=True, help="What to tell of it.")  # fmt: skip
+@WORTH
 @DROP_LEAKS
 @JSON
-def report(run: Path, step: int | None, plot: Path | None, drop_leaks: bool, as_json: bool) -> None:
-    """The table of a run: bits per byte in % of the base model's, set by set."""
+def report(
+    run: Path, step: int | None, plot: Path | None, view: str, worth: float, drop_leaks: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """The table of a run: bits per byte in % of the base model's, set by set.
+
+    Other views: what σ knows and when to stop, seconds and tokens, when sharpening is worth it.
+    """
     if plot:
         from whet.evaluate.render import curves
         from whet.evaluate.runs import Run
 
         curves(Run.open(run), plot)
         print(f"wrote {plot}", file=sys.stderr)
-    _report(run, step, as_json, drop_leaks)
+    if view == "table":
+        _report(run, step, as_json, drop_leaks)
+        return
+    from whet.evaluate.runs import Run
+    from whet.evaluate.sheets import VIEWS
+
+    opened = Run.open(run).without_leaks() if drop_leaks else Run.open(run)
+    sheets = list(VIEWS[view](opened, step, worth))
+    if as_json:
+        print(json.dumps({sheet.title: sheet.record for sheet in sheets}))
+    else:
+        _print(*(sheet.table() for sheet in sheets))
 
 
 @click.command()
@@ -98,6 +129,28 @@ def _report(folder: Path, step: int | None, as_json: bool, drop_leaks: bool = Fa
     if as_json:
         print(json.dumps(made.record()))
         return
+    _print(table(made), escape(caption(made)))
+
+
+def _advise(space: str, folder: Path, prompt: str, worth: float, as_json: bool) -> None:
+    from whet.adapt.model import LanguageModel
+    from whet.evaluate.advise import Advisor
+    from whet.evaluate.runs import Run
+    from whet.spaces import open_space
+
+    run = Run.open(folder)
+    model = LanguageModel.load(run.meta["switches"]["model"])
+    plan = Advisor(run, worth).plan(open_space(space), model, prompt)
+    plain = (
+        f"{plan.steps} steps of {plan.method}: {plan.saved:.4f} bits per byte less in "
+        f"{plan.seconds:.2f} s, {plan.saved / plan.seconds:.4f} a second"
+        if plan.steps
+        else "no step: none is worth its seconds"
+    )
+    show(asdict(plan), as_json, plain)
+
+
+def _print(*renderables: Any) -> None:
     console = Console(width=200 if not sys.stdout.isatty() else None, highlight=False)
-    console.print(table(made))
-    console.print(escape(caption(made)), soft_wrap=True)
+    for renderable in renderables:
+        console.print(renderable, soft_wrap=isinstance(renderable, str))

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whet.errors import RunError
-from whet.space.meta import sync_folder
+from whet.space.files import replacing
 
 FORMAT = 2
 META, JOURNAL, ROWS, PROMPTS = "meta.json", "journal.jsonl", "rows.parquet", "prompts.parquet"
@@ -90,12 +90,8 @@ def pack(folder: Path) -> None:
     if not (folder / JOURNAL).exists():
         return
     for table, name in zip(tables(folder), (ROWS, PROMPTS), strict=True):
-        aside = folder / f"{name}.tmp"
-        pq.write_table(table, aside, compression="zstd")
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(folder / name)
-        sync_folder(folder)
+        with replacing(folder / name) as new:
+            pq.write_table(table, new, compression="zstd")
     (folder / JOURNAL).unlink()
 
 

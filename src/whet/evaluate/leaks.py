@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from whet.evaluate.switches import Switches
 from whet.maths.arrays import Array
 from whet.space.space import DataSpace
-from whet.space.vectors import Candidates
+from whet.space.store import Near
 
 GRAM = 13  # words
 
@@ -57,7 +57,7 @@ def find_leak(space: DataSpace, query: str, text: str, whole: str, switches: Swi
 
 
 def near_duplicates(
-    space: DataSpace, candidates: Candidates, text: str, whole: str, switches: Switches
+    space: DataSpace, candidates: Near, text: str, whole: str, switches: Switches
 ) -> Bool[Array, " k"]:
     """Which candidates of a prompt's query are near-duplicates of it."""
     shares = _shares(whole, text, space.texts(candidates.rows))

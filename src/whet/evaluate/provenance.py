@@ -27,8 +27,8 @@ def space_record(space: DataSpace) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in space.ids:
         digest.update(f"{name}\0".encode())
-    for row in range(0, len(space), max(1, len(space) // 64)):
-        digest.update(f"{space.text(row)}\0".encode())
+    for text in space.texts(space.rows[:: max(1, len(space) // 64)]):
+        digest.update(f"{text}\0".encode())
     return {
         "documents": len(space),
         "embedder": space.embedder.name,

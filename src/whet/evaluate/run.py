@@ -4,7 +4,6 @@ A prompt is kept when it is done, once. A run that was cut short goes on where i
 of another configuration is refused.
 """
 
-import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -23,7 +22,7 @@ from whet.evaluate.provenance import provenance, space_record
 from whet.evaluate.switches import Switches
 from whet.evaluate.trial import Evaluator
 from whet.maths.arrays import as_count
-from whet.space.files import locked
+from whet.space.files import locked, write_json
 from whet.space.progress import bar
 from whet.spaces import open_space
 
@@ -113,12 +112,10 @@ def begin(folder: Path, meta: dict[str, Any]) -> None:
     if path.exists():
         _assert_same(folder, read_meta(folder), meta)
         return
-    aside = path.with_suffix(".tmp")
-    if folder.exists() and any(there != aside for there in folder.iterdir()):
+    if folder.exists() and any(not there.name.startswith(META) for there in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    aside.write_text(json.dumps(meta | provenance(), indent=1))
-    aside.replace(path)
+    write_json(path, meta | provenance())
 
 
 def _assert_same(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:

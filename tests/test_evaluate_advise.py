@@ -1,0 +1,93 @@
+"""Advice from a run whose best plan is known, and what it costs not to follow it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import world
+
+from whet.adapt.model import LanguageModel
+from whet.errors import RunError
+from whet.evaluate.advise import Advisor
+from whet.spaces import open_space
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    return world.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def run(here, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    lines = [{"id": f"p{i}", "text": world.text(200 + i)} for i in range(20)]
+    prompts = world.write(folder / "prompts.jsonl", lines)
+    methods = ("nearest", "sift", "sift(use=context)", "dynamic")
+    return world.run(here, folder / "run", prompts=prompts, methods=methods, score_at=(1, 2))
+
+
+def policies(run, worth=0.0):
+    return {policy.name: policy for policy in Advisor(run, worth).policies()}
+
+
+def test_the_oracle_is_the_best_plan_of_every_prompt(run):
+    base, sizes = run.column("base_bits"), run.column("bytes")
+    saved = [
+        (base - run.bits(method, step)) / sizes
+        for method in ("nearest", "sift")
+        for step in (1, 2, 4)
+    ]
+    best = np.maximum(np.max(saved, axis=0), 0)
+    made = policies(run)
+    assert made["oracle"].saved.value == pytest.approx(best.mean())
+    assert made["oracle"].regret.value == 0 and made["oracle"].regret.n == 20
+    assert made["no step"].regret.value == pytest.approx(best.mean())
+    assert made["no step"].steps == made["no step"].seconds == 0
+    for name in ("advised", "one plan", "one α"):
+        lost = best.mean() - made[name].saved.value
+        assert made[name].regret.value == pytest.approx(lost) and lost >= -1e-12
+
+
+def test_no_step_is_advised_where_a_second_costs_too_much(here, run):
+    made = policies(run, worth=1e6)
+    assert made["advised"].steps == made["one plan"].steps == made["oracle"].steps == 0
+    plan = Advisor(run, 1e6).plan(
+        open_space(here / "space"), LanguageModel.load(here / "model"), "alpha beta"
+    )
+    assert (plan.steps, plan.saved, plan.seconds) == (0, 0.0, 0.0)
+
+
+def test_a_gain_that_follows_the_prompts_loss_is_learned(here, run):
+    """Of nearest alone, and only where the base model's loss on the prompt is over its median."""
+    asked = run.column("query_bits") / run.column("query_bytes")
+    high = dict(zip(run.prompts["prompt"].to_pylist(), asked > np.median(asked), strict=True))
+    share = [0.2 if high[r["prompt"]] else 1.5 for r in run.table.to_pylist()]
+    moved = [
+        r["base_bits"] * (s if r["method"] == "nearest" and r["step"] else 1)
+        for r, s in zip(run.table.to_pylist(), share, strict=True)
+    ]
+    at = run.table.schema.get_field_index("bits")
+    made = policies(replace(run, table=run.table.set_column(at, "bits", pa.array(moved))))
+    assert made["advised"].regret.value < 0.5 * made["one plan"].regret.value
+    assert made["advised"].saved.value > made["no step"].saved.value
+
+
+def test_a_plan_tells_method_steps_gain_and_seconds(here, run):
+    space, model = open_space(here / "space"), LanguageModel.load(here / "model")
+    plan = Advisor(run).plan(space, model, world.text(7))
+    assert plan.method in ("nearest", "sift") and plan.steps in (1, 2, 4)
+    assert plan.saved > 0 and plan.seconds > 0
+
+
+def test_too_small_a_run_and_a_negative_worth_are_refused(here, run, tmp_path):
+    few = np.arange(20) < 9
+    with pytest.raises(RunError, match="holds 9 prompts: advice needs 10"):
+        Advisor(run.keep(few))
+    with pytest.raises(ValueError, match="worth is -1"):
+        Advisor(run, -1)
+    table = run.table.filter(pc.equal(run.table["method"].cast(pa.string()), "dynamic"))
+    switches = run.meta["switches"] | {"methods": ["dynamic"]}
+    with pytest.raises(RunError, match="no method that selects and steps"):
+        Advisor(replace(run, table=table, meta=run.meta | {"switches": switches}))
