@@ -40,6 +40,11 @@ class Slot:
         self.steps += 1
         return loss
 
+    @property
+    def model(self) -> LanguageModel:
+        """The model with the weights as they are now, until the next step."""
+        return self._slots.as_slot(0)
+
     def score(self, text: str, *, context: str = "") -> Score:
         """`LanguageModel.score` with the weights as they are now."""
         return self._slots.as_slot(0).score(text, context=context)

@@ -191,10 +191,11 @@ class Evaluator:
                     row.tokens = self._length(document)
                 if step in switches.steps or step == len(texts):
                     start = time.perf_counter()
+                    model = slot.model if slot else self._model
                     row.bits = (
                         in_context.score(texts[:step])
                         if in_context
-                        else (slot or self._model).score(task.text, context=task.context)
+                        else model.score(task.text, context=task.context)
                     ).bits
                     row.score_s = time.perf_counter() - start
                 rows.append(row)
