@@ -90,3 +90,14 @@ def test_near_documents_are_of_the_prompts_own_set(tmp_path):
         for document in retriever.select(prompt.text, 5).documents
     ]
     assert np.mean(same) > 0.7
+
+
+def test_what_is_retrieved_explains_itself_and_becomes_a_prompt(space):
+    found = Retriever(space, k=5).select("red fox blue whale", 2)
+    told, (first, best) = found.explain(), found.documents  # here the second pick tells more
+    assert [pick.gain for pick in told.picks] == found.selection.gains.tolist()
+    assert f"{best.id} {best.text}" in str(told)
+    assert found._repr_html_() == told._repr_html_()
+    assert found.to_prompt(100).text == f"{first.text}\n\n{best.text}"
+    assert found.to_prompt(3, count_tokens=lambda text: len(text.split())).text == best.text
+    assert found.until(1e9).to_prompt(100).text == ""

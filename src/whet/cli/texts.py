@@ -130,13 +130,11 @@ def _select_targeted(
 @JSON
 def why(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
     """Why each text was chosen for PROMPT: what it told, and the earlier pick it is most like."""
-    from whet.select.explain import explain
     from whet.spaces import open_space, retrieve
 
     opened = open_space(space)
     found = retrieve(opened, read(prompt), calibrated_options(opened, **selection))
-    names = [f"{d.id}  {line(d.text)}" for d in opened.documents(found.candidates.rows)]
-    told = explain(found.selection, found.query, found.candidates.vectors, names=names)
+    told = found.explain()
     ids = [document.id for document in found.documents]
     picks = [{"id": name, **row} for name, row in zip(ids, told.rows(), strict=True)]
     show({"prompt": prompt, "sigma": told.sigma, "picks": picks}, as_json, str(told))

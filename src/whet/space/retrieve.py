@@ -4,6 +4,7 @@ Source: SIFT, arXiv 2410.08020, Algorithm 1 over the k nearest of Section 4.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,8 +13,10 @@ from jaxtyping import Float, Int
 
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.baselines import nearest, nearest_repeated
+from whet.select.explain import Explanation, explain
 from whet.select.selection import Selection, Selector
 from whet.select.sift import sift
+from whet.space.context import Context, context
 from whet.space.documents import Document
 from whet.space.filters import Filter
 from whet.space.lexical import BM25
@@ -25,7 +28,7 @@ NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # an opposite text 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Retrieval:
-    """The documents chosen for a prompt."""
+    """The documents chosen for a prompt; shows as a table in a notebook."""
 
     documents: tuple[Document, ...]
     """In the order chosen, a repeated one again."""
@@ -44,6 +47,33 @@ class Retrieval:
         selection = self.selection.until(alpha)
         n = len(selection)
         return replace(self, documents=self.documents[:n], rows=self.rows[:n], selection=selection)
+
+    def explain(self) -> Explanation:
+        """For each pick what it told, and which earlier pick it is most like."""
+        names = [""] * len(self.candidates.rows)
+        for place, document in zip(self.selection.indices, self.documents, strict=True):
+            names[place] = f"{document.id} {document.text}"
+        return explain(self.selection, self.query, self.candidates.vectors, names=names)
+
+    def to_prompt(
+        self,
+        budget: int,
+        *,
+        count_tokens: Callable[[str], int] | None = None,
+        separator: str = "\n\n",
+    ) -> Context:
+        """The texts that fit `budget` to put in front of a question: see `space.context`."""
+        return context(
+            [document.text for document in self.documents],
+            self.rows,
+            budget=budget,
+            gains=self.selection.gains,
+            count_tokens=count_tokens,
+            separator=separator,
+        )
+
+    def _repr_html_(self) -> str:
+        return self.explain()._repr_html_()
 
     def __len__(self) -> int:
         return len(self.documents)
