@@ -30,6 +30,7 @@ from select_table import insert, render
 from threadpoolctl import threadpool_limits
 
 import whet
+from whet.maths.convergence import rising_gains
 from whet.select import sifting
 from whet.select.plain import Plain
 
@@ -235,16 +236,25 @@ def mapped_alone(path: Path, runs: int) -> dict[str, Any]:
 
 
 def lazy(queries: int) -> dict[str, Any]:
-    """How often the paper's lazy queue is not exact, on LSA vectors of the corpus."""
+    """How often gains rise on LSA vectors of the corpus, and the lazy queue is thus not exact."""
     vectors = lsa_vectors()
     differs, excess = 0, []
+    rising: dict[str, list[float]] = {"0.001": [], "0.01": [], "0.1": [], "1": []}
     for s in np.random.default_rng(0).choice(len(vectors), queries, replace=False):
         near = np.argsort(-np.abs(vectors @ vectors[s]))[1:201]
         exact = whet.sift(vectors[s], vectors[near], N)
         queue = whet.sift_lazy(vectors[s], vectors[near], N)
         differs += list(exact.indices) != list(queue.indices)
         excess.append(queue.variance[-1] / exact.variance[-1] - 1)
-    return {"prompts": queries, "differs": differs, "excess": spread(excess)}
+        for lam, shares in rising.items():
+            order = whet.sift(vectors[s], vectors[near], N, lam=float(lam)).indices
+            shares.append(rising_gains(vectors[s], vectors[near], order, float(lam)))
+    return {
+        "prompts": queries,
+        "differs": differs,
+        "excess": spread(excess),
+        "rising": {lam: spread(shares) for lam, shares in rising.items()},
+    }
 
 
 def corpus(runs: int) -> dict[str, Any]:

@@ -115,13 +115,22 @@ def _mapped(r: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _lazy(r: dict[str, Any]) -> list[tuple[str, str, str]]:
+    where = f"LSA of the corpus, k=200, n={r['prompts']} prompts"
     return [
         (
-            f"`sift_lazy` differs from exact (LSA of the corpus, k=200, n={r['prompts']} prompts)",
+            f"`sift_lazy` differs from exact ({where})",
             f"{r['differs']} of {r['prompts']}; σ² higher by "
             f"{span([100 * x for x in r['excess']], ' %')}",
             "–",
-        )
+        ),
+        *(
+            (
+                f"gains that a pick raises, against Assumption C.1 (same, 50 picks, λ' = {lam})",
+                span([100 * x for x in shares], " %"),
+                "–",
+            )
+            for lam, shares in r["rising"].items()
+        ),
     ]
 
 
