@@ -69,7 +69,7 @@ def test_compiled_form_picks_what_the_plain_form_picks(seed, k, d, n, m, lam, dt
     assert len(set(fast.picks)) == len(fast.picks) or not once
 
 
-@settings(max_examples=400)
+@settings(max_examples=1000)
 @given(seed=seeds, k=st.integers(1, 12), d=st.integers(2, 8), n=st.integers(1, 8), lam=lams)
 def test_compiled_form_picks_what_brute_force_picks(seed, k, d, n, lam):
     prompt, candidates = unit(d, seed=seed), unit(k, d, seed=seed + 1)
@@ -113,6 +113,18 @@ def test_of_identical_rows_the_lowest_open_one_is_picked(seed, lam, dtype, d):
     open[[0, 1, 2]] = False
     fast, _ = both(prompt, np.tile(rows, (3, 1)), 20, lam, open=open)
     assert ((fast.picks >= 3) & (fast.picks < 12)).all()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_identical_rows_have_identical_bits_wherever_they_stand(dtype):
+    for d in [*range(1, 40), 255, 1000]:
+        rows = np.tile(unit(d, seed=d).astype(dtype), (9, 1))
+        fast = Compiled(rows, unit(1, d, seed=0), np.ones(9, bool), lam=1e-4, once=False, threads=1)
+        fast.advance(1)
+        state = fast._state
+        ahead = state.spares[state.slots]
+        for column in (state.variance, state.gains, *state.covariance, state.factor[0], *ahead):
+            assert len(set(column.tolist())) == 1
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
