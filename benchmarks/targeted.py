@@ -5,7 +5,9 @@
 
 Of each set the first --targets documents are the targets, the next --held-out are scored, whole.
 The model is trained on each list, one step a text, in one pass, and put back. Lists of n steps:
-SIFT, the targets' nearest in turn, and texts at random, from the candidates and from the space.
+SIFT, the targets' nearest in turn, and texts at random, from the candidates and from the space. A
+list is taken in its order, or with --shuffle in a random one, as trainers do. "repeated" is the
+share of a list's texts that have a cosine of 0.9 or more to an earlier one.
 """
 
 import json
@@ -23,7 +25,7 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.slot import adapting
 from whet.evaluate.provenance import provenance
 from whet.maths.statistics import mean_estimate
-from whet.space.documents import Document, read_documents
+from whet.space.documents import read_documents
 from whet.space.progress import bar
 from whet.space.space import DataSpace
 from whet.space.targeted import training_set
@@ -43,16 +45,19 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.option("-n", default=60, show_default=True, help="Steps.")
 @click.option("-k", default=200, show_default=True, help="Candidates a target.")
 @click.option("--lam", "lams", multiple=True, default=[0.01, 0.1], show_default=True)
+@click.option("--shuffle", is_flag=True, help="Train in a random order, the same for each list.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Also write the numbers.")
 def main(
     space: Path, prompts: Path, model: str, lr: float | None, sets: tuple[str, ...], targets: int,
-    held_out: int, n: int, k: int, lams: tuple[float, ...], seed: int, out: Path | None,
+    held_out: int, n: int, k: int, lams: tuple[float, ...], shuffle: bool, seed: int,
+    out: Path | None,
 ) -> None:  # fmt: skip
     opened, loaded = open_space(space), LanguageModel.load(model)
     adaptation = loaded.adaptation("full", lr=lr)
     every = list(read_documents(prompts))
     rows: list[dict[str, Any]] = []
+    order = np.random.default_rng(seed).permutation(n) if shuffle else np.arange(n)
     with bar("train", len(sets) * (3 + len(lams)) * n, show=True) as advance:
         for name in sets:
             own = [document.text for document in every if document.meta.get("set") == name]
@@ -60,23 +65,25 @@ def main(
                 raise click.UsageError(f"set {name!r} has {len(own)} documents: lower --held-out")
             asked, others = own[:targets], own[targets : targets + held_out]
             base = [loaded.score(text).bits_per_byte for text in others]
-            for method, documents in lists(opened, asked, n, k, lams, seed).items():
-                start = time.perf_counter()
+            for method, chosen in lists(opened, asked, n, k, lams, seed).items():
+                start, documents = time.perf_counter(), opened.documents(chosen)
                 with adapting(loaded, adaptation) as slot:
-                    for document in documents:
-                        slot.step(document.text)
+                    for place in order:
+                        slot.step(documents[place].text)
                         advance(1)
                     after = [slot.score(text).bits_per_byte for text in others]
                 rows.append({
                     "set": name, "method": method, "base": base, "bits_per_byte": after,
                     "distinct": len({document.id for document in documents}),
                     "own_set": np.mean([d.meta.get("set") == name for d in documents]).item(),
+                    "repeated": repeated(opened.vectors[np.array(chosen)]),
                     "seconds": time.perf_counter() - start,
                 })  # fmt: skip
     lines = summary(rows)
     show(lines)
     if out:
         switches = {"targets": targets, "held_out": held_out, "n": n, "k": k}
+        switches |= {"shuffle": shuffle}
         switches |= {"seed": seed, "model": Path(model).name, "lr": adaptation.lr}
         switches |= {"space": len(opened), "prompts": prompts.name}
         record = switches | provenance() | {"lines": lines, "rows": rows}
@@ -86,8 +93,8 @@ def main(
 
 def lists(
     space: DataSpace, targets: list[str], n: int, k: int, lams: tuple[float, ...], seed: int
-) -> dict[str, list[Document]]:
-    """n steps by each method, in the order they are taken."""
+) -> dict[str, list[int]]:
+    """n rows of the space by each method, in the order chosen."""
     made = {lam: training_set(space, targets, n, k=k, lam=lam) for lam in lams}
     candidates = made[lams[0]].candidates
     rng = np.random.default_rng(seed)
@@ -97,7 +104,13 @@ def lists(
         "random candidates": rng.choice(candidates, n, replace=False),
         "random": rng.choice(len(space), n, replace=False),
     }
-    return {method: space.documents(chosen) for method, chosen in rows.items()}
+    return {method: [int(row) for row in chosen] for method, chosen in rows.items()}
+
+
+def repeated(vectors: np.ndarray) -> float:
+    """The share of unit vectors that lie at a cosine of 0.9 or more to an earlier one."""
+    near = np.tril(vectors.astype(np.float64) @ vectors.T, -1) >= 0.9
+    return float(near.any(axis=1).mean())
 
 
 def in_turn(space: DataSpace, targets: list[str], n: int) -> list[int]:
