@@ -201,11 +201,11 @@ def retrieval(runs: int, size: int) -> dict[str, Any]:
     return result | {"size": size, "share": [r / (1 + r) for r in ratio]}
 
 
-def mapped(runs: int, k: int) -> dict[str, Any]:
+def mapped(runs: int, k: int, d: int = 256) -> dict[str, Any]:
     """A memory-mapped float16 file, all cores, in a process of its own, for its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.npy"
-        np.save(path, clustered(k, 256, seed=7, dtype="f2"))
+        np.save(path, clustered(k, d, seed=7, dtype="f2"))
         command = [sys.executable, __file__, "--mapped", str(path), "--runs", str(runs)]
         return dict(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
 
@@ -232,7 +232,13 @@ def mapped_alone(path: Path, runs: int) -> dict[str, Any]:
     over = [
         result["ms"][w][0] / u / result["ms"]["read once"][0] for w in ("whet", "whet, one thread")
     ]
-    return result | {"k": len(rows), "u": u, "peak_gib": peak, "over_reading": over}
+    return result | {
+        "k": len(rows),
+        "d": rows.shape[1],
+        "u": u,
+        "peak_gib": peak,
+        "over_reading": over,
+    }
 
 
 def lazy(queries: int) -> dict[str, Any]:
@@ -338,6 +344,7 @@ def cases(quick: bool) -> dict[str, Callable[[], Any]]:
         table |= {"corpus": lambda: corpus(runs), "lazy": lambda: lazy(5 if quick else 40)}
     if not quick:
         table["k=10000"] = lambda: large(runs, n=4)
+        table["mapped, ten million"] = lambda: mapped(2, 10**7, d=64)
     if has_gpu():
         table["gpu"] = lambda: gpu(runs)
     return table

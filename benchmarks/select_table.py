@@ -100,7 +100,7 @@ def _retrieval(r: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _mapped(r: dict[str, Any]) -> list[tuple[str, str, str]]:
-    case = f"k={r['k']:,}, d=256, float16 memory-mapped, n=50"
+    case = f"k={r['k']:,}, d={r['d']}, float16 memory-mapped, n=50"
     return [
         (f"{case}, two threads", span(r["ms"]["whet"], " ms"), "–"),
         (f"{case}, one thread", span(r["ms"]["whet, one thread"], " ms"), "–"),
@@ -167,6 +167,7 @@ ROWS = {
     "64 prompts": _batch,
     "retrieval": _retrieval,
     "mapped": _mapped,
+    "mapped, ten million": _mapped,
     "corpus": _corpus,
     "lazy": _lazy,
     "cold": _cold,
