@@ -390,9 +390,9 @@ def main(
             if not only or name in only:
                 click.echo(name, err=True)
                 results[name] = case()
-    results["machine"] = machine()
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n")
+                results["machine"] = machine()
+                if out is not None:
+                    out.write_text(json.dumps(results, indent=1) + "\n")
     click.echo(render(results))
 
 
