@@ -142,6 +142,20 @@ def test_documents_may_be_given(model):
         engine.select("a prompt")
 
 
+def test_what_was_learned_can_be_kept_and_begun_with(engine):
+    first = engine.submit(query(1, text=TEXT, keep=True)).result()
+    again = engine.submit(query(1, text=TEXT, adapt=False, adapter=first.adapter)).result()
+    assert again.base == first.score != first.base and again.adapter is None
+
+
+def test_an_adapter_of_another_form_fails_its_prompt_alone(space, model, engine):
+    adapter = engine.submit(query(1, text=TEXT, keep=True)).result().adapter
+    head = Engine(space, model, Head(), options=Options(n=1, k=5), slots=2)
+    with pytest.raises(ValueError, match="slots learn by Head: expected LoRA"):
+        head.submit(query(1, text=TEXT, adapter=adapter)).result()
+    assert head.submit(query(2, text=TEXT)).result().score
+
+
 def test_a_cancelled_prompt_frees_its_slot_and_leaves_nothing(engine, model):
     before = engine.generate(words(5), max_tokens=4).text
     begun, go = threading.Event(), threading.Event()
@@ -158,6 +172,19 @@ def test_a_cancelled_prompt_frees_its_slot_and_leaves_nothing(engine, model):
     assert answer.trace.stop_reason == "cancelled" and len(answer.trace) == 0
     assert answer.text == "" and answer.finish == "cancelled"
     assert engine.generate(words(5), max_tokens=4).text == before
+
+
+def test_a_prompt_cancelled_before_its_turn_costs_nothing(space, model):
+    engine = Engine(space, model, MODES[0], options=Options(n=1, k=5), slots=1)
+    begun, go = threading.Event(), threading.Event()
+    first = engine.submit(query(0, text=TEXT), lambda event: (begun.set(), go.wait(10)))
+    begun.wait(10)
+    second, third = (engine.submit(query(i, text=TEXT)) for i in (1, 2))
+    second.cancel()
+    assert third.future.cancel()
+    go.set()
+    assert first.result().score and second.result().finish == "cancelled"
+    assert third.future.cancelled() and engine.submit(query(3, text=TEXT)).result().score
 
 
 def test_a_full_queue_says_so(space, model):

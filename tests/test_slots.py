@@ -1,6 +1,7 @@
 """Many prompts at once equal each alone: every mode, on every kind of network."""
 
 import math
+import os
 import random
 
 import pytest
@@ -21,6 +22,7 @@ TEXTS = [
     ["Ünïcode, of 26 bytes or so", "Ünïcode, of 26 bytes or so", "then this"],
     ["short", "short", "short", "short", "short", "short"],
 ]
+ADAPTATIONS = int(os.environ.get("WHET_ADAPTATIONS", "25"))  # the whole: WHET_ADAPTATIONS=1000
 name = lambda mode: type(mode).__name__  # noqa: E731
 
 
@@ -124,13 +126,34 @@ def test_reset_is_the_base_model_bit_for_bit(some_model, mode):
     rng, base = random.Random(1), some_model.score("the base model's bits")
     slots = Slots(some_model, mode, count=3 if mode in MANY else 1)
     with slots.attached():
-        for _ in range(40):  # 1,000 in tests/long
+        for _ in range(ADAPTATIONS):
             some = rng.sample(range(len(slots)), rng.randint(1, len(slots)))
-            learn(slots, {slot: rng.choices(rng.choice(TEXTS), k=2) for slot in some})
+            plans = {slot: rng.choices(rng.choice(TEXTS), k=2) for slot in some}
+            if rng.random() < 0.3:
+                interrupted(slots, plans, rng.choice(["h.1", "layers.1", "norm", "ln_f"]))
+            else:
+                learn(slots, plans)
             for slot in some:
                 slots.reset(slot)
                 assert slots.as_slot(slot).score("the base model's bits") == base
     assert some_model.score("the base model's bits") == base
+
+
+def interrupted(slots, plans, place):
+    """Learn until the network fails somewhere inside."""
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    modules = slots.model.network.base_model.named_modules()
+    hooks = [module.register_forward_hook(fail) for name, module in modules if name == place]
+    try:
+        learn(slots, plans)
+    except KeyboardInterrupt:
+        assert hooks
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def test_repeated_texts_count(some_model):

@@ -13,7 +13,7 @@ from whet.select.sifting import Pick, Sifting
 if TYPE_CHECKING:
     from whet.adapt.adaptation import Full, Head, LoRA
     from whet.adapt.model import LanguageModel
-    from whet.engine import Answer, Engine
+    from whet.engine import Answer, Engine, Query
     from whet.space.retrieve import Retriever
     from whet.space.space import DataSpace
     from whet.space.targeted import TrainingSet, training_set
@@ -28,6 +28,7 @@ _LATER = {  # loaded when first used: `import whet` needs NumPy alone
     "Head": "whet.adapt.adaptation",
     "LanguageModel": "whet.adapt.model",
     "LoRA": "whet.adapt.adaptation",
+    "Query": "whet.engine",
     "Retriever": "whet.space.retrieve",
     "TrainingSet": "whet.space.targeted",
     "training_set": "whet.space.targeted",
@@ -42,6 +43,7 @@ __all__ = [
     "LanguageModel",
     "LoRA",
     "Pick",
+    "Query",
     "Retriever",
     "Selection",
     "Selector",

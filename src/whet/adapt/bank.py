@@ -17,9 +17,7 @@ from torch.optim.sgd import sgd
 
 from whet.adapt.adaptation import Optimiser
 
-ALIGNMENT = (
-    16  # numbers: rows and views all start at a multiple of 64 bytes, so slots compute alike
-)
+ALIGNMENT = 16  # numbers, 64 bytes: rows and views start alike, so that slots compute alike
 
 
 class Bank:

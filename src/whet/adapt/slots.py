@@ -69,7 +69,7 @@ class Slots:
         as_count(count, "count")
         if isinstance(adaptation, Full) and count > 1:
             raise ValueError(f"count is {count}: full training has one slot, the network itself")
-        self.model = model
+        self.model, self.adaptation = model, adaptation
         self._form = _form(model, adaptation, cache_bytes)
         dtype = next(model.network.parameters()).dtype
         self.bank = Bank(self._form.start, count, adaptation.lr, optimiser or Optimiser(), dtype)
@@ -77,6 +77,11 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self.bank)
+
+    @property
+    def start(self) -> Mapping[str, Tensor]:
+        """What every slot starts from: the tensors that are trained, by name."""
+        return self._form.start
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -109,7 +109,7 @@ class Engine:
             ValueError: As `select`, and if prompt and answer exceed the model's context.
         """
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        return self.submit(Query(prompt=prompt, sampling=sampling)).result()
+        return self._answer(Query(prompt=prompt, sampling=sampling))
 
     def score(self, text: str, *, prompt: str) -> Answer:
         """Sharpen on `prompt`, score `text` given it before and after, put the weights back.
@@ -117,7 +117,7 @@ class Engine:
         Raises:
             ValueError: As `select`, and if `text` is empty.
         """
-        return self.submit(Query(prompt=prompt, text=text)).result()
+        return self._answer(Query(prompt=prompt, text=text))
 
     def submit(self, query: Query, on_event: Callable[[Event], None] | None = None) -> Handle:
         """Queue a prompt. `on_event` is told, in the engine's thread, what happens on its way.
@@ -177,6 +177,13 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _answer(self, query: Query) -> Answer:
+        handle = self.submit(query)
+        try:
+            return handle.result()
+        finally:
+            handle.cancel()  # if whoever waits is interrupted
+
     def _ready(self, pending: dict[Future[Answer], Job], *, block: bool) -> Iterator[Answer]:
         done, _ = wait(pending, None if block else 0, FIRST_COMPLETED)
         for future in [future for future in pending if future in done]:
@@ -199,10 +206,11 @@ class Engine:
 
     def _way(self, job: Job, slots: Slots, slot: int) -> Way:
         slots.reset(slot, optimiser=not self.training.carry)
+        if job.query.adapter is not None:
+            job.query.adapter.put(slots, slot)
         slots.bank.lr[slot] = self.adaptation.lr * rate(self.training, self.optimiser.kind)
-        return Pupil(job, slots, slot).way(
-            lambda: self._plan(job.query), lambda: self._lockstep.tick_s
-        )
+        pupil = Pupil(job, slots, slot)
+        return (yield from pupil.way(lambda: self._plan(job.query), lambda: self._lockstep.tick_s))
 
     def _plan(self, query: Query) -> Plan:
         if not query.adapt:

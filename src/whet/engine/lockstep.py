@@ -145,7 +145,9 @@ class Lockstep:
 
     def _next(self) -> Job | None:
         with self._change:
-            if not self._waiting:
-                return None
-            self._change.notify()
-            return self._waiting.popleft()
+            while self._waiting:
+                self._change.notify()
+                job = self._waiting.popleft()
+                if job.answer.set_running_or_notify_cancel():  # else its future was cancelled
+                    return job
+            return None

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from whet.adapt.adapters import Adapter
 from whet.adapt.decode import Sampling
 from whet.adapt.model import Score
 from whet.errors import WhetError
@@ -72,6 +73,10 @@ class Query:
     """Steps after which the text is scored, beside the first and the last."""
     adapt: bool = True
     """Whether to train at all."""
+    adapter: Adapter | None = None
+    """Begin with this instead of the base model; for LoRA."""
+    keep: bool = False
+    """Give what was learned with the answer; for LoRA."""
 
     def __post_init__(self) -> None:
         if self.n is not None:
@@ -129,6 +134,8 @@ class Answer:
     """Why the text ends: stop or length, cancelled, or score for a scored text."""
     scores: Mapping[int, Score] = field(default_factory=dict)
     """The score after so many steps, for a scored text."""
+    adapter: Adapter | None = None
+    """What was learned, if the query said to keep it."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time of queue, select, train, and answer."""
     error: WhetError | ValueError | None = None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from whet.adapt.adapters import Adapter
 from whet.adapt.decode import Decoder
 from whet.adapt.model import Score
 from whet.adapt.slots import Slots
@@ -66,6 +67,8 @@ class Pupil:
             AdaptationFailed: If a loss or the score is not finite.
         """
         query, decoder = self._job.query, None
+        if self._job.cancelled:  # before its turn
+            return Answer(query, query.text or "", Trace((), "cancelled"), finish="cancelled")
         if query.text is None:  # what cannot be answered is refused before any work is done
             decoder = Decoder(self._slots.model, query.prompt, query.sampling)
         start = time.perf_counter()
@@ -87,7 +90,10 @@ class Pupil:
             else (decoder.text, decoder.finish or "cancelled")
         )
         trace = Trace(tuple(self._steps), "cancelled" if self._job.cancelled else reason)
-        return Answer(query, text, trace, planned.retrieval, finish, self._scores, self.seconds)
+        adapter = Adapter.of(self._slots, self._slot) if query.keep else None
+        return Answer(
+            query, text, trace, planned.retrieval, finish, self._scores, adapter, self.seconds
+        )
 
     def _learn(
         self, plan: Plan, tick_s: Callable[[], float]

@@ -1,0 +1,168 @@
+"""What a slot has learned by LoRA, as it travels: PEFT's format, into a slot, into the weights.
+
+Source: the format of the `peft` library, which vLLM and SGLang read too: `adapter_config.json` and
+`adapter_model.safetensors`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from whet.adapt.adaptation import LoRA
+from whet.adapt.lora import DOWN, UP, is_conv1d, linear_layers, widths
+from whet.adapt.model import LanguageModel
+from whet.adapt.slots import Slots
+from whet.errors import ModelError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX, SUFFIX = "base_model.model.", ".weight"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """The matrices that LoRA has trained, and of which model."""
+
+    options: LoRA
+    weights: Mapping[str, Tensor]
+    """`LAYER.lora_A` [rank, in] and `LAYER.lora_B` [out, rank]."""
+    base: str
+    """The model's name."""
+    fingerprint: str
+    """Tells its weights from others; empty if the adapter was made elsewhere."""
+    transposed: bool
+    """Whether the layers are GPT-2's, which store their weights transposed."""
+
+    @classmethod
+    def of(cls, slots: Slots, slot: int) -> "Adapter":
+        """A copy of what `slot` has learned by now.
+
+        Raises:
+            ValueError: If it learns by other means than LoRA.
+        """
+        options, model = _lora(slots), slots.model
+        views = slots.bank.views(slots.bank.theta[slot : slot + 1])
+        weights = {name: view[0].detach().clone() for name, view in views.items()}
+        layers = linear_layers(model.network, options.targets)
+        transposed = any(map(is_conv1d, layers.values()))
+        return cls(options, weights, model.name, fingerprint(model), transposed)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Adapter":
+        """The adapter in `folder`, made by whet or by peft.
+
+        Raises:
+            ModelError: If there is none, or it is more than LoRA on linear layers.
+        """
+        try:
+            config = json.loads((Path(folder) / CONFIG).read_text())
+            with safe_open(Path(folder) / WEIGHTS, "pt") as file:
+                told = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelError(
+                f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS} ({error})"
+            ) from error
+        weights = {n.removeprefix(PREFIX).removesuffix(SUFFIX): t for n, t in tensors.items()}
+        if other := [name for name in weights if not name.endswith((DOWN, UP))]:
+            raise ModelError(f"adapter {folder} holds {other[0]}: expected LoRA's A and B alone")
+        layers = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in weights})
+        options = LoRA(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(layers))
+        return cls(
+            options, weights, str(config["base_model_name_or_path"]),
+            told.get("whet_base", ""), bool(config.get("fan_in_fan_out")),
+        )  # fmt: skip
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter where `peft` and vLLM can read it; the configuration comes last."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {PREFIX + name + SUFFIX: tensor.cpu() for name, tensor in self.weights.items()}
+        aside = folder / (WEIGHTS + ".tmp")
+        save_file(tensors, aside, {"format": "pt", "whet_base": self.fingerprint})
+        aside.replace(folder / WEIGHTS)
+        config = {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base,
+            "r": self.options.rank, "lora_alpha": self.options.alpha, "lora_dropout": 0.0,
+            "target_modules": sorted({n.split(".")[-2] for n in self.weights}), "bias": "none",
+            "fan_in_fan_out": self.transposed, "inference_mode": True,
+        }  # fmt: skip
+        aside = folder / (CONFIG + ".tmp")
+        aside.write_text(json.dumps(config, indent=1))
+        aside.replace(folder / CONFIG)
+
+    @torch.no_grad()
+    def put(self, slots: Slots, slot: int) -> None:
+        """Let `slot` go on from here; its optimiser and learning rate stay.
+
+        Raises:
+            ModelError: If the adapter was made for another model.
+            ValueError: If the slots' LoRA has another rank, alpha or other targets.
+        """
+        options = _lora(slots)
+        self._check(slots.model)
+        views = slots.bank.views(slots.bank.theta[slot : slot + 1])
+        have = (options.rank, options.alpha, views.keys())
+        if have != (self.options.rank, self.options.alpha, self.weights.keys()):
+            raise ValueError(
+                f"adapter has rank {self.options.rank}, alpha {self.options.alpha} and "
+                f"{len(self.weights) // 2} layers, the slots {options.rank}, {options.alpha} and "
+                f"{len(views) // 2}: expected the same"
+            )
+        for name, view in views.items():
+            view[0].copy_(self.weights[name])
+
+    @torch.no_grad()
+    def merge(self, model: LanguageModel) -> None:
+        """Add what was learned to the weights of `model`, for good.
+
+        Raises:
+            ModelError: If the adapter was made for another model, or the model is lent.
+        """
+        self._check(model)
+        scale = self.options.alpha / self.options.rank
+        with model.lent():
+            for name, layer in self._layers(model).items():
+                change = scale * self.weights[name + UP] @ self.weights[name + DOWN]
+                layer.weight += (change.T if is_conv1d(layer) else change).to(layer.weight)
+
+    def _layers(self, model: LanguageModel) -> dict[str, Any]:
+        known = linear_layers(model.network)
+        return {name: known.get(name) for name in {n.rpartition(".")[0] for n in self.weights}}
+
+    def _check(self, model: LanguageModel) -> None:
+        why = ""
+        if self.fingerprint and self.fingerprint != fingerprint(model):
+            why = "its weights are others"
+        for name, layer in self._layers(model).items():
+            have = (self.weights[name + DOWN].shape[1], self.weights[name + UP].shape[0])
+            if layer is None or widths(layer) != have:
+                why = f"it has no layer {name} from {have[0]} to {have[1]} numbers"
+        if why:
+            raise ModelError(
+                f"adapter was made for {self.base}, not for {model.name}: {why}. "
+                "Load the model that it was made for"
+            )
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """A hash of the names, shapes and first numbers of all parameters."""
+    told = hashlib.sha256()
+    for name, parameter in model.network.named_parameters():
+        told.update(f"{name} {tuple(parameter.shape)}".encode())
+        told.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return told.hexdigest()
+
+
+def _lora(slots: Slots) -> LoRA:
+    if not isinstance(slots.adaptation, LoRA):
+        kind = type(slots.adaptation).__name__
+        raise ValueError(f"slots learn by {kind}: expected LoRA, the form in which adapters travel")
+    return slots.adaptation

@@ -1,0 +1,93 @@
+"""What a slot has learned travels: to PEFT and back, to another slot, into the weights."""
+
+import json
+
+import pytest
+import tiny
+import torch
+
+from whet.adapt.adaptation import Full, LoRA
+from whet.adapt.adapters import Adapter
+from whet.adapt.model import LanguageModel
+from whet.adapt.slots import Slots
+from whet.errors import ModelError
+
+MODE = LoRA(lr=1e-2, rank=4)
+TEXT = "what is asked of the model"
+
+
+@pytest.fixture(scope="module", params=[*tiny.CONFIGS, "phi3"])
+def folder(request, tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("tiny"), request.param)
+
+
+@pytest.fixture
+def model(folder):
+    return LanguageModel.load(folder)
+
+
+def learned(model, path):
+    """An adapter in slot 1 of 2, saved to `path`, and the score with it."""
+    slots = Slots(model, MODE, count=2)
+    with slots.attached():
+        for text in ("one text", "another"):
+            slots.step({1: [model.lesson(text)]})
+        Adapter.of(slots, 1).save(path)
+        return slots.as_slot(1).score(TEXT).bits
+
+
+def logits(network, model):
+    with torch.no_grad():
+        return network(input_ids=model.lesson(TEXT)[None]).logits
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
+def test_logits_are_the_same_through_peft(folder, model, tmp_path):
+    import peft
+
+    bits, base = learned(model, tmp_path / "a"), logits(model.network, model)
+    theirs = peft.PeftModel.from_pretrained(LanguageModel.load(folder).network, tmp_path / "a")
+    theirs.save_pretrained(tmp_path / "b")
+    slots = Slots(model, MODE, count=3)
+    with slots.attached():
+        Adapter.read(tmp_path / "b").put(slots, 2)
+        ours = logits(slots.as_slot(2).network, model)
+        assert slots.as_slot(2).score(TEXT).bits == bits
+    torch.testing.assert_close(ours, logits(theirs, model), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours, base)
+
+
+def test_merged_weights_need_no_slot(model, tmp_path):
+    bits = learned(model, tmp_path)
+    Adapter.read(tmp_path).merge(model)
+    assert model.score(TEXT).bits == pytest.approx(bits, rel=1e-5)
+
+
+def test_an_adapter_of_another_model_is_refused(model, tmp_path):
+    learned(model, tmp_path)
+    adapter = Adapter.read(tmp_path)
+    with torch.no_grad():
+        next(model.network.parameters()).flatten()[0] += 1
+    with pytest.raises(ModelError, match="not for .*: its weights are others"):
+        adapter.merge(model)
+    other = LanguageModel.load("whet-pico")
+    with pytest.raises(ModelError, match="adapter was made for .*, not for whet-pico: it has no"):
+        adapter.merge(other)
+
+
+def test_slots_of_another_form_are_refused(model, tmp_path):
+    learned(model, tmp_path)
+    with pytest.raises(ValueError, match="rank 4, alpha 64.0 and .* the slots 2, 64.0"):
+        Adapter.read(tmp_path).put(Slots(model, LoRA(rank=2)), 0)
+    with pytest.raises(ValueError, match="slots learn by Full: expected LoRA"):
+        Adapter.of(Slots(model, Full()), 0)
+
+
+def test_what_is_no_adapter_is_one_clear_line(model, tmp_path):
+    with pytest.raises(ModelError, match="holds no adapter: expected adapter_config.json"):
+        Adapter.read(tmp_path / "nowhere")
+    learned(model, tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ModelError, match="holds no adapter"):
+        Adapter.read(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4
