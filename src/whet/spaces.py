@@ -1,5 +1,6 @@
 """Data spaces by name, made, opened and asked: a prompt's way as far as it needs no model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from whet.space.filters import Filter, parse
 from whet.space.manifest import FILE, Labels, read_manifest
 from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import DataSpace
+from whet.space.writer import SegmentsWriter
 
 Auto = Literal["auto"]
 
@@ -133,6 +135,22 @@ def build_space(
             "chosen when it is made"
         )
     return DataSpace.open(path, made).extend(documents, progress, source=name)
+
+
+def delete_documents(path: str | Path, ids: Sequence[str] = (), where: Filter | None = None) -> int:
+    """Delete documents by id or by filter; gives how many there were. Needs no embedder.
+
+    Raises:
+        SpaceError: If there is no whole data space at `path`, or another process is writing.
+        ValueError: If the filter has a field that no document has.
+    """
+    with SegmentsWriter(path) as writer:
+        before = writer.snapshot().count()
+        if where is None:
+            writer.delete(ids=writer.snapshot().find(ids))
+        else:
+            writer.delete(where=where)
+        return before - writer.snapshot().count()
 
 
 def open_space(path: str | Path) -> DataSpace:

@@ -116,10 +116,12 @@ class Index:
             bits = np.packbits(allowed, bitorder="little")
             selector = faiss.IDSelectorBitmap(bits)
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=keys.shape[1])
-        with _one_thread():
-            scores, rows = self._index.search_preassigned(
-                np.ascontiguousarray(asked), k, keys, products, params=parameters
-            )
+        scores = np.empty((len(asked), k), np.float32)
+        rows = np.empty((len(asked), k), np.int64)
+        arrays = [np.ascontiguousarray(a) for a in (asked, keys, products)]
+        given = [faiss.swig_ptr(a) for a in (*arrays, scores, rows)]
+        with _one_thread():  # the plain method of Faiss's Python takes no parameters
+            self._index.search_preassigned_c(len(asked), given[0], k, *given[1:], False, parameters)
         if sign == "both":
             rows = np.concatenate([rows[: len(aims)], rows[len(aims) :]], axis=1)
             scores = np.concatenate([scores[: len(aims)], scores[len(aims) :]], axis=1)

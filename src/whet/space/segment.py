@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import weakref
+import zlib
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +28,10 @@ from jaxtyping import Float, Int
 
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
+from whet.space import index as faiss_index
 from whet.space.columns import Columns, ColumnsWriter
 from whet.space.files import checksum, sync, write_json
-from whet.space.index import FROM, Index, Measured, build_index
+from whet.space.index import Index, Measured, build_index
 from whet.space.names import Names, hashes, write_names
 from whet.space.rows import Rows, RowsWriter, as_strings
 from whet.space.vectors import Vectors, begin
@@ -78,7 +80,7 @@ class SegmentWriter:
         np.save(folder / "ids.npy", ids)
         write_names(folder / "names.npy", np.concatenate(self._names), np.concatenate(self._texts))
         measured = None
-        if indexed and self._count >= FROM:
+        if indexed and self._count >= faiss_index.FROM:
             measured = build_index(folder / "index.faiss", Vectors(folder / "vectors.npy"))
         files = {}
         for path in sorted(folder.iterdir()):
@@ -87,7 +89,7 @@ class SegmentWriter:
         record: dict[str, Any] = {"count": self._count, "dimension": self._dimension}
         record |= {"first": int(ids[0]), "last": int(ids[-1]), "starts": self._rows.starts}
         record |= {"files": files, "index": None if measured is None else asdict(measured)}
-        write_json(folder / RECORD, record)
+        write_json(folder / RECORD, {"crc32": _sum(record), **record})
         sync(folder.parent)
 
 
@@ -168,12 +170,23 @@ class Segment:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
+    """What `segment.json` says.
+
+    Raises:
+        SpaceError: If it is not as it was written.
+    """
     try:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text("utf-8"))
-        record["count"], record["files"], record["starts"]
-    except (ValueError, KeyError, TypeError) as error:
+        was = record.pop("crc32")
+    except (ValueError, KeyError, AttributeError) as error:
         raise SpaceError(f"{folder / RECORD} is broken: {error!r}") from error
+    if was != _sum(record):
+        raise SpaceError(f"{folder / RECORD} is broken: it has another checksum than when written")
     return record
+
+
+def _sum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record).encode())
 
 
 def removed(folder: Path) -> bool:

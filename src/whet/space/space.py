@@ -137,7 +137,7 @@ class DataSpace:
         build.extend(documents, self.path, self.embedder, source, progress)
         return DataSpace.open(self.path, self.embedder)
 
-    def delete(self, *, ids: Iterable[str] = (), where: Filter | None = None) -> "DataSpace":
+    def delete(self, *, ids: Sequence[str] = (), where: Filter | None = None) -> "DataSpace":
         """Delete documents by id, or those that pass a filter, and open the data space again.
 
         An id that is not there is none to delete. The disk is given back by `compact`.
@@ -147,14 +147,11 @@ class DataSpace:
             SpaceError: If another process is writing.
         """
         self._assert_whole()
-        named = list(ids)
-        if bool(named) == (where is not None):
+        if bool(ids) == (where is not None):
             raise ValueError("delete takes either ids or a filter: give one of them")
         with SegmentsWriter(self.path) as writer:
             if where is None:
-                now = writer.snapshot()
-                writer.delete(ids=[row for row in now.find(named).tolist() if row >= 0])
-                now.close()
+                writer.delete(ids=writer.snapshot().find(ids))
             else:
                 writer.delete(where=where)
         return DataSpace.open(self.path, self.embedder)

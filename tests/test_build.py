@@ -1,0 +1,220 @@
+"""An addition is there whole or not at all, goes on where it was killed, and tells what failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hashing import HashingEmbedder
+
+from whet.errors import ModelError, SourceError, SpaceError
+from whet.space import build
+from whet.space.documents import Document
+from whet.space.filters import Compare, parse
+from whet.space.manifest import Labels
+from whet.space.space import DataSpace
+
+TESTS = Path(__file__).parent
+
+
+def documents(n, start=0):
+    return [
+        Document(f"d{i}", f"text {i} of {'long ' * (i % 9)}", {"i": i, "who": "ab"[i % 2]})
+        for i in range(start, start + n)
+    ]
+
+
+def failed(path):
+    return [json.loads(line) for line in (path / "failed.jsonl").read_text().splitlines()]
+
+
+def process(code, *arguments):
+    code = (
+        "from test_build import *\nbuild.PART = 10\npath, sign = map(Path, sys.argv[1:])\n" + code
+    )
+    paths = os.pathsep.join([str(TESTS), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+
+
+class Counting(HashingEmbedder):
+    """Counts what it embeds; with a sign to give, it stops for good at its third batch."""
+
+    def __init__(self, sign=None):
+        super().__init__()
+        self.texts, self._sign, self._batches = 0, sign, 0
+
+    def encode(self, texts):
+        self._batches += 1
+        if self._sign is not None and self._batches == 3:
+            self._sign.touch()
+            time.sleep(60)
+        self.texts += len(texts)
+        return super().encode(texts)
+
+
+KILLED = """
+if (path / "meta.json").exists():
+    build.extend(documents(50), path, Counting(sign), "", False)
+else:
+    DataSpace.build(documents(50), path, Counting(sign))
+"""
+
+
+@pytest.mark.parametrize("there", [0, 20])
+def test_a_killed_addition_goes_on_where_it_stopped(tmp_path, monkeypatch, there):
+    path, sign, rest = tmp_path / "s", tmp_path / "sign", Counting()
+    if there:
+        DataSpace.build(documents(there), path, HashingEmbedder())
+    writer = process(KILLED, path, sign)
+    while not sign.exists():
+        assert writer.poll() is None, writer.stderr.read()
+        time.sleep(0.01)
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    if there:
+        assert len(DataSpace.open(path, HashingEmbedder())) == there
+        space = DataSpace.open(path, rest).extend(documents(50))
+    else:
+        with pytest.raises(SpaceError, match="is unfinished: run the same `whet index` again"):
+            DataSpace.open(path, HashingEmbedder())
+        space = DataSpace.build(documents(50), path, rest)
+    assert rest.texts == 50 - there - 20  # two batches of ten were kept
+    assert space.documents(space.rows) == documents(50)
+    np.testing.assert_allclose(
+        space.vectors(space.rows), rest.encode([d.text for d in documents(50)]), atol=1e-3
+    )
+    assert {entry.name for entry in path.iterdir()} <= {"meta.json", "segments", "failed.jsonl"}
+
+
+def test_another_addition_does_not_take_the_place_of_an_unfinished_one(tmp_path):
+    class Broken(HashingEmbedder):
+        def encode(self, texts):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        DataSpace.build(documents(9), tmp_path / "s", Broken(), source="one")
+    with pytest.raises(SpaceError, match="unfinished addition of source one.*not of source two"):
+        DataSpace.build(documents(9), tmp_path / "s", HashingEmbedder(), source="two")
+    assert len(DataSpace.build(documents(9), tmp_path / "s", HashingEmbedder(), source="one")) == 9
+
+
+def test_an_addition_is_a_segment_beside_the_others(tmp_path):
+    space = DataSpace.build(documents(20), tmp_path / "s", HashingEmbedder())
+    for start in (10, 10, 30):
+        space = space.extend(documents(20, start))
+    assert len(space) == 50 and len(space.manifest.segments) == 3
+    assert space.documents(space.rows) == documents(50)
+
+
+class Picky(HashingEmbedder):
+    def encode(self, texts):
+        if any(" 3 " in text for text in texts):
+            raise ModelError("it does not like 3")
+        rows = super().encode(texts)
+        for row, text in zip(rows, texts, strict=True):
+            row *= {"text 5": np.nan, "text 6": 2.0}.get(text[:6], 1.0)
+        return rows
+
+
+def test_a_document_that_cannot_be_embedded_is_told_and_the_rest_is_there(tmp_path):
+    space = DataSpace.build(documents(9), tmp_path / "s", Picky())
+    assert list(space.ids) == ["d0", "d1", "d2", "d4", "d7", "d8"] and space.manifest.failed == 3
+    told = {row["id"]: row["reason"] for row in failed(space.path)}
+    assert told["d3"] == "it does not like 3" and "length nan" in told["d5"]
+    assert "length 2.0" in told["d6"] and list(space.rows) == list(range(6))
+    again = space.extend(documents(9))
+    assert again.manifest.failed == 3 and len(failed(space.path)) == 3
+
+
+def test_what_the_source_cannot_read_or_contradicts_is_told(tmp_path):
+    bad = [SourceError("line 7: no text"), Document("d1", "another", {}), documents(9)[2]]
+    space = DataSpace.build([*documents(9), *bad], tmp_path / "s", HashingEmbedder())
+    assert len(space) == 9 and space.manifest.failed == 2
+    assert failed(space.path)[0] == {"reason": "line 7: no text"}
+    assert failed(space.path)[1]["id"] == "d1" and "given twice" in failed(space.path)[1]["reason"]
+    space = space.extend([Document("d2", "another", {}), *documents(1, 9)])
+    assert len(space) == 10 and "with another text" in failed(space.path)[2]["reason"]
+    assert space.text(2) == documents(9)[2].text
+
+
+def test_a_fault_of_the_source_leaves_nothing(tmp_path):
+    def stops():
+        yield documents(1)[0]
+        raise SourceError("the file is torn")
+
+    with pytest.raises(SourceError, match="torn"):
+        DataSpace.build(stops(), tmp_path / "s", HashingEmbedder())
+    with pytest.raises(ValueError, match="nothing to fit lsa on"):
+        DataSpace.build([Document("a", " ", {})], tmp_path / "s")
+    assert not list(tmp_path.iterdir())
+    space = DataSpace.build(documents(5), tmp_path / "s", HashingEmbedder())
+    with pytest.raises(SourceError, match="torn"):
+        space.extend(stops())
+    assert {entry.name for entry in space.path.iterdir()} == {"meta.json", "segments"}
+
+
+def test_texts_are_embedded_by_length_and_stay_in_their_order(tmp_path, monkeypatch):
+    class Watching(HashingEmbedder):
+        def encode(self, texts):
+            assert [len(text) for text in texts] == sorted(len(text) for text in texts)
+            return super().encode(texts)
+
+    monkeypatch.setattr(build, "PART", 7)
+    space = DataSpace.build(documents(40), tmp_path / "s", Watching())
+    plain = HashingEmbedder().encode(space.texts(space.rows))
+    np.testing.assert_allclose(space.vectors(space.rows), plain, atol=1e-3)
+
+
+def labelled():
+    return [
+        Document(f"{who}{i}", f"{who} knows {word} {i}", {"who": who})
+        for who, word in (("all", "weather"), ("ann", "zebra"), ("bob", "yacht"))
+        for i in range(9)
+    ]
+
+
+def test_lsa_learns_no_word_of_what_is_not_public(tmp_path):
+    labels = Labels(field="who", public="all")
+    space = DataSpace.build(labelled(), tmp_path / "s", labels=labels)
+    terms = json.loads((space.path / "embedder" / "terms.json").read_text())
+    assert "weather" in terms and not {"zebra", "yacht", "ann", "bob"} & set(terms)
+    with pytest.raises(ValueError, match="lsa would be fitted on texts that not everybody may"):
+        DataSpace.build(labelled(), tmp_path / "no", labels=Labels(field="who"))
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_bound_space_shows_its_own_and_is_not_written(tmp_path):
+    whole = DataSpace.build(labelled(), tmp_path / "s", HashingEmbedder())
+    bound = DataSpace.open(whole.path, HashingEmbedder(), where=parse('who in ["all", "ann"]'))
+    assert len(bound) == 18 == len(bound.rows) and not any("bob" in name for name in bound.ids)
+    query = bound.embedder.encode(["bob knows yacht 3"])
+    assert bound.search(query, 18)[0].rows.max() < 18
+    with pytest.raises(ValueError, match="k is 19, but the data space holds 18"):
+        bound.search(query, 19)
+    with pytest.raises(IndexError, match="row 20 is not in the data space"):
+        bound.texts([0, 20])
+    for write in (lambda: bound.extend(labelled()), lambda: bound.delete(ids=["all0"])):
+        with pytest.raises(SpaceError, match="open for a part of it"):
+            write()
+    own = bound.restricted(Compare("who", "==", "ann"))
+    assert set(own.ids) == {f"ann{i}" for i in range(9)} == set(own.restricted(own.where).ids)
+
+
+def test_documents_are_deleted_by_id_or_filter(tmp_path):
+    space = DataSpace.build(documents(10), tmp_path / "s", HashingEmbedder())
+    left = space.delete(ids=["d3", "none"]).delete(where=parse("i >= 8"))
+    assert list(left.ids) == ["d0", "d1", "d2", "d4", "d5", "d6", "d7"] and len(space) == 10
+    with pytest.raises(ValueError, match="either ids or a filter"):
+        space.delete()
+    back = left.extend(documents(10))
+    assert len(back) == 10 and back.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 10, 11, 12]
