@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import whet
-from whet.cli import answers, evidence, texts
+from whet.cli import answers, evidence, spaces, texts
 from whet.errors import WhetError, naming_extras
 
 
@@ -55,5 +55,6 @@ for verb in (
     evidence.evaluate,
     evidence.report,
     evidence.demo,
+    spaces.space,
 ):
     main.add_command(verb)

@@ -43,6 +43,7 @@ SELECTION = options(
         "--selector", type=click.Choice(list(SELECTORS)), default="sift", show_default=True
     ),
     click.option("--alpha", help="Stop before the first step with σ > 1 / (α n).", **AUTO),
+    click.option("--where", help='Candidates\' filter, as `set == "github" and year > 2010`.'),
 )
 ADAPTATION = options(
     click.option("--model", default="whet-nano", show_default=True, help="Name, folder or hub id."),

@@ -34,26 +34,36 @@ from whet.cli.shared import (
     show_default=True,
     help="Cut long texts: tokens:N, or paragraph:N (characters).",
 )
+@click.option("--label-field", help="Field that says who may read a document.")
+@click.option("--public", help="Its value where everybody may: lsa is fitted on these only.")
 @JSON
 @QUIET
 def index(
-    source: str, space: Path, embedder: str, text_field: str, chunks: str, as_json: bool,
-    quiet: bool,
+    source: str, space: Path, embedder: str, text_field: str, chunks: str,
+    label_field: str | None, public: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Make a data space of SOURCE: JSONL(.gz, .zst), Parquet, a folder of texts, hf:DATASET or "-".
 
     "-" reads JSON lines from stdin.
 
-    Run again, it adds what is new in SOURCE and keeps the rest.
+    Run again, it adds what is new in SOURCE and keeps the rest; one that was killed goes on where
+    it stopped. What cannot be added is told in SPACE/failed.jsonl.
     """
+    from whet.space.manifest import Labels
     from whet.spaces import build_space
 
+    if public is not None and label_field is None:
+        raise click.UsageError("--public goes with --label-field FIELD")
+    labels = None if label_field is None else Labels(field=label_field, public=public)
     made = build_space(
-        source, space, embedder, text_field=text_field, chunks=chunks, progress=not quiet
-    )
+        source, space, embedder, text_field=text_field, chunks=chunks, labels=labels,
+        progress=not quiet,
+    )  # fmt: skip
+    failed = made.manifest.failed
     record = {"space": str(space), "documents": len(made), "embedder": made.embedder.name}
-    record |= {"dimension": made.dimension}
-    show(record, as_json, f"{space}: {len(made):,} documents, {made.embedder.name}")
+    record |= {"dimension": made.dimension, "failed": failed}
+    told = f"; {failed:,} could not be added: see {space / 'failed.jsonl'}" if failed else ""
+    show(record, as_json, f"{space}: {len(made):,} documents, {made.embedder.name}{told}")
 
 
 @click.command()
@@ -98,16 +108,20 @@ def select(
 
 def _select_targeted(
     space: Path, targets: Path, out: Path | None, as_json: bool, repeats: bool,
-    *, n: int, k: int, lam: Any, selector: str, alpha: Any,
+    *, n: int, k: int, lam: Any, selector: str, alpha: Any, where: str | None,
 ) -> None:  # fmt: skip
     if selector != "sift" or alpha is not None or lam == "auto":
         raise click.UsageError("--selector, --alpha and auto are for one PROMPT, not for --targets")
     from whet.space.documents import read_documents
+    from whet.space.filters import parse
     from whet.space.targeted import training_set
     from whet.spaces import open_space
 
     texts = [document.text for document in read_documents(targets)]
-    made = training_set(open_space(space), texts, n, k=k, lam=lam, repeats=repeats)
+    opened = open_space(space)
+    if where is not None:
+        opened = opened.restricted(parse(where))
+    made = training_set(opened, texts, n, k=k, lam=lam, repeats=repeats)
     summary: dict[str, Any] = {
         "targets": len(texts),
         "candidates": len(made.candidates),

@@ -1,0 +1,135 @@
+"""Verbs that look after a data space: info, verify, compact, delete, export and doctor."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from whet.cli.shared import JSON, PATH, QUIET, SPACE, show
+from whet.errors import SpaceError
+
+WHERE = click.option("--where", help='Only what passes, such as `set == "github"`.')
+
+
+@click.group()
+def space() -> None:
+    """Look after a data space."""
+
+
+@space.command()
+@SPACE
+@JSON
+def info(space: Path, as_json: bool) -> None:
+    """What SPACE holds, how its index does, and what can be filtered by."""
+    from whet.space.care import describe
+
+    told = describe(space)
+    lines = [f"{name:<10} {_plain(value)}" for name, value in told.items()]
+    show(told, as_json, "\n".join(lines))
+
+
+@space.command()
+@SPACE
+@JSON
+def verify(space: Path, as_json: bool) -> None:
+    """Read every byte of SPACE and name each file that is not as it was written."""
+    from whet.space.care import faults
+
+    found = faults(space)
+    show({"faults": found}, as_json, "\n".join(found) or f"{space}: every file is as written")
+    if found:
+        raise SpaceError(f"{space} has {len(found)} faults: restore those files, or rebuild it")
+
+
+@space.command()
+@SPACE
+@JSON
+@QUIET
+def compact(space: Path, as_json: bool, quiet: bool) -> None:
+    """Give the disk back that deleted documents and unfinished additions take."""
+    from whet.space.care import size
+    from whet.space.progress import bar
+    from whet.space.writer import SegmentsWriter
+
+    before = size(space)
+    with SegmentsWriter(space) as writer, bar("writing", None, show=not quiet) as done:
+        writer.compact(done)
+    after = size(space)
+    record = {"space": str(space), "bytes_before": before, "bytes": after}
+    show(record, as_json, f"{space}: {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
+
+
+@space.command()
+@SPACE
+@click.argument("ids", nargs=-1)
+@WHERE
+@JSON
+def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) -> None:
+    """Delete documents from SPACE by IDS, or those that pass --where."""
+    from whet.space.filters import parse
+    from whet.spaces import delete_documents
+
+    if bool(ids) == (where is not None):
+        raise click.UsageError("give either IDS or --where FILTER")
+    gone = delete_documents(space, ids, None if where is None else parse(where))
+    show({"space": str(space), "deleted": gone}, as_json, f"{space}: {gone:,} deleted")
+
+
+@space.command()
+@SPACE
+@click.option("--out", type=PATH, help="File of JSON lines [default: stdout].")
+@WHERE
+def export(space: Path, out: Path | None, where: str | None) -> None:
+    """The documents of SPACE as JSON lines, which `whet index` reads."""
+    from whet.space.care import documents
+    from whet.space.filters import parse
+
+    lines = documents(space, None if where is None else parse(where))
+    if out is None:
+        sys.stdout.writelines(lines)
+        return
+    with out.open("x", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+@space.command()
+@SPACE
+@click.option("--prompts", type=PATH, help="Texts that will be asked, as for `whet index`.")
+@click.option("-n", default=50, show_default=True, help="Picks a prompt.")
+@click.option("-k", default=200, show_default=True, help="Candidates nearest a prompt.")
+@click.option("--most", default=200, show_default=True, help="Prompts looked at.")
+@WHERE
+@JSON
+def doctor(
+    space: Path, prompts: Path | None, n: int, k: int, most: int, where: str | None, as_json: bool
+) -> None:
+    """Duplicates, prompts that SPACE holds already, and whether sharpening on it will pay."""
+    from whet.space.doctor import diagnose
+    from whet.space.filters import parse
+    from whet.spaces import open_space
+
+    opened = open_space(space)
+    if where is not None:
+        opened = opened.restricted(parse(where))
+    found = diagnose(opened, list(_texts(prompts, most)), n=n, k=k)
+    show({**asdict(found), "verdict": found.verdict()}, as_json, str(found))
+
+
+def _texts(prompts: Path | None, most: int) -> Iterator[str]:
+    from whet.space.documents import read_documents
+
+    if prompts is not None:
+        for _, document in zip(range(most), read_documents(prompts), strict=False):
+            yield document.text
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return json.dumps(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,127 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from whet.cli import main
+from whet.space.doctor import diagnose
+from whet.space.filters import Compare
+from whet.spaces import open_space
+
+WORDS = "red green blue fox whale frog runs sings sleeps tree stone river".split()
+
+
+def records(n):
+    for i in range(n):
+        text = " ".join(WORDS[(i * j) % 12] for j in (1, 5, 7)) + f" number {i}"
+        yield {"id": f"d{i}", "text": text, "year": 2000 + i, "set": "ab"[i % 2]}
+
+
+def whet(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def told(*arguments):
+    result = whet(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def space(tmp_path):
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records(40)))
+    assert whet("index", source, tmp_path / "s", "--quiet").exit_code == 0
+    return tmp_path / "s"
+
+
+def test_info_tells_what_there_is(space):
+    info = told("space", "info", space)
+    assert info["documents"] == 40 and info["embedder"] == "lsa" and info["segments"] == 1
+    assert info["fields"] == {"id": "text", "year": "number", "set": "text"}
+    assert info["index"] == {"kind": "flat", "segments": 0, "recall": 1.0, "effort": 1.0}
+    plain = whet("space", "info", space)
+    assert "documents  40" in plain.stdout and plain.exit_code == 0
+
+
+def test_verify_names_the_file_that_was_changed(space):
+    assert "every file is as written" in whet("space", "verify", space).stdout
+    [file] = space.glob("segments/*/vectors.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    result = whet("space", "verify", space)
+    assert result.exit_code == 1 and str(file) in result.stdout and "1 faults" in result.stderr
+
+
+def test_delete_compact_and_index_again(space, tmp_path):
+    assert told("space", "delete", space, "d1", "d2", "nobody")["deleted"] == 2
+    assert told("space", "delete", space, "--where", "year >= 2030")["deleted"] == 10
+    assert told("space", "info", space)["deleted"] == 12
+    shrunk = told("space", "compact", space, "--quiet")
+    assert shrunk["bytes"] < shrunk["bytes_before"]
+    assert told("space", "info", space)["deleted"] == 0
+    assert told("index", tmp_path / "texts.jsonl", space, "--quiet")["documents"] == 40
+    for bad in (["d1", "--where", "year > 1"], []):
+        assert whet("space", "delete", space, *bad).exit_code == 2
+
+
+def test_what_is_exported_can_be_indexed(space, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert whet("space", "export", space, "--where", 'set == "a"', "--out", out).exit_code == 0
+    assert told("index", out, tmp_path / "again", "--quiet")["documents"] == 20
+    lines = whet("space", "export", space).stdout.splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [f"d{i}" for i in range(40)]
+    assert whet("space", "export", space, "--out", out).exit_code == 1  # it is there
+
+
+def test_a_filter_is_obeyed_and_a_wrong_one_told(space):
+    asked = ["select", space, "red fox runs", "-n", 9, "-k", 20]
+    picks = told(*asked, "--where", 'set == "b"')["picks"]
+    assert all(int(pick["id"][1:]) % 2 for pick in picks)
+    for wrong, message in [("sett == 1", "'sett' is in no document"), ("year ==", "cannot be read"),
+                           ("year == 'a'", "holds number"), ("year", "expected `field == value`")]:  # fmt: skip
+        result = whet(*asked, "--where", wrong)
+        assert result.exit_code == 2 and message in result.stderr, result.stderr
+    few = whet(*asked, "--where", "year < 2003")
+    assert few.exit_code == 2 and "k is 20, but 3 documents pass the filter" in few.stderr
+
+
+def test_doctor_counts_what_is_there_twice_or_asked(space, tmp_path):
+    texts = [record["text"] for record in records(3)]
+    more = [{"id": f"t{i}", "text": text} for i, text in enumerate(texts)]
+    more.append({"id": "blank", "text": "ﷺ"})
+    source, prompts = tmp_path / "more.jsonl", tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in more))
+    assert whet("index", source, space, "--quiet").exit_code == 0
+    asked = [texts[0], texts[1] + " more", "red whale", "ﷲ"]
+    prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in asked))
+    found = told("space", "doctor", space, "--prompts", prompts, "-k", 20, "-n", 9)
+    assert found["documents"] == 44 and found["duplicates"] == 3 and found["blank"] == 1
+    assert found["prompts"] == 4 and found["same"] == 1 and found["strange"] == 1
+    assert 0 <= found["limit"] <= found["sigma"] < 0.7
+    assert found["verdict"].startswith("sharpening should pay: σ falls to")
+    assert "44 documents, 3 of a text" in whet("space", "doctor", space).stdout
+
+
+def test_doctor_of_a_bound_space_sees_its_own_alone(space):
+    opened = open_space(space)
+    text = opened.text(1)
+    bound = opened.restricted(Compare("set", "==", "a"))
+    assert diagnose(opened, [text], n=5, k=20).same == 1
+    assert diagnose(bound, [text], n=5, k=20).same == 0
+    assert diagnose(bound, [text], n=5, k=20).documents == 20
+
+
+def test_labels_are_chosen_when_a_space_is_made(tmp_path):
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records(40)))
+    labelled = ["--label-field", "set", "--public", "a", "--quiet"]
+    refused = whet("index", source, tmp_path / "s", "--label-field", "set", "--quiet")
+    assert refused.exit_code == 2 and "name the label of the public ones" in refused.stderr
+    assert whet("index", source, tmp_path / "s", *labelled).exit_code == 0
+    assert told("space", "info", tmp_path / "s")["labels"] == {"field": "set", "public": "a"}
+    assert whet("index", source, tmp_path / "s", *labelled).exit_code == 0
+    other = whet("index", source, tmp_path / "s", "--label-field", "year", "--quiet")
+    assert other.exit_code == 1 and "chosen when it is made" in other.stderr
+    assert whet("index", source, tmp_path / "t", "--public", "a").exit_code == 2
