@@ -130,15 +130,23 @@ def check_no_leak(path):
     Segments.open(path).close()
 
 
+def pace(path):
+    """Seconds of an operation, on this machine, as busy as it is."""
+    perform(path, 0, 0)
+    start = time.monotonic()
+    DataSpace.open(path, EMBEDDER).extend([document(i) for i in range(9000, 9060)])
+    return time.monotonic() - start
+
+
 def sweep(folder, kills, seed):
     """Kill so many writers; gives how many operations were acknowledged between them."""
     build.PART, index.FROM, segment.MOST = 16, 100, 150
-    rng, done = random.Random(seed), 0
+    rng, done, pace_s = random.Random(seed), 0, pace(folder / "pace")
     for round_ in range(kills):
         if round_ % 12 == 0:  # now and then a new data space
             path, notes, number = folder / f"s{round_}", folder / f"n{round_}", 0
             note(notes, 0)
-        killed(path, notes, seed + round_ // 12, rng.random())
+        killed(path, notes, seed + round_ // 12, rng.random() * 4 * pace_s)
         now = check(path, notes, seed + round_ // 12)
         done, number = done + now - number, now
         if round_ % 12 == 11 and (path / FILE).exists():

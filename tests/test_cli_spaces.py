@@ -79,8 +79,13 @@ def test_a_filter_is_obeyed_and_a_wrong_one_told(space):
     asked = ["select", space, "red fox runs", "-n", 9, "-k", 20]
     picks = told(*asked, "--where", 'set == "b"')["picks"]
     assert all(int(pick["id"][1:]) % 2 for pick in picks)
-    for wrong, message in [("sett == 1", "'sett' is in no document"), ("year ==", "cannot be read"),
-                           ("year == 'a'", "holds number"), ("year", "expected `field == value`")]:  # fmt: skip
+    wrongs = {
+        "sett == 1": "'sett' is in no document",
+        "year ==": "cannot be read",
+        "year == 'a'": "holds number",
+        "year": "expected `field == value`",
+    }
+    for wrong, message in wrongs.items():
         result = whet(*asked, "--where", wrong)
         assert result.exit_code == 2 and message in result.stderr, result.stderr
     few = whet(*asked, "--where", "year < 2003")

@@ -40,7 +40,7 @@ def describe(path: Path) -> dict[str, Any]:
             "recall": min((m.recall for m in indexes), default=1.0),
             "effort": max((m.effort for m in indexes), default=1.0),
         },
-        "fields": {name: " or ".join(sorted(kinds)) for name, kinds in store.fields().items()},
+        "fields": {name: " or ".join(sorted(kinds)) for name, kinds in store.fields.items()},
         "unfinished": (path / STAGING).exists(),
     }
     if manifest.labels is not None:

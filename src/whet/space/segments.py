@@ -7,6 +7,7 @@ writes what is left anew.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,6 +121,7 @@ class Segments:
         found = [np.asarray(s.ids)[mask] for s, mask in zip(self.segments, masks, strict=True)]
         return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
 
+    @cached_property
     def fields(self) -> dict[str, set[str]]:
         """What can be filtered by: each field with the kinds of its values."""
         found: dict[str, set[str]] = {"id": {"text"}}
@@ -254,7 +256,8 @@ class Segments:
     def _passing(self, where: Filter | None) -> list[Mask]:
         if where is None:
             return self._visible
-        if where not in self._masks:
+        masks = self._masks.get(where)
+        if masks is None:
             self._check(where)
             masks = [
                 seen & matches(where, segment.columns)
@@ -263,11 +266,10 @@ class Segments:
             if len(self._masks) >= KEPT:
                 self._masks = {}
             self._masks[where] = masks
-            return masks
-        return self._masks[where]
+        return masks
 
     def _check(self, where: Filter) -> None:
-        check_fields(where, self.fields())
+        check_fields(where, self.fields)
 
     def _places(self, ids: Any) -> Int[Array, " n"]:
         """Where rows are, counted over all segments."""
