@@ -75,6 +75,7 @@ def build_index(path: Path, vectors: Vectors, seed: int = 0) -> Measured:
         for start in range(0, n, ADDED):
             rows = np.arange(start, min(n, start + ADDED))
             index.add(vectors.gather(rows).astype(np.float32))
+            vectors.forget()
     faiss.write_index(index, str(path))
     del index
     head = min(path.stat().st_size, lists * (4 * d + 16) + 16 * d + 65_536)
@@ -163,6 +164,7 @@ def _recalls(index: Index, vectors: Vectors, probes: Int[Array, " p"]) -> tuple[
     for rows, block in vectors.blocks():
         for pool, scores in zip(pools, np.abs(block @ narrow).T, strict=True):
             pool.offer(rows, scores)
+        vectors.forget()
     exact = []
     for aim, pool in zip(aims, pools, strict=True):
         scores = cosines(aim, vectors.gather(pool.rows))

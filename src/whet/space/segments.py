@@ -87,7 +87,9 @@ class Segments:
                 f"data space {path} was made by embedder {manifest.embedder} with fingerprint "
                 f"{manifest.fingerprint!r}, not {fingerprint!r}: rebuild it with `whet index`"
             )
-        live = [~np.isin(segment.ids, deleted) for segment in segments]
+        live = [
+            ~np.isin(s.ids, deleted) if len(deleted) else np.ones(s.count, bool) for s in segments
+        ]
         found = cls(path, manifest, segments, live, [True] * len(segments), faults)
         return found if where is None else found.restricted(where)
 

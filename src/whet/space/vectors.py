@@ -58,6 +58,12 @@ class Vectors:
         """As stored, in float16."""
         return np.take(self._scattered, rows, axis=0)
 
+    def forget(self) -> None:
+        """Let go of the memory that rows read so far take; the file stays mapped."""
+        self._scattered._mmap.madvise(mmap.MADV_DONTNEED)
+        if "_in_order" in self.__dict__:
+            self._in_order._mmap.madvise(mmap.MADV_DONTNEED)
+
     def blocks(
         self, allowed: Bool[Array, " n"] | None = None
     ) -> Iterator[tuple[Int[Array, " m"], Float[Array, "m d"]]]:
