@@ -132,4 +132,5 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
     if isinstance(value, list):
         return json.dumps(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if number else str(value)
