@@ -23,9 +23,9 @@ import numpy as np
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
+from whet.evaluate.protocol import Switches
 
 from whet.embedders import embedder_of
-from whet.evaluate.protocol import Switches
 from whet.evaluate.report import bits
 from whet.evaluate.run import evaluate, finished, read_meta
 from whet.maths.statistics import mean_estimate

@@ -35,6 +35,8 @@ class Score:
     bits: float
     bytes: int
     tokens: int
+    greedy: bool
+    """Whether each token is the likeliest after those before it."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -152,12 +154,13 @@ class LanguageModel:
             raise ValueError("text to score is empty: bits per byte need at least one byte")
         left, tokens = self.tokens(context), self.tokens(text)
         sequence = self._started(torch.cat([left, tokens]))
-        nats = 0.0
+        nats, greedy = 0.0, True
         for window in windows(len(sequence) - 1, self.context, skip=len(left)):
             logits = self._logits(sequence[window.start : window.stop])[-window.targets :]
             goal = sequence[window.stop + 1 - window.targets : window.stop + 1]
             nats += functional.cross_entropy(logits, goal, reduction="sum").item()
-        return Score(nats / math.log(2), len(text.encode()), len(tokens))
+            greedy = greedy and bool((logits.argmax(-1) == goal).all())
+        return Score(nats / math.log(2), len(text.encode()), len(tokens), greedy)
 
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
@@ -187,6 +190,17 @@ class LanguageModel:
                 f"has a context of {self.context}: shorten the prompt or lower max_tokens"
             )
         return tokens
+
+    def ending(self, prompt: str, max_tokens: int) -> str:
+        """The end of `prompt` that is `fitting`; all of it if it is, or if none can be."""
+        tokens, room = self.tokens(prompt), self.context - 1 - max_tokens
+        if len(tokens) <= room:
+            return prompt
+        for kept in range(room, 0, -1):  # cut within a character, a few may not come back alike
+            text = str(self.tokenizer.decode(tokens[-kept:]))
+            if len(self.tokens(text)) <= room:
+                return text
+        return prompt
 
     @contextmanager
     def lent(self) -> Iterator[None]:

@@ -54,11 +54,12 @@ class InContext:
         model, examples = self._model, self.examples(texts)
         front = functional.pad(examples, (1, 0), value=model.start)
         body = torch.cat([self._left, self._text])
-        nats = 0.0
+        nats, greedy = 0.0, True
         for window in windows(len(body), model.context - len(front), skip=len(self._left)):
             seen = body[max(window.start - 1, 0) : window.stop - 1]
             logits = model.network(input_ids=torch.cat([front, seen])[None], use_cache=False).logits
             wanted = logits[0, -window.targets :, : model.vocabulary].float()
             goal = body[window.stop - window.targets : window.stop]
             nats += functional.cross_entropy(wanted, goal, reduction="sum").item()
-        return Score(nats / math.log(2), self._bytes, len(self._text))
+            greedy = greedy and bool((wanted.argmax(-1) == goal).all())
+        return Score(nats / math.log(2), self._bytes, len(self._text), greedy)

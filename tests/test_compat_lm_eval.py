@@ -1,0 +1,113 @@
+"""Tasks of lm-evaluation-harness with sharpening: scores are the engine's, and leak nothing."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import world
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+
+from whet.compat.lm_eval import Sharpened
+from whet.engine import Engine
+from whet.spaces import Options, open_space
+
+CONTEXT, CHOICES = "alpha beta gamma", [" delta", " kappa"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return world.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def model(place):
+    return Sharpened(str(place / "space"), str(place / "model"), lr=1e-2, n=3, k=10)
+
+
+@pytest.fixture(scope="module")
+def engine(place, model):
+    loaded = model._engine.model
+    adaptation = loaded.adaptation("full", lr=1e-2)
+    return Engine(open_space(place / "space"), loaded, adaptation, options=Options(n=3, k=10))
+
+
+def ask(*texts):
+    return Instance(request_type="loglikelihood", doc={}, arguments=texts, idx=0)
+
+
+def nats(score):
+    return -score.bits * math.log(2)
+
+
+def test_a_continuation_is_scored_after_training_for_its_context(model, engine):
+    found = model.loglikelihood([ask(CONTEXT, choice) for choice in CHOICES], disable_tqdm=True)
+    for (value, _), choice in zip(found, CHOICES, strict=True):
+        assert value == pytest.approx(nats(engine.score(choice, prompt=CONTEXT).score), rel=1e-6)
+
+
+def test_greedy_is_what_generation_gives(model, engine):
+    sampling = {"max_gen_toks": 4, "until": []}
+    [text] = model.generate_until([ask(CONTEXT, sampling)], disable_tqdm=True)
+    other = ("x" if text[0] != "x" else "y") + text[1:]
+    [(_, same), (_, not_same)] = model.loglikelihood(
+        [ask(CONTEXT, text), ask(CONTEXT, other)], disable_tqdm=True
+    )
+    assert same and not not_same
+
+
+def test_a_whole_text_is_scored_before_it_is_learned_from(model, engine):
+    text = world.text(7)
+    [value] = model.loglikelihood_rolling([ask(text)], disable_tqdm=True)
+    half = (len(text) + 1) // 2
+    first = engine.model.score(text[:half])
+    second = engine.score(text[half:], prompt=text[:half]).score
+    assert value == pytest.approx(nats(first) + nats(second), rel=1e-6)
+
+
+def test_without_a_context_the_base_model_answers(model, engine):
+    [(value, _)] = model.loglikelihood([ask("", "delta")], disable_tqdm=True)
+    assert value == pytest.approx(nats(engine.model.score("delta")))
+
+
+def test_generation_ends_before_a_stop_text_and_takes_the_end_of_a_long_context(model, engine):
+    [free] = model.generate_until([ask(CONTEXT, {"max_gen_toks": 6})], disable_tqdm=True)
+    stop = free[2:4]
+    options = {"max_gen_toks": 6, "until": [stop]}
+    [stopped] = model.generate_until([ask(CONTEXT, options)], disable_tqdm=True)
+    assert stopped == free.partition(stop)[0]
+    long = "beta " * 40 + CONTEXT
+    ending = engine.model.ending(long, 6)
+    assert long.endswith(ending) and len(engine.model.tokens(ending)) == engine.model.context - 7
+    [text] = model.generate_until([ask(long, {"max_gen_toks": 6})], disable_tqdm=True)
+    assert text == engine.generate(ending, max_tokens=6).text
+
+
+def test_an_unknown_generation_option_is_refused(model):
+    with pytest.raises(ValueError, match="'num_beams' is not known"):
+        model.generate_until([ask(CONTEXT, {"num_beams": 4})], disable_tqdm=True)
+
+
+def test_a_task_runs_with_the_model_whet(place, tmp_path):
+    lines = [{"question": CONTEXT, "choices": CHOICES, "answer": 0}] * 2
+    world.write(tmp_path / "facts.jsonl", lines)
+    (tmp_path / "facts.yaml").write_text(
+        "task: facts\ndataset_path: json\n"
+        f"dataset_kwargs:\n  data_files:\n    test: {tmp_path / 'facts.jsonl'}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\n"
+        "doc_to_choice: '{{choices}}'\ndoc_to_target: '{{answer}}'\nmetric_list:\n"
+        "  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    told = {"space": str(place / "space"), "model": str(place / "model"), "n": 2, "k": 10}
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = simple_evaluate("whet", told, tasks=["facts"], task_manager=tasks, bootstrap_iters=0)
+    assert found["results"]["facts"]["acc,none"] in (0.0, 1.0)
+    assert found["n-samples"]["facts"]["effective"] == 2
+
+
+def test_its_command_line_is_lm_eval_s():
+    command = [sys.executable, "-m", "whet.compat.lm_eval", "run", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--model_args" in told.stdout
