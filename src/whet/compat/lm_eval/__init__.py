@@ -26,6 +26,7 @@ from whet.errors import optional
 from whet.evaluate.leakage import Task
 from whet.evaluate.switches import Switches
 from whet.maths.arrays import as_count
+from whet.space.progress import bar
 from whet.spaces import Options, open_space
 
 optional("lm_eval", "lm-eval")
@@ -34,7 +35,6 @@ import lm_eval.models  # noqa: E402, F401  # its own models are known beside our
 from lm_eval.api.instance import Instance  # noqa: E402  # after the extra was named
 from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.api.registry import register_model  # noqa: E402
-from tqdm import tqdm  # noqa: E402  # lm-eval's own bar
 
 log = logging.getLogger("whet")
 
@@ -106,12 +106,14 @@ class Sharpened(LM):  # type: ignore[misc]  # lm-eval has no types
         for place, request in enumerate(requests):
             by_context.setdefault(request.args[0], []).append(place)
         found: dict[int, tuple[float, bool]] = {}
-        for context, places in tqdm(by_context.items(), "sharpened", disable=disable_tqdm):
-            texts = [requests[place].args[1] for place in places]
-            scores = self._scores(context, context, texts)
-            for place, score in zip(places, scores, strict=True):
-                found[place] = _nats(score), score.greedy
-                self.cache_hook.add_partial("loglikelihood", requests[place].args, found[place])
+        with bar("sharpened", len(by_context), show=not disable_tqdm) as advance:
+            for context, places in by_context.items():
+                texts = [requests[place].args[1] for place in places]
+                scores = self._scores(context, context, texts)
+                for place, score in zip(places, scores, strict=True):
+                    found[place] = _nats(score), score.greedy
+                    self.cache_hook.add_partial("loglikelihood", requests[place].args, found[place])
+                advance(1)
         return [found[place] for place in range(len(requests))]
 
     def loglikelihood_rolling(
@@ -119,23 +121,27 @@ class Sharpened(LM):  # type: ignore[misc]  # lm-eval has no types
     ) -> list[float]:
         """Nats of each whole text, negated, scored chunk by chunk before it is learned from."""
         found = []
-        for request in tqdm(requests, "sharpened", disable=disable_tqdm):
-            [text] = request.args
-            tasks = Task.of(text, self._chunks)
-            scores = [self._scores(task.query, task.context, [task.text])[0] for task in tasks]
-            found.append(math.fsum(map(_nats, scores)))
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
+        with bar("sharpened", len(requests), show=not disable_tqdm) as advance:
+            for request in requests:
+                tasks = Task.of(request.args[0], self._chunks)
+                scores = [self._scores(task.query, task.context, [task.text])[0] for task in tasks]
+                found.append(math.fsum(map(_nats, scores)))
+                self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
+                advance(1)
         return found
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Each context's continuation, before the first of its stop texts."""
         found = []
-        for request in tqdm(requests, "sharpened", disable=disable_tqdm):
-            context, options = request.args
-            sampling = _sampling(options)
-            prompt = self._engine.model.ending(context, sampling.max_tokens)
-            found.append(self._engine.submit(Query(prompt=prompt, sampling=sampling)).result().text)
-            self.cache_hook.add_partial("generate_until", request.args, found[-1])
+        with bar("sharpened", len(requests), show=not disable_tqdm) as advance:
+            for request in requests:
+                context, options = request.args
+                sampling = _sampling(options)
+                prompt = self._engine.model.ending(context, sampling.max_tokens)
+                query = Query(prompt=prompt, sampling=sampling)
+                found.append(self._engine.submit(query).result().text)
+                self.cache_hook.add_partial("generate_until", request.args, found[-1])
+                advance(1)
         return found
 
     def apply_chat_template(
