@@ -6,6 +6,7 @@ import jaxtyping
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 32}  # before Ray is imported
 
 jaxtyping.install_import_hook("whet", "checker.checked")
 

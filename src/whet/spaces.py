@@ -10,6 +10,7 @@ from whet.errors import EmbedderMismatch, SpaceError
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 from whet.space.calibrate import GRID, calibrate
+from whet.space.cluster import SCHEME, find
 from whet.space.documents import try_documents
 from whet.space.embed import LSA
 from whet.space.filters import Filter, parse
@@ -105,6 +106,7 @@ def build_space(
     chunks: str = "whole",
     labels: Labels | None = None,
     progress: bool = False,
+    ray: str | None = None,
 ) -> DataSpace:
     """A data space of the texts of `source`; one that is there already gets what is new.
 
@@ -119,7 +121,7 @@ def build_space(
     name = Path(source).name
     if not (Path(path) / FILE).exists():
         made = embedder_of(embedder)
-        return DataSpace.build(documents, path, made, progress, source=name, labels=labels)
+        return DataSpace.build(documents, path, made, progress, source=name, labels=labels, ray=ray)
     manifest = read_manifest(Path(path))
     made_by = manifest.embedder  # another model is refused before it is loaded
     same_model = made_by.partition("@")[0] == embedder.partition("@")[0]
@@ -134,7 +136,7 @@ def build_space(
             f"data space {path} has labels {manifest.labels}, not {labels}: they are "
             "chosen when it is made"
         )
-    return DataSpace.open(path, made).extend(documents, progress, source=name)
+    return DataSpace.open(path, made).extend(documents, progress, source=name, ray=ray)
 
 
 def delete_documents(path: str | Path, ids: Sequence[str] = (), where: Filter | None = None) -> int:
@@ -156,7 +158,11 @@ def delete_documents(path: str | Path, ids: Sequence[str] = (), where: Filter | 
 def open_space(path: str | Path) -> DataSpace:
     """The data space at `path` with the embedder that made it, a language model's included.
 
+    `ray:HOST:PORT/NAME` is one that a Ray cluster serves.
+
     Raises:
         SpaceError: If there is no whole data space at `path`.
     """
-    return DataSpace.open(path, embedder_of(read_manifest(Path(path)).embedder))
+    served = str(path).startswith(SCHEME)
+    manifest = find(str(path)).manifest if served else read_manifest(Path(path))
+    return DataSpace.open(path, embedder_of(manifest.embedder))

@@ -21,6 +21,7 @@ AUTO: dict[str, Any] = {"type": number_or_auto, "metavar": "NUMBER|auto"}
 PATH = click.Path(path_type=Path)
 SPACE = click.argument("space", type=PATH)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+RAY = click.option("--ray", metavar="HOST:PORT|local", help="Ray cluster whose workers do it.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 
 

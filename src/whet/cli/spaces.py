@@ -1,8 +1,11 @@
-"""Verbs that look after a data space: info, verify, compact, delete, export and doctor."""
+"""Verbs that look after a data space, and the one that serves it."""
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -117,6 +120,31 @@ def doctor(
         opened = opened.restricted(parse(where))
     found = diagnose(opened, list(_texts(prompts, most)), n=n, k=k)
     show({**asdict(found), "verdict": found.verdict()}, as_json, str(found))
+
+
+@space.command()
+@SPACE
+@click.option("--ray", "address", required=True, metavar="HOST:PORT|local", help="The cluster.")
+@click.option("--shards", type=int, help="Parts of SPACE [default: one a machine].")
+@click.option("--replicas", default=1, show_default=True, help="Actors of each part.")
+@click.option("--name", help="By which it is found [default: SPACE's].")
+@JSON
+def serve(
+    space: Path, address: str, shards: int | None, replicas: int, name: str | None, as_json: bool
+) -> None:
+    """Serve SPACE by a Ray cluster until interrupted; other verbs take the address it prints.
+
+    Every machine must see SPACE at the same path. A token is asked of all: see docs/scale.md.
+    """
+    from whet.space.cluster import serve as start
+
+    with closing(start(space, address, shards=shards, replicas=replicas, name=name)) as served:
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        show({"address": served.address}, as_json, served.address)
+        sys.stdout.flush()
+        stop.wait()
 
 
 def _texts(prompts: Path | None, most: int) -> Iterator[str]:

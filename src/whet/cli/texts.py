@@ -9,6 +9,7 @@ from whet.cli.shared import (
     JSON,
     PATH,
     QUIET,
+    RAY,
     SELECTION,
     SPACE,
     calibrated_options,
@@ -36,11 +37,12 @@ from whet.cli.shared import (
 )
 @click.option("--label-field", help="Field that says who may read a document.")
 @click.option("--public", help="Its value where everybody may: lsa is fitted on these only.")
+@RAY
 @JSON
 @QUIET
 def index(
     source: str, space: Path, embedder: str, text_field: str, chunks: str,
-    label_field: str | None, public: str | None, as_json: bool, quiet: bool,
+    label_field: str | None, public: str | None, ray: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Make a data space of SOURCE: JSONL(.gz, .zst), Parquet, a folder of texts, hf:DATASET or "-".
 
@@ -57,7 +59,7 @@ def index(
     labels = None if label_field is None else Labels(field=label_field, public=public)
     made = build_space(
         source, space, embedder, text_field=text_field, chunks=chunks, labels=labels,
-        progress=not quiet,
+        progress=not quiet, ray=ray,
     )  # fmt: skip
     failed = made.manifest.failed
     record = {"space": str(space), "documents": len(made), "embedder": made.embedder.name}

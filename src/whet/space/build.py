@@ -26,6 +26,7 @@ from whet.space.sealing import label_of, seal
 from whet.space.segments import Segments
 from whet.space.staging import CHARACTERS, EMBEDDER, PART, Seen, Staging, Texts
 from whet.space.vectors import as_stored, odd_lengths
+from whet.space.workers import connected, spread
 from whet.space.writer import SegmentsWriter
 
 FAILED = "failed.jsonl"
@@ -41,8 +42,12 @@ def build(
     source: str,
     labels: Labels | None,
     progress: bool,
+    ray: str | None = None,
 ) -> None:
-    """Write a new data space; without an embedder, `lsa` is fitted on the documents."""
+    """Write a new data space; without an embedder, `lsa` is fitted on the documents.
+
+    `ray` is the address of a cluster whose workers embed.
+    """
     if embedder is None and labels is not None and labels.public is None:
         raise ValueError(
             "lsa would be fitted on texts that not everybody may read: name the label of the "
@@ -52,23 +57,26 @@ def build(
     new = Manifest(embedder="", fingerprint="", dimension=0, source=source, labels=labels)
     with SegmentsWriter(path, new=new) as writer:
         try:
-            _add(writer, documents, embedder, source, progress)
+            _add(writer, documents, embedder, source, progress, ray)
         except (ValueError, SourceError):
             if not there:
                 os.rmdir(path)
             raise
 
 
-def extend(documents: Reading, path: Path, embedder: Embedder, source: str, progress: bool) -> None:
+def extend(
+    documents: Reading, path: Path, embedder: Embedder, source: str, progress: bool,
+    ray: str | None = None,
+) -> None:  # fmt: skip
     """Add what is new among `documents`; the data space's `lsa` stays as it is."""
     with SegmentsWriter(path) as writer:
         Segments.open(path, fingerprint=embedder.fingerprint).close()
-        _add(writer, documents, embedder, source, progress)
+        _add(writer, documents, embedder, source, progress, ray)
 
 
 def _add(
     writer: SegmentsWriter, documents: Reading, embedder: Embedder | None, source: str,
-    progress: bool,
+    progress: bool, ray: str | None,
 ) -> None:  # fmt: skip
     """What is wrong with the call or the source leaves nothing; from all else it can go on."""
     name, fingerprint = (embedder.name, embedder.fingerprint) if embedder else (LSA.name, "")
@@ -79,7 +87,7 @@ def _add(
             if not staging.read:
                 _spool(documents, staging, writer.snapshot(), progress)
             used = embedder or _fitted(writer, staging, progress)
-            _embed(staging, used, progress)
+            _embed(staging, used, progress, ray)
             _commit(writer, staging, used, progress)
         except (ValueError, SourceError):
             staging.remove()
@@ -162,15 +170,28 @@ def _fitted(writer: SegmentsWriter, staging: Staging, progress: bool) -> LSA:
     return LSA.load(folder)
 
 
-def _embed(staging: Staging, embedder: Embedder, progress: bool) -> None:
+def _embed(staging: Staging, embedder: Embedder, progress: bool, ray: str | None) -> None:
+    """Here, or by the workers of a cluster; in either case a part is journaled as it is done."""
+    embedded = [part for part in range(staging.parts) if staging.embedded(part)]
+    left = ((part, as_strings(staging.rows(part)["text"])) for part in range(staging.parts)
+            if not staging.embedded(part))  # fmt: skip
+    made = (
+        (_part(embedder, *one) for one in left)
+        if ray is None
+        else spread(connected(ray), _part, embedder, left)
+    )
     total = sum(staging.count(part) for part in range(staging.parts))
     with bar("embedding", total, show=progress) as done:
-        for part in range(staging.parts):
-            if not staging.embedded(part):
-                texts = as_strings(staging.rows(part)["text"])
-                vectors, failures = _encoded(embedder, texts)
-                staging.embed(part, vectors, failures)
+        done(sum(staging.count(part) for part in embedded))
+        for part, vectors, failures in made:
+            staging.embed(part, vectors, failures)
             done(staging.count(part))
+
+
+def _part(
+    embedder: Embedder, part: int, texts: list[str]
+) -> tuple[int, Float[Array, "n d"], dict[int, str]]:
+    return part, *_encoded(embedder, texts)
 
 
 def _encoded(embedder: Embedder, texts: list[str]) -> tuple[Float[Array, "n d"], dict[int, str]]:

@@ -40,6 +40,7 @@ class Segments:
         visible: list[Mask],
         whole: list[bool],
         faults: list[str],
+        complete: bool = True,
     ) -> None:
         """Use `open`.
 
@@ -51,11 +52,13 @@ class Segments:
             whole: Whether all rows of a segment may be read, deleted ones included: its index is
                 fitted on them, so nobody else may use it.
             faults: Segments that could not be opened, and why.
+            complete: Whether a field that is in no row here is in no row of the store.
         """
         self.path, self.manifest, self.faults = path, manifest, faults
         self.dimension, self.version = manifest.dimension, manifest.version
         self.fingerprint = manifest.fingerprint
         self.segments, self._visible, self._whole = segments, visible, whole
+        self._complete = complete
         self._starts = np.cumsum([0] + [segment.count for segment in segments])
         self._masks: dict[Filter, list[Mask]] = {}
 
@@ -93,6 +96,25 @@ class Segments:
         found = cls(path, manifest, segments, live, [True] * len(segments), faults)
         return found if where is None else found.restricted(where)
 
+    @classmethod
+    def shard(cls, path: Path, manifest: Manifest, deleted: Int[Array, " n"]) -> "Segments":
+        """The segments that `manifest` names, be it replaced by now or only a part of the store's.
+
+        A filter's fields are not checked: they may be in another part.
+
+        Raises:
+            SpaceError: If a segment is broken, or gone.
+        """
+        try:
+            segments = [_segment(path, name, manifest.version) for name in manifest.segments]
+        except _Replaced:
+            raise SpaceError(
+                f"version {manifest.version} of {path} is gone: open the data space again"
+            ) from None
+        _prepare(segments, manifest)
+        live = [~np.isin(segment.ids, deleted) for segment in segments]
+        return cls(path, manifest, segments, live, [True] * len(segments), [], complete=False)
+
     def restricted(self, where: Filter) -> "Segments":
         """See `Reader.restricted`. An index that was fitted on rows that fail is not used."""
         self._check(where)
@@ -104,6 +126,7 @@ class Segments:
             [seen & mask for seen, mask in zip(self._visible, passing, strict=True)],
             [old and bool(m.all()) for old, m in zip(self._whole, passing, strict=True)],
             self.faults,
+            self._complete,
         )
 
     def close(self) -> None:
@@ -271,18 +294,28 @@ class Segments:
         return masks
 
     def _check(self, where: Filter) -> None:
-        check_fields(where, self.fields)
+        if self._complete:
+            check_fields(where, self.fields)
+
+    def holds(self, ids: Any) -> Mask:
+        """Which of the rows are here."""
+        return self._found(np.asarray(ids, dtype=np.int64).reshape(-1)) >= 0
 
     def _places(self, ids: Any) -> Int[Array, " n"]:
         """Where rows are, counted over all segments."""
         wanted = np.asarray(ids, dtype=np.int64).reshape(-1)
+        places = self._found(wanted)
+        if (places < 0).any():
+            raise IndexError(f"row {wanted[places < 0][0]} is not in the data space")
+        return places
+
+    def _found(self, wanted: Int[Array, " n"]) -> Int[Array, " n"]:
+        """Where rows are; -1 for those that are not."""
         places = np.full(len(wanted), -1, np.int64)
         for number, (segment, seen) in enumerate(zip(self.segments, self._visible, strict=True)):
             own = segment.places(wanted)
             here = (own >= 0) & seen[own]
             places[here] = own[here] + self._starts[number]
-        if (places < 0).any():
-            raise IndexError(f"row {wanted[places < 0][0]} is not in the data space")
         return places
 
     def _by_segment(self, places: Int[Array, " n"]) -> list[tuple[int, Int[Array, " m"]]]:
@@ -323,11 +356,15 @@ def _opened(path: Path, partial: bool) -> tuple[Manifest, list[Segment], Array, 
             deleted = deleted_ids(path, manifest)
         except _Replaced:
             continue
-        size = sum(segment.count for segment in segments) * manifest.dimension * 4
-        for segment in segments:
-            segment.vectors.in_memory = size <= exact_search.IN_MEMORY
-            segment.vectors.normalized = manifest.normalized
+        _prepare(segments, manifest)
         return manifest, segments, deleted, faults
+
+
+def _prepare(segments: list[Segment], manifest: Manifest) -> None:
+    size = sum(segment.count for segment in segments) * manifest.dimension * 4
+    for segment in segments:
+        segment.vectors.in_memory = size <= exact_search.IN_MEMORY
+        segment.vectors.normalized = manifest.normalized
 
 
 def _segment(path: Path, name: str, version: int) -> Segment:

@@ -11,10 +11,11 @@ from whet.errors import EmbedderMismatch, SpaceError
 from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.build import Reading
+from whet.space.cluster import SCHEME, Cluster, find
 from whet.space.documents import Document
 from whet.space.embed import LSA, Embedder, SentenceEncoder
 from whet.space.filters import Filter, both
-from whet.space.manifest import Labels, Manifest, read_manifest
+from whet.space.manifest import Labels, Manifest
 from whet.space.segments import Segments
 from whet.space.staging import EMBEDDER
 from whet.space.store import Near, Reader, Sign
@@ -53,6 +54,7 @@ class DataSpace:
         *,
         source: str = "",
         labels: Labels | None = None,
+        ray: str | None = None,
     ) -> "DataSpace":
         """Make a data space at `path`, or go on with making it where that was killed.
 
@@ -66,13 +68,14 @@ class DataSpace:
             progress: Draw bars on stderr.
             source: Where the documents come from, in words.
             labels: What is not for everybody: then nothing is fitted across labels.
+            ray: Address of a Ray cluster (HOST:PORT, or `local`) whose workers embed.
 
         Raises:
             SourceError: If there are no documents, or the source cannot go on.
             SpaceError: If `path` holds anything else, or cannot be written.
             ValueError: If `lsa` would be fitted on documents that are not public.
         """
-        build.build(documents, Path(path), embedder, source, labels, progress)
+        build.build(documents, Path(path), embedder, source, labels, progress, ray)
         return cls.open(path, embedder)
 
     @classmethod
@@ -89,19 +92,26 @@ class DataSpace:
         Its embedder comes along where it is `lsa` or `st:…`; another must be given.
 
         Args:
-            path: Its folder.
+            path: Its folder; or `ray:HOST:PORT/NAME`, where it is served by a Ray cluster.
             embedder: The one that made it.
             where: Only what passes can be seen, whatever is asked later.
-            partial: Leave out segments that are broken, instead of refusing.
+            partial: Leave out segments that are broken, or shards that do not answer, instead of
+                refusing.
 
         Raises:
             SpaceError: If it is missing, of another format, or its files are broken.
             EmbedderMismatch: If another embedder made it.
             ValueError: If the filter has a field that no document has.
         """
-        path = Path(path)
-        manifest = read_manifest(path)
-        embedder = _own_embedder(path, manifest) if embedder is None else embedder
+        store: Segments | Cluster
+        if str(path).startswith(SCHEME):
+            store = find(str(path), partial=partial)
+            path = store.opening.path
+        else:
+            path = Path(path)
+            store = Segments.open(path, partial=partial)
+        manifest = store.manifest
+        embedder = _own_embedder(path, store) if embedder is None else embedder
         made_by = (manifest.dimension, manifest.fingerprint)
         if (embedder.dimension, embedder.fingerprint) != made_by:
             raise EmbedderMismatch(
@@ -109,8 +119,8 @@ class DataSpace:
                 f"{manifest.embedder}, but another {embedder.name} makes {embedder.dimension}: "
                 f"rebuild it with `whet index --embedder {embedder.name}`"
             )
-        store = Segments.open(path, where=where, partial=partial, fingerprint=embedder.fingerprint)
-        return cls(path, store.manifest, embedder, store, where)
+        opened = cls(path, manifest, embedder, store)
+        return opened if where is None else opened.restricted(where)
 
     def restricted(self, where: Filter) -> "DataSpace":
         """The same, of which only what passes `where` can be seen, whatever is asked later.
@@ -122,7 +132,12 @@ class DataSpace:
         return DataSpace(self.path, self.manifest, self.embedder, store, bound)
 
     def extend(
-        self, documents: Reading, progress: bool = False, *, source: str = ""
+        self,
+        documents: Reading,
+        progress: bool = False,
+        *,
+        source: str = "",
+        ray: str | None = None,
     ) -> "DataSpace":
         """Add the documents that are not there yet, all or none, and open the data space again.
 
@@ -134,7 +149,7 @@ class DataSpace:
             SpaceError: As `build`, or if another process is writing.
         """
         self._assert_whole()
-        build.extend(documents, self.path, self.embedder, source, progress)
+        build.extend(documents, self.path, self.embedder, source, progress, ray)
         return DataSpace.open(self.path, self.embedder)
 
     def delete(self, *, ids: Sequence[str] = (), where: Filter | None = None) -> "DataSpace":
@@ -242,13 +257,14 @@ class DataSpace:
             raise ValueError(f"k is {k}, but {passing} documents pass the filter: lower k")
 
 
-def _own_embedder(path: Path, manifest: Manifest) -> Embedder:
-    if manifest.embedder == LSA.name:
-        return LSA.load(path / EMBEDDER)
-    kind, _, model = manifest.embedder.partition(":")
+def _own_embedder(path: Path, store: Segments | Cluster) -> Embedder:
+    name = store.manifest.embedder
+    if name == LSA.name:
+        return store.lsa() if isinstance(store, Cluster) else LSA.load(path / EMBEDDER)
+    kind, _, model = name.partition(":")
     if kind == "st" and "@" not in model:
         return SentenceEncoder(model)
     raise SpaceError(
-        f"data space {path} was made by embedder {manifest.embedder}, which it cannot load by "
+        f"data space {path} was made by embedder {name}, which it cannot load by "
         "itself: give that embedder when opening it"
     )

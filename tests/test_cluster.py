@@ -1,0 +1,210 @@
+"""Shards on two Ray nodes of this machine keep the store's rules, and answer though some die."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conformance import *  # noqa: F403  # its tests, and the fixture they share
+from conformance import assert_same, in_segments, table, units
+from hashing import DyingOnce, HashingEmbedder
+
+from whet.cli import main
+from whet.errors import SpaceError
+from whet.space.cluster import Opening, find, serve
+from whet.space.documents import Document
+from whet.space.filters import Compare, parse
+from whet.space.shard import parts
+from whet.space.space import DataSpace
+from whet.space.writer import SegmentsWriter
+
+
+def ray():
+    return importlib.import_module("ray")
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes, size = Nodes(), {"num_cpus": 2, "object_store_memory": 80 * 2**20}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        nodes.add_node(node_ip_address="127.0.0.2", include_dashboard=False, **size)
+        nodes.add_node(node_ip_address="127.0.0.3", **size)
+    yield nodes.address
+    ray().shutdown()
+    nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def hosts(nodes, tmp_path_factory):
+    """The names of two shards, which answer for any folder: each question says of which."""
+    folder = tmp_path_factory.mktemp("served") / "first"
+    in_segments(folder).add(table(3), units(3))
+    served = serve(folder, nodes)
+    yield find(served.address).opening.hosts
+    served.close()
+
+
+class Written:
+    """Writes go through the one writer of the segments, reads through the shards."""
+
+    def __init__(self, folder, hosts):
+        self._writer, self._hosts = in_segments(folder), hosts
+        self.add, self.delete = self._writer.add, self._writer.delete
+
+    def snapshot(self, hosts=None, partial=False, timeout_s=30.0):
+        self.near = self._writer.snapshot()
+        opening = Opening.of(self.near, hosts or self._hosts)
+        return opening.reader(ray(), partial=partial, timeout_s=timeout_s)
+
+    def close(self):
+        self._writer.close()
+
+
+@pytest.fixture
+def make(hosts):
+    return lambda folder: Written(folder, hosts)
+
+
+def actor(name):
+    return ray().get_actor(name, namespace="whet")
+
+
+def pid(name):
+    return ray().get(actor(name).__ray_call__.remote(lambda self: os.getpid()))
+
+
+def test_a_shard_killed_while_it_is_asked_answers_again(store, hosts):
+    reader, best = store.snapshot(), store.near.search(units(2), 60)
+    victim = pid(hosts[0][0])
+    actor(hosts[0][0]).__ray_call__.remote(lambda self: time.sleep(60))  # the question waits
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(reader.search, units(2), 60)
+        ray().get(actor(hosts[1][0]).__ray_call__.remote(lambda self: None))
+        os.kill(victim, signal.SIGKILL)
+        assert_same(found.result(), best)
+    assert pid(hosts[0][0]) != victim
+
+
+@pytest.fixture
+def silent(hosts):
+    """The second shard does not answer."""
+    victim = pid(hosts[1][0])
+    os.kill(victim, signal.SIGSTOP)
+    yield
+    os.kill(victim, signal.SIGCONT)
+
+
+def test_what_lacks_a_shard_is_an_error_unless_allowed(store, silent):
+    with pytest.raises(SpaceError, match="1 of 2 shards did not answer, such as 1: it was silent"):
+        store.snapshot(timeout_s=0.5).search(units(2), 5)
+    found = store.snapshot(timeout_s=0.5, partial=True).search(units(2), 60, exact=True)
+    assert (found.shards_ok, found.shards, found.exact) == (1, 2, False)
+    assert (found.ids >= 0).sum(axis=1).tolist() == [30, 30]
+
+
+def test_a_replica_answers_for_a_silent_one(store, hosts, silent):
+    [one], [other] = hosts
+    reader = store.snapshot(hosts=[[one], [other, one]], timeout_s=2)
+    for _ in range(2):
+        assert_same(reader.search(units(2), 60), store.near.search(units(2), 60))
+
+
+def test_a_broken_file_is_named_by_its_shard(store):
+    reader = store.snapshot()
+    broken = max(store.near.path.glob("segments/*/vectors.npy"))
+    broken.write_bytes(b"")
+    with pytest.raises(SpaceError, match=f"{broken} is broken"):
+        reader.search(units(2), 5)
+
+
+def test_nothing_that_a_filter_forbids_leaves_a_shard(store, hosts):
+    store.snapshot()
+    part, where = parts(store.near, 2)[0], Compare("i", "<", 5)
+    for question, asked in [
+        ("ids", ()),
+        ("vectors", (np.arange(60),)),
+        ("rows", (np.arange(60), ["id"])),
+    ]:
+        answer = ray().get(actor(hosts[0][0]).ask.remote(part, where, question, *asked))
+        assert len(answer if question == "ids" else answer.values) in (0, 5)
+
+
+@pytest.fixture
+def space(tmp_path):
+    texts = [f"{w} {v} {n}" for n in range(20) for w in ("red", "blue") for v in ("sea", "sky")]
+    documents = [Document(f"t{i}", text, {"i": i}) for i, text in enumerate(texts)]
+    made = DataSpace.build(documents[:50], tmp_path / "colours")
+    return made.extend(documents[50:])
+
+
+def test_a_served_space_is_the_folder_s(space, nodes):
+    served = serve(space.path, nodes, replicas=2, name="colours")
+    far = DataSpace.open(served.address, where=parse("i < 60"))
+    near = space.restricted(parse("i < 60"))
+    assert len(far) == 60 and far.embedder.fingerprint == space.embedder.fingerprint
+    query = space.embedder.encode(["blue sea"])
+    [one], [other] = far.search(query, 9), near.search(query, 9)
+    np.testing.assert_array_equal(one.rows, other.rows)
+    assert far.texts(one.rows) == near.texts(one.rows)
+    with pytest.raises(SpaceError, match="'colours' is served at .* already"):
+        serve(space.path, nodes, name="colours")
+    served.close()
+    with pytest.raises(SpaceError, match="no data space 'colours' is served"):
+        DataSpace.open(served.address)
+
+
+def test_who_opened_earlier_stays_with_that_version(space, nodes):
+    served = serve(space.path, nodes, name="versions")
+    before = DataSpace.open(served.address)
+    space.delete(where=parse("i < 70"))
+    with SegmentsWriter(space.path) as writer:
+        writer.compact()
+    assert len(DataSpace.open(served.address)) == 10
+    os.kill(pid("versions/0/0"), signal.SIGKILL)
+    assert len(before.texts(before.rows)) == 80
+    served.close()
+
+
+def test_workers_embed_as_this_process_does_though_one_dies(nodes, tmp_path):
+    texts = [Document(f"t{i}", f"word{i % 7} {i}", {}) for i in range(5000)]
+    near = DataSpace.build(texts, tmp_path / "near", HashingEmbedder())
+    far = DataSpace.build(texts, tmp_path / "far", DyingOnce(tmp_path / "died"), ray=nodes)
+    assert (tmp_path / "died").exists()
+    assert far.ids == near.ids
+    np.testing.assert_array_equal(far.vectors(far.rows), near.vectors(near.rows))
+
+
+def test_the_command_line_serves_until_it_is_told_to_stop(space, nodes):
+    command = [sys.executable, "-m", "whet", "space", "serve", str(space.path), "--ray", nodes]
+    with subprocess.Popen(
+        [*command, "--name", "cli"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        address = process.stdout.readline().strip()
+        assert address == f"ray:{nodes}/cli"
+        found = CliRunner().invoke(main, ["select", address, "blue sky", "-n", "3", "-k", "5"])
+        process.terminate()
+    assert found.exit_code == 0 and "blue sky" in found.output and process.returncode == 0
+    again = CliRunner().invoke(main, ["select", address, "blue sky"])
+    assert again.exit_code == 1 and "no data space 'cli' is served" in again.output
+
+
+@pytest.mark.parametrize("address, told", [
+    ("ray:127.0.0.2:1/x", "no Ray cluster answers at 127.0.0.2:1"),
+    ("ray:nowhere/x", "'nowhere': expected HOST:PORT"),
+])  # fmt: skip
+def test_an_address_that_is_none_is_told_at_once(address, told):
+    code = "import sys; from whet.cli import main; main(sys.argv[1:])"
+    asked = [sys.executable, "-c", code, "select", address, "a prompt"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    assert told in found.stderr and found.returncode in (1, 2)
