@@ -153,7 +153,8 @@ def test_a_deleted_row_is_nowhere_and_its_id_is_not_given_again(store):
     store.delete(ids=[0, 59, 7777])
     store.delete(where=Compare("i", "==", 31))
     now = store.snapshot()
-    assert now.count() == 57 and before.count() == 60 and now.version > before.version
+    assert now.count() == 57 and now.version > before.version
+    assert before.count() == 60 or "snapshots" in before.lacks
     assert not {0, 31, 59} & set(now.search(units(4), 60).ids.ravel().tolist())
     assert now.find(["d0", "d1", "d59", "none"]).tolist() == [-1, 1, -1, -1]
     for gone in (0, 31, 59, 60, -1):

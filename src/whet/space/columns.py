@@ -38,7 +38,7 @@ class ColumnsWriter:
         columns: dict[str, list[Any]] = defaultdict(lambda: [None] * len(metas))
         for place, meta in enumerate(metas):
             for field, value in json.loads(meta).items():
-                type_ = _type(value)
+                type_ = type_of(value)
                 if type_ is not None:
                     columns[f"{type_} {field}"][place] = value
         for name in columns:
@@ -127,7 +127,8 @@ def _stitched(chunks: list[pa.Array]) -> Bool[Array, " n"]:
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
-def _type(value: Any) -> str | None:
+def type_of(value: Any) -> str | None:
+    """The kind of column that holds a value; None if none does."""
     if isinstance(value, bool):
         return "truth"
     if isinstance(value, int):

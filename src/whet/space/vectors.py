@@ -109,7 +109,7 @@ class Pool:
     def __init__(self, k: int, dimension: int) -> None:
         self.rows = np.empty(0, np.int64)
         self._scores = np.empty(0, np.float32)
-        self._k, self._margin, self._floor = k, 2 * _error(dimension), -np.inf
+        self._k, self._margin, self._floor = k, 2 * error(dimension), -np.inf
 
     def offer(self, rows: Int[Array, " m"], scores: Float[Array, " m"]) -> None:
         new = np.flatnonzero(scores >= self._floor)
@@ -161,7 +161,7 @@ def cut(scores: Float[Array, " m"], ids: Int[Array, " m"], k: int, sign: Sign) -
     return kept[np.lexsort((ids[kept], -sizes[kept]))]
 
 
-def _error(d: int) -> float:
+def error(d: int) -> float:
     """By how much a float32 product with a stored row may miss the cosine.
 
     Rounding a unit row to float16 changes its length by 2⁻¹¹ and, of tiny numbers, √d 2⁻²⁵; a sum
