@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import world
 from click.testing import CliRunner
 from conformance import *  # noqa: F403  # its tests, and the fixture they share
 from conformance import assert_same, in_segments, table, units
@@ -183,6 +185,34 @@ def test_workers_embed_as_this_process_does_though_one_dies(nodes, tmp_path):
     assert (tmp_path / "died").exists()
     assert far.ids == near.ids
     np.testing.assert_array_equal(far.vectors(far.rows), near.vectors(near.rows))
+
+
+def kill_first(title):
+    while True:
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (process / "cmdline").read_bytes().startswith(title):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return int(process.name)
+
+
+def test_a_run_loses_nothing_to_a_dead_worker_and_counts_nothing_twice(nodes, tmp_path):
+    here = world.build(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_first, b"ray::_record")
+        far = world.run(here, tmp_path / "far", ray=nodes)
+        assert killed.result()
+    near = world.run(here, tmp_path / "near")
+    one, two = (
+        {(r["prompt"], r["method"], r["part"], r["step"]): r for r in run.table.to_pylist()}
+        for run in (near, far)
+    )
+    assert one.keys() == two.keys() and len(near.table) == len(far.table)
+    for key, row in one.items():
+        assert two[key]["document"] == row["document"]
+        assert (two[key]["bits"] or 0) == pytest.approx(row["bits"] or 0, rel=1e-5)
+    with pytest.raises(ValueError, match="workers is 2, but Ray's cluster has its own"):
+        world.run(here, tmp_path / "far", ray=nodes, workers=2)
 
 
 def test_the_command_line_serves_until_it_is_told_to_stop(space, nodes):

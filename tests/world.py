@@ -38,8 +38,8 @@ def switches(world, **changes):
     return Switches(**{"model": str(world / "model"), **small, **changes})
 
 
-def run(world, out, *, per_set=0, workers=1, prompts=None, **changes):
+def run(world, out, *, per_set=0, workers=1, ray=None, prompts=None, **changes):
     prompts = prompts or world / "prompts.jsonl"
     data = Data(space=str(world / "space"), prompts=str(prompts), per_set=per_set)
-    evaluate(data, out, switches(world, **changes), workers=workers, progress=False)
+    evaluate(data, out, switches(world, **changes), workers=workers, ray=ray, progress=False)
     return Run.open(out)

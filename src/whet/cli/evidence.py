@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from whet.cli.shared import JSON, PATH, QUIET, read, show
+from whet.cli.shared import JSON, PATH, QUIET, RAY, read, show
 
 WORTH = click.option(
     "--worth", default=0.0, show_default=True, help="Bits per byte that a second must save."
@@ -26,6 +26,7 @@ DROP_LEAKS = click.option(
 @click.option("--out", required=True, type=PATH, help="Folder of the run.")
 @click.option("--per-set", type=click.IntRange(1), help="First documents a set [default: all].")
 @click.option("--workers", default=1, show_default=True, help="Processes, of one thread each.")
+@RAY
 @click.option("--config", type=PATH, help="Data and switches in TOML: see docs/protocol.md.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One switch.")
 @click.option("--advise", metavar="PROMPT", help="Tell what PROMPT is worth, by the run in --out.")
@@ -35,8 +36,8 @@ DROP_LEAKS = click.option(
 @QUIET
 def evaluate(
     space: Path, prompts: str | None, out: Path, per_set: int | None, workers: int,
-    config: Path | None, overrides: tuple[str, ...], advise: str | None, worth: float,
-    drop_leaks: bool, as_json: bool, quiet: bool,
+    ray: str | None, config: Path | None, overrides: tuple[str, ...], advise: str | None,
+    worth: float, drop_leaks: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Every method on every prompt, in bits per byte; a run cut short goes on where it stopped.
 
@@ -60,7 +61,7 @@ def evaluate(
         return
     if not data.space or not data.prompts:
         raise click.UsageError("name SPACE and --prompts, or a FILE.toml whose [data] does")
-    evaluate(data, out, made.switches, workers=workers, progress=not quiet)
+    evaluate(data, out, made.switches, workers=workers, ray=ray, progress=not quiet)
     _report(out, None, as_json, drop_leaks)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,28 @@ from whet.evaluate.trial import Evaluator
 from whet.maths.arrays import as_count
 from whet.space.files import locked, write_json
 from whet.space.progress import bar
+from whet.space.workers import connected, spread
 from whet.spaces import open_space
 
 
 def evaluate(
-    data: Data, folder: Path, switches: Switches, *, workers: int = 1, progress: bool = True
-) -> None:
+    data: Data, folder: Path, switches: Switches, *, workers: int = 1, ray: str | None = None,
+    progress: bool = True,
+) -> None:  # fmt: skip
     """Evaluate `switches.methods` on the prompts of `data`; `Run.open(folder)` reads the outcome.
 
     A prompt that is done already is not done again, so more prompts extend a run. With `workers`,
     as many processes evaluate a prompt each, on one thread; what they find is kept as they end.
+    With `ray`, the address of a cluster, its processors do, and a prompt whose worker dies is
+    evaluated again; every machine must see the space and the model at the same place.
 
     Raises:
         WhetError: If the space, the prompts or the model cannot be read, `folder` holds another
             run or is being written, or a worker process dies.
+        ValueError: If both `workers` and `ray` are given.
     """
-    as_count(workers, "workers")
+    if as_count(workers, "workers") > 1 and ray is not None:
+        raise ValueError(f"workers is {workers}, but Ray's cluster has its own: leave one out")
     space, prompts = data.opened(progress), data.read()
     evaluator = Evaluator(space, LanguageModel.load(switches.model), switches)
     begin(
@@ -56,11 +63,12 @@ def evaluate(
         done = repair(folder)
         left = [prompt for prompt in prompts.prompts if prompt.document.id not in done]
         with bar(f"evaluate {folder.name}", len(left), show=progress) as advance:
-            records: Iterator[dict[str, Any]] = (
-                map(evaluator.record, left)
-                if workers == 1
-                else _parallel(left, data.space, switches, workers)
-            )
+            of = data.space, switches
+            records: Iterator[dict[str, Any]] = map(evaluator.record, left)
+            if ray is not None:
+                records = spread(connected(ray), _record, of, ((prompt,) for prompt in left))
+            elif workers > 1:
+                records = _parallel(of, left, workers)
             for record in records:
                 append(folder, record)
                 advance(1)
@@ -68,13 +76,12 @@ def evaluate(
 
 
 def _parallel(
-    left: list[Prompt], space: str, switches: Switches, workers: int
+    of: tuple[str, Switches], left: list[Prompt], workers: int
 ) -> Iterator[dict[str, Any]]:
     """The records of `left`, each as soon as a worker has it."""
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, spawn, _start, (space, switches))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
-        futures: list[Future[dict[str, Any]]] = [pool.submit(_record, prompt) for prompt in left]
+        futures: list[Future[dict[str, Any]]] = [pool.submit(_record, of, one) for one in left]
         broken = None
         for future in as_completed(futures):
             try:
@@ -90,16 +97,15 @@ def _parallel(
         pool.shutdown(cancel_futures=True)
 
 
-_own: list[Evaluator] = []  # a worker process's one evaluator
+def _record(of: tuple[str, Switches], prompt: Prompt) -> dict[str, Any]:
+    return _own(*of).record(prompt)
 
 
-def _start(space: str, switches: Switches) -> None:
+@lru_cache(maxsize=1)
+def _own(space: str, switches: Switches) -> Evaluator:
+    """A worker process's one evaluator."""
     torch.set_num_threads(1)
-    _own.append(Evaluator(open_space(space), LanguageModel.load(switches.model), switches))
-
-
-def _record(prompt: Prompt) -> dict[str, Any]:
-    return _own[0].record(prompt)
+    return Evaluator(open_space(space), LanguageModel.load(switches.model), switches)
 
 
 def begin(folder: Path, meta: dict[str, Any]) -> None:
