@@ -15,7 +15,10 @@ from whet.evaluate.data import Prompt
 from whet.evaluate.incontext import InContext
 from whet.evaluate.leakage import Task
 from whet.evaluate.trial import Evaluator
+from whet.select.baselines import nearest
+from whet.select.sift import sift
 from whet.space.documents import Document
+from whet.space.retrieve import Retriever
 from whet.spaces import open_space
 
 
@@ -97,6 +100,20 @@ def test_the_order_of_the_steps_is_a_switch_of_a_method(here, model):
     assert sorted(picks(made, orders[1])) == sorted(straight)
     lengths = [len(text(int(name[1:]))) for name in picks(made, orders[2])]
     assert lengths == sorted(lengths) and sorted(picks(made, orders[2])) == sorted(straight)
+
+
+def test_the_sign_of_the_candidates_is_a_switch_of_a_method(here, model):
+    space, methods = (
+        open_space(here / "space"),
+        ("sift", "sift(sign=positive)", "nearest(sign=both)"),
+    )
+    made = rows(here, model, PROMPT, methods=methods)
+    (task,) = Task.of(PROMPT.text, world.switches(here))
+    for method, choose, sign in zip(
+        methods, (sift, sift, nearest), (None, "positive", "both"), strict=True
+    ):
+        found = Retriever(space, selector=choose, k=10, sign=sign).select(task.query, 4)
+        assert picks(made, method) == [d.id for d in found.documents]
 
 
 def test_adaptive_stopping_keeps_what_it_reached(here, model):

@@ -18,6 +18,7 @@ CHOICES = {
     "leakage": ("split", "whole", "score-first"),
     "order": ("selected", "reversed", "shuffled", "length"),
     "use": ("steps", "context", "both"),
+    "sign": ("own", "both", "positive"),
     "duplicates": ("kept", "dropped"),
 }
 
@@ -45,6 +46,8 @@ class Switches:
     """Of the methods that draw, and of a shuffled order; joined with the prompt's id."""
     k: int = 200
     """Candidates nearest the query."""
+    sign: str = "own"
+    """Nearest by |cosine| (both), by cosine (positive), or as the selector is made for (own)."""
     lam: float = 0.01
     """λ' of the selector."""
     alpha: float | None = None

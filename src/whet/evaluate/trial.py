@@ -137,7 +137,10 @@ class Evaluator:
         choose: Any = selector(method.name)
         if choose in DRAWS:
             choose = partial(choose, seed=seed)
-        retriever = Retriever(self._space, selector=choose, k=switches.k, lam=switches.lam)
+        sign: Any = None if switches.sign == "own" else switches.sign
+        retriever = Retriever(
+            self._space, selector=choose, k=switches.k, lam=switches.lam, sign=sign
+        )
         found = retriever.select(task.query, switches.n)
         if switches.duplicates == "dropped":
             found = self._without_duplicates(found, choose, task, document.text, switches)
