@@ -19,9 +19,9 @@ def text(seed, words=12):
     return " ".join(np.random.default_rng(seed).choice(WORDS, words))
 
 
-def build(folder):
+def build(folder, texts=30):
     tiny.save(folder / "model")
-    documents = [Document(f"d{i}", text(i), {}) for i in range(30)]
+    documents = [Document(f"d{i}", text(i), {}) for i in range(texts)]
     DataSpace.build(documents, folder / "space")
     lines = [{"id": f"p{i}", "text": text(100 + i), "meta": {"set": "ab"[i % 2]}} for i in range(6)]
     write(folder / "prompts.jsonl", lines)

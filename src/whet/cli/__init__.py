@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import whet
-from whet.cli import answers, evidence, spaces, texts
+from whet.cli import answers, evidence, reproduce, spaces, texts
 from whet.errors import WhetError, naming_extras
 
 
@@ -55,6 +55,7 @@ for verb in (
     evidence.evaluate,
     evidence.report,
     evidence.demo,
+    reproduce.reproduce,
     spaces.space,
 ):
     main.add_command(verb)

@@ -1,0 +1,74 @@
+"""The verb that makes the paper's tables and figures."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from whet.cli.shared import PATH, QUIET
+
+
+def _list(ctx: click.Context, _: Any, asked: bool) -> None:
+    if not asked:
+        return
+    from whet.evaluate.reproduce.catalogue import CATALOGUE
+
+    for name, artefact in CATALOGUE.items():
+        needs = ", ".join([*artefact.runs, *(["the data space"] if artefact.ground else [])])
+        print(f"{name:<11} {artefact.title}  [{needs}]")
+    ctx.exit()
+
+
+@click.command()
+@click.argument("name")
+@click.argument("space", metavar="[SPACE|FILE.toml]", type=PATH, required=False)
+@click.option("--prompts", help="Documents to score: as SOURCE of `whet index`.")
+@click.option("--study", default="runs/study", show_default=True, type=PATH, help="Folder of runs.")
+@click.option("--per-set", type=click.IntRange(1), help="First documents a set [default: 20].")
+@click.option("-n", type=click.IntRange(1), help="Gradient steps a prompt [default: 50].")
+@click.option("--model", help="The main model [default: whet-nano].")
+@click.option("--small", default="whet-pico", show_default=True, help="The small model.")
+@click.option("--workers", default=1, show_default=True, help="Processes, of one thread each.")
+@click.option("--quick", is_flag=True, help="About a dozen prompts and 10 steps.")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list,
+              help="Name every artefact and the runs that it is a view of.")  # fmt: skip
+@QUIET
+def reproduce(
+    name: str, space: Path | None, prompts: str | None, study: Path, per_set: int | None,
+    n: int | None, model: str | None, small: str, workers: int, quick: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """A table or figure of the paper by NAME, or all: a view of runs that are made when missing.
+
+    Prints its table and writes PNG, SVG and JSON into the study's folder. Without SPACE and
+    --prompts, the source of Python's standard library is the data. A FILE.toml as for `whet eval`
+    names data and switches itself; the methods are the artefacts'.
+    """
+    from whet.evaluate.data import Config
+    from whet.evaluate.reproduce.catalogue import named
+    from whet.evaluate.reproduce.make import make
+    from whet.evaluate.reproduce.study import QUICK_STEPS, Study, data_of
+
+    names, config = named(name), Config()
+    if space is not None and space.suffix == ".toml":
+        config = Config.read(space)
+    elif (space is None) != (prompts is None):
+        raise click.UsageError("name both SPACE and --prompts, or neither")
+    steps = n or (QUICK_STEPS if quick else config.switches.n)
+    own = Study(
+        folder=study,
+        data=data_of(study, config.data, space, prompts, per_set, quick, progress=not quiet),
+        switches=replace(config.switches, model=model or config.switches.model, n=steps),
+        small=small,
+        workers=workers,
+        progress=not quiet,
+    )
+    console = Console(width=240 if not sys.stdout.isatty() else None, highlight=False)
+    for each in names:
+        made = make(each, own, study / "artefacts")
+        console.print(made.shown.table(made.title))
+        console.print(escape(made.caption), soft_wrap=True)
+        print("wrote", ", ".join(str(path) for path in made.paths), file=sys.stderr)

@@ -1,0 +1,1 @@
+"""The paper's tables, figures and insights, each a view of shared runs."""

@@ -1,0 +1,212 @@
+"""A folder of runs on one data space and one list of prompts; what is missing is made when asked.
+
+Without a data space of the user's own, the source of Python's standard library is one: see
+`whet.evaluate.demo`.
+"""
+
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from whet.embedders import embedder_of
+from whet.errors import RunError
+from whet.evaluate.data import Data, Prompts
+from whet.evaluate.demo import LONGEST, SHORTEST, modules, parts, source
+from whet.evaluate.reproduce.plans import EMBEDDED, PLANS, Plan
+from whet.evaluate.run import evaluate
+from whet.evaluate.runs import Run
+from whet.evaluate.switches import Switches
+from whet.space.documents import Document
+from whet.space.embed import LSA
+from whet.space.files import replacing
+from whet.space.space import DataSpace
+from whet.space.staging import EMBEDDER
+
+QUICK_STEPS, QUICK_PROMPTS = 10, 12
+PER_SET = 20
+KINDS = ("encodings", "packages", "modules")  # the sets of the standard library
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Runs in `folder`, each made of a `Plan`."""
+
+    folder: Path
+    data: Data
+    switches: Switches = field(default_factory=Switches)
+    """Of every run, but for its methods; the model is the main one."""
+    small: str = "whet-pico"
+    """The small model."""
+    workers: int = 1
+    progress: bool = True
+
+    def run(self, spec: str) -> Run:
+        """The run called `spec`, made or gone on with first; joined by `+`, several as one.
+
+        Raises:
+            WhetError: If the data space, the prompts or a model cannot be read, or the study's
+                folder holds a run of another configuration.
+        """
+        return join([self._made(name) for name in spec.split("+")])
+
+    def _made(self, name: str) -> Run:
+        plan, folder = PLANS[name], self.folder / name
+        data = replace(self.data, space=str(self._part(plan)))
+        model = self.small if plan.model == "small" else self.switches.model
+        switches = replace(self.switches, model=model, methods=plan.methods)
+        evaluate(data, folder, switches, workers=self.workers, progress=self.progress)
+        return Run.open(folder)
+
+    @cached_property
+    def space(self) -> DataSpace:
+        """The data space of the study, built first if its data say of what."""
+        return self.data.opened(self.progress)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The prompts of the study."""
+        return self.data.read()
+
+    def _part(self, plan: Plan) -> Path:
+        """The data space of a plan: the study's own, or a part of it, made if it is not there."""
+        if plan.share == 1 and not plan.embedder:
+            return Path(self.data.space)
+        share = plan.share if not plan.embedder else min(1.0, EMBEDDED / len(self.space))
+        name = f"space-{plan.embedder or f'{plan.share:g}'}".replace("/", "-").replace(":", "-")
+        path = self.folder / name
+        if not path.exists():
+            embedder = embedder_of(plan.embedder) if plan.embedder else self.space.embedder
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as new:
+                DataSpace.build(drawn(self.space, share), new, embedder, self.progress)
+                if isinstance(embedder, LSA):  # one that was given does not come along by itself
+                    embedder.save(new / EMBEDDER)
+        return path
+
+
+def data_of(
+    folder: Path,
+    config: Data,
+    space: Path | None,
+    prompts: str | None,
+    per_set: int | None,
+    quick: bool,
+    *,
+    progress: bool,
+) -> Data:
+    """The data of a study: what `config` names, or the user's own, or the standard library's.
+
+    The last is made in `folder`. Where nobody says how many prompts of a set, `quick` takes about
+    `QUICK_PROMPTS` in all, and else it is what `config` says or `PER_SET`.
+
+    Raises:
+        SourceError: If the prompts cannot be read.
+    """
+    if not config.space and (space is None or prompts is None):
+        count = per_set or (QUICK_PROMPTS // len(KINDS) if quick else PER_SET)
+        return standard_library(folder, count, progress)
+    data = config if config.space else replace(config, space=str(space), per_set=PER_SET)
+    data = replace(data, prompts=prompts or data.prompts, per_set=per_set or data.per_set)
+    if quick and per_set is None:
+        sets = {prompt.set for prompt in replace(data, per_set=1).read().prompts}
+        data = replace(data, per_set=max(1, QUICK_PROMPTS // len(sets)))
+    return data
+
+
+def drawn(space: DataSpace, share: float) -> Iterator[Document]:
+    """The documents of a data space whose id hashes below `share`."""
+    rows = space.rows[[_hash(name) < share for name in space.ids]]
+    for start in range(0, len(rows), 1024):
+        yield from space.documents(rows[start : start + 1024])
+
+
+def join(runs: list[Run]) -> Run:
+    """Runs of the same prompts as one, with the methods of all; prompts that not all have are out.
+
+    Raises:
+        RunError: If the runs are not of one model, step count and leakage, or share no prompt.
+    """
+    first, *rest = runs
+    if not rest:
+        return first
+    table, kept = first.table, set(first.prompts["prompt"].to_pylist())
+    methods = list(first.methods)
+    for run in rest:
+        for key in ("model", "n", "score_at", "leakage", "left_context"):
+            mine, other = first.meta["switches"][key], run.meta["switches"][key]
+            if mine != other:
+                raise RunError(
+                    f"{first.folder} has {key} {mine!r}, but {run.folder} {other!r}: runs are "
+                    "joined where they differ in their methods alone"
+                )
+        kept &= set(run.prompts["prompt"].to_pylist())
+        methods += run.methods
+        table = pa.concat_tables([table, run.table])
+    if not kept:
+        raise RunError(f"{first.folder} and {rest[0].folder} share no prompt: finish both first")
+    switches = first.meta["switches"] | {"methods": methods}
+    prompts = first.prompts.filter(pc.is_in(first.prompts["prompt"], pa.array(sorted(kept))))
+    own = pc.is_in(table["prompt"].cast(pa.string()), pa.array(sorted(kept)))
+    table = table.filter(own).unify_dictionaries()
+    errors = {name: why for run in runs for name, why in run.errors.items()}
+    return Run(first.folder, first.meta | {"switches": switches}, table, prompts, errors)
+
+
+def standard_library(folder: Path, per_set: int, progress: bool) -> Data:
+    """A data space of Python's standard library in three sets, without `per_set` modules of each.
+
+    Modules of which there is a family of likes (`encodings`), those of packages, and the others.
+    Cut into documents and held out as in the demo; made once.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    kept_out = held_out(library, per_set)
+    folder.mkdir(parents=True, exist_ok=True)
+    space, prompts = folder / f"stdlib-without-{per_set}.whet", folder / f"stdlib-{per_set}.jsonl"
+    if not space.exists():
+        documents = (
+            Document(part.id, part.text, {"set": _kind(path.relative_to(library))})
+            for path in modules(library)
+            if path not in kept_out
+            for part in parts(path, library)
+        )
+        DataSpace.build(documents, space, progress=progress)
+    with prompts.open("w", encoding="utf-8") as file:
+        for path, name in kept_out.items():
+            line = {"id": str(path.relative_to(library)), "text": source(path)[:LONGEST]}
+            file.write(json.dumps(line | {"meta": {"set": name}}) + "\n")
+    return Data(space=str(space), prompts=str(prompts))
+
+
+def held_out(library: Path, per_set: int) -> dict[Path, str]:
+    """`per_set` modules of each of `KINDS` that are long enough, and which it is; always the same.
+
+    Chosen by a hash of their names, so that more contain fewer.
+    """
+    by_set: dict[str, list[Path]] = {name: [] for name in KINDS}
+    for path in modules(library):
+        if len(source(path)) >= SHORTEST:
+            by_set[_kind(path.relative_to(library))].append(path)
+    return {
+        path: name
+        for name, own in by_set.items()
+        for path in sorted(own, key=lambda p: _hash(str(p.relative_to(library))))[:per_set]
+    }
+
+
+def _kind(path: Path) -> str:
+    """Which of `KINDS` a module is of."""
+    if path.parts[0] == KINDS[0]:
+        return KINDS[0]
+    return KINDS[1] if len(path.parts) > 1 else KINDS[2]
+
+
+def _hash(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) / 2**56

@@ -1,0 +1,83 @@
+"""Runs of a made-up study: real files, whose numbers a test chooses."""
+
+import json
+
+import numpy as np
+from hashing import HashingEmbedder
+
+from whet.evaluate.kept import FORMAT, META, append, pack
+from whet.evaluate.reproduce.ground import Ground
+from whet.evaluate.reproduce.plans import PLANS
+from whet.evaluate.runs import Run
+from whet.evaluate.switches import Switches
+from whet.space.documents import Document
+from whet.space.space import DataSpace
+
+STEPS = (0, 1, 2, 4)
+SETS = ("github", "arxiv", "wikipedia")
+BYTES, BASE = 100, 200.0  # of every prompt
+
+
+def draw(name, method, prompt, step):
+    """% of base: made up, but the same for the same names."""
+    seed = sum(map(ord, f"{name} {method} {prompt} {step}"))
+    return 100.0 if step == 0 else 60 + 50 * np.random.default_rng(seed).random()
+
+
+def run(folder, name, *, methods, prompts=9, model="whet-nano", percent=draw, picks=None):
+    """A run of `methods` in which `percent(name, method, prompt, step)` was reached."""
+    switches = Switches(model=model, methods=methods, n=STEPS[-1], score_at=STEPS)
+    folder = folder / name
+    folder.mkdir(parents=True)
+    space = {"documents": 40, "embedder": "hashing", "sha256": "0"}
+    meta = {"format": FORMAT, "switches": switches.record(), "space": space}
+    (folder / META).write_text(json.dumps(meta))
+    for i in range(prompts):
+        rows = [
+            row(name, method, i, step, percent, picks)
+            for method in methods
+            for step in range(STEPS[-1] + 1)
+        ]
+        about = {
+            "prompt": f"p{i}", "set": SETS[i % len(SETS)], "parts": 1, "bytes": BYTES,
+            "base_bits": BASE, "base_s": 0.5, "query_bytes": BYTES, "query_bits": BASE + i,
+            "exact": False, "near": False, "cosine": 0.5, "overlap": 0.0,
+            "cosines": [0.9, -0.5, 0.4, 0.1], "peak_mib": 100.0,
+            "rows": {key: [r[key] for r in rows] for key in rows[0]},
+        }  # fmt: skip
+        append(folder, about)
+    pack(folder)
+    return Run.open(folder)
+
+
+def row(name, method, prompt, step, percent, picks):
+    choose = picks or (lambda method, prompt, step: f"d{prompt * step % 5}")
+    return {
+        "method": method, "part": 0, "bytes": BYTES, "base_bits": BASE, "step": step,
+        "bits": percent(name, method, prompt, step) * BASE / 100 if step in STEPS else None,
+        "sigma": (1 + prompt) ** (-step / 20), "loss": 1.0,
+        "document": choose(method, prompt, step) if step else None,
+        "multiplicity": 1, "tokens": 10 if step else 0, "embed_s": 0.01, "search_s": 0.02,
+        "select_s": 0.03, "train_s": 0.1, "score_s": 0.2,
+    }  # fmt: skip
+
+
+def every(folder, **options):
+    """A run of every plan."""
+    return {
+        name: run(folder, name, methods=plan.methods, model=f"{plan.model}-model", **options)
+        for name, plan in PLANS.items()
+    }
+
+
+def ground(folder, texts=60):
+    """Prompts and a data space of random words of three sets."""
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(40)]
+    documents = [
+        Document(f"d{i}", " ".join(rng.choice(words, 12)), {"set": SETS[i % 2]})
+        for i in range(texts)
+    ]
+    space = DataSpace.build(documents, folder / "space", HashingEmbedder(24))
+    queries = space.embedder.encode([" ".join(rng.choice(words, 12)) for _ in range(5)])
+    return Ground(space, queries, 20)
