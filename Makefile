@@ -16,9 +16,10 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-## what is generated: docs/cli.md
+## what is generated: docs/cli.md, docs/insights.md
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_insights.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
