@@ -163,8 +163,7 @@ class Slots:
 
     def _pass(self, slots: list[int], texts: list[Tokens], length: int) -> list[float]:
         batch = Batch.of(texts, length, self.model.start)
-        theta, grad = self.bank.weights(slots).detach().requires_grad_(), self.bank.gradients(slots)
-        theta.grad = grad  # where autograd adds it, for the forms that ask autograd
+        theta, grad = self.bank.weights(slots), self.bank.gradients(slots)
         self._form.use(self.bank.views(theta), self.bank.views(grad))
         losses = mean_losses(self._form.states(texts, batch), self._form.output, batch)
         self.bank.accumulate(slots, grad)
