@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference_slot
 import tiny
+from hashing import HashingEmbedder
 
 import whet
 from whet.adapt.adaptation import Full, Head, LoRA
@@ -185,6 +186,27 @@ def test_a_prompt_cancelled_before_its_turn_costs_nothing(space, model):
     go.set()
     assert first.result().score and second.result().finish == "cancelled"
     assert third.future.cancelled() and engine.submit(query(3, text=TEXT)).result().score
+
+
+def test_a_slow_search_holds_up_its_own_prompt_only(tmp_path, model):
+    slow, begun, gone_on = words(101, 3), threading.Event(), threading.Event()
+
+    class Patient(HashingEmbedder):
+        def encode(self, texts):
+            if slow in texts:
+                begun.set()
+                assert gone_on.wait(60)
+            return super().encode(texts)
+
+    documents = [Document(f"d{i}", words(i), {}) for i in range(30)]
+    space = DataSpace.build(documents, tmp_path / "space", Patient())
+    with Engine(space, model, MODES[0], options=Options(n=4, k=10), slots=3) as engine:
+        first = engine.submit(query(1, text=TEXT))
+        assert begun.wait(60)
+        others = [engine.submit(query(i, text=TEXT)).result(60) for i in range(2, 5)]
+        assert not first.future.done()
+        gone_on.set()
+        assert all(len(answer.trace) == 4 for answer in [first.result(60), *others])
 
 
 def test_a_full_queue_says_so(space, model):

@@ -70,6 +70,7 @@ class LanguageModel:
             )
         self.start = int(start)
         self.ends = _ends(network, tokenizer)
+        self.tokens("")  # settles the tokenizer's options, so that threads may share it afterwards
 
     @classmethod
     def load(

@@ -89,7 +89,10 @@ class Engine:
         count = 1 if isinstance(self.adaptation, Full) else slots or SLOTS
         self._space = space
         self._lockstep = Lockstep(
-            lambda: Slots(model, self.adaptation, self.optimiser, count=count), self._way, waiting
+            lambda: Slots(model, self.adaptation, self.optimiser, count=count),
+            self._plan,
+            self._way,
+            waiting,
         )
 
     def select(self, prompt: str) -> Retrieval:
@@ -210,10 +213,11 @@ class Engine:
             job.query.adapter.put(slots, slot)
         slots.bank.lr[slot] = self.adaptation.lr * rate(self.training, self.optimiser.kind)
         pupil = Pupil(job, slots, slot)
-        return (yield from pupil.way(lambda: self._plan(job.query), lambda: self._lockstep.tick_s))
+        return (yield from pupil.way(lambda: self._lockstep.tick_s))
 
-    def _plan(self, query: Query) -> Plan:
-        if not query.adapt:
+    def _plan(self, job: Job) -> Plan:
+        query = job.query
+        if job.cancelled or not query.adapt:
             return Plan((), "n", None)
         if query.documents is not None:
             documents = query.documents[: query.n]

@@ -1,28 +1,38 @@
 """The one thread that owns the weights: prompts in slots, a step of each in every tick.
 
-Every prompt's way is a generator (`whet.engine.way`). A tick asks each for its next lesson and
-takes them together; a slot whose way has ended takes the next prompt in the same tick.
+What a prompt will learn is planned beside it, from when the prompt is submitted, so that a search
+that takes long holds up its own prompt only. Every prompt's way is a generator (`whet.engine.way`).
+A tick asks each for its next lesson and takes them together; a slot whose way has ended takes the
+next prompt in the same tick.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from whet.adapt.slots import Slots
 from whet.engine.lessons import Lesson
-from whet.engine.way import Job, Losses, Way
+from whet.engine.way import Job, Losses, Plan, Wanted, Way
 from whet.errors import EngineClosed, ModelError, QueueFull
+
+PLANNERS = 2
 
 
 class Lockstep:
     """Takes jobs from any thread; runs them in its own, which lives while there are any."""
 
     def __init__(
-        self, slots: Callable[[], Slots], way: Callable[[Job, Slots, int], Way], room: int
+        self,
+        slots: Callable[[], Slots],
+        plan: Callable[[Job], Plan],
+        way: Callable[[Job, Slots, int], Way],
+        room: int,
     ) -> None:
-        self._make, self._way, self._room = slots, way, room
+        self._make, self._plan, self._way, self._room = slots, plan, way, room
+        self._planners = ThreadPoolExecutor(PLANNERS, "whet-plan")
         self._slots: Slots | None = None
         self._waiting: deque[Job] = deque()
         self._active: dict[int, tuple[Job, Way]] = {}
@@ -50,9 +60,12 @@ class Lockstep:
                     "the engine with a longer queue"
                 )
             self._waiting.append(job)
+            job.plan = self._planners.submit(self._plan, job)
+            job.plan.add_done_callback(self._wake)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="whet-engine", daemon=True)
                 self._thread.start()
+            self._change.notify_all()
 
     def close(self) -> None:
         """Take no more jobs and wait until those taken have ended."""
@@ -62,6 +75,11 @@ class Lockstep:
             thread = self._thread
         if thread is not None:
             thread.join()
+        self._planners.shutdown()
+
+    def _wake(self, _: Future[Plan]) -> None:
+        with self._change:
+            self._change.notify_all()
 
     def _run(self) -> None:
         """Until nothing is left. The model is back before the last answers are given."""
@@ -89,9 +107,13 @@ class Lockstep:
         while True:
             began = time.perf_counter()
             lessons: dict[int, Lesson] = {}
+            plans: list[Future[Plan]] = []
             for slot in range(len(slots)):
-                if lesson := self._advance(slots, slot, losses.get(slot), ended):
-                    lessons[slot] = lesson
+                match self._advance(slots, slot, losses.get(slot), ended):
+                    case Lesson() as lesson:
+                        lessons[slot] = lesson
+                    case Future() as plan:
+                        plans.append(plan)
             if not self._active:
                 return
             while ended:
@@ -99,6 +121,15 @@ class Lockstep:
             losses = self._learn(slots, lessons) if lessons else {}
             if lessons:
                 self.tick_s = time.perf_counter() - began
+            elif len(plans) == len(self._active):
+                self._rest(plans, room=len(plans) < len(slots))
+
+    def _rest(self, plans: Sequence[Future[Plan]], *, room: bool) -> None:
+        """Until one of the plans is there, or another prompt for which there is a slot."""
+        with self._change:
+            self._change.wait_for(
+                lambda: any(plan.done() for plan in plans) or (room and self._waiting)
+            )
 
     def _advance(
         self,
@@ -106,8 +137,8 @@ class Lockstep:
         slot: int,
         losses: Losses | ModelError | None,
         ended: list[Callable[[], None]],
-    ) -> Lesson | None:
-        """Send the way in `slot` its losses, or begin the next; gives what is to be learned now."""
+    ) -> Wanted:
+        """Send the way in `slot` its losses, or begin the next; gives what it wants now."""
         while True:
             if slot not in self._active:
                 if (job := self._next()) is None:

@@ -137,7 +137,8 @@ class Answer:
     adapter: Adapter | None = None
     """What was learned, if the query said to keep it."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall time of queue, select, train, and answer."""
+    """Wall time of queue, select, train, and answer. Texts are selected while a prompt queues:
+    `select` is what it still waited for them in its slot."""
     error: WhetError | ValueError | None = None
     """Why the prompt failed, if it did; only `Engine.run` answers so, all else raises it."""
 

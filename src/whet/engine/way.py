@@ -1,7 +1,8 @@
 """One prompt's way through a slot, as if it were alone: learn, score or continue.
 
-A generator that gives a lesson whenever it wants to learn and is sent the losses; it gives nothing
-when it has done something else, so that the others have their turn.
+A generator that gives a lesson whenever it wants to learn and is sent the losses. It gives the
+future of its plan while it waits for that, and nothing when it has done something else, so that the
+others have their turn.
 """
 
 import math
@@ -22,23 +23,6 @@ from whet.space.retrieve import Retrieval
 Event = Retrieval | Step | str
 """What a prompt tells on its way: what was selected, each step, each piece of its text."""
 Losses = list[float]
-Way = Generator[Lesson | None, Losses | None, Answer]
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A prompt that waits or is on its way."""
-
-    query: Query
-    tell: Callable[[Event], None]
-    answer: "Future[Answer]" = field(default_factory=Future)
-    cancelled: bool = False
-    submitted: float = field(default_factory=time.perf_counter)
-
-    def late(self, tick_s: float) -> bool:
-        """Whether one more tick would end after the deadline."""
-        deadline = self.query.deadline_s
-        return deadline is not None and time.perf_counter() - self.submitted + tick_s > deadline
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +35,28 @@ class Plan:
     retrieval: Retrieval | None
 
 
+Wanted = Lesson | Future[Plan] | None
+Way = Generator[Wanted, Losses | None, Answer]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A prompt that waits or is on its way."""
+
+    query: Query
+    tell: Callable[[Event], None]
+    answer: "Future[Answer]" = field(default_factory=Future)
+    plan: Future[Plan] = field(init=False)
+    """Set when it is queued."""
+    cancelled: bool = False
+    submitted: float = field(default_factory=time.perf_counter)
+
+    def late(self, tick_s: float) -> bool:
+        """Whether one more tick would end after the deadline."""
+        deadline = self.query.deadline_s
+        return deadline is not None and time.perf_counter() - self.submitted + tick_s > deadline
+
+
 class Pupil:
     """A prompt in its slot."""
 
@@ -60,19 +66,21 @@ class Pupil:
         self._scores: dict[int, Score] = {}
         self.seconds = {"queue": time.perf_counter() - job.submitted}
 
-    def way(self, plan: Callable[[], Plan], tick_s: Callable[[], float]) -> Way:
-        """Plan, learn, answer.
+    def way(self, tick_s: Callable[[], float]) -> Way:
+        """Wait for the plan, learn, answer.
 
         Raises:
             AdaptationFailed: If a loss or the score is not finite.
         """
         query, decoder = self._job.query, None
+        start = time.perf_counter()
+        while not (self._job.cancelled or self._job.plan.done()):
+            yield self._job.plan
         if self._job.cancelled:  # before its turn
             return Answer(query, query.text or "", Trace((), "cancelled"), finish="cancelled")
-        if query.text is None:  # what cannot be answered is refused before any work is done
+        if query.text is None:  # what cannot be answered is refused before any step is taken
             decoder = Decoder(self._slots.model, query.prompt, query.sampling)
-        start = time.perf_counter()
-        planned = plan()
+        planned = self._job.plan.result()
         if planned.retrieval is not None:
             self._job.tell(planned.retrieval)
         selected = self._lap("select", start)
