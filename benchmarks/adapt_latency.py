@@ -52,6 +52,15 @@ def workload(model: LanguageModel, space: Path, prompts: int, texts: int) -> lis
     ]
 
 
+def plain(model: LanguageModel) -> LanguageModel:
+    """The same model as transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    source = ROOT / "src" / "whet" / "assets" / model.name
+    network = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    return LanguageModel(network, model.tokenizer, model.name)
+
+
 def cut(plans: Sequence[Plan], length: int) -> list[Plan]:
     """Texts of exactly `length` tokens: a shorter one is repeated up to it."""
     return [[text.repeat(-(-length // len(text)))[:length] for text in plan] for plan in plans]
@@ -195,7 +204,7 @@ def compared(a: Callable[..., Any], b: Callable[..., Any], plans: list[Plan]) ->
 
 def lora(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
     slots = Slots(model, LoRA(lr=5e-4, rank=RANK, alpha=2 * RANK), count=P)
-    peer = LanguageModel.load(model.name)
+    peer = plain(model)
     theirs, ours, found = peft_loop(peer, dict(slots.start)), in_slots(slots), {}
     with slots.attached():
         compared(theirs, ours, [plan[:2] for plan in cut(plans, 64)])
@@ -214,7 +223,7 @@ def lora(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
 
 
 def full(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
-    peer = LanguageModel.load(model.name)
+    peer = plain(model)
     slots, trained = Slots(model, Full()), list(peer.network.parameters())
     theirs = loop(peer.network, peer.start, peer.vocabulary, trained, 5e-5)
     with slots.attached():

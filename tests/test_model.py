@@ -7,6 +7,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2LMHeadModel
 
 from whet.adapt.model import LanguageModel
 from whet.adapt.windows import windows
@@ -39,6 +40,14 @@ def test_bits_per_byte_equal_a_token_by_token_loop(model, length, left):
     score = model.score(text, context=left)
     assert score.bits == pytest.approx(reference.bits(model, text, left), rel=1e-5)
     assert score.bytes == len(text.encode())
+
+
+def test_gelu_in_one_pass_is_the_network_s_own(tmp_path):
+    path, ids = tiny.save(tmp_path, "gpt2"), torch.arange(20)[None]
+    ours = LanguageModel.load(path, dtype=torch.float64).network
+    plain = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float64).eval()
+    assert type(ours.transformer.h[0].mlp.act) is not type(plain.transformer.h[0].mlp.act)
+    torch.testing.assert_close(ours(ids).logits, plain(ids).logits, rtol=1e-12, atol=1e-12)
 
 
 def test_padding_of_the_vocabulary_is_cut_off(tmp_path):
