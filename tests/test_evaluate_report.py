@@ -13,7 +13,15 @@ from whet.evaluate.costs import costs
 from whet.evaluate.render import caption, curves, table
 from whet.evaluate.report import Report, report
 from whet.evaluate.runs import Run
-from whet.evaluate.uncertainty import adaptive_steps, calibration, correlation, correlations, stops
+from whet.evaluate.uncertainty import (
+    KINDS,
+    adaptive_steps,
+    calibration,
+    correlation,
+    correlations,
+    stops,
+)
+from whet.maths.statistics import bootstrap
 from whet.select.selection import Selection
 
 METHODS = ("uncertainty", "nearest", "nearest-repeated", "sift", "sift(alpha=0.9)", "dynamic")
@@ -152,6 +160,21 @@ def test_correlations_are_those_of_slow_sums():
     assert correlation(x, y, "Spearman").value == pytest.approx(slow_pearson(ranks(x), ranks(y)))
     assert correlation(x, y, "Kendall").value == pytest.approx(slow_kendall(x, y))
     assert correlation(x, np.ones(25), "Kendall").value == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_interval_of_a_correlation_is_that_of_resamples_one_by_one(kind):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 4, 12).astype(float)
+    y = x + rng.integers(0, 4, 12)
+    slow = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr, "Kendall": stats.kendalltau}
+
+    def one(pairs):
+        constant = not np.ptp(pairs, axis=0).all()
+        return 0.0 if constant else float(slow[kind](*pairs.T).statistic)
+
+    made, expected = correlation(x, y, kind), bootstrap(np.stack([x, y], axis=1), one)
+    assert (made.low, made.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_correlations_pair_sigma_with_what_was_reached(run):

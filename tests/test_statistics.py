@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from whet.maths.statistics import bootstrap, mean_estimate
+from whet.maths.statistics import bootstrap, mean_estimate, resampled
 
 
 def test_mean_interval_agrees_with_scipy():
@@ -35,3 +35,9 @@ def test_groups_keep_their_size():
 def test_one_value_has_an_empty_interval():
     estimate = mean_estimate([3.0])
     assert (estimate.value, estimate.low, estimate.high, estimate.half) == (3.0, 3.0, 3.0, 0.0)
+
+
+def test_all_resamples_at_once_are_those_of_one_at_a_time():
+    values, groups = np.random.default_rng(0).normal(size=30), np.arange(30) % 3
+    one = bootstrap(values, lambda x: float(x.max()), groups=groups)
+    assert resampled(30, lambda draws: values[draws].max(axis=1), groups=groups) == one

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from whet.evaluate.runs import Run
 from whet.maths.arrays import Array
-from whet.maths.statistics import Estimate, bootstrap, mean_estimate
+from whet.maths.statistics import Estimate, mean_estimate, resampled
 
 RIVALS = ("uncertainty", "nearest", "nearest-repeated")  # of Δ
 SHORT = {"uncertainty": "US", "nearest": "NN", "nearest-repeated": "NN-F", "sift": "SIFT"}
@@ -123,12 +123,15 @@ def _by_set(
     Of two methods, the first's less the second's.
     """
 
-    def ratio(rows: Float[Array, "n c"]) -> float:
-        total = np.zeros(rows.shape[1] - 2)
-        for group in np.unique(groups):
-            own = rows[rows[:, -1] == group]
-            total += own[:, :-2].sum(0) / own[:, -2].sum()
-        shares = 100 * total[:-1] / total[-1]
-        return float(shares[0] - shares[1]) if len(shares) == 2 else float(shares[0])
+    columns = np.stack([*after, base, sizes], axis=1)
 
-    return bootstrap(np.stack([*after, base, sizes, groups], axis=1), ratio, groups=groups)
+    def ratio(draws: Int[Array, "r n"]) -> Float[Array, " r"]:
+        total = np.zeros((len(draws), columns.shape[1] - 1))
+        for group in np.unique(groups):  # every draw's row at a place is of the same set
+            own = columns[draws[:, groups[draws[0]] == group]].sum(axis=1)
+            total += own[:, :-1] / own[:, -1:]
+        shares = 100 * total[:, :-1] / total[:, -1:]
+        difference: Float[Array, " r"] = shares[:, 0] - shares[:, 1:].sum(axis=1)
+        return difference
+
+    return resampled(len(columns), ratio, groups=groups)
