@@ -126,6 +126,9 @@ def test_eval_then_report(folder, tmp_path):
     made = json.loads(whet("report", tmp_path / "run", "--json", "--plot", tmp_path / "c.png"))
     assert made["n"] == 2 and (tmp_path / "c.png").exists()
     assert "| NN |" in " ".join(whet("report", tmp_path / "run").split())
+    page = tmp_path / "page.html"
+    whet("report", tmp_path / "run", "--html", page, "--texts", folder / "space")
+    assert page.read_text().startswith("<!doctype html>") and '"texts":["' in page.read_text()
 
 
 def test_eval_by_a_file_then_every_view_and_advice(folder, tmp_path):
@@ -166,6 +169,7 @@ main(sys.argv[1:])
 
 BAD = [
     (2, ["select", "{space}", "alpha", "-n", "0"], "n is 0"),
+    (2, ["report", "{space}", "--texts", "{space}"], "--texts is of the page: name it with --html"),
     (2, ["select", "{space}", "alpha", "-k", "500"], "k is 500, but the data space holds 20"),
     (2, ["select", "{space}", "alpha", "-k", "9", "--lam", "0"], "lam is 0"),
     (2, ["select", "{space}", "", "-k", "9"], "prompt is ''"),

@@ -46,6 +46,7 @@ def evaluate(
     """
     from whet.evaluate.data import Config
     from whet.evaluate.run import evaluate
+    from whet.evaluate.runs import Run
 
     if space.suffix == ".toml":
         made = Config.read(space, overrides)
@@ -62,39 +63,45 @@ def evaluate(
     if not data.space or not data.prompts:
         raise click.UsageError("name SPACE and --prompts, or a FILE.toml whose [data] does")
     evaluate(data, out, made.switches, workers=workers, ray=ray, progress=not quiet)
-    _report(out, None, as_json, drop_leaks)
+    run = Run.open(out)
+    _report(run.without_leaks() if drop_leaks else run, None, as_json)
 
 
 @click.command()
 @click.argument("run", type=PATH)
 @click.option("--step", type=int, help="Gradient steps [default: the last scored].")
 @click.option("--plot", type=PATH, help="Also draw the curves (.png, .svg).")
+@click.option("--html", type=PATH, help="Also write it as one page, with the picks of each prompt.")
+@click.option("--texts", type=PATH, metavar="SPACE", help="With --html: show the texts, of SPACE.")
 @click.option("--view", type=click.Choice(["table", "uncertainty", "cost", "advice"]),
     default="table", show_default=True, help="What to tell of it.")  # fmt: skip
 @WORTH
 @DROP_LEAKS
 @JSON
 def report(
-    run: Path, step: int | None, plot: Path | None, view: str, worth: float, drop_leaks: bool,
-    as_json: bool,
+    run: Path, step: int | None, plot: Path | None, html: Path | None, texts: Path | None,
+    view: str, worth: float, drop_leaks: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The table of a run: bits per byte in % of the base model's, set by set.
 
     Other views: what σ knows and when to stop, seconds and tokens, when sharpening is worth it.
     """
-    if plot:
-        from whet.evaluate.render import curves
-        from whet.evaluate.runs import Run
-
-        curves(Run.open(run), plot)
-        print(f"wrote {plot}", file=sys.stderr)
-    if view == "table":
-        _report(run, step, as_json, drop_leaks)
-        return
+    if texts and not html:
+        raise click.UsageError("--texts is of the page: name it with --html FILE")
     from whet.evaluate.runs import Run
     from whet.evaluate.sheets import VIEWS
 
     opened = Run.open(run).without_leaks() if drop_leaks else Run.open(run)
+    if plot:
+        from whet.evaluate.render import curves
+
+        curves(opened, plot)
+        print(f"wrote {plot}", file=sys.stderr)
+    if html:
+        _page(opened, step, html, texts)
+    if view == "table":
+        _report(opened, step, as_json)
+        return
     sheets = list(VIEWS[view](opened, step, worth))
     if as_json:
         print(json.dumps({sheet.title: sheet.record for sheet in sheets}))
@@ -112,25 +119,32 @@ def report(
 def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) -> None:
     """The paper's claim on Python's standard library as found on this machine, in three minutes."""
     from whet.evaluate.demo import demo, show_picks
+    from whet.evaluate.runs import Run
 
     demo(out, model=model, files=files, n=n, progress=not quiet)
     print(f"wrote {out / 'curves.png'}", file=sys.stderr)
     if not as_json:
         print(show_picks(out))
-    _report(out / "run", None, as_json)
+    _report(Run.open(out / "run"), None, as_json)
 
 
-def _report(folder: Path, step: int | None, as_json: bool, drop_leaks: bool = False) -> None:
+def _report(run: Any, step: int | None, as_json: bool) -> None:
     from whet.evaluate.render import caption, table
     from whet.evaluate.report import report
-    from whet.evaluate.runs import Run
 
-    run = Run.open(folder)
-    made = report(run.without_leaks() if drop_leaks else run, step)
+    made = report(run, step)
     if as_json:
         print(json.dumps(made.record()))
         return
     _print(table(made), escape(caption(made)))
+
+
+def _page(run: Any, step: int | None, html: Path, texts: Path | None) -> None:
+    from whet.evaluate.html_report import page
+    from whet.spaces import open_space
+
+    html.write_text(page(run, step, space=open_space(texts) if texts else None), encoding="utf-8")
+    print(f"wrote {html}", file=sys.stderr)
 
 
 def _advise(space: str, folder: Path, prompt: str, worth: float, as_json: bool) -> None:

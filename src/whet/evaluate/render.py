@@ -18,14 +18,14 @@ def table(report: Report) -> Table:
     names = list(report.lines[0].methods)
     sifts = [m for m in report.lines[0].paired if m.startswith("sift")]
     near = any(line.near for line in report.lines)
-    minus = [f"{_short(m)} − NN" for m in sifts]
+    minus = [f"{short(m)} − NN" for m in sifts]
     out = Table(box=MARKDOWN)
     out.add_column("set", no_wrap=True)
     for heading in (
         "n",
         *(["near"] if near else []),
         "base",
-        *(_short(m) for m in names),
+        *(short(m) for m in names),
         "Δ",
         *minus,
     ):
@@ -69,7 +69,7 @@ def curves(run: Run, path: Path) -> None:
     for method in run.methods:
         means = [mean_estimate(run.ratio(method, step)) for step in run.steps]
         values = [m.value for m in means]
-        (line,) = axes.plot(run.steps, values, marker="o", ms=3, label=_short(method))
+        (line,) = axes.plot(run.steps, values, marker="o", ms=3, label=short(method))
         low, high = [m.low for m in means], [m.high for m in means]
         axes.fill_between(run.steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.axhline(100, color="grey", lw=0.8)
@@ -80,7 +80,7 @@ def curves(run: Run, path: Path) -> None:
     plt.close(figure)
 
 
-def _short(method: str) -> str:
+def short(method: str) -> str:
     name, parenthesis, lam = method.partition("(")
     return SHORT.get(name, name) + parenthesis + lam
 
