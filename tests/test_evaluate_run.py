@@ -162,6 +162,26 @@ def test_other_prompts_and_a_changed_data_space_are_refused(here, tmp_path):
         evaluate(given, tmp_path / "run", world.switches(here), progress=False)
 
 
+def test_a_run_that_carries_state_is_one_process_and_one_piece(here, tmp_path):
+    methods = ("nearest(carry=true)",)
+    with pytest.raises(ValueError, match="a method carries .*: expected one worker"):
+        world.run(here, tmp_path / "run", methods=methods, workers=2)
+    world.run(here, tmp_path / "run", methods=methods, per_set=1)
+    world.run(here, tmp_path / "run", methods=methods, per_set=1)  # all is done: nothing to carry
+    with pytest.raises(RunError, match="holds 2 prompts, and what their optimiser carried on"):
+        world.run(here, tmp_path / "run", methods=methods)
+
+
+def test_a_run_older_than_a_switch_goes_on_with_its_default(here, tmp_path):
+    run = world.run(here, tmp_path / "run", per_set=1)
+    meta = json.loads((run.folder / "meta.json").read_text())
+    del meta["switches"]["reuse"]
+    (run.folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(RunError, match="holds a run with reuse 1, but 2 is asked"):
+        world.run(here, run.folder, reuse=2)
+    assert len(world.run(here, run.folder, per_set=2)) == 4
+
+
 def test_a_run_is_written_by_one_process_at_a_time(here, finished):
     with locked(finished.folder), pytest.raises(SpaceError, match="being written by another"):
         world.run(here, finished.folder)

@@ -11,6 +11,7 @@ from world import text
 from whet.adapt.adaptation import Full
 from whet.adapt.model import LanguageModel
 from whet.adapt.slot import adapting
+from whet.adapt.slots import Slots
 from whet.evaluate.data import Prompt
 from whet.evaluate.incontext import InContext
 from whet.evaluate.leakage import Task
@@ -34,7 +35,14 @@ def model(here):
 
 def rows(here, model, document, **changes):
     """The rows of one prompt by (method, part, step)."""
-    evaluator = Evaluator(open_space(here / "space"), model, world.switches(here, **changes))
+    return measured(evaluator(here, model, **changes), document)
+
+
+def evaluator(here, model, **changes):
+    return Evaluator(open_space(here / "space"), model, world.switches(here, **changes))
+
+
+def measured(evaluator, document):
     record = evaluator.record(Prompt(document, "a"))
     assert "error" not in record, record
     columns = record["rows"]
@@ -208,3 +216,71 @@ def test_a_mode_is_a_switch_of_a_method(here, model):
     made = rows(here, model, PROMPT, methods=methods)
     assert len({made[m, 0, 4]["bits"] for m in methods}) == 3
     assert np.ptp([made[m, 0, 1]["loss"] for m in methods]) < 1e-5
+
+
+def learned(here, model, made, method, *updates, lr=1e-2, slots=None):
+    """Bits after updates done by hand; each is the steps whose texts it takes, or None: again."""
+    (task,) = Task.of(PROMPT.text, world.switches(here))
+    space = open_space(here / "space")
+    texts = {d.id: model.tokens(d.text) for d in space.documents(range(len(space)))}
+    chunks = {s: texts[made[method, 0, s]["document"]].split(model.context) for s in range(1, 5)}
+    slots = slots or Slots(model, Full(lr=lr))
+    with slots.attached():
+        slots.reset(0, optimiser=False)
+        for update in updates:
+            if update is None:
+                slots.repeat([0])
+            else:
+                slots.step({0: [chunks[step][part] for step, part in update]})
+        return slots.as_slot(0).score(task.text, context=task.context).bits
+
+
+def test_several_texts_in_one_update_are_taken_at_the_last_of_them(here, model):
+    method = "nearest(texts_per_update=3)"
+    made = rows(here, model, PROMPT, methods=(method,), score_at=(0, 1, 2, 3))
+    bits = [made[method, 0, step]["bits"] for step in range(5)]
+    assert bits[0] == bits[1] == bits[2]
+    groups = [(1, 0), (2, 0), (3, 0)], [(4, 0)]
+    lr = 1e-2 * math.sqrt(3)
+    assert bits[3] == learned(here, model, made, method, groups[0], lr=lr)
+    assert bits[4] == learned(here, model, made, method, *groups, lr=lr)
+    losses = [made[method, 0, step]["loss"] for step in (1, 2, 3)]
+    assert len(set(losses)) == 3 and all(made[method, 0, s]["tokens"] for s in (1, 2, 3, 4))
+
+
+def test_a_gradient_is_taken_again_for_a_repeated_text(here, model):
+    method = "nearest-repeated(reuse=2)"
+    made = rows(here, model, PROMPT, methods=(method,))
+    expected = learned(here, model, made, method, [(1, 0)], None, [(3, 0)], None)
+    assert made[method, 0, 4]["bits"] == expected
+    assert made[method, 0, 2]["loss"] == made[method, 0, 1]["loss"] != made[method, 0, 3]["loss"]
+    assert [made[method, 0, s]["tokens"] > 0 for s in (1, 2, 3, 4)] == [True, False, True, False]
+
+
+def test_a_long_text_is_learned_chunk_by_chunk(here, model):
+    method = "nearest(long_texts=chunks)"
+    made = rows(here, model, PROMPT, methods=(method, "nearest(long_texts=random)", "nearest"))
+    lengths = {step: len(text(int(made[method, 0, step]["document"][1:]))) for step in (1, 2, 3, 4)}
+    assert {s: made[method, 0, s]["tokens"] for s in lengths} == lengths and min(
+        lengths.values()
+    ) > 32
+    updates = [[(s, part)] for s in lengths for part in range(-(-lengths[s] // model.context))]
+    assert made[method, 0, 4]["bits"] == learned(here, model, made, method, *updates)
+    assert made["nearest(long_texts=random)", 0, 4]["bits"] != made["nearest", 0, 4]["bits"]
+
+
+def test_an_optimiser_that_carries_on_keeps_its_state_and_no_weight(here, model):
+    method = "nearest(carry=true)"
+    carrying = evaluator(here, model, methods=(method, "nearest"))
+    first, second = (measured(carrying, PROMPT) for _ in range(2))
+    assert first[method, 0, 4]["bits"] == first["nearest", 0, 4]["bits"]
+    assert second["nearest", 0, 4]["bits"] == first["nearest", 0, 4]["bits"]
+    slots, steps = Slots(model, Full(lr=1e-2)), [[(step, 0)] for step in (1, 2, 3, 4)]
+    by_hand = [learned(here, model, first, method, *steps, slots=slots) for _ in range(2)]
+    assert by_hand == [made[method, 0, 4]["bits"] for made in (first, second)]
+    assert by_hand[0] != by_hand[1]
+
+
+def test_a_loss_that_is_not_finite_fails_the_prompt(here, model):
+    broken = evaluator(here, model, methods=("nearest",), lr=1e38, clip=0.0)
+    assert "loss is nan at step" in broken.record(Prompt(PROMPT, "a"))["error"]

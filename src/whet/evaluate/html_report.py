@@ -29,7 +29,7 @@ from whet.maths.arrays import Array, directions
 from whet.maths.statistics import Estimate, mean_estimate
 from whet.space.space import DataSpace
 
-ROOM = 6_000_000  # bytes of picks and texts: with 1,300 prompts of 5 methods, 50 picks each, all
+ROOM = 8_000_000  # characters of picks and texts: of 1,300 prompts, 6 methods, 50 picks, all picks
 EXCERPT = 280  # characters of a text
 Picked = Mapping[str, Mapping[str, Mapping[int, list[str]]]]  # prompt, method, part
 
@@ -196,7 +196,7 @@ class _Details:
             near = self.run.meta["switches"]["near_cosine"]
             groups = twins(self.space.vectors(rows[rows >= 0]), near)
             detail["twins"] = _spread(groups, rows >= 0)
-        self.used += len(json.dumps(detail))
+        self.used += len(_compact(detail))
         return detail
 
     def _add(self, names: Sequence[str]) -> None:
@@ -207,7 +207,7 @@ class _Details:
             begun = [text[:EXCERPT] for text in self.space.texts(rows[rows >= 0])]
             texts = _spread(begun, rows >= 0)
             self.texts += texts
-        self.used += len(json.dumps([names, texts]))
+        self.used += len(_compact([names, texts]))
 
 
 def picks(run: Run) -> Picked:
@@ -243,8 +243,8 @@ def _spread(values: Sequence[Any], known: Array) -> list[Any]:
 
 def _cube(values: list[Any], digits: int) -> list[Any]:
     """Nested by prompt first instead of last, and rounded."""
-    array = np.moveaxis(np.round(np.array(values, np.float64), digits), -1, 0)
-    return array.tolist()
+    nested: list[Any] = np.moveaxis(np.round(np.array(values), digits), -1, 0).tolist()
+    return nested
 
 
 def _asset(name: str) -> str:
@@ -259,5 +259,8 @@ def _hash(content: str) -> str:
 
 def _embedded(contents: dict[str, Any]) -> str:
     """JSON that no text in it can end: `<` is escaped."""
-    text = json.dumps(contents, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
+    return _compact(contents).replace("<", "\\u003c")
+
+
+def _compact(contents: Any) -> str:
+    return json.dumps(contents, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

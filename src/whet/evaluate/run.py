@@ -43,10 +43,15 @@ def evaluate(
     Raises:
         WhetError: If the space, the prompts or the model cannot be read, `folder` holds another
             run or is being written, or a worker process dies.
-        ValueError: If both `workers` and `ray` are given.
+        ValueError: If both `workers` and `ray` are given, or either and a method carries state.
     """
     if as_count(workers, "workers") > 1 and ray is not None:
         raise ValueError(f"workers is {workers}, but Ray's cluster has its own: leave one out")
+    if switches.carries and (workers > 1 or ray is not None):
+        raise ValueError(
+            "a method carries its optimiser's state from prompt to prompt: expected one worker, "
+            "and no cluster"
+        )
     space, prompts = data.opened(progress), data.read()
     evaluator = Evaluator(space, LanguageModel.load(switches.model), switches)
     begin(
@@ -62,6 +67,11 @@ def evaluate(
     with locked(folder):
         done = repair(folder)
         left = [prompt for prompt in prompts.prompts if prompt.document.id not in done]
+        if switches.carries and done and left:
+            raise RunError(
+                f"{folder} holds {len(done)} prompts, and what their optimiser carried on is gone: "
+                "choose another --out, or delete that folder"
+            )
         with bar(f"evaluate {folder.name}", len(left), show=progress) as advance:
             of = data.space, switches
             records: Iterator[dict[str, Any]] = map(evaluator.record, left)
@@ -125,13 +135,14 @@ def begin(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def _assert_same(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    known = Switches().record() | stored["switches"]  # a newer switch was at its default
     for key, value in asked.items():
-        old = stored.get(key)
+        old = known if key == "switches" else stored.get(key)
         if old == value:
             continue
         if key == "switches":
-            name = next(n for n in value if old is None or old.get(n) != value[n])
-            old, value, key = (old or {}).get(name), value[name], name
+            name = next(n for n in value if known.get(n) != value[n])
+            old, value, key = known.get(name), value[name], name
         raise RunError(
             f"{folder} holds a run with {key} {old!r}, but {value!r} is asked: "
             "choose another --out, or delete that folder"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from whet.adapt.adaptation import Optimiser, adaptation
+from whet.engine.query import Training
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 
@@ -69,7 +70,7 @@ class Switches:
     rank: int | None = None
     """Rank of LoRA."""
     optimiser: str = "adam"
-    """Update rule, adam, adamw or sgd; its state is fresh for every prompt."""
+    """Update rule: adam, adamw or sgd."""
     beta1: float = 0.9
     """Decay of Adam's first moment."""
     beta2: float = 0.999
@@ -80,6 +81,15 @@ class Switches:
     """Weight decay."""
     clip: float = 1.0
     """Largest gradient norm; 0 for none."""
+    texts_per_update: int = 1
+    """Texts in one update, on their mean gradient; the learning rate grows to match."""
+    reuse: int = 1
+    """Steps in a row on one text that share the first one's gradient: `hull(reuse=2)` is HullFT."""
+    long_texts: str = "first"
+    """Of a text beyond the context: its first tokens, chunks (an update on each), or a random
+    one."""
+    carry: bool = False
+    """Keep the optimiser's state from prompt to prompt; then the run is one process's, in order."""
 
     def __post_init__(self) -> None:
         as_count(self.n, "n")
@@ -99,7 +109,7 @@ class Switches:
             raise ValueError("methods is empty: expected at least one")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {list(self.methods)}: expected each once")
-        _ = self.optimiser_options
+        _ = self.optimiser_options, self.training(self.seed)
         adaptation(self.mode, lr=self.lr, rank=self.rank)
         for spelled in self.methods:
             self.method(spelled)
@@ -144,6 +154,18 @@ class Switches:
             kind=self.optimiser, beta1=self.beta1, beta2=self.beta2, eps=self.eps,
             weight_decay=self.weight_decay, clip=self.clip,
         )  # fmt: skip
+
+    def training(self, seed: int) -> Training:
+        """How texts, in the order they are given in, become updates; `seed` is a prompt's."""
+        return Training(
+            texts_per_update=self.texts_per_update, reuse=self.reuse, carry=self.carry,
+            long_texts=self.long_texts, seed=seed,
+        )  # fmt: skip
+
+    @property
+    def carries(self) -> bool:
+        """Whether a method's numbers depend on the prompts before."""
+        return any(self.method(spelled).switches.carry for spelled in self.methods)
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
 """One prompt by every method: select, step, score at the steps asked for, put the weights back."""
 
 import hashlib
+import math
 import random
 import time
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from whet.adapt.model import LanguageModel
-from whet.adapt.slot import adapting
+from whet.adapt.slots import Slots
+from whet.engine.lessons import Lesson, lessons, rate
 from whet.errors import ModelError
 from whet.evaluate.data import Prompt
 from whet.evaluate.incontext import InContext
@@ -60,6 +62,21 @@ class _Picks:
     sigma: Sequence[float | None]
     """After 0, 1, … picks of the selection, whatever the order of the steps."""
     seconds: dict[str, Any]
+    seed: int
+
+    def rows(self, blank: Row) -> list[Row]:
+        """A row a text, with how often it was picked so far."""
+        seen, rows = Counter[str](), list[Row]()
+        for step, document in enumerate(self.documents, start=1):
+            seen[document.id] += 1
+            picked = replace(blank, step=step, document=document.id, sigma=self.sigma[step])
+            rows.append(replace(picked, multiplicity=seen[document.id]))
+        return rows
+
+    def updates(self, model: LanguageModel, switches: Switches) -> list[Lesson]:
+        """What is learned from the texts, update by update; a part's id is its text's step."""
+        placed = [replace(d, id=str(i)) for i, d in enumerate(self.documents, start=1)]
+        return lessons(placed, self.sigma[1:], model, switches.training(self.seed))
 
 
 class Evaluator:
@@ -74,7 +91,7 @@ class Evaluator:
         }
         for method in (switches, *(m.switches for m in self._methods.values())):
             Retriever(space, k=method.k)  # refuses a k that is too large
-        self._lengths: dict[str, int] = {}  # tokens of the texts of the prompt at hand
+        self._carried: dict[str, Slots] = {}  # of the methods whose optimiser carries on
 
     def record(self, prompt: Prompt) -> dict[str, Any]:
         """Every method on one prompt, as the run keeps it; where that fails, the error."""
@@ -85,7 +102,6 @@ class Evaluator:
             return record | {"error": str(error)}
 
     def _measure(self, document: Document) -> dict[str, Any]:
-        self._lengths.clear()
         tasks, start = Task.of(document.text, self._switches), time.perf_counter()
         bases = [self._model.score(task.text, context=task.context) for task in tasks]
         base_s, rows = time.perf_counter() - start, list[Row]()
@@ -128,12 +144,12 @@ class Evaluator:
 
     def _picks(self, method: Method, document: Document, task: Task) -> _Picks:
         switches = method.switches
-        if method.name == DYNAMIC:
-            documents = [Document(DYNAMIC, task.query, {})] * switches.n
-            return _Picks(documents, [None] * (switches.n + 1), {})
         seed = int.from_bytes(
             hashlib.sha256(f"{switches.seed} {document.id}".encode()).digest()[:8]
         )
+        if method.name == DYNAMIC:
+            documents = [Document(DYNAMIC, task.query, {})] * switches.n
+            return _Picks(documents, [None] * (switches.n + 1), {}, seed)
         choose: Any = selector(method.name)
         if choose in DRAWS:
             choose = partial(choose, seed=seed)
@@ -155,7 +171,7 @@ class Evaluator:
             case "length":
                 documents.sort(key=lambda text: len(text.text))
         seconds = {f"{phase}_s": found.seconds[phase] for phase in ("embed", "search", "select")}
-        return _Picks(documents, found.selection.sigma.tolist(), seconds)
+        return _Picks(documents, found.selection.sigma.tolist(), seconds, seed)
 
     def _without_duplicates(
         self, found: Retrieval, choose: Selector, task: Task, whole: str, switches: Switches
@@ -171,42 +187,67 @@ class Evaluator:
         return replace(found, documents=documents, rows=rows, selection=selection, seconds=seconds)
 
     def _use(self, blank: Row, method: Method, picks: _Picks, task: Task) -> list[Row]:
-        """A row a text: stepped on, put into the context, or both; scored where asked."""
-        switches, seen, rows = method.switches, Counter[str](), list[Row]()
+        """A row a text: learned from, put into the context, or both; scored where asked.
+
+        An update of several texts is taken at the last of them, before that is scored.
+        """
+        rows, switches = picks.rows(blank), method.switches
         texts = [document.text for document in picks.documents]
-        adaptation = self.adaptations[blank.method]
         in_context = None if switches.use == "steps" else InContext(self._model, task)
-        with (
-            nullcontext()
-            if switches.use == "context"
-            else adapting(self._model, adaptation, switches.optimiser_options)
-        ) as slot:
-            for step, document in enumerate(picks.documents, start=1):
-                seen[document.id] += 1
-                row = replace(
-                    blank, step=step, sigma=picks.sigma[step], document=document.id,
-                    multiplicity=seen[document.id],
-                )  # fmt: skip
-                start = time.perf_counter()
-                if slot:
-                    row.loss = slot.step(document.text)
+        with nullcontext() if switches.use == "context" else self._lent(blank.method) as slots:
+            start, losses = time.perf_counter(), list[float]()
+            updates = deque(picks.updates(self._model, switches) if slots else ())
+            for row in rows:
+                if slots:
+                    while updates and int(updates[0].parts[-1].id) <= row.step:
+                        losses = _taken(slots, updates[0]) or losses
+                        _note(rows, updates.popleft(), losses)
                     row.train_s = time.perf_counter() - start
-                    row.tokens = self._length(document)
-                if step in switches.steps or step == len(texts):
+                if row.step in switches.steps or row is rows[-1]:
                     start = time.perf_counter()
-                    model = slot.model if slot else self._model
+                    model = slots.as_slot(0) if slots else self._model
                     row.bits = (
-                        in_context.score(texts[:step])
+                        in_context.score(texts[: row.step])
                         if in_context
                         else model.score(task.text, context=task.context)
                     ).bits
                     row.score_s = time.perf_counter() - start
-                rows.append(row)
+                start = time.perf_counter()
         return rows
 
-    def _length(self, document: Document) -> int:
-        """Tokens that a step on `document` reads."""
-        if document.id not in self._lengths:
-            tokens = len(self._model.tokens(document.text))
-            self._lengths[document.id] = min(tokens, self._model.context)
-        return self._lengths[document.id]
+    @contextmanager
+    def _lent(self, spelled: str) -> Iterator[Slots]:
+        """The model as a method begins with it; an optimiser that carries on keeps its state."""
+        switches, adaptation = self._methods[spelled].switches, self.adaptations[spelled]
+        optimiser, carried = switches.optimiser_options, self._carried.get(spelled)
+        slots = carried or Slots(self._model, adaptation, optimiser)
+        if switches.carry:
+            self._carried[spelled] = slots
+        with slots.attached():
+            slots.reset(0, optimiser=not switches.carry)
+            slots.bank.lr[0] = adaptation.lr * rate(switches.training(0), optimiser.kind)
+            yield slots
+
+
+def _taken(slots: Slots, update: Lesson) -> list[float]:
+    """The losses before an update; none where a gradient is taken again.
+
+    Raises:
+        ModelError: If one is not finite; the weights have not moved.
+    """
+    if update.reused:
+        slots.repeat([0])
+        return []
+    losses = slots.step({0: [part.tokens for part in update.parts]})[0]
+    for part, loss in zip(update.parts, losses, strict=True):
+        if not math.isfinite(loss):
+            raise ModelError(f"loss is {loss} at step {int(part.id)}: lower the learning rate")
+    return losses
+
+
+def _note(rows: list[Row], update: Lesson, losses: list[float]) -> None:
+    """Write an update's losses and tokens into the rows of its texts; of chunks, the mean loss."""
+    for part, loss in zip(update.parts, losses, strict=True):
+        row, new = rows[int(part.id) - 1], 0 if update.reused else len(part.tokens)
+        before, row.tokens = row.tokens, row.tokens + new
+        row.loss = loss if not before else ((row.loss or 0.0) * before + loss * new) / row.tokens

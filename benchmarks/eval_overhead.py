@@ -1,0 +1,97 @@
+"""What does evaluation add to the engine's own time, and how many prompts a minute are evaluated?
+
+    python benchmarks/eval_overhead.py --json benchmarks/results/eval_overhead.json
+
+The data space and the prompts are those of `whet demo`. For every prompt in turn, each method is
+run by `Engine` (select, learn, score after the same steps) and then all of them by the evaluator
+as `whet eval` does, kept on disk; the scores of both must be equal. Prints the median ratio over
+prompts, evaluation ÷ engine, and the least and greatest.
+"""
+
+import json
+import statistics
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import torch
+
+from whet.adapt.model import LanguageModel
+from whet.engine import Engine, Query
+from whet.evaluate.data import Prompt
+from whet.evaluate.demo import LONGEST, choose, modules, parts, source
+from whet.evaluate.kept import append
+from whet.evaluate.leakage import Task
+from whet.evaluate.provenance import provenance
+from whet.evaluate.switches import Switches
+from whet.evaluate.trial import Evaluator
+from whet.space.documents import Document
+from whet.space.space import DataSpace
+from whet.spaces import Options
+
+METHODS = ("nearest", "sift")
+
+
+@click.command(help=__doc__)
+@click.option("--model", default="whet-nano", show_default=True)
+@click.option("--prompts", "count", default=5, show_default=True)
+@click.option("-n", default=20, show_default=True)
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the numbers.")
+def main(model: str, count: int, n: int, target: Path | None) -> None:
+    switches = Switches(model=model, n=n, methods=METHODS)
+    with tempfile.TemporaryDirectory() as folder:
+        space, documents = library(Path(folder) / "space", count + 1)
+        pairs = measure(space, documents, switches, Path(folder))
+    ratios = [evaluation / engine for engine, evaluation in pairs]
+    minute = 60 / statistics.mean(evaluation for _, evaluation in pairs)
+    print(f"evaluation ÷ engine: {statistics.median(ratios):.3f} "
+          f"({min(ratios):.3f}–{max(ratios):.3f}), n={len(pairs)} prompts")  # fmt: skip
+    print(f"{minute:.1f} prompts a minute, {len(METHODS)} methods × {n} steps on each")
+    if target:
+        record = {
+            "model": model, "documents": len(space), "steps": n, "methods": METHODS,
+            "score_at": switches.steps, "threads": torch.get_num_threads(), "seconds": pairs,
+            "ratio": statistics.median(ratios), "prompts_per_minute": minute,
+        }  # fmt: skip
+        target.write_text(json.dumps(record | provenance(), indent=1) + "\n")
+
+
+def library(folder: Path, held_out: int) -> tuple[DataSpace, list[Document]]:
+    """The standard library without some files, and those as prompts."""
+    root = Path(sysconfig.get_path("stdlib"))
+    prompts = choose(root, held_out)
+    kept = (path for path in modules(root) if path not in prompts)
+    space = DataSpace.build((part for path in kept for part in parts(path, root)), folder)
+    return space, [Document(path.name, source(path)[:LONGEST], {}) for path in prompts]
+
+
+def measure(
+    space: DataSpace, documents: list[Document], switches: Switches, folder: Path
+) -> list[tuple[float, float]]:
+    """Seconds of the engine and of evaluation for every prompt but the first, which warms up."""
+    model = LanguageModel.load(switches.model)
+    evaluator = Evaluator(space, model, switches)
+    options = {m: Options(selector=m, n=switches.n, k=switches.k) for m in switches.methods}
+    engines = {m: Engine(space, model, options=own) for m, own in options.items()}
+    pairs = []
+    for document in documents:
+        [task] = Task.of(document.text, switches)
+        query = Query(prompt=task.query, text=task.text, score_at=switches.steps)
+        start = time.perf_counter()
+        answers = {name: engine.submit(query).result() for name, engine in engines.items()}
+        between = time.perf_counter()
+        record = evaluator.record(Prompt(document, "library"))
+        append(folder, record)
+        pairs.append((between - start, time.perf_counter() - between))
+        rows = record["rows"]
+        for name, step, bits in zip(rows["method"], rows["step"], rows["bits"], strict=True):
+            assert bits is None or bits == answers[name].scores[step].bits, (name, step)
+    for engine in engines.values():
+        engine.close()
+    return pairs[1:]
+
+
+if __name__ == "__main__":
+    main()
