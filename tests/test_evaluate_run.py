@@ -208,10 +208,12 @@ def test_a_broken_file_is_named(here, tmp_path, name, content, message):
         Run.open(run.folder)
 
 
-def test_more_candidates_than_documents_are_refused_before_anything_is_written(here, tmp_path):
+def test_what_cannot_be_done_is_refused_before_anything_is_written(here, tmp_path):
     for changes in ({"k": 31}, {"methods": ("sift(k=31)",)}):
         with pytest.raises(ValueError, match="k is 31, but the data space holds 30 documents"):
             world.run(here, tmp_path / "run", **changes)
+    with pytest.raises(ValueError, match="reuse is 2: .*one of them must be 1"):
+        world.run(here, tmp_path / "run", methods=("hull(reuse=2, texts_per_update=2)",))
     assert not (tmp_path / "run").exists()
 
 

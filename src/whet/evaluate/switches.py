@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from whet.adapt.adaptation import Optimiser, adaptation
-from whet.engine.query import Training
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 
@@ -18,6 +17,7 @@ OF_THE_RUN = ("model", "methods", "n", "score_at", "leakage", "chunks", "left_co
 CHOICES = {
     "leakage": ("split", "whole", "score-first"),
     "order": ("selected", "reversed", "shuffled", "length"),
+    "long_texts": ("first", "chunks", "random"),
     "use": ("steps", "context", "both"),
     "sign": ("own", "both", "positive"),
     "duplicates": ("kept", "dropped"),
@@ -94,6 +94,8 @@ class Switches:
     def __post_init__(self) -> None:
         as_count(self.n, "n")
         as_count(self.k, "k")
+        as_count(self.texts_per_update, "texts_per_update")
+        as_count(self.reuse, "reuse")
         as_positive(self.lam, "lam")
         as_positive(self.near_overlap, "near_overlap")
         if self.chunks < 2:
@@ -109,7 +111,7 @@ class Switches:
             raise ValueError("methods is empty: expected at least one")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {list(self.methods)}: expected each once")
-        _ = self.optimiser_options, self.training(self.seed)
+        _ = self.optimiser_options
         adaptation(self.mode, lr=self.lr, rank=self.rank)
         for spelled in self.methods:
             self.method(spelled)
@@ -153,13 +155,6 @@ class Switches:
         return Optimiser(
             kind=self.optimiser, beta1=self.beta1, beta2=self.beta2, eps=self.eps,
             weight_decay=self.weight_decay, clip=self.clip,
-        )  # fmt: skip
-
-    def training(self, seed: int) -> Training:
-        """How texts, in the order they are given in, become updates; `seed` is a prompt's."""
-        return Training(
-            texts_per_update=self.texts_per_update, reuse=self.reuse, carry=self.carry,
-            long_texts=self.long_texts, seed=seed,
         )  # fmt: skip
 
     @property

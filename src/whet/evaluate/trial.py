@@ -16,6 +16,7 @@ import numpy as np
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.engine.lessons import Lesson, lessons, rate
+from whet.engine.query import Training
 from whet.errors import ModelError
 from whet.evaluate.data import Prompt
 from whet.evaluate.incontext import InContext
@@ -76,7 +77,7 @@ class _Picks:
     def updates(self, model: LanguageModel, switches: Switches) -> list[Lesson]:
         """What is learned from the texts, update by update; a part's id is its text's step."""
         placed = [replace(d, id=str(i)) for i, d in enumerate(self.documents, start=1)]
-        return lessons(placed, self.sigma[1:], model, switches.training(self.seed))
+        return lessons(placed, self.sigma[1:], model, training(switches, self.seed))
 
 
 class Evaluator:
@@ -91,6 +92,7 @@ class Evaluator:
         }
         for method in (switches, *(m.switches for m in self._methods.values())):
             Retriever(space, k=method.k)  # refuses a k that is too large
+            training(method, 0)  # refuses what does not go together
         self._carried: dict[str, Slots] = {}  # of the methods whose optimiser carries on
 
     def record(self, prompt: Prompt) -> dict[str, Any]:
@@ -225,8 +227,23 @@ class Evaluator:
             self._carried[spelled] = slots
         with slots.attached():
             slots.reset(0, optimiser=not switches.carry)
-            slots.bank.lr[0] = adaptation.lr * rate(switches.training(0), optimiser.kind)
+            slots.bank.lr[0] = adaptation.lr * rate(training(switches, 0), optimiser.kind)
             yield slots
+
+
+def training(switches: Switches, seed: int) -> Training:
+    """How texts, in the order they are given in, become updates; `seed` is a prompt's.
+
+    Raises:
+        ValueError: If the switches do not go together.
+    """
+    return Training(
+        texts_per_update=switches.texts_per_update,
+        reuse=switches.reuse,
+        carry=switches.carry,
+        long_texts=switches.long_texts,
+        seed=seed,
+    )
 
 
 def _taken(slots: Slots, update: Lesson) -> list[float]:
