@@ -29,7 +29,7 @@ from whet.space.vectors import Pool, Vectors, cosines, cut
 FROM = 50_000  # rows; with fewer, looking at all of them is as fast
 TRAIN = 100_000  # rows that centroids are fitted on
 ROUNDS = 10  # of k-means
-ADDED = 16_384  # rows turned to float32 at a time
+READ = 8192  # rows of the sample that are read at a time
 PROBES = 64  # rows by which recall is measured
 GOAL = 0.95  # recall of the default effort
 EFFORTS = tuple(2.0 ** (-e / 2) for e in range(14, -1, -1))
@@ -62,7 +62,7 @@ class Measured:
 
 
 def build_index(path: Path, vectors: Vectors, seed: int = 0) -> Measured:
-    """Write the index of `vectors`. Holds an 8-bit copy of them, and 100,000 in float32."""
+    """Write the index of `vectors`. Holds one 8-bit copy of them, after 200,000 in float32."""
     faiss = _faiss()
     n, d = len(vectors), vectors.dimension
     lists = 2 ** round(np.log2(2 * np.sqrt(n)))
@@ -71,32 +71,62 @@ def build_index(path: Path, vectors: Vectors, seed: int = 0) -> Measured:
     index.cp.niter, index.cp.seed = ROUNDS, seed + 1
     index.cp.min_points_per_centroid = 1
     with _one_thread():
-        index.train(vectors.gather(np.sort(order[:TRAIN])).astype(np.float32))
-        for start in range(0, n, ADDED):
-            rows = np.arange(start, min(n, start + ADDED))
-            index.add(vectors.gather(rows).astype(np.float32))
-            vectors.forget()
+        index.train(_sample(vectors, np.sort(order[:TRAIN])))
+        _fill(index, vectors)
     faiss.write_index(index, str(path))
-    del index
+    k, recalls = _recalls(Index(index), vectors, np.sort(order[-PROBES:]))
     head = min(path.stat().st_size, lists * (4 * d + 16) + 16 * d + 65_536)
-    head_crc32 = checksum(path, head)
-    opened = Index(path, Measured(lists=lists, head=head, head_crc32=head_crc32, k=0, efforts=[1.0],
-                                  recalls=[1.0]))  # fmt: skip
-    k, recalls = _recalls(opened, vectors, np.sort(order[-PROBES:]))
-    return Measured(lists=lists, head=head, head_crc32=head_crc32, k=k, efforts=list(EFFORTS),
-                    recalls=recalls)  # fmt: skip
+    return Measured(
+        lists=lists, head=head, head_crc32=checksum(path, head), k=k, efforts=list(EFFORTS),
+        recalls=recalls,
+    )  # fmt: skip
+
+
+def _sample(vectors: Vectors, rows: Int[Array, " m"]) -> Float[Array, "m d"]:
+    """Rows in float32. Some at a time, since pages of the file count as memory while mapped."""
+    sample = np.empty((len(rows), vectors.dimension), np.float32)
+    for start in range(0, len(rows), READ):
+        sample[start : start + READ] = vectors.gather(rows[start : start + READ])
+        vectors.forget()
+    return sample
+
+
+def _fill(index: Any, vectors: Vectors) -> None:
+    """Add all rows to lists of the right size: lists that grow take up to twice their memory."""
+    faiss, keys = _faiss(), []
+    for _, block in vectors.blocks():
+        keys.append(index.quantizer.search(block, 1)[1].ravel())
+        vectors.forget()
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    for number, count in enumerate(np.bincount(np.concatenate(keys), minlength=index.nlist)):
+        lists.resize(number, int(count))
+        lists.resize(number, 0)  # its memory stays
+    for (_, block), nearest in zip(vectors.blocks(), keys, strict=True):
+        index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(nearest))
+        vectors.forget()
 
 
 class Index:
-    """An index on disk."""
+    """An index, in memory or on disk."""
 
-    def __init__(self, path: Path, measured: Measured) -> None:
-        faiss = _faiss()
-        self.measured = measured
+    def __init__(self, index: Any) -> None:
+        """Args:
+        index: Of Faiss.
+        """
+        self._index = index
+        self._centroids = index.quantizer.reconstruct_n(0, index.nlist)
+
+    @classmethod
+    def open(cls, path: Path, measured: Measured) -> "Index":
+        """What `build_index` wrote, by memory map.
+
+        Raises:
+            SpaceError: If its head is not as it was written.
+        """
         if checksum(path, measured.head) != measured.head_crc32:
             raise SpaceError(f"{path} is broken: its head has another checksum than when written")
-        self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        self._centroids = self._index.quantizer.reconstruct_n(0, measured.lists)
+        faiss = _faiss()
+        return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
 
     def nominate(
         self,

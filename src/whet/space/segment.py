@@ -131,7 +131,7 @@ class Segment:
     @cached_property
     def index(self) -> Index:
         assert self.measured is not None
-        return Index(self.folder / "index.faiss", self.measured)
+        return Index.open(self.folder / "index.faiss", self.measured)
 
     @cached_property
     def columns(self) -> Columns:
