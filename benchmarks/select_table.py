@@ -95,7 +95,7 @@ def _batch(r: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _retrieval(r: dict[str, Any]) -> list[tuple[str, str, str]]:
     share = span([100 * x for x in r["share"]], " %")
-    case = f"selection's share of a retrieval (Faiss flat, {r['size']:,} × 1024, k=1000)"
+    case = f"selection's share of a retrieval (Faiss flat, {r['size']:,} × 1024, vectors, k=1000)"
     return [(case, f"**{share}**", "≤ 6 % / ≤ 4 %")]
 
 
