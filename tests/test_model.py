@@ -109,3 +109,11 @@ def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
     model.tokenizer.add_tokens(["<more>", "<and more>"])
     with pytest.raises(ModelError, match="knows 257 tokens, but its tokenizer has 259"):
         LanguageModel(model.network, model.tokenizer, "mixed")
+
+
+def test_a_twin_shares_the_weights_and_is_lent_by_itself(model):
+    twin = model.twin()
+    mine, its = (dict(m.network.named_parameters()) for m in (model, twin))
+    assert mine.keys() == its.keys() and all(mine[name] is its[name] for name in mine)
+    with model.lent(), twin.lent():
+        assert twin.score("one text") == model.score("one text")

@@ -5,6 +5,7 @@ that token.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,9 @@ class Decoder:
         ValueError: If prompt and answer together exceed the model's context.
     """
 
-    def __init__(self, model: "LanguageModel", prompt: str, sampling: Sampling) -> None:
+    def __init__(
+        self, model: "LanguageModel", prompt: str | Sequence[int], sampling: Sampling
+    ) -> None:
         self._model = model
         self._sampling = sampling
         self._unread = model.fitting(prompt, sampling.max_tokens)
@@ -68,6 +71,11 @@ class Decoder:
         """The continuation so far, without its stop text."""
         self.finish: str | None = None
         """stop or length, once there is no more to come."""
+
+    @property
+    def count(self) -> int:
+        """Tokens so far."""
+        return len(self._tokens)
 
     @torch.no_grad()
     def step(self) -> str:

@@ -4,9 +4,10 @@ The only module that knows how Hugging Face models are loaded and called. Loss a
 docs/protocol.md.
 """
 
+import copy
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -96,6 +97,14 @@ class LanguageModel:
         _fuse(network, transformers.activations)
         return cls(network.to(device), tokenizer, str(name))
 
+    def twin(self) -> "LanguageModel":
+        """The same model once more, to be lent by itself: own layers, shared weights.
+
+        Not for full training, which moves the weights.
+        """
+        weights = {id(tensor): tensor for tensor in self.network.parameters()}
+        return LanguageModel(copy.deepcopy(self.network, weights), self.tokenizer, self.name)
+
     def adaptation(self, mode: str, **options: object) -> Adaptation:
         """The adaptation called `mode`; without `lr`, at the rate the model's configuration tells.
 
@@ -179,13 +188,18 @@ class LanguageModel:
             decoder.step()
         return decoder.text
 
-    def fitting(self, prompt: str, max_tokens: int) -> Int[Tensor, " t"]:
+    def fitting(self, prompt: str | Sequence[int], max_tokens: int) -> Int[Tensor, " t"]:
         """The tokens of `prompt` behind a start token, with room for `max_tokens` more.
 
         Raises:
             ValueError: If prompt and answer together exceed the model's context.
         """
-        tokens = self._started(self.tokens(prompt))
+        given = (
+            self.tokens(prompt)
+            if isinstance(prompt, str)
+            else torch.tensor(prompt, dtype=torch.long, device=self.device)
+        )
+        tokens = self._started(given)
         if len(tokens) + as_count(max_tokens, "max_tokens") > self.context:
             raise ValueError(
                 f"prompt has {len(tokens)} tokens and max_tokens is {max_tokens}, but {self.name} "

@@ -58,6 +58,8 @@ class Query:
 
     prompt: str
     """What is selected for, and read before what follows it."""
+    tokens: tuple[int, ...] | None = None
+    """What the model reads in place of `prompt`: token ids, for what letters cannot say."""
     text: str | None = None
     """The text to score after the prompt; none to continue the prompt."""
     n: int | None = None
@@ -139,6 +141,8 @@ class Answer:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time of queue, select, train, and answer. Texts are selected while a prompt queues:
     `select` is what it still waited for them in its slot."""
+    tokens: int = 0
+    """Length of the continuation."""
     error: WhetError | ValueError | None = None
     """Why the prompt failed, if it did; only `Engine.run` answers so, all else raises it."""
 

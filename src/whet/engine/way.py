@@ -79,7 +79,8 @@ class Pupil:
         if self._job.cancelled:  # before its turn
             return Answer(query, query.text or "", Trace((), "cancelled"), finish="cancelled")
         if query.text is None:  # what cannot be answered is refused before any step is taken
-            decoder = Decoder(self._slots.model, query.prompt, query.sampling)
+            prompt = query.prompt if query.tokens is None else query.tokens
+            decoder = Decoder(self._slots.model, prompt, query.sampling)
         planned = self._job.plan.result()
         if planned.retrieval is not None:
             self._job.tell(planned.retrieval)
@@ -99,9 +100,11 @@ class Pupil:
         )
         trace = Trace(tuple(self._steps), "cancelled" if self._job.cancelled else reason)
         adapter = Adapter.of(self._slots, self._slot) if query.keep else None
+        tokens = 0 if decoder is None else decoder.count
         return Answer(
-            query, text, trace, planned.retrieval, finish, self._scores, adapter, self.seconds
-        )
+            query, text, trace, planned.retrieval, finish, self._scores, adapter, self.seconds,
+            tokens,
+        )  # fmt: skip
 
     def _learn(
         self, plan: Plan, tick_s: Callable[[], float]

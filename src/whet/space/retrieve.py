@@ -26,6 +26,10 @@ from whet.space.store import Near, Sign
 NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # an opposite text is far to them
 
 
+class NothingNear(ValueError):
+    """A prompt is blank, or shares nothing with the data space."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Retrieval:
     """The documents chosen for a prompt; shows as a table in a notebook."""
@@ -127,12 +131,12 @@ class Retriever:
         """
         as_count(n, "n")
         if not prompt.strip():
-            raise ValueError(f"prompt is {prompt!r}: expected a text")
+            raise NothingNear(f"prompt is {prompt!r}: expected a text")
         start = time.perf_counter()
         query = self.space.embedder.encode([prompt])
         embedded = time.perf_counter()
         if not query.any():
-            raise ValueError(
+            raise NothingNear(
                 f"prompt shares no term with the data space, as {self.space.embedder.name} sees "
                 "them: there is nothing near it"
             )
