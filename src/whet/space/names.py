@@ -10,6 +10,7 @@ from jaxtyping import Int, UInt64
 
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
+from whet.space.files import load
 
 
 def hashes(strings: Sequence[str]) -> UInt64[Array, " n"]:
@@ -29,7 +30,7 @@ class Names:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._stored = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._stored = load(path, mapped=True)
         except (OSError, ValueError, EOFError) as error:
             raise SpaceError(f"{path} cannot be read: {error}") from error
 

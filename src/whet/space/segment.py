@@ -30,7 +30,7 @@ from whet.errors import SpaceError
 from whet.maths.arrays import Array
 from whet.space import index as faiss_index
 from whet.space.columns import Columns, ColumnsWriter
-from whet.space.files import checksum, sync, write_json
+from whet.space.files import checksum, load, sync, write_json
 from whet.space.index import Index, Measured, build_index
 from whet.space.names import Names, hashes, write_names
 from whet.space.rows import Rows, RowsWriter, as_strings
@@ -209,6 +209,6 @@ def removed(folder: Path) -> bool:
 
 def _mapped(path: Path) -> Any:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return load(path, mapped=True)
     except (OSError, ValueError, EOFError) as error:
         raise SpaceError(f"{path} cannot be read: {error}") from error

@@ -9,7 +9,7 @@ writes what is left anew.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from whet.errors import EmbedderMismatch, SpaceError
 from whet.maths.arrays import Array, as_count
 from whet.space import vectors as exact_search
+from whet.space.files import load
 from whet.space.filters import Filter, check_fields, matches
 from whet.space.manifest import SEGMENTS, Manifest, read_manifest
 from whet.space.names import hashes
@@ -380,7 +381,7 @@ def deleted_ids(path: Path, manifest: Manifest) -> Int[Array, " n"]:
         return np.empty(0, np.int64)
     file = path / manifest.deleted
     try:
-        return cast(Array, np.load(file, allow_pickle=False))
+        return load(file)
     except FileNotFoundError as error:
         raise _gone(path, file, manifest.version) from error
     except (OSError, ValueError, EOFError) as error:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from whet.errors import SpaceError
 from whet.maths.arrays import Array, as_rows
+from whet.space.files import load
 from whet.space.store import Sign
 
 TIE = 1e-9  # relative; as in whet.select
@@ -38,7 +39,7 @@ class Vectors:
 
     def _mapped(self) -> Any:
         try:
-            stored = np.load(self._path, mmap_mode="r", allow_pickle=False)
+            stored = load(self._path, mapped=True)
         except (OSError, ValueError, EOFError) as error:
             raise SpaceError(f"{self._path} cannot be read: {error}") from error
         if stored.dtype != np.float16 or stored.ndim != 2:
