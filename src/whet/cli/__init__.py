@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import whet
-from whet.cli import answers, evidence, reproduce, spaces, texts
+from whet.cli import answers, evidence, reproduce, serving, spaces, texts
 from whet.errors import WhetError, naming_extras
 
 
@@ -57,5 +57,7 @@ for verb in (
     evidence.demo,
     reproduce.reproduce,
     spaces.space,
+    serving.serve,
+    serving.key,
 ):
     main.add_command(verb)

@@ -1,0 +1,152 @@
+"""The data spaces of a server by name, each as much of it as a key may read.
+
+A request works to its end on the version that it began with. When a data space has a newer version,
+by this server's hand or another's, requests that begin later get that one.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from whet.errors import SpaceError
+from whet.serve.keys import Key
+from whet.serve.problems import Refused
+from whet.space.documents import Document
+from whet.space.filters import In
+from whet.space.manifest import read_manifest
+from whet.space.retrieve import NothingNear
+from whet.space.space import DataSpace
+from whet.spaces import Options, open_space, retrieve
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A version of a data space, of which nothing can be seen but what a key may read."""
+
+    name: str
+    space: DataSpace
+
+    @property
+    def version(self) -> str:
+        return str(self.space.manifest.version)
+
+    def label(self, document: Document) -> str | None:
+        labels = self.space.manifest.labels
+        found = document.meta.get(labels.field) if labels else None
+        return None if found is None else str(found)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Version:
+    space: DataSpace
+    views: dict[tuple[str, ...], View | None] = field(default_factory=dict)
+
+
+class Catalogue:
+    """Opened data spaces by name. Safe in threads."""
+
+    def __init__(self, places: Mapping[str, Path], opened: Callable[[str], None]) -> None:
+        """Open them all.
+
+        Args:
+            places: Their folders.
+            opened: Called with the name of a data space that has a newer version.
+
+        Raises:
+            SpaceError: If one cannot be opened.
+        """
+        self._places, self._opened = dict(places), opened
+        self._versions = {name: _Version(open_space(place)) for name, place in places.items()}
+        self._writing = {name: threading.Lock() for name in places}
+
+    def view(self, name: str | None, key: Key) -> View:
+        """What `key` may read of a data space; of the first, if none is named.
+
+        Raises:
+            Refused: 404 if there is none of that name, or nothing of it for this key.
+        """
+        name = next(iter(self._places)) if name is None else name
+        view = self._seen(name, key) if name in self._places else None
+        if view is None:
+            raise _missing(name)
+        return view
+
+    def views(self, key: Key) -> list[View]:
+        """Every data space of which `key` may read something."""
+        return [view for name in self._places if (view := self._seen(name, key))]
+
+    def whole(self, name: str) -> DataSpace:
+        """The newest version, with what no key but the operator's may read."""
+        return self._versions[name].space
+
+    def warm_up(self, name: str) -> None:
+        """Choose once in a data space: what is compiled or read on first use is so now."""
+        space = self.whole(name)
+        some = space.texts(space.rows[:1])[0]
+        with suppress(NothingNear):
+            retrieve(space, some, Options(n=2, k=min(200, len(space))))
+
+    def version(self, name: str) -> str:
+        return str(self.whole(name).manifest.version)
+
+    def refresh(self) -> None:
+        """Look at every data space once, and open what has a newer version."""
+        for name, place in self._places.items():
+            old, new = self.whole(name), read_manifest(place)
+            if (new.version, new.fingerprint) == (old.manifest.version, old.manifest.fingerprint):
+                continue
+            same = new.fingerprint == old.manifest.fingerprint
+            space = DataSpace.open(place, old.embedder) if same else open_space(place)
+            self._versions[name] = _Version(space)
+            self._opened(name)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[DataSpace]:
+        """The newest version, to be written to by one request of this server at a time.
+
+        Raises:
+            Refused: 404 if there is none of that name, 409 if another process is writing, or the
+                data space cannot be written.
+        """
+        if name not in self._places:
+            raise _missing(name)
+        with self._writing[name]:
+            self.refresh()
+            try:
+                yield self.whole(name)
+            except SpaceError as error:
+                raise Refused(
+                    409, f"data space {name!r} cannot be written now: {error}", retry_after_s=1
+                ) from error
+            finally:
+                self.refresh()
+
+    def _seen(self, name: str, key: Key) -> View | None:
+        version = self._versions[name]
+        if key.labels not in version.views:
+            version.views[key.labels] = _view(name, version.space, key)
+        return version.views[key.labels]
+
+
+def _missing(name: str) -> Refused:
+    return Refused(
+        404, f"there is no data space {name!r} for this key", param="data_space",
+        code="data_space_not_found",
+    )  # fmt: skip
+
+
+def _view(name: str, space: DataSpace, key: Key) -> View | None:
+    """An unlabelled data space is for keys that read everything; public documents are for all."""
+    if key.reads_all:
+        return View(name, space)
+    labels = space.manifest.labels
+    if labels is None:
+        return None
+    public = () if labels.public is None else (labels.public,)
+    try:
+        seen = space.restricted(In(labels.field, (*key.labels, *public)))
+    except ValueError:  # no document has a label of this kind
+        return None
+    return View(name, seen) if len(seen) else None

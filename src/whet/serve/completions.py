@@ -1,0 +1,153 @@
+"""`/v1/completions` and `/v1/chat/completions`: OpenAI's forms, whole or streamed.
+
+With `stream` and `adapt.progress`, chunks without choices tell in `adapt_progress` how the
+sharpening goes; the last chunk with a choice carries `adapt`, if the request had such a block. A
+client that knows of neither sees a plain OpenAI stream.
+"""
+
+import json
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from whet import engine
+from whet.errors import WhetError
+from whet.serve.answers import ChatCompletion, Completion
+from whet.serve.asking import Asking
+from whet.serve.asks import Ask, ask
+from whet.serve.chat import chat_tokens
+from whet.serve.events import Answered, Wrote
+from whet.serve.guard import Calling, unless_gone
+from whet.serve.problems import Refused, documented, refusal
+from whet.serve.requests import ChatRequest, CompletionRequest, Sampling
+from whet.serve.work import start
+
+router = APIRouter(tags=["completions"])
+
+
+class Form(Protocol):
+    """How one of the two kinds of completion is written."""
+
+    prefix: str
+    whole: str
+    part: str
+
+    def choice(self, text: str, finish: str) -> dict[str, Any]: ...
+
+    def delta(self, text: str | None, finish: str | None) -> dict[str, Any]: ...
+
+
+class TextForm:
+    prefix, whole, part = "cmpl", "text_completion", "text_completion"
+
+    def choice(self, text: str, finish: str) -> dict[str, Any]:
+        return self.delta(text, finish)
+
+    def delta(self, text: str | None, finish: str | None) -> dict[str, Any]:
+        return {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish}
+
+
+class ChatForm:
+    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, text: str, finish: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+
+    def delta(self, text: str | None, finish: str | None) -> dict[str, Any]:
+        said = {} if text is None else {"role": "assistant", "content": text}
+        return {"index": 0, "delta": said, "logprobs": None, "finish_reason": finish}
+
+
+@router.post("/v1/completions", response_model=Completion, responses=documented(404, 503))
+async def complete(body: CompletionRequest, request: Request, caller: Calling) -> Response:
+    """Continue a prompt with the model, sharpened for it."""
+    asked = ask(
+        caller,
+        body.model,
+        body.text,
+        body.adapt,
+        max_tokens=16 if body.max_tokens is None else body.max_tokens,
+        sampling=_sampling(body),
+    )
+    return await _answer(request, body, asked, TextForm())
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=documented(404, 503))
+async def chat(body: ChatRequest, request: Request, caller: Calling) -> Response:
+    """Answer a conversation with the model, sharpened for what was said in it."""
+    said = [(message.role, message.text) for message in body.messages]
+    query = "\n".join(text for role, text in said if role in ("user", "assistant"))
+    caller.bounded("prompt_chars", sum(len(text) for _, text in said))
+    tokens = await caller.server.off_loop(chat_tokens, caller.server.model.tokenizer, said)
+    asked = ask(
+        caller,
+        body.model,
+        query,
+        body.adapt,
+        tokens=tuple(tokens),
+        max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
+        sampling=_sampling(body),
+    )
+    return await _answer(request, body, asked, ChatForm())
+
+
+def _sampling(body: Sampling) -> engine.Sampling:
+    return engine.Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
+        stop=body.stops,
+    )
+
+
+async def _answer(request: Request, body: Sampling, asked: Ask, form: Form) -> Response:
+    asking = start(asked)
+    head = {"id": f"{form.prefix}-{uuid.uuid4().hex}", "created": int(time.time())}
+    head |= {"model": body.model}
+    if not body.stream:
+        done = await unless_gone(request, asking.answer(), asking.cancel)
+        choice = form.choice(done.text, done.finish_reason)
+        whole = head | {"object": form.whole, "choices": [choice], "usage": done.usage.model_dump()}
+        return JSONResponse(whole | _adapt(body, done))
+    await unless_gone(request, asking.begun(), asking.cancel)  # what fails now has a status yet
+    chunks = _chunks(asking, body, head | {"object": form.part}, form, request.state.id)
+    return StreamingResponse(chunks, media_type="text/event-stream")
+
+
+async def _chunks(
+    asking: Asking, body: Sampling, head: dict[str, Any], form: Form, request: str
+) -> AsyncIterator[str]:
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    blank = {"usage": None} if usage else {}
+
+    def chunk(choices: list[dict[str, Any]], **more: Any) -> str:
+        return f"data: {json.dumps(head | {'choices': choices} | blank | more)}\n\n"
+
+    try:
+        yield chunk([form.delta("", None)])
+        async for event in asking:
+            match event:
+                case Wrote(text=text):
+                    yield chunk([form.delta(text, None)])
+                case Answered() as done:
+                    yield chunk([form.delta(None, done.finish_reason)], **_adapt(body, done))
+                    if usage:
+                        yield chunk([], usage=done.usage.model_dump())
+                case progress if body.adapt and body.adapt.progress:
+                    yield chunk([], adapt_progress=progress.model_dump(exclude_none=True))
+        yield "data: [DONE]\n\n"
+    except (Refused, WhetError, ValueError) as error:  # the status is sent: told in the stream
+        told = error if isinstance(error, Refused) else refusal(error, request)
+        yield f"data: {json.dumps(told.body())}\n\n"
+    finally:
+        asking.cancel()
+
+
+def _adapt(body: Sampling, done: Answered) -> dict[str, Any]:
+    return {"adapt": done.adapted.model_dump(exclude_none=True)} if body.adapt is not None else {}

@@ -1,0 +1,130 @@
+"""A small real server: a tiny model, a labelled data space, keys; any free port of this machine."""
+
+import http.client
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from whet.serve.app import create_app
+from whet.serve.config import Config
+from whet.serve.keys import Key, Keys, digest
+from whet.serve.run import engines_of
+from whet.space.documents import Document
+from whet.space.manifest import Labels
+from whet.space.space import DataSpace
+
+WORDS = "bee honey dance flower wax queen hive nectar pollen sting smoke".split()
+SECRET = "s" * 43
+
+
+def documents(count=40, labels=("public", "legal", "medical")):
+    """Texts of a few words; every label has its turn, and its own word in each of its texts."""
+    for i in range(count):
+        label = labels[i % len(labels)]
+        words = [WORDS[(i * step) % len(WORDS)] for step in (1, 5, 7)]
+        yield Document(f"{label}:{i}", f"{label} {' '.join(words)}", {"label": label})
+
+
+def token(name):
+    return f"whet_{name:a<8}_{SECRET}"
+
+
+def key(name, *labels, **more):
+    return Key(id=f"{name:a<8}", name=name, hash=digest(SECRET), labels=labels, **more)
+
+
+KEYS = (
+    key("legal", "legal", roles=("use", "write")),
+    key("medical", "medical"),
+    key("chief", "*", roles=("use", "write", "operate")),
+    key("nobody"),
+)
+
+
+def space(folder, **more):
+    """A labelled data space; its lsa knows the public documents alone."""
+    labels = Labels(field="label", public="public")
+    DataSpace.build(documents(), folder, labels=labels)
+    return folder
+
+
+def config(model, place, **options):
+    options = {"slots": 4, "queue": 16, "n": 3, "k": 8, "refresh_s": 0.05, "rank": 2} | options
+    return Config(spaces={"docs": place}, model=str(model), name="tiny", **options)
+
+
+def app(model, place, *, keys=KEYS, **options):
+    told = config(model, place, **options)
+    return create_app(engines_of(told), told, Keys(list(keys)) if keys else None)
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict
+    body: bytes
+
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def error(self):
+        return self.json()["error"]
+
+
+class Client:
+    """What a hostile client needs: any bytes, and a hand on the connection."""
+
+    def __init__(self, port, key=None):
+        self.port, self.key = port, key
+
+    def of(self, name):
+        return Client(self.port, token(name))
+
+    def connect(self, method, path, body=None, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        if isinstance(body, dict | list):
+            body = json.dumps(body)
+            headers["content-type"] = "application/json"
+        if self.key:
+            headers["authorization"] = f"Bearer {self.key}"
+        connection.request(method, path, body, headers)
+        return connection
+
+    def send(self, method, path, body=None, **headers):
+        connection = self.connect(method, path, body, **headers)
+        try:
+            answer = connection.getresponse()
+            return Reply(answer.status, dict(answer.getheaders()), answer.read())
+        finally:
+            connection.close()
+
+    def get(self, path, **headers):
+        return self.send("GET", path, **headers)
+
+    def post(self, path, body, **headers):
+        return self.send("POST", path, body, **headers)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def running(app):
+    """`app` on a free port of this machine, until the block ends; gives a client without a key."""
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="on"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            client = Client(listener.getsockname()[1])
+            assert client.get("/health").status == 200  # it waits until the server is there
+            yield client
+        finally:
+            server.should_exit = True
+            thread.join()
