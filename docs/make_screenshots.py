@@ -1,0 +1,22 @@
+"""Draw docs/page-light.png and page-dark.png: `python docs/make_screenshots.py URL` of a server."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from browser import browser
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+PROMPT = "def mean(values):\n    "
+
+if __name__ == "__main__":
+    for scheme in ("light", "dark"):
+        with browser(900, 1180, dark=scheme == "dark") as driver:
+            driver.get(sys.argv[1])
+            driver.find_element(By.ID, "prompt").send_keys(PROMPT)
+            driver.find_element(By.ID, "go").click()
+            status = driver.find_element(By.ID, "status")
+            WebDriverWait(driver, 300).until(lambda _, status=status: status.text == "Done.")
+            driver.save_screenshot(str(Path(__file__).with_name(f"page-{scheme}.png")))
