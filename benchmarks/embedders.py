@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from whet.evaluate.protocol import Switches
 
 from whet.embedders import embedder_of
-from whet.evaluate.report import bits
-from whet.evaluate.run import evaluate, finished, read_meta
+from whet.evaluate.data import Data
+from whet.evaluate.run import evaluate
+from whet.evaluate.runs import Run
+from whet.evaluate.switches import Switches
 from whet.maths.statistics import mean_estimate
 from whet.space.documents import Document, read_documents
 from whet.space.space import DataSpace
@@ -56,13 +56,13 @@ def main(
         name = f"{re.sub('[^a-z0-9]+', '-', embedder)}-{every}"
         space, folder = out / f"{name}.whet", out / f"{name}-{model}-{n}-{'+'.join(methods)}"
         built = index(corpus / "space.jsonl.gz", space, embedder, every)
-        evaluate(space, corpus / "valid.jsonl.gz", folder, switches, per_set=per_set)
-        lines += compare(folder, methods, n, {"embedder": embedder} | built)
+        prompts = str(corpus / "valid.jsonl.gz")
+        evaluate(Data(space=str(space), prompts=prompts, per_set=per_set), folder, switches)
+        run = Run.open(folder)
+        lines += compare(run, methods, {"embedder": embedder} | built)
         show(lines)
         if target:
-            told = {
-                key: read_meta(folder)[key] for key in ("prompts", "versions", "machine", "commit")
-            }
+            told = {key: run.meta[key] for key in ("prompts", "versions", "machine", "commit")}
             record = {"model": model, "steps": n, "every": every} | told
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(record | {"rows": lines}, indent=1) + "\n")
@@ -91,18 +91,13 @@ def packaged(embedder: str) -> str:
     return f"st:{Path(package.origin).parent / 'model'}"
 
 
-def compare(
-    folder: Path, methods: tuple[str, ...], n: int, about: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    rows = finished(folder)
-    base = np.array([row["base_bits"] for row in rows])
-    ratio = {method: 100 * bits(rows, method, n) / base for method in methods}
+def compare(run: Run, methods: tuple[str, ...], about: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for method in methods:
-        share = mean_estimate(ratio[method])
-        line = about | {"method": method, "n": len(rows), "percent_of_base": share.value}
+        share = mean_estimate(run.ratio(method))
+        line = about | {"method": method, "n": len(run), "percent_of_base": share.value}
         line |= {"half": share.half}
         if "nearest" in methods and method != "nearest":
-            paired = mean_estimate(ratio[method] - ratio["nearest"])
+            paired = mean_estimate(run.ratio(method) - run.ratio("nearest"))
             line |= {"minus_nearest": paired.value, "low": paired.low, "high": paired.high}
         yield line
 
