@@ -209,6 +209,11 @@ def test_a_slow_search_holds_up_its_own_prompt_only(tmp_path, model):
         assert all(len(answer.trace) == 4 for answer in [first.result(60), *others])
 
 
+def test_a_long_queue_is_answered_in_full(engine):
+    asked = [query(i, text=TEXT, n=1) for i in range(40)]
+    assert {a.query for a in engine.run(asked) if len(a.trace) == 1} == set(asked)
+
+
 def test_a_full_queue_says_so(space, model):
     engine = Engine(space, model, MODES[0], options=Options(n=1, k=5), slots=1, waiting=1)
     begun, go = threading.Event(), threading.Event()

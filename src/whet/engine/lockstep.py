@@ -1,7 +1,7 @@
 """The one thread that owns the weights: prompts in slots, a step of each in every tick.
 
-What a prompt will learn is planned beside it, from when the prompt is submitted, so that a search
-that takes long holds up its own prompt only. Every prompt's way is a generator (`whet.engine.way`).
+What a prompt will learn is planned beside it, while the prompt waits, so that a search that takes
+long holds up its own prompt only. Every prompt's way is a generator (`whet.engine.way`).
 A tick asks each for its next lesson and takes them together; a slot whose way has ended takes the
 next prompt in the same tick.
 """
@@ -19,6 +19,7 @@ from whet.engine.way import Job, Losses, Plan, Wanted, Way
 from whet.errors import EngineClosed, ModelError, QueueFull
 
 PLANNERS = 2
+AHEAD = 16  # prompts that wait with a plan or get one; a plan holds its candidates' vectors
 
 
 class Lockstep:
@@ -59,9 +60,9 @@ class Lockstep:
                     f"{len(self._waiting)} prompts wait, as many as may: try again later, or make "
                     "the engine with a longer queue"
                 )
+            if len(self._waiting) < AHEAD:
+                self._begin(job)
             self._waiting.append(job)
-            job.plan = self._planners.submit(self._plan, job)
-            job.plan.add_done_callback(self._wake)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="whet-engine", daemon=True)
                 self._thread.start()
@@ -76,6 +77,10 @@ class Lockstep:
         if thread is not None:
             thread.join()
         self._planners.shutdown()
+
+    def _begin(self, job: Job) -> None:
+        job.plan = self._planners.submit(self._plan, job)
+        job.plan.add_done_callback(self._wake)
 
     def _wake(self, _: Future[Plan]) -> None:
         with self._change:
@@ -179,6 +184,8 @@ class Lockstep:
             while self._waiting:
                 self._change.notify()
                 job = self._waiting.popleft()
+                if len(self._waiting) >= AHEAD:
+                    self._begin(self._waiting[AHEAD - 1])
                 if job.answer.set_running_or_notify_cancel():  # else its future was cancelled
                     return job
             return None

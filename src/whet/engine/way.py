@@ -47,7 +47,7 @@ class Job:
     tell: Callable[[Event], None]
     answer: "Future[Answer]" = field(default_factory=Future)
     plan: Future[Plan] = field(init=False)
-    """Set when it is queued."""
+    """Set while it waits."""
     cancelled: bool = False
     submitted: float = field(default_factory=time.perf_counter)
 
