@@ -76,7 +76,7 @@ def main(
                     "set": name, "method": method, "base": base, "bits_per_byte": after,
                     "distinct": len({document.id for document in documents}),
                     "own_set": np.mean([d.meta.get("set") == name for d in documents]).item(),
-                    "repeated": repeated(opened.vectors[np.array(chosen)]),
+                    "repeated": repeated(opened.vectors(np.array(chosen))),
                     "seconds": time.perf_counter() - start,
                 })  # fmt: skip
     lines = summary(rows)
