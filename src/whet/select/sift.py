@@ -108,8 +108,5 @@ def sift_batch(
     threads = min(as_count(threads or cores(), "threads"), len(prompts))
     if threads <= 1:
         return [one(b) for b in range(len(prompts))]
-    left = iter(range(len(prompts)))  # of the threads' own: a future a prompt costs a tenth of it
     with ThreadPoolExecutor(threads) as pool:
-        shares = [pool.submit(lambda: {b: one(b) for b in left}) for _ in range(threads)]
-        found = {b: selection for share in shares for b, selection in share.result().items()}
-    return [found[b] for b in range(len(prompts))]
+        return list(pool.map(one, range(len(prompts))))
