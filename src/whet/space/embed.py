@@ -17,6 +17,7 @@ from jaxtyping import Float
 from whet.errors import ModelError, SpaceError, optional
 from whet.maths.arrays import Array, as_count
 from whet.maths.digest import digest
+from whet.space.files import load
 
 TERM = r"\w+|[^\w\s]"  # words, numbers and single signs: code and formulas are made of the last
 CUT = 4000  # characters of a text that are read
@@ -124,7 +125,7 @@ class LSA:
         folder = Path(folder)
         try:
             terms = json.loads((folder / "terms.json").read_text("utf-8"))
-            weights = np.load(folder / "weights.npy", allow_pickle=False)
+            weights = load(folder / "weights.npy")
         except (OSError, ValueError, EOFError) as error:
             raise SpaceError(f"{folder} holds no readable lsa embedder: {error}") from error
         if weights.ndim != 2 or len(terms) != len(weights):

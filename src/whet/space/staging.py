@@ -18,7 +18,7 @@ from jaxtyping import Float
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
 from whet.space.documents import Document
-from whet.space.files import replacing, sync, write_json
+from whet.space.files import load, replacing, sync, write_json
 from whet.space.names import hashes
 from whet.space.rows import as_strings
 from whet.space.sealing import Batch
@@ -110,8 +110,7 @@ class Staging:
             yield from json.loads(path.read_text("utf-8"))
 
     def vectors(self, part: int) -> Float[Array, "n d"]:
-        stored: Array = np.load(self._path(part, "npy"), allow_pickle=False)
-        return stored
+        return load(self._path(part, "npy"))
 
     def batches(self, first: int) -> Iterator[Batch]:
         """Documents with their vectors; ids count from `first`. Those without a vector are left
