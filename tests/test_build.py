@@ -64,9 +64,9 @@ class Counting(HashingEmbedder):
 
 KILLED = """
 if (path / "meta.json").exists():
-    build.extend(documents(50), path, Counting(sign), "", False)
+    build.extend(documents(50), path, Counting(sign), "fifty", False)
 else:
-    DataSpace.build(documents(50), path, Counting(sign))
+    DataSpace.build(documents(50), path, Counting(sign), source="fifty")
 """
 
 
@@ -83,11 +83,11 @@ def test_a_killed_addition_goes_on_where_it_stopped(tmp_path, monkeypatch, there
     writer.communicate()
     if there:
         assert len(DataSpace.open(path, HashingEmbedder())) == there
-        space = DataSpace.open(path, rest).extend(documents(50))
+        space = DataSpace.open(path, rest).extend(documents(50), source="fifty")
     else:
         with pytest.raises(SpaceError, match="is unfinished: run the same `whet index` again"):
             DataSpace.open(path, HashingEmbedder())
-        space = DataSpace.build(documents(50), path, rest)
+        space = DataSpace.build(documents(50), path, rest, source="fifty")
     assert rest.texts == 50 - there - 20  # two batches of ten were kept
     assert space.documents(space.rows) == documents(50)
     np.testing.assert_allclose(
@@ -106,6 +106,20 @@ def test_another_addition_does_not_take_the_place_of_an_unfinished_one(tmp_path)
     with pytest.raises(SpaceError, match="unfinished addition of source one.*not of source two"):
         DataSpace.build(documents(9), tmp_path / "s", HashingEmbedder(), source="two")
     assert len(DataSpace.build(documents(9), tmp_path / "s", HashingEmbedder(), source="one")) == 9
+
+
+def test_an_unfinished_addition_without_a_source_is_not_taken_for_another(tmp_path):
+    class Broken(HashingEmbedder):
+        def encode(self, texts):
+            raise KeyboardInterrupt
+
+    path = tmp_path / "s"
+    DataSpace.build(documents(3), path, HashingEmbedder())
+    with pytest.raises(KeyboardInterrupt):
+        DataSpace.open(path, Broken()).extend(documents(9))
+    other = [Document("other", "Quite another text.", {})]
+    space = DataSpace.open(path, HashingEmbedder()).extend(other)
+    assert space.documents(space.rows) == [*documents(3), *other]
 
 
 def test_an_addition_is_a_segment_beside_the_others(tmp_path):

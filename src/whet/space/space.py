@@ -66,7 +66,8 @@ class DataSpace:
             path: A new folder.
             embedder: None fits `lsa` on the documents and keeps it in the folder.
             progress: Draw bars on stderr.
-            source: Where the documents come from, in words.
+            source: Where the documents come from, in words: a killed addition of the same source
+                goes on where it stopped, and one without begins anew.
             labels: What is not for everybody: then nothing is fitted across labels.
             ray: Address of a Ray cluster (HOST:PORT, or `local`) whose workers embed.
 
@@ -142,7 +143,8 @@ class DataSpace:
         """Add the documents that are not there yet, all or none, and open the data space again.
 
         A document of the same id and text is skipped, so doing it twice is doing it once. The
-        embedder is kept as it is. What is there is not touched.
+        embedder is kept as it is. What is there is not touched. A killed addition goes on by its
+        `source`, as with `build`.
 
         Raises:
             SourceError: If the source cannot go on.

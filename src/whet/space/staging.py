@@ -32,21 +32,22 @@ class Staging:
     """The folder of an unfinished addition."""
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
-        """Begin, or go on with what was begun by the same plan.
+        """Go on with what was begun by the same plan, or begin; one without a source begins anew,
+        since its documents may be others.
 
         Raises:
-            SpaceError: If something else was begun there.
+            SpaceError: If an addition of another source was begun there.
         """
         self.folder = folder
-        with suppress(FileNotFoundError, ValueError):
-            begun = json.loads((folder / "plan.json").read_text("utf-8"))
-            if begun != plan:
-                raise SpaceError(
-                    f"{folder.parent} has an unfinished addition of {_told(begun)}, not of "
-                    f"{_told(plan)}: run that again to finish it, or drop it with `whet space "
-                    "compact` (of a new data space: delete the folder)"
-                )
-            return
+        begun = _begun(folder)
+        if begun and begun["source"]:
+            if begun == plan:
+                return
+            raise SpaceError(
+                f"{folder.parent} has an unfinished addition of {_told(begun)}, not of "
+                f"{_told(plan)}: run that again to finish it, or drop it with `whet space "
+                "compact` (of a new data space: delete the folder)"
+            )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         write_json(folder / "plan.json", plan)
@@ -184,6 +185,14 @@ class Seen:
         order = np.argsort(names, kind="stable")
         self._names, self._texts = names[order], np.concatenate([self._texts, texts])[order]
         self._new = {}
+
+
+def _begun(folder: Path) -> dict[str, Any]:
+    """The plan of the unfinished addition in `folder`; empty if there is none."""
+    with suppress(FileNotFoundError, ValueError):
+        plan: dict[str, Any] = json.loads((folder / "plan.json").read_text("utf-8"))
+        return plan
+    return {}
 
 
 def _told(plan: dict[str, Any]) -> str:
