@@ -12,7 +12,7 @@ What Milvus cannot do is named by `LACKS`. It gives at most 16,384 rows to a que
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,11 +21,11 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from whet.errors import EmbedderMismatch, SpaceError, optional
-from whet.maths.arrays import Array, as_count
+from whet.maths.arrays import Array
 from whet.space.filters import Filter, both, check_fields
 from whet.space.milvus_filters import column, expression, literal, spelled
 from whet.space.store import COLUMNS, SCHEMA, Candidates, Sign
-from whet.space.vectors import as_aims, cosines, cut, error
+from whet.space.vectors import as_aims, check_search, cosines, error, ranked
 
 LACKS = frozenset({"snapshots", "locks"})
 """snapshots: a reader does not see what is added later, but what is deleted is gone for it as well.
@@ -154,27 +154,17 @@ class MilvusReader:
             ValueError: If k is above 16,384, too.
         """
         aims = as_aims(queries, self.dimension)
-        if as_count(k, "k") > MOST:
+        check_search(k, sign, effort)
+        if k > MOST:
             raise ValueError(f"k is {k}, but Milvus gives at most {MOST} rows: lower k")
-        if sign not in ("both", "positive"):
-            raise ValueError(f"sign is {sign!r}: expected 'both' or 'positive'")
-        if effort is not None and not 0 < effort <= 1:
-            raise ValueError(f"effort is {effort!r}: expected a share above 0, at most 1")
         share = 1.0 if exact else 1 / 8 if effort is None else effort
         probes = max(1, math.ceil(share * self._record.lists))
         passing = self._passing(where)
-        ids = np.full((len(aims), k), -1, np.int64)
-        scores = np.zeros((len(aims), k))
-        found = np.zeros((len(aims), k, self.dimension), np.float16)
-        sure = probes >= self._record.lists
-        for line, aim in enumerate(aims):
-            rows, stored, all_ties = self._near(aim, k, sign, passing, probes)
-            measured = cosines(aim, stored)
-            kept = cut(measured, rows, k, sign)
-            ids[line, : len(kept)], scores[line, : len(kept)] = rows[kept], measured[kept]
-            found[line, : len(kept)] = stored[kept]
-            sure = sure and all_ties
-        return Candidates(ids, scores, found if vectors else None, self.version, sure)
+        near = [self._near(aim, k, sign, passing, probes) for aim in aims]
+        pools = ((rows, stored) for rows, stored, _ in near)
+        found = ranked(aims, pools, k, sign, vectors, self.version)
+        sure = probes >= self._record.lists and all(all_ties for _, _, all_ties in near)
+        return replace(found, exact=sure)
 
     def _near(
         self, aim: Float[Array, " d"], k: int, sign: Sign, passing: str, probes: int

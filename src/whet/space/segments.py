@@ -7,6 +7,7 @@ writes what is left anew.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from whet.errors import EmbedderMismatch, SpaceError
-from whet.maths.arrays import Array, as_count
+from whet.maths.arrays import Array
 from whet.space import vectors as exact_search
 from whet.space.files import load
 from whet.space.filters import Filter, check_fields, matches
@@ -24,7 +25,7 @@ from whet.space.manifest import SEGMENTS, Manifest, read_manifest
 from whet.space.names import hashes
 from whet.space.segment import RECORD, Segment
 from whet.space.store import COLUMNS, SCHEMA, Candidates, Sign
-from whet.space.vectors import Pool, as_aims, cosines, cut
+from whet.space.vectors import Pool, as_aims, check_search, ranked
 
 Mask = Bool[Array, " _"]
 KEPT = 4  # filters whose masks are remembered, a byte a row each
@@ -197,17 +198,17 @@ class Segments:
     ) -> Candidates:
         """See `Reader.search`. Exact in segments without an index, and where few rows pass."""
         aims = as_aims(queries, self.dimension)
-        as_count(k, "k")
-        if sign not in ("both", "positive"):
-            raise ValueError(f"sign is {sign!r}: expected 'both' or 'positive'")
-        if effort is not None and not 0 < effort <= 1:
-            raise ValueError(f"effort is {effort!r}: expected a share above 0, at most 1")
+        check_search(k, sign, effort)
         masks = self._passing(where)
         efforts = [self._effort(i, m, k, exact, effort) for i, m in enumerate(masks)]
         nominees = self._looked_at(aims, k, sign, masks, efforts)
         for line, more in enumerate(self._indexed(aims, k, sign, masks, efforts)):
             nominees[line] = np.union1d(nominees[line], more)
-        return self._measured(aims, nominees, k, sign, vectors, all(e is None for e in efforts))
+        pools = ((self._ids_at(places), self._gather(places)) for places in nominees)
+        found = ranked(aims, pools, k, sign, vectors, self.version)
+        ok, faults = len(self.segments), len(self.faults)
+        sure = not faults and all(e is None for e in efforts)
+        return replace(found, exact=sure, shards_ok=ok, shards=ok + faults)
 
     def _effort(
         self, number: int, mask: Mask, k: int, exact: bool, asked: float | None
@@ -260,24 +261,6 @@ class Segments:
                 places = places[np.argpartition(-scores, wanted)[:wanted]]
             best.append(places)
         return best
-
-    def _measured(
-        self, aims: Float[Array, "b d"], nominees: list[Int[Array, " _"]], k: int, sign: Sign,
-        wanted: bool, exact: bool,
-    ) -> Candidates:  # fmt: skip
-        ids = np.full((len(aims), k), -1, np.int64)
-        scores = np.zeros((len(aims), k))
-        vectors = np.zeros((len(aims), k, self.dimension), np.float16) if wanted else None
-        for line, (aim, places) in enumerate(zip(aims, nominees, strict=True)):
-            stored, own = self._gather(places), self._ids_at(places)
-            measured = cosines(aim, stored)
-            kept = cut(measured, own, k, sign)
-            ids[line, : len(kept)], scores[line, : len(kept)] = own[kept], measured[kept]
-            if vectors is not None:
-                vectors[line, : len(kept)] = stored[kept]
-        shards = len(self.segments) + len(self.faults)
-        exact = exact and not self.faults
-        return Candidates(ids, scores, vectors, self.version, exact, len(self.segments), shards)
 
     def _passing(self, where: Filter | None) -> list[Mask]:
         if where is None:

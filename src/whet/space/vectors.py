@@ -7,7 +7,7 @@ on the batch of a product, nor on how rows are spread over files.
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, cast
@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from whet.errors import SpaceError
-from whet.maths.arrays import Array, as_rows
+from whet.maths.arrays import Array, as_count, as_rows
 from whet.space.files import load
-from whet.space.store import Sign
+from whet.space.store import Candidates, Sign
 
 TIE = 1e-9  # relative; as in whet.select
 BLOCK = 1024  # rows turned to float32 at a time: a block that stays in the cache is twice as fast
@@ -137,6 +137,38 @@ def as_aims(queries: Any, dimension: int) -> Float[Array, "b d"]:
     if not lengths.all():
         raise ValueError(f"query {int(np.argmin(lengths))} is the zero vector: near to nothing")
     return cast(Array, aims / lengths[:, None])
+
+
+def check_search(k: int, sign: Sign, effort: float | None) -> None:
+    """What `Reader.search` is asked for, but for its queries and filter.
+
+    Raises:
+        ValueError: If one of them is out of range.
+    """
+    as_count(k, "k")
+    if sign not in ("both", "positive"):
+        raise ValueError(f"sign is {sign!r}: expected 'both' or 'positive'")
+    if effort is not None and not 0 < effort <= 1:
+        raise ValueError(f"effort is {effort!r}: expected a share above 0, at most 1")
+
+
+Nominees = Iterable[tuple[Int[Array, " m"], Float[Array, "m d"]]]
+"""For each query the ids and stored vectors of rows, all that may be among its nearest."""
+
+
+def ranked(
+    aims: Float[Array, "b d"], nominees: Nominees, k: int, sign: Sign, wanted: bool, version: int
+) -> Candidates:
+    """The nearest of the nominees, measured in float64, with their vectors if `wanted`."""
+    ids, scores = np.full((len(aims), k), -1, np.int64), np.zeros((len(aims), k))
+    vectors = np.zeros((len(aims), k, aims.shape[1]), np.float16) if wanted else None
+    for line, (aim, (own, stored)) in enumerate(zip(aims, nominees, strict=True)):
+        measured = cosines(aim, stored)
+        kept = cut(measured, own, k, sign)
+        ids[line, : len(kept)], scores[line, : len(kept)] = own[kept], measured[kept]
+        if vectors is not None:
+            vectors[line, : len(kept)] = stored[kept]
+    return Candidates(ids, scores, vectors, version, exact=True)
 
 
 def cosines(aim: Float[Array, " d"], stored: Float[Array, "m d"]) -> Float[Array, " m"]:
