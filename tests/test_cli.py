@@ -90,6 +90,13 @@ def test_why_tells_what_each_pick_told(folder):
     assert all(pick["id"] in whet(*words) for pick in told["picks"])
 
 
+def test_words_may_nominate(folder):
+    found = json.loads(
+        whet("select", folder / "space", "alpha", *SMALL, "--candidates", "bm25", "--json")
+    )
+    assert all("alpha" in pick["text"].split() for pick in found["picks"])
+
+
 def test_select_for_targets_writes_or_prints_a_training_set(folder, tmp_path):
     words = ["select", folder / "space", "--targets", folder / "texts.jsonl", "-n", 40, "-k", 5]
     printed = [json.loads(line) for line in whet(*words).splitlines()]

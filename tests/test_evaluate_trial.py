@@ -73,6 +73,19 @@ def test_rows_equal_the_slot_step_by_step(here, model):
                 assert (row["score_s"] > 0) == (step in (2, 4))
 
 
+def test_candidates_pass_the_filter_whoever_nominates_them(here, model):
+    seen = 'id in ["d1", "d2", "d3", "d4"]'
+    for candidates in ("vectors", "bm25", "hybrid"):
+        method = f"sift(candidates={candidates})"
+        made = rows(here, model, PROMPT, methods=(method,), k=3, where=seen)
+        assert {made[method, 0, step]["document"] for step in range(1, 5)} <= {
+            "d1",
+            "d2",
+            "d3",
+            "d4",
+        }
+
+
 def test_bits_per_byte_are_those_of_a_loop_over_bytes(here, model):
     """The tiny model's tokens are bytes, so its bits can be summed byte by byte."""
     row = rows(here, model, PROMPT, leakage="whole")["sift", 0, 0]

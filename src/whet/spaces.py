@@ -15,7 +15,7 @@ from whet.space.documents import try_documents
 from whet.space.embed import LSA
 from whet.space.filters import Filter, parse
 from whet.space.manifest import FILE, Labels, read_manifest
-from whet.space.retrieve import Retrieval, Retriever
+from whet.space.retrieve import Retrieval, Retriever, check_candidates
 from whet.space.space import DataSpace
 from whet.space.writer import SegmentsWriter
 
@@ -37,9 +37,10 @@ class Options:
     chooses it on held-out documents of the data space, as `calibrated` tells."""
     alpha: float | Auto | None = None
     """Stop before the first step m with σ_m > 1 / (α m); none takes all n steps, auto chooses."""
-
     where: str | None = None
     """What a candidate must pass, such as `set == "github" and year >= 2010`."""
+    candidates: str = "vectors"
+    """Who nominates them: vectors, bm25 (the prompt's words) or hybrid (both)."""
 
     def __post_init__(self) -> None:
         selector(self.selector)
@@ -49,6 +50,7 @@ class Options:
             as_positive(self.lam, "lam")
         if self.alpha not in (None, "auto"):
             as_positive(self.alpha, "alpha")
+        check_candidates(self.candidates)
         self.filter()
 
     def filter(self) -> Filter | None:
@@ -69,6 +71,7 @@ def retrieve(space: DataSpace, prompt: str, options: Options) -> Retrieval:
         k=options.k,
         lam=float(options.lam),
         where=options.filter(),
+        candidates=options.candidates,
     )
     found = retriever.select(prompt, options.n)
     return found if options.alpha is None else found.until(float(options.alpha))
@@ -118,7 +121,7 @@ def build_space(
         WhetError: If the source cannot be read, or `path` holds something else.
     """
     documents = try_documents(source, text_field=text_field, chunks=chunks)
-    name = Path(source).name
+    name = "" if str(source) == "-" else str(source)
     if not (Path(path) / FILE).exists():
         made = embedder_of(embedder)
         return DataSpace.build(documents, path, made, progress, source=name, labels=labels, ray=ray)

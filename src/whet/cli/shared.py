@@ -44,6 +44,13 @@ SELECTION = options(
         "--selector", type=click.Choice(list(SELECTORS)), default="sift", show_default=True
     ),
     click.option("--alpha", help="Stop before the first step with σ > 1 / (α n).", **AUTO),
+    click.option(
+        "--candidates",
+        type=click.Choice(["vectors", "bm25", "hybrid"]),
+        default="vectors",
+        show_default=True,
+        help="Who nominates them: vectors, the prompt's words, or both.",
+    ),
     click.option("--where", help='Candidates\' filter, as `set == "github" and year > 2010`.'),
 )
 ADAPTATION = options(

@@ -111,9 +111,12 @@ def select(
 def _select_targeted(
     space: Path, targets: Path, out: Path | None, as_json: bool, repeats: bool,
     *, n: int, k: int, lam: Any, selector: str, alpha: Any, where: str | None,
+    candidates: str,
 ) -> None:  # fmt: skip
-    if selector != "sift" or alpha is not None or lam == "auto":
-        raise click.UsageError("--selector, --alpha and auto are for one PROMPT, not for --targets")
+    if selector != "sift" or alpha is not None or lam == "auto" or candidates != "vectors":
+        raise click.UsageError(
+            "--selector, --alpha, --candidates and auto are for one PROMPT, not for --targets"
+        )
     from whet.space.documents import read_documents
     from whet.space.filters import parse
     from whet.space.targeted import training_set

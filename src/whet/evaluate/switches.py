@@ -11,6 +11,8 @@ from typing import Any
 from whet.adapt.adaptation import Optimiser, adaptation
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
+from whet.space.filters import Filter, parse
+from whet.space.retrieve import check_candidates
 
 DYNAMIC = "dynamic"  # the method that trains on the query itself and selects nothing
 OF_THE_RUN = ("model", "methods", "n", "score_at", "leakage", "chunks", "left_context", "seed")
@@ -47,6 +49,10 @@ class Switches:
     """Of the methods that draw, and of a shuffled order; joined with the prompt's id."""
     k: int = 200
     """Candidates nearest the query."""
+    candidates: str = "vectors"
+    """Who nominates them: vectors, bm25 (the query's words) or hybrid (both)."""
+    where: str | None = None
+    """What a candidate must pass, as `set == "github" and year >= 2010`."""
     sign: str = "own"
     """Nearest by |cosine| (both), by cosine (positive), or as the selector is made for (own)."""
     lam: float = 0.01
@@ -98,6 +104,8 @@ class Switches:
         as_count(self.reuse, "reuse")
         as_positive(self.lam, "lam")
         as_positive(self.near_overlap, "near_overlap")
+        check_candidates(self.candidates)
+        self.filter()
         if self.chunks < 2:
             raise ValueError(f"chunks is {self.chunks}: expected at least 2")
         if self.alpha is not None:
@@ -149,6 +157,10 @@ class Switches:
                 "text: expected leakage split or score-first"
             )
         return Method(name, self)
+
+    def filter(self) -> Filter | None:
+        """`where`, read."""
+        return None if self.where is None else parse(self.where)
 
     @property
     def optimiser_options(self) -> Optimiser:

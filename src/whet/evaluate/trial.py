@@ -91,7 +91,7 @@ class Evaluator:
             for spelled, m in self._methods.items()
         }
         for method in (switches, *(m.switches for m in self._methods.values())):
-            Retriever(space, k=method.k)  # refuses a k that is too large
+            Retriever(space, k=method.k, where=method.filter())  # refuses a k that is too large
             training(method, 0)  # refuses what does not go together
         self._carried: dict[str, Slots] = {}  # of the methods whose optimiser carries on
 
@@ -157,8 +157,9 @@ class Evaluator:
             choose = partial(choose, seed=seed)
         sign: Any = None if switches.sign == "own" else switches.sign
         retriever = Retriever(
-            self._space, selector=choose, k=switches.k, lam=switches.lam, sign=sign
-        )
+            self._space, selector=choose, k=switches.k, lam=switches.lam, sign=sign,
+            where=switches.filter(), candidates=switches.candidates,
+        )  # fmt: skip
         found = retriever.select(task.query, switches.n)
         if switches.duplicates == "dropped":
             found = self._without_duplicates(found, choose, task, document.text, switches)

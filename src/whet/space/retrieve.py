@@ -6,7 +6,6 @@ Source: SIFT, arXiv 2410.08020, Algorithm 1 over the k nearest of Section 4.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,11 +18,17 @@ from whet.select.sift import sift
 from whet.space.context import Context, context
 from whet.space.documents import Document
 from whet.space.filters import Filter
-from whet.space.lexical import BM25
 from whet.space.space import DataSpace
 from whet.space.store import Near, Sign
 
+CANDIDATES = ("vectors", "bm25", "hybrid")
 NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # an opposite text is far to them
+
+
+def check_candidates(name: str) -> None:
+    """Raises ValueError if nothing nominates candidates by that name."""
+    if name not in CANDIDATES:
+        raise ValueError(f"candidates is {name!r}: expected vectors, bm25 or hybrid")
 
 
 class NothingNear(ValueError):
@@ -108,15 +113,14 @@ class Retriever:
                 for `nearest` and `nearest_repeated`, else `both`.
             where: What a document must pass to be a candidate.
             candidates: The k nearest by `vectors`, the k best by their words (`bm25`), or the union
-                of both (`hybrid`). The selector sees their vectors whoever nominates them. The
-                index of words is made of all texts at the first prompt: see `BM25` for its cost.
+                of both (`hybrid`): see `DataSpace.by_words`. The selector sees their vectors
+                whoever nominates them.
 
         Raises:
             ValueError: If a number is out of range, `candidates` is none of these, or the filter
                 has a field of no document.
         """
-        if candidates not in ("vectors", "bm25", "hybrid"):
-            raise ValueError(f"candidates is {candidates!r}: expected vectors, bm25 or hybrid")
+        check_candidates(candidates)
         self.nominated_by = candidates
         self.space, self.selector, self.where = space, selector, where
         self.k, self.lam = as_count(k, "k"), as_positive(lam, "lam")
@@ -156,23 +160,12 @@ class Retriever:
 
     def _candidates(self, prompt: str, query: Float[Array, "1 d"]) -> Near:
         if self.nominated_by == "bm25":
-            rows = self._by_words(prompt)
+            rows = self.space.by_words(prompt, self.k, self.where)
             if not len(rows):
                 raise ValueError("prompt shares no word with the data space: bm25 finds nothing")
             return self.space.measured(query, rows)
         [near] = self.space.search(query, self.k, sign=self.sign, where=self.where)
         if self.nominated_by == "vectors":
             return near
-        return self.space.measured(query, np.union1d(near.rows, self._by_words(prompt)))
-
-    def _by_words(self, prompt: str) -> Int[Array, " m"]:
-        rows: Int[Array, " m"] = self._visible[self._words.nearest(prompt, self.k)]
-        return rows
-
-    @cached_property
-    def _words(self) -> BM25:
-        return BM25(self.space.texts(self._visible))
-
-    @cached_property
-    def _visible(self) -> Int[Array, " n"]:
-        return self.space.store.ids(self.where)
+        rows = self.space.by_words(prompt, self.k, self.where)
+        return self.space.measured(query, np.union1d(near.rows, rows))

@@ -15,6 +15,7 @@ from whet.space.cluster import SCHEME, Cluster, find
 from whet.space.documents import Document
 from whet.space.embed import LSA, Embedder, SentenceEncoder
 from whet.space.filters import Filter, both
+from whet.space.lexical import BM25
 from whet.space.manifest import Labels, Manifest
 from whet.space.segments import Segments
 from whet.space.staging import EMBEDDER
@@ -43,6 +44,7 @@ class DataSpace:
         self.where = where
         """What bounds this data space for good; None if nothing does."""
         self._count = store.count()
+        self._words: dict[Filter | None, tuple[Int[Array, " n"], BM25]] = {}
 
     @classmethod
     def build(
@@ -232,6 +234,22 @@ class DataSpace:
         self.assert_holds(as_count(k, "k"), where)
         found = self.store.search(queries, k, sign=sign, where=where, exact=exact, effort=effort)
         return [found.of(line) for line in range(len(found.ids))]
+
+    def by_words(self, prompt: str, k: int, where: Filter | None = None) -> Int[Array, " m"]:
+        """Rows of the `k` documents that answer best to the prompt's words, ascending (BM25).
+
+        Fewer if fewer share a word with it. The first call with a filter reads all texts that pass,
+        and keeps their index of words in memory: see `BM25` for its cost.
+
+        Raises:
+            ValueError: If no text holds a word, or the filter has a field that no document has.
+        """
+        if where not in self._words:
+            visible = self.store.ids(where)
+            self._words[where] = visible, BM25(self.texts(visible))
+        rows, words = self._words[where]
+        found: Int[Array, " m"] = rows[words.nearest(prompt, k)]
+        return found
 
     def measured(self, query: Float[Array, "1 d"], rows: Int[Array, " n"]) -> Near:
         """Documents that something else nominated, by ascending row, as candidates of `query`.
