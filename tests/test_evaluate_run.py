@@ -69,6 +69,14 @@ def test_more_prompts_extend_a_run_and_none_is_done_again(here, finished, tmp_pa
     assert measured(whole) == measured(finished)
 
 
+@pytest.mark.parametrize("mode", ["lora", "head"])
+def test_a_finished_run_of_any_mode_is_the_same_run_again(here, tmp_path, mode):
+    methods = (f"sift(mode={mode})",)
+    once = world.run(here, tmp_path / "run", per_set=1, methods=methods)
+    again = world.run(here, tmp_path / "run", per_set=1, methods=methods)
+    assert measured(again) == measured(once)
+
+
 def test_a_line_cut_short_is_measured_again(here, finished, tmp_path):
     run = world.run(here, tmp_path / "run", per_set=2)
     record = {"prompt": "p4", "set": "a", "error": "lost with the end of its line"}

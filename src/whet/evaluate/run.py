@@ -4,6 +4,7 @@ A prompt is kept when it is done, once. A run that was cut short goes on where i
 of another configuration is refused.
 """
 
+import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -126,7 +127,7 @@ def begin(folder: Path, meta: dict[str, Any]) -> None:
     """
     path = folder / META
     if path.exists():
-        _assert_same(folder, read_meta(folder), meta)
+        _assert_same(folder, read_meta(folder), json.loads(json.dumps(meta)))
         return
     if folder.exists() and any(not there.name.startswith(META) for there in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --out")
