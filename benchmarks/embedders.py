@@ -74,7 +74,8 @@ def index(source: Path, space: Path, embedder: str, every: int) -> dict[str, Any
     if not told.exists():
         start = time.perf_counter()
         documents: Iterator[Document] = islice(read_documents(source), 0, None, every)
-        made = DataSpace.build(documents, space, embedder_of(packaged(embedder)), True)
+        part = f"every {every} of {source}"
+        made = DataSpace.build(documents, space, embedder_of(packaged(embedder)), True, source=part)
         seconds = time.perf_counter() - start
         record = {"documents": len(made), "dimension": made.dimension, "seconds": seconds}
         told.write_text(json.dumps(record))
