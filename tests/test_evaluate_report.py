@@ -10,7 +10,7 @@ from scipy import stats
 
 from whet.errors import RunError
 from whet.evaluate.costs import costs
-from whet.evaluate.render import caption, curves, table
+from whet.evaluate.render import caption, curves, markdown, table
 from whet.evaluate.report import Report, report
 from whet.evaluate.runs import Run
 from whet.evaluate.uncertainty import (
@@ -112,6 +112,16 @@ def test_all_by_set_is_the_ratio_of_the_means_of_the_sets(run):
 
     assert line.methods["sift"].value == pytest.approx(share("sift"))
     assert line.paired["sift"].value == pytest.approx(share("sift") - share("nearest"))
+
+
+def test_sets_of_one_prompt_have_no_interval_to_show(tmp_path):
+    run = world.run(world.build(tmp_path / "world"), tmp_path / "run", per_set=1)
+    made = report(run)
+    lines = {line.name: line.methods["sift"] for line in made.lines}
+    assert not lines["a"].has_interval and not lines["all, by set"].has_interval
+    assert lines["all, by prompt"].has_interval
+    told = {row.split("|")[1].strip(): row for row in markdown(made).splitlines() if "|" in row}
+    assert "±" in told["all, by prompt"] and "±" not in told["all, by set"]
 
 
 def test_another_step_is_another_table(run):

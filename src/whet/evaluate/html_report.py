@@ -84,7 +84,8 @@ def _told(estimate: Estimate, sign: str = "", unit: str = "%") -> str:
     value, low, high = (
         f"{x:{sign}.1f}".replace("-", "−") for x in (estimate.value, estimate.low, estimate.high)
     )
-    return f"{value} {unit} [{low}, {high}]".replace(" ", "\N{NO-BREAK SPACE}")
+    told = f"{value} {unit} [{low}, {high}]" if estimate.has_interval else f"{value} {unit}"
+    return told.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _facts(run: Run) -> str:

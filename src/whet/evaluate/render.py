@@ -89,12 +89,12 @@ def _cell(estimate: Estimate, best: float) -> str:
     number = f"{estimate.value:.1f}"
     if estimate.value == best:
         number = f"**{number}**"
-    return number if estimate.n == 1 else f"{number} ± {estimate.half:.1f}"
+    return f"{number} ± {estimate.half:.1f}" if estimate.has_interval else number
 
 
 def _paired(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
-    if estimate.n == 1:
+    if not estimate.has_interval:
         return f"{estimate.value:+.1f}"
     return f"{estimate.value:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"

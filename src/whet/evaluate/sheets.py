@@ -110,5 +110,7 @@ VIEWS: dict[str, Callable[[Run, int | None, float], Iterator[Sheet]]] = {
 
 
 def _interval(estimate: Estimate, digits: int = 1) -> str:
+    if not estimate.has_interval:
+        return f"{estimate.value:.{digits}f}"
     low, high = f"{estimate.low:.{digits}f}", f"{estimate.high:.{digits}f}"
     return f"{estimate.value:.{digits}f} [{low}, {high}]"

@@ -26,6 +26,11 @@ class Estimate:
     n: int
 
     @property
+    def has_interval(self) -> bool:
+        """False where it is empty, and tells nothing: of one row, or of groups of one."""
+        return self.low < self.high
+
+    @property
     def half(self) -> float:
         """Half the width of the interval: the ± of a table."""
         return (self.high - self.low) / 2
@@ -42,8 +47,8 @@ def bootstrap(
 ) -> Estimate:
     """`statistic` of `rows` with its percentile interval over resamples of the rows.
 
-    With `groups`, rows are resampled within their group, so that each keeps its size. One row has
-    an empty interval.
+    With `groups`, rows are resampled within their group, so that each keeps its size. One row, or
+    groups of one, have an empty interval.
     """
     rows = np.asarray(rows)
 

@@ -72,7 +72,7 @@ def spelled(cell: Cell) -> str:
     match cell:
         case None:
             return "–"
-        case Estimate(n=1):
+        case Estimate() if not cell.has_interval:
             return number(cell.value)
         case Estimate():
             return f"{number(cell.value)} [{number(cell.low)}, {number(cell.high)}]"

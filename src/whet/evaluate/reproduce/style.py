@@ -70,7 +70,8 @@ def whole(axes: Any) -> None:
 
 
 def plain_ticks(axis: Any) -> None:
-    """Write the marks of a logarithmic axis as plain numbers."""
+    """Mark a logarithmic axis at 1, 2, 5, 10 …, in plain numbers."""
+    axis.set_minor_locator(optional("matplotlib.ticker", "eval").LogLocator(subs=(2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(lambda value, _: f"{value:g}")
 

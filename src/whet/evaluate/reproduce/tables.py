@@ -170,7 +170,7 @@ def _noises(axes: Any, x: list[float], mean: list[Estimate], per_set: list[list[
     style.lines(axes, x, {"all prompts": mean}, {"all prompts": style.RED})
     style.reference(axes, 100, "NN")
     axes.set(xlabel="λ'", ylabel="bits per byte, % of NN's")
-    axes.set_title("a thin line a set")
+    axes.set_title("thin lines: one set each")
 
 
 def predictive(run: Run) -> Shown:
