@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from whet.cli.shared import PATH, QUIET
+from whet.errors import WhetError
 
 
 def _list(ctx: click.Context, _: Any, asked: bool) -> None:
@@ -67,8 +68,21 @@ def reproduce(
         progress=not quiet,
     )
     console = Console(width=240 if not sys.stdout.isatty() else None, highlight=False)
+    missing = []
     for each in names:
-        made = make(each, own, study / "artefacts")
+        try:
+            made = make(each, own, study / "artefacts")
+        except WhetError as error:  # such as an encoder that is not on this machine
+            if len(names) == 1:
+                raise
+            missing.append(each)
+            print(f"{each} is left out: {error}", file=sys.stderr)
+            continue
         console.print(made.shown.table(made.title))
         console.print(escape(made.caption), soft_wrap=True)
         print("wrote", ", ".join(str(path) for path in made.paths), file=sys.stderr)
+    if missing:
+        raise WhetError(
+            f"{len(missing)} of {len(names)} artefacts could not be made ({', '.join(missing)}): "
+            "the lines above say why; run the same command again for them alone"
+        )

