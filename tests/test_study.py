@@ -98,6 +98,18 @@ def test_the_verb_lists_all_and_refuses_what_it_does_not_know(tmp_path):
     assert half.exit_code == 2 and "name both SPACE and --prompts, or neither" in half.output
 
 
+def test_several_go_on_past_what_cannot_be_made_and_tell_it(here, tmp_path):
+    model = str(here / "model")
+    words = ["table6,fig18,table8,fig15", str(here / "space"), "--per-set", "1", "-n", "2",
+             "--prompts", str(here / "prompts.jsonl"), "--model", model, "--small", model,
+             "--study", str(tmp_path), "--quiet"]  # fmt: skip
+    done = CliRunner().invoke(main, ["reproduce", *words])
+    assert done.exit_code == 1 and "fig18 is left out: k is 1000, but" in done.output
+    assert "1 of 4 artefacts could not be made (fig18)" in done.output
+    made = {path.stem for path in (tmp_path / "artefacts").glob("*.png")}
+    assert made == {"table6", "table8", "fig15"}
+
+
 def test_the_verb_prints_the_table_and_says_what_it_wrote(here, tmp_path):
     words = ["reproduce", "fig21", str(here / "space"), "--prompts", str(here / "prompts.jsonl")]
     done = CliRunner().invoke(main, [*words, "--study", str(tmp_path), "--quick", "--quiet"])

@@ -42,7 +42,7 @@ def reproduce(
     name: str, space: Path | None, prompts: str | None, study: Path, per_set: int | None,
     n: int | None, model: str | None, small: str, workers: int, quick: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """A table or figure of the paper by NAME, or all: a view of runs that are made when missing.
+    """Tables and figures of the paper by NAME (fig1,fig4), or all: views of runs, made if missing.
 
     Prints its table and writes PNG, SVG and JSON into the study's folder. Without SPACE and
     --prompts, the source of Python's standard library is the data. A FILE.toml as for `whet eval`
@@ -72,7 +72,7 @@ def reproduce(
     for each in names:
         try:
             made = make(each, own, study / "artefacts")
-        except WhetError as error:  # such as an encoder that is not on this machine
+        except (WhetError, ValueError) as error:  # such as an encoder that is not on this machine
             if len(names) == 1:
                 raise
             missing.append(each)

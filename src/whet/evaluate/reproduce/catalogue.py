@@ -185,13 +185,15 @@ CATALOGUE = {
 
 
 def named(name: str) -> list[str]:
-    """The artefacts that `name` asks for: one, or `all`.
+    """The artefacts that `name` asks for: one, several with commas between, or `all`.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is none of such a name.
     """
     if name == "all":
         return list(CATALOGUE)
-    if name not in CATALOGUE:
-        raise ValueError(f"artefact is {name!r}: expected all, {', '.join(CATALOGUE)}")
-    return [name]
+    names = name.split(",")
+    for each in names:
+        if each not in CATALOGUE:
+            raise ValueError(f"artefact is {each!r}: expected all, {', '.join(CATALOGUE)}")
+    return names
