@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from whet.maths.arrays import Array, row_groups
+from whet.maths.arrays import Array
+from whet.maths.posterior import Posterior
 from whet.select.selection import Selection, Trial, first_of_equals
 
 
@@ -14,7 +15,8 @@ class Distinct:
 
     def __init__(self, prompt: Any, candidates: Any, n: int, lam: float, *, name: str) -> None:
         self.trial = Trial(prompt, candidates, n, lam)
-        self.first = row_groups(self.trial.candidates)
+        self.first = self.trial.first
+        self._order: list[int] = []
         self._left = np.ones(len(self.first), dtype=bool)
         if self.trial.n > len(self._left):
             raise ValueError(
@@ -24,7 +26,7 @@ class Distinct:
 
     def pick(self, index: int) -> int:
         self._left[index] = False
-        self.trial.pick(index)
+        self._order.append(index)
         return index
 
     def pick_best(self, values: Float[Array, " k"]) -> int:
@@ -32,4 +34,12 @@ class Distinct:
         return self.pick(first_of_equals(np.where(self._left, values[self.first], -np.inf)))
 
     def selection(self) -> Selection:
-        return self.trial.selection()
+        """The picks, and the variance along them, to which other candidates make no difference."""
+        rows = self.trial.candidates[self._order]
+        posterior = Posterior(rows, self.trial.prompt, lam=self.trial.lam)
+        variance = [posterior.target_variance]
+        for place in range(len(rows)):
+            posterior.observe(place)
+            variance.append(posterior.target_variance)
+        trace = np.array(variance)
+        return Selection(np.array(self._order, dtype=np.int64), -np.diff(trace), trace)

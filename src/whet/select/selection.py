@@ -83,21 +83,20 @@ class Trial:
         self.prompt = as_vector(prompt, "prompt", self.candidates.shape[1])
         if not self.prompt.any():
             raise ValueError("prompt is the zero vector: no candidate tells anything about it")
-        self.n = as_count(n, "n")
-        self.posterior = Posterior(self.candidates, self.prompt, lam=as_positive(lam, "lam"))
-        assert_told_apart(lam, self.posterior.variance)
-        self._twin = row_groups(self.candidates)
+        self.n, self.lam = as_count(n, "n"), as_positive(lam, "lam")
+        self.posterior = Posterior(self.candidates, self.prompt, lam=self.lam)
+        self._lengths, self._products = self.posterior.variance, self.posterior.covariance
+        assert_told_apart(lam, self._lengths)
+        self.first = row_groups(self.candidates)
         self._indices: list[int] = []
         self._gains: list[float] = []
         self._variance = [self.posterior.target_variance]
 
     def cosines(self) -> Float[Array, " k"]:
         """Signed cosine of every candidate to the prompt; 0 for a zero vector."""
-        norms = np.sqrt(np.einsum("kd,kd->k", self.candidates, self.candidates, dtype=np.float64))
-        rows, goal = self.candidates.astype(np.float64), self.prompt.astype(np.float64)
-        scale = norms * np.linalg.norm(goal)
-        cosines: Float[Array, " k"] = np.zeros(len(rows))
-        np.divide(rows @ goal, scale, out=cosines, where=scale > 0)
+        scale = np.sqrt(self._lengths) * np.linalg.norm(self.prompt.astype(np.float64))
+        cosines: Float[Array, " k"] = np.zeros(len(scale))
+        np.divide(self._products, scale, out=cosines, where=scale > 0)
         return cosines
 
     def pick_best(self, values: Float[Array, " k"]) -> None:
@@ -106,7 +105,7 @@ class Trial:
         A matrix product may give identical rows values that differ by more than the tie when all
         gains are tiny.
         """
-        self.pick(int(self._twin[first_of_equals(values)]))
+        self.pick(int(self.first[first_of_equals(values)]))
 
     def pick(self, index: int) -> None:
         before = self.posterior.target_variance
