@@ -1,5 +1,8 @@
 """The float32 screen: its bounds hold, and nothing that is picked or reported depends on it."""
 
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import reference
@@ -12,6 +15,7 @@ from whet.select.plain import Plain
 
 pytest.importorskip("numba", reason="the compiled form needs whet[fast]")
 
+from whet.select import kernels, products
 from whet.select.screen import bounds
 
 seeds = st.integers(0, 2**32 - 1)
@@ -145,3 +149,14 @@ def test_of_identical_rows_the_screen_picks_the_lowest_open_one(seed, lam, dtype
     way = form(pool(1, 90, seed + 1)[0], rows, lam, screened=True, open=open)
     way.advance(25)
     assert ((way.picks >= 3) & (way.picks < 23)).all()
+
+
+@pytest.mark.parametrize(
+    ("module", "calls"),
+    [(products, ["machine"]), (kernels, ["machine", "products", "screen", "selection"])],
+)
+def test_machine_code_on_disk_is_renewed_with_what_it_calls(module, calls):
+    """If this fails, the digest below is the new value of BUILT_ON."""
+    folder = Path(module.__file__).parent
+    source = b"".join((folder / f"{name}.py").read_bytes() for name in calls)
+    assert f"{zlib.crc32(source):08x}" == module.BUILT_ON

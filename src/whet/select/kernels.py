@@ -26,6 +26,7 @@ from whet.select.products import begin, between, dot, four_columns, largest
 from whet.select.screen import sharpen, widen
 from whet.select.selection import TIE
 
+BUILT_ON = "7eee683c"  # see `machine`
 BLOCK = 256  # rows whose columns stay in the first cache while they are updated
 AHEAD = 8  # candidates looked at for a pass's other columns
 

@@ -1,7 +1,7 @@
 """What the compiled form asks of the machine: the one module that imports numba and LLVM.
 
 Machine code on disk is renewed when the file of its function changes, not when a function it calls
-does: who edits this module, or `products`, empties `__pycache__`.
+does: `BUILT_ON` of a module changes with the modules that it calls, and a test says when to.
 """
 
 from typing import Any, no_type_check

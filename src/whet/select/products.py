@@ -6,6 +6,8 @@ import numpy as np
 
 from whet.select.machine import cast, compiled, fetch, full_registers, summing
 
+BUILT_ON = "2c9556f9"  # see `machine`
+
 NEXT = 2**14  # bytes that are fetched ahead: halves a pass over float16 rows beyond the cache
 
 
