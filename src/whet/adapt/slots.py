@@ -177,6 +177,7 @@ class Slots:
 
     def _use(self, slots: list[int]) -> None:
         """Compute with `slots`, again and again where the form needs no copy of their rows."""
+        self._used = []  # should this fail
         theta, self._grad = self.bank.weights(slots), self.bank.gradients(slots)
         self._form.use(self.bank.views(theta), self.bank.views(self._grad))
         self._used = slots if self.bank.shares(self._grad) else []
