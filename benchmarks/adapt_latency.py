@@ -179,21 +179,24 @@ def _median(work: Callable[[], Any]) -> float:
 
 
 def rounds(
-    plans: list[Plan], a: Callable[..., Any], b: Callable[..., Any], count: int
+    plans: list[Plan], a: Callable[..., Any], b: Callable[..., Any], count: int, together: int = 1
 ) -> dict[str, Any]:
-    """Alternating runs of a and b: seconds a text, and the ratio a ÷ b of each pair."""
-    texts, seconds = sum(map(len, plans)), ([], [])
-    for turn in range(count + 2):
-        for work, kept in zip((a, b), seconds, strict=True):
-            start = time.perf_counter()
-            work(plans)
-            if turn >= 2:
-                kept.append((time.perf_counter() - start) / texts)
+    """`together` prompts by a, then by b, then the next: seconds a text, and a ÷ b of each pair."""
+    groups = [plans[first : first + together] for first in range(0, len(plans), together)]
+    for work in (a, b):
+        work(groups[-1])  # to warm up
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(count):
+        for group in groups:
+            for work, kept in zip((a, b), seconds, strict=True):
+                start = time.perf_counter()
+                work(group)
+                kept.append((time.perf_counter() - start) / sum(map(len, group)))
     ratios = [first / second for first, second in zip(*seconds, strict=True)]
     return {
         "ratio": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios),
         "peer_ms": 1e3 * statistics.median(seconds[0]), "ms": 1e3 * statistics.median(seconds[1]),
-        "rounds": count, "texts": texts,
+        "pairs": len(ratios), "texts": sum(map(len, plans)),
     }  # fmt: skip
 
 
@@ -209,8 +212,8 @@ def lora(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
     with slots.attached():
         compared(theirs, ours, [plan[:2] for plan in cut(plans, 64)])
         for length in LENGTHS:
-            found[f"lora T={length}"] = rounds(cut(plans, length), theirs, ours, count)
-        found["lora uncut"] = rounds(uncut(plans), theirs, ours, count)
+            found[f"lora T={length}"] = rounds(cut(plans, length), theirs, ours, count, P)
+        found["lora uncut"] = rounds(uncut(plans), theirs, ours, count, P)
         mean = floor(model, 256)
         found["floor T=256"] = {
             "ratio": found["lora T=256"]["ms"] / (1e3 * mean), "floor_ms": 1e3 * mean,
@@ -238,8 +241,9 @@ def head(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
     for name, room in (("not cached", 0), ("cached", 2**30)):  # 0 holds one prompt's texts
         slots = Slots(model, Head(), cache_bytes=room)
         with whole.attached(), slots.attached():
-            work = rounds(plans, in_slots(whole), in_slots(slots), count)
-            found[f"head, trunk {name}"] = work
+            ours = in_slots(slots)
+            ours(plans)  # fills the cache
+            found[f"head, trunk {name}"] = rounds(plans, in_slots(whole), ours, count)
     return found
 
 
@@ -297,7 +301,7 @@ def machine() -> dict[str, Any]:
 @click.option("--space", type=Path, help="The corpus's data space; made here if there is none.")
 @click.option("--prompts", default=32, show_default=True)
 @click.option("--texts", default=20, show_default=True, help="Texts of a prompt.")
-@click.option("--rounds", "count", default=5, show_default=True, help="After two warm-ups.")
+@click.option("--rounds", "count", default=1, show_default=True, help="Over all prompts.")
 def main(
     case: tuple[str, ...], path: Path | None, render: Path | None, space: Path | None,
     prompts: int, texts: int, count: int,

@@ -257,6 +257,14 @@ def test_bfloat16_trains_float32_masters(tmp_path):
     assert next(model.network.parameters()).dtype == torch.bfloat16
 
 
+def test_full_training_gives_the_embedding_back_with_dense_gradients(some_model):
+    embedding, slots = some_model.network.get_input_embeddings(), Slots(some_model, Full())
+    with pytest.raises(KeyboardInterrupt), slots.attached():
+        learn(slots, {0: TEXTS[0]})
+        raise KeyboardInterrupt
+    assert not embedding.sparse and embedding.weight.grad is None
+
+
 def test_full_training_has_one_slot(some_model):
     with pytest.raises(ValueError, match="count is 2: full training has one slot"):
         Slots(some_model, Full(), count=2)

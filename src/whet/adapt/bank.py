@@ -82,12 +82,18 @@ class Bank:
     def gradients(self, slots: Sequence[int]) -> Float[Tensor, "b n"]:
         """Room for the gradients of `slots`, to be given to `accumulate` when it is filled."""
         rows = self._rows(self.grad, slots)
-        return rows if self._shares(rows) else torch.zeros_like(rows, dtype=self._dtype)
+        return rows if self.shares(rows) else torch.zeros_like(rows, dtype=self._dtype)
 
     def accumulate(self, slots: Sequence[int], rows: Float[Tensor, "b n"]) -> None:
         """Add what `gradients` lent for `slots`, now filled."""
-        if not self._shares(rows):
+        if not self.shares(rows):
             self.grad[list(slots)] += rows.to(self.grad.dtype)
+
+    def shares(self, rows: Tensor) -> bool:
+        """Whether `rows`, lent by `gradients`, are the bank's own: filled, they are there."""
+        return rows.untyped_storage().data_ptr() == self.grad.untyped_storage().data_ptr() and (
+            self._dtype == self.grad.dtype
+        )
 
     @torch.no_grad()
     def update(self, slots: Sequence[int]) -> None:
@@ -125,8 +131,3 @@ class Bank:
         if list(slots) == list(range(first, last + 1)):
             return tensor[first : last + 1]
         return tensor[list(slots)]
-
-    def _shares(self, rows: Tensor) -> bool:
-        return rows.untyped_storage().data_ptr() == self.grad.untyped_storage().data_ptr() and (
-            self._dtype == self.grad.dtype
-        )

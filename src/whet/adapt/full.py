@@ -26,9 +26,12 @@ class FullForm:
     def attached(self) -> Iterator[None]:
         for parameter in self._parameters.values():
             parameter.requires_grad_()
+        embedding = self._model.network.get_input_embeddings()
+        dense, embedding.sparse = embedding.sparse, True  # its gradient: rows of the text's tokens
         try:
             yield
         finally:
+            embedding.sparse = dense
             for name, parameter in self._parameters.items():
                 parameter.data = self.start[name]
 

@@ -1,7 +1,8 @@
 """Cross-entropy of many texts whose logits are never held at once.
 
 A chunk of predictions at a time: logits, loss, and at once the gradients that follow from them, so
-the memory is one chunk's whatever the number of texts, their length and the vocabulary.
+the memory is one chunk's whatever the number of texts, their length and the vocabulary. It is
+lent by whoever computes step after step, as fresh memory of that size costs more than a softmax.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from whet.adapt.batches import Batch
 
@@ -37,19 +37,32 @@ class Output:
             self.bias_grad,
         )  # fmt: skip
 
-    def logits(self, states: Float[Tensor, "t d"]) -> Float[Tensor, "t v"]:
-        logits = functional.linear(states, self.weight, self.bias)
+    def room(self) -> Float[Tensor, " c"]:
+        """Memory for the logits of a chunk."""
+        return self.weight.new_empty(max(CHUNK, self.weight.shape[-2]))
+
+    def logits(
+        self, states: Float[Tensor, "t d"], room: Float[Tensor, " c"] | None = None
+    ) -> Float[Tensor, "t v"]:
+        """The logits of `states`; in `room`, if that is given and wide enough a type for them."""
+        t, v = len(states), len(self.weight)
+        out = None if room is None else room[: t * v].view(t, v)
+        if self.bias is None:
+            logits = torch.mm(states, self.weight.mT, out=out)
+        else:
+            logits = torch.addmm(self.bias, states, self.weight.mT, out=out)
         if self.cap:
             logits = self.cap * torch.tanh(logits / self.cap)
         return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def mean_losses(
-    states: Float[Tensor, "b t d"], output: Output, batch: Batch
+    states: Float[Tensor, "b t d"], output: Output, batch: Batch, room: Float[Tensor, " c"]
 ) -> Float[Tensor, " b"]:
     """The mean loss of every text, nats per token; its gradients are added to what is trained.
 
-    All of it is the gradient of the sum of the means, so no text's depends on another's.
+    All of it is the gradient of the sum of the means, so no text's depends on another's. Works in
+    `room`, that of `output`.
     """
     hidden = states.detach()
     share = batch.share(torch.promote_types(hidden.dtype, torch.float32))
@@ -57,22 +70,25 @@ def mean_losses(
     gradient = torch.zeros_like(hidden) if states.requires_grad else None
     for rows, times in _pieces(hidden, output):
         own = output if output.weight.dim() == 2 else output.row(rows.start)
-        part = share[rows, times].flatten()[:, None].to(hidden.dtype)
+        part = share[rows, times].flatten()[:, None]
         some = hidden[rows, times].flatten(0, 1)
-        logits = own.logits(some)
-        slope = functional.log_softmax(logits, 1)
+        logits = own.logits(some, room)
         goal = batch.targets[rows, times].flatten()[:, None]
-        nats[rows, times] = -slope.gather(1, goal).view_as(nats[rows, times])
-        slope.exp_().scatter_add_(1, goal, -torch.ones_like(slope[:, :1]))
-        if own.cap:
-            slope *= 1 - (logits / own.cap) ** 2
-        slope = slope.to(hidden.dtype)
+        bend = 1 - (logits / own.cap) ** 2 if own.cap else None
+        largest, asked = logits.amax(1, keepdim=True), logits.gather(1, goal)
+        slope = logits.sub_(largest).exp_()  # `total` times the probabilities
+        total = slope.sum(1, keepdim=True)
+        nats[rows, times] = (total.log() + largest - asked).view_as(nats[rows, times])
+        slope.scatter_add_(1, goal, -total)
+        if bend is not None:
+            slope *= bend
+        slope, part = slope.to(hidden.dtype), (part / total).to(hidden.dtype)
         if gradient is not None:
             gradient[rows, times] = (slope @ own.weight * part).view_as(gradient[rows, times])
         if own.weight_grad is not None:
             own.weight_grad.addmm_(slope.T, some * part)
         if own.bias_grad is not None:
-            own.bias_grad.add_((slope * part).sum(0))
+            own.bias_grad.addmv_(slope.T, part[:, 0])
     if gradient is not None:
         states.backward(gradient)  # type: ignore[no-untyped-call]
     return (nats * share).sum(1)

@@ -74,6 +74,9 @@ class Slots:
         dtype = next(model.network.parameters()).dtype
         self.bank = Bank(self._form.start, count, adaptation.lr, optimiser or Optimiser(), dtype)
         self.width = count  # texts in one pass; lowered when memory runs out
+        self._room = self._form.output.room()
+        self._used: list[int] = []  # the slots whose own rows the form computes with
+        self._grad = self.bank.gradients([0])
 
     def __len__(self) -> int:
         return len(self.bank)
@@ -99,6 +102,7 @@ class Slots:
 
     def as_slot(self, slot: int) -> LanguageModel:
         """The model as `slot` has it until the next step, to be scored or continued with."""
+        self._used = []
         self._form.use(self.bank.views(self.bank.weights([slot])), None)
         return self.model
 
@@ -163,12 +167,20 @@ class Slots:
 
     def _pass(self, slots: list[int], texts: list[Tokens], length: int) -> list[float]:
         batch = Batch.of(texts, length, self.model.start)
-        theta, grad = self.bank.weights(slots), self.bank.gradients(slots)
-        self._form.use(self.bank.views(theta), self.bank.views(grad))
-        losses = mean_losses(self._form.states(texts, batch), self._form.output, batch)
-        self.bank.accumulate(slots, grad)
+        if self._used != slots:
+            self._use(slots)
+        states = self._form.states(texts, batch)
+        losses = mean_losses(states, self._form.output, batch, self._room)
+        self.bank.accumulate(slots, self._grad)
         found: list[float] = losses.tolist()
         return found
+
+    def _use(self, slots: list[int]) -> None:
+        """Compute with `slots`, again and again where the form needs no copy of their rows."""
+        self._used = []  # should this fail
+        theta, self._grad = self.bank.weights(slots), self.bank.gradients(slots)
+        self._form.use(self.bank.views(theta), self.bank.views(self._grad))
+        self._used = slots if self.bank.shares(self._grad) else []
 
     def _halve(self, error: RuntimeError) -> None:
         if self.width == 1:

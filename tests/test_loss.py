@@ -1,0 +1,38 @@
+"""The loss in chunks has the values and gradients of torch's, for every kind of output layer."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional
+
+from whet.adapt.batches import Batch
+from whet.adapt.loss import Output, mean_losses
+
+TEXTS = [torch.tensor([1, 2, 3, 4, 5]), torch.tensor([6, 0])]
+KINDS = list(itertools.product([None, 3.0], [False, True], [0.1, 100.0]))
+
+
+def numbers(*shape, scale=1.0):
+    made = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return (scale * made).requires_grad_()
+
+
+@pytest.mark.parametrize(("cap", "biased", "scale"), KINDS)
+def test_losses_and_gradients_are_those_of_cross_entropy(cap, biased, scale, monkeypatch):
+    monkeypatch.setattr("whet.adapt.loss.CHUNK", 7 * 3)  # pieces of three predictions
+    batch, states, weight = Batch.of(TEXTS, 5, 0), numbers(2, 5, 4, scale=scale), numbers(7, 4)
+    bias = numbers(7) if biased else None
+    trained = [states, weight, *([bias] if biased else [])]
+    losses = []
+    for row, text in zip(states, TEXTS, strict=True):
+        logits = functional.linear(row[: len(text)], weight, bias)
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        losses.append(functional.cross_entropy(logits, text))
+    goal = torch.autograd.grad(sum(losses), trained)
+    grads = [torch.zeros_like(tensor) for tensor in trained[1:]]
+    output = Output(weight.detach(), None if bias is None else bias.detach(), cap, *grads)
+    found = mean_losses(states, output, batch, output.room())
+    torch.testing.assert_close(found, torch.stack(losses).detach())
+    for mine, theirs in zip([states.grad, *grads], goal, strict=True):
+        torch.testing.assert_close(mine, theirs)
