@@ -17,6 +17,7 @@ import whet
 from whet.adapt.adaptation import Full, Head, LoRA
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Query, Sampling, Step, Training
+from whet.engine.lockstep import NICENESS
 from whet.errors import AdaptationFailed, EngineClosed, ModelError, QueueFull
 from whet.space.documents import Document
 from whet.space.retrieve import Retrieval
@@ -244,7 +245,7 @@ def test_only_a_background_engine_gives_way(space, model, background):
     engine.submit(
         query(1, text=TEXT), lambda event: seen.add(os.getpriority(os.PRIO_PROCESS, 0))
     ).result()
-    assert seen == ({max(own, 10)} if background else {own})
+    assert seen == ({max(own, NICENESS)} if background else {own})
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 

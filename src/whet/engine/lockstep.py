@@ -21,7 +21,7 @@ from whet.engine.way import Job, Losses, Plan, Wanted, Way
 from whet.errors import EngineClosed, ModelError, QueueFull
 
 PLANNERS = 2
-NICENESS = 10  # a ninth of a core's time where a thread of niceness 0 wants all of it
+NICENESS = 5  # a quarter of a core where a thread of niceness 0 wants all of it
 AHEAD = 16  # prompts that wait with a plan or get one; a plan holds its candidates' vectors
 
 

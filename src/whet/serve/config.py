@@ -88,7 +88,7 @@ class Config:
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(
                 f"host is {self.host!r}, which others can reach, and there are no keys: make some "
-                "with `whet key new keys.toml NAME` and give `--keys keys.toml`"
+                "with `whet key keys.toml NAME` and give `--keys keys.toml`"
             )
 
     @property
