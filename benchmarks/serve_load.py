@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ import click
 from whet.engine import Query, Sampling
 from whet.serve.config import Config
 from whet.serve.run import engines_of
-from whet.space.documents import read_documents
+from whet.space.documents import Document, read_documents
+from whet.space.space import DataSpace
 from whet.spaces import Options, open_space, retrieve
 
 STEPS, TOKENS, PROMPTS = 8, 16, 32
@@ -41,16 +44,25 @@ class Server:
     def __init__(self, port: int, pid: int) -> None:
         self.port, self.pid = port, pid
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> bytes:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-        told = {"content-type": "application/json"}
-        text = None if body is None else json.dumps(body)
-        connection.request("GET" if body is None else "POST", path, text, told)
-        answer = connection.getresponse()
-        got = answer.read()
-        connection.close()
-        assert answer.status == 200, got
+    def ask(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        method: str = "",
+        refused: bool = False,
+    ) -> bytes:
+        with closing(self._sent(path, body, method)) as connection:
+            answer = connection.getresponse()
+            got = answer.read()
+        assert (400 <= answer.status < 500) if refused else answer.status == 200, got
         return got
+
+    def leave(self, path: str, body: dict[str, Any]) -> None:
+        """Ask, and go: as soon as a streamed answer begins, else at once."""
+        with closing(self._sent(path, body)) as connection:
+            if body["stream"]:
+                connection.getresponse().readline()
 
     def complete(self, prompt: str, *, base: bool = False, **adapt: Any) -> dict[str, Any]:
         body: dict[str, Any] = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
@@ -60,13 +72,31 @@ class Server:
         answer: dict[str, Any] = json.loads(self.ask("/v1/completions", body))
         return answer
 
-    def resident_mib(self) -> float:
+    def footprint(self) -> dict[str, float]:
         status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+        return {
+            "resident_mib": int(status.split("VmRSS:")[1].split()[0]) / 1024,
+            "threads": int(status.split("Threads:")[1].split()[0]),
+            "files": len(os.listdir(f"/proc/{self.pid}/fd")),
+        }
 
-    def gauge(self, name: str) -> float:
+    def total(self, name: str) -> float:
+        """The sum of a metric over its labels."""
         lines = self.ask("/metrics").decode().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(name + " "))
+        return sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}[ {{]", line))
+
+    def wait_until_idle(self) -> None:
+        while self.total("whet_asks_open"):
+            pass
+
+    def _sent(
+        self, path: str, body: dict[str, Any] | None, method: str = ""
+    ) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=3600)
+        text = None if body is None else json.dumps(body)
+        told = {"content-type": "application/json"}
+        connection.request(method or ("POST" if body else "GET"), path, text, told)
+        return connection
 
 
 @contextmanager
@@ -75,12 +105,13 @@ def serving(space: Path, **options: Any) -> Iterator[Server]:
         file = Path(folder) / "whet.toml"
         told = {"port": 0, "queue": 256} | options
         lines = [f"{name} = {json.dumps(value)}" for name, value in told.items()]
-        many = 10**9
-        limits = f"requests_per_minute = {many}\ntokens_per_minute = {many}\nconcurrent = 999"
+        named = ("requests_per_minute", "tokens_per_minute", "concurrent", "deadline_ms")
+        limits = [f"{name} = {10**9}" for name in named]
         place = json.dumps(str(space.resolve()))
-        file.write_text("\n".join([*lines, "[spaces]", f"docs = {place}", "[limits]", limits]))
+        file.write_text("\n".join([*lines, "[spaces]", f"docs = {place}", "[limits]", *limits]))
         command = [sys.executable, "-m", "whet", "serve", "--config", str(file)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        own = os.environ | {"MALLOC_ARENA_MAX": "1"}  # as in deploy/whet.service
+        with subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             first = json.loads(process.stderr.readline())
             threading.Thread(target=process.stderr.read, daemon=True).start()
@@ -125,51 +156,65 @@ def throughput(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
 
 
 def overhead(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
+    """By HTTP over the same by the engine alone, in this process; who is first takes turns."""
     opened = open_space(space)
     engine = engines_of(Config(spaces={"docs": space}))["lora"]
+    greedy = Sampling(max_tokens=TOKENS)
 
     def direct(prompt: str) -> None:
         found = retrieve(opened, prompt, Options(n=STEPS, k=200))
-        asked = Query(
-            prompt=prompt, documents=found.documents, sampling=Sampling(max_tokens=TOKENS)
-        )
-        engine.submit(asked).result()
+        engine.submit(Query(prompt=prompt, documents=found.documents, sampling=greedy)).result()
 
     with serving(space) as server, engine:
+        ways = [server.complete, direct]
         shares = []
-        for turn in range(runs + 1):
-            some = prompts[:12]
-            served = sum(seconds(lambda p=p: server.complete(p)) for p in some)  # type: ignore[misc]
-            alone = sum(seconds(lambda p=p: direct(p)) for p in some)  # type: ignore[misc]
-            shares += [served / alone - 1] if turn else []
-    return {"overhead_share": spread(shares)}
+        for _ in range(runs + 1):
+            spent = dict.fromkeys(ways, 0.0)
+            for prompt in prompts[:12]:
+                for way in ways:
+                    spent[way] += seconds(partial(way, prompt))
+                ways.reverse()
+            shares.append(spent[server.complete] / spent[direct] - 1)
+    return {"overhead_share": spread(shares[1:])}
 
 
 def base(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
-    with serving(space) as server:
+    """The model as it is, one request at a time, alone and beside four that are sharpened."""
+    alone: list[float] = []
+    beside: list[float] = []
+    with serving(space) as server, ThreadPoolExecutor(4) as pool:
 
-        def p99() -> float:
-            times = sorted(
-                seconds(lambda i=i: server.complete(prompts[i % PROMPTS], base=True))  # type: ignore[misc]
-                for i in range(60 * runs)
-            )
-            return times[int(0.99 * len(times))]
+        def ask() -> list[float]:
+            asked = (prompts[i % PROMPTS] for i in range(128))
+            return [seconds(partial(server.complete, prompt, base=True)) for prompt in asked]
 
-        p99()
-        quiet, done = p99(), threading.Event()
-
-        def sharpen(start: int) -> None:
+        def sharpen(done: threading.Event, start: int) -> None:
             turn = start
             while not done.is_set():
                 server.complete(prompts[turn % PROMPTS])
                 turn += 1
 
-        with ThreadPoolExecutor(4) as pool:
-            for start in range(4):
-                pool.submit(sharpen, start)
-            loud = p99()
+        ask()
+        for _ in range(runs):
+            alone += ask()
+            done = threading.Event()
+            others = [pool.submit(sharpen, done, 8 * i) for i in range(4)]
+            beside += ask()
             done.set()
-    return {"base_p99_s_alone": quiet, "base_p99_s_beside": loud, "base_p99_ratio": loud / quiet}
+            for other in others:
+                other.result()
+    return {
+        "base_p99_ratio": p99(beside) / p99(alone),
+        "base_p99_s_alone": p99(alone),
+        "base_p99_s_beside": p99(beside),
+        "base_median_s_alone": statistics.median(alone),
+        "base_median_s_beside": statistics.median(beside),
+        "base_requests": len(beside),
+    }
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * len(values))]
 
 
 def first(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
@@ -194,25 +239,72 @@ def first(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
 
 
 def soak(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
-    """`runs` hundred short requests, eight at once; memory after the first tenth and at the end."""
-    count = 100 * runs
-    with serving(space, cache_mib=16) as server:
+    """`runs` thousand turns of small requests of all kinds, four at once, in a space of its own.
 
-        def short(i: int) -> None:
-            prompt = prompts[i % PROMPTS][: 40 + i % 60]
-            body = {"model": "whet-nano", "prompt": prompt, "max_tokens": 1, "adapt": {"n": 1}}
-            server.ask("/v1/completions", body)
-
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(short, range(count // 10)))
-            early = server.resident_mib()
-            list(pool.map(short, range(count // 10, count)))
-        late, open_now = server.resident_mib(), server.gauge("whet_asks_open")
-        kept = server.gauge("whet_adapter_bytes") / 2**20
+    Memory, threads and open files are noted after each tenth, of which the first one fills caches.
+    """
+    texts = [text[at : at + 80] for text in prompts for at in range(0, len(text) - 79, 80)]
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "docs.whet"
+        DataSpace.build((Document(str(i), text, {}) for i, text in enumerate(texts)), own)
+        with serving(own, cache_mib=8, body_s=3600.0) as server, ThreadPoolExecutor(4) as pool:
+            noted: list[dict[str, float]] = []
+            for tenth in range(10):
+                turns = range(100 * runs * tenth, 100 * runs * (tenth + 1))
+                list(pool.map(lambda i: a_turn(server, texts, i), turns))
+                noted.append(server.footprint() | {"requests": server.total("whet_requests_total")})
+                print(json.dumps(noted[-1]), file=sys.stderr, flush=True)
+            server.wait_until_idle()
+            for kept in json.loads(server.ask("/v1/adapters"))["data"]:
+                server.ask(f"/v1/adapters/{kept['id']}", method="DELETE")
+            left = {
+                name: server.total(f"whet_{name}")
+                for name in ("asks_open", "adapters", "adapter_bytes")
+            }
+            all_at(server, prompts, 16)  # every slot still takes prompts
+    first, later = noted[0], [note["resident_mib"] for note in noted[1:]]
     return {
-        "soak_requests": count, "soak_mib_after_a_tenth": early, "soak_mib_at_end": late,
-        "soak_growth_share": late / early - 1, "soak_asks_open": open_now, "soak_kept_mib": kept,
-    }  # fmt: skip
+        "requests": noted[-1]["requests"],
+        "growth_share": later[-1] / first["resident_mib"] - 1,
+        "widest_share": max(abs(mib / first["resident_mib"] - 1) for mib in later),
+        "left": left,
+        "tenths": noted,
+    }
+
+
+def a_turn(server: Server, texts: list[str], i: int) -> None:
+    """A request, or two that belong together; which kind and about what, `i` tells."""
+    prompt = texts[7919 * i % len(texts)][: 20 + i % 60]
+    body = {"model": "whet-nano", "prompt": prompt, "max_tokens": 2, "adapt": {"n": 1 + i % 3}}
+    match i % 10:
+        case 0 | 1:
+            server.ask("/v1/completions", body)
+        case 2:
+            server.ask("/v1/completions", body | {"model": "whet-nano@base"})
+        case 3:  # the client leaves, before the answer or in the midst of it
+            long = body | {"max_tokens": 64, "stream": bool(i % 20 == 3), "adapt": {"n": 3}}
+            server.leave("/v1/completions", long)
+        case 4:
+            wrong = {"model": "another"}, {"prompt": prompt * 999}, {"n": 2}, {"stop": 1}
+            server.ask("/v1/completions", body | wrong[i // 10 % 4], refused=True)
+        case 5:
+            asked = {"model": "whet-nano", "prompt": prompt, "adapt": {"n": 1, "cache": "refresh"}}
+            kept = json.loads(server.ask("/v1/adapters", asked))
+            server.ask(f"/v1/adapters/{kept['id']}", method="DELETE")
+        case 6:
+            said = {"messages": [{"role": "user", "content": prompt}], "model": "whet-nano"}
+            late = {"adapt": {"n": 4, "deadline_ms": i % 50}}
+            server.ask("/v1/chat/completions", said | late | {"max_tokens": 2})
+        case 7:
+            server.ask("/v1/score", {"model": "whet-nano", "prompt": prompt, "text": texts[0]})
+        case 8 if i % 1000 == 8:
+            new = {"id": f"new {i}", "text": f"{prompt} {i}"}
+            server.ask("/v1/data_spaces/docs/documents", {"documents": [new]})
+            server.ask("/v1/data_spaces/docs/documents/delete", {"ids": [new["id"]]})
+        case 8:
+            server.ask("/v1/search", {"prompt": prompt, "k": 5})
+        case 9:
+            server.ask("/v1/select", {"prompt": prompt, "n": 5})
 
 
 PIECES = {f.__name__: f for f in (throughput, overhead, base, first, soak)}

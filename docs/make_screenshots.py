@@ -1,4 +1,7 @@
-"""Draw docs/page-light.png and page-dark.png: `python docs/make_screenshots.py URL` of a server."""
+"""Draw docs/page-light.png and page-dark.png: `python docs/make_screenshots.py URL` of a server.
+
+As they are, of a server of these very docs: `whet index docs docs.whet --chunks paragraph:600`.
+"""
 
 import sys
 from pathlib import Path
@@ -9,11 +12,11 @@ from browser import browser
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-PROMPT = "def mean(values):\n    "
+PROMPT = "A data space holds texts and their embeddings. SIFT chooses among the texts"
 
 if __name__ == "__main__":
     for scheme in ("light", "dark"):
-        with browser(900, 1180, dark=scheme == "dark") as driver:
+        with browser(900, 1320, dark=scheme == "dark") as driver:
             driver.get(sys.argv[1])
             driver.find_element(By.ID, "prompt").send_keys(PROMPT)
             driver.find_element(By.ID, "go").click()

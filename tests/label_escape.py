@@ -12,6 +12,8 @@ import numpy as np
 import serving
 import tiny
 
+from whet.serve.keys import Limits
+
 READS = {"legal": {"public", "legal"}, "medical": {"public", "medical"}, "nobody": {"public"}}
 ASKS = ("select", "search", "completions", "chat/completions", "adapters", "score")
 SECRETS = ("legal", "medical")
@@ -67,7 +69,9 @@ def main(requests):
         model = tiny.save(Path(folder) / "tiny", "llama")
         place = serving.space(Path(folder) / "docs.whet")
         found = []
-        with serving.running(serving.app(model, place)) as client:
+        limits = Limits(requests_per_minute=10**9, tokens_per_minute=10**9)
+        with serving.running(serving.app(model, place, limits=limits)) as client:
+            client.timeout_s = None  # whoever runs this for long may also halt the machine
             for seed in range(requests):
                 found += leaks(client, list(READS)[seed % len(READS)], seed)
     print(json.dumps({"requests": requests, "leaks": len(found)}))

@@ -79,14 +79,14 @@ class Reply:
 class Client:
     """What a hostile client needs: any bytes, and a hand on the connection."""
 
-    def __init__(self, port, key=None):
-        self.port, self.key = port, key
+    def __init__(self, port, key=None, timeout_s=60):
+        self.port, self.key, self.timeout_s = port, key, timeout_s
 
     def of(self, name):
-        return Client(self.port, token(name))
+        return Client(self.port, token(name), self.timeout_s)
 
     def connect(self, method, path, body=None, **headers):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout_s)
         if isinstance(body, dict | list):
             body = json.dumps(body)
             headers["content-type"] = "application/json"

@@ -1,5 +1,7 @@
 """Many prompts through one engine: each as if it were alone, whatever happens to the others."""
 
+import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ import whet
 from whet.adapt.adaptation import Full, Head, LoRA
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Query, Sampling, Step, Training
+from whet.engine.lockstep import NICENESS
 from whet.errors import AdaptationFailed, EngineClosed, ModelError, QueueFull
 from whet.space.documents import Document
 from whet.space.retrieve import Retrieval
@@ -232,6 +235,18 @@ def test_a_closed_engine_answers_what_it_took_and_no_more(engine):
     assert all(handle.future.done() for handle in handles)
     with pytest.raises(EngineClosed, match="engine is closed"):
         engine.submit(query(0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no niceness of its own")
+@pytest.mark.parametrize("background", [True, False])
+def test_only_a_background_engine_gives_way(space, model, background):
+    own, seen = os.getpriority(os.PRIO_PROCESS, 0), set()
+    engine = Engine(space, model, MODES[0], options=Options(n=2, k=5), background=background)
+    engine.submit(
+        query(1, text=TEXT), lambda event: seen.add(os.getpriority(os.PRIO_PROCESS, 0))
+    ).result()
+    assert seen == ({max(own, NICENESS)} if background else {own})
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 def test_a_prompt_that_fails_fails_alone(space, model):

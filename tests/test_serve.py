@@ -1,5 +1,6 @@
 """The server as OpenAI's own client sees it, and what it adds."""
 
+import gc
 import io
 import zipfile
 
@@ -11,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from whet.adapt.model import LanguageModel
+from whet.serve.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,18 @@ def test_select_and_search_need_no_model(server):
     found = server.of("chief").post("/v1/search", {"prompt": "bee dance", "k": 5}).json()
     scores = [abs(one["score"]) for one in found["data"]]
     assert len(scores) == 5 and scores == sorted(scores, reverse=True)
+
+
+def test_nothing_of_a_request_waits_for_a_garbage_collection(server):
+    gc.collect()
+    gc.disable()
+    try:
+        body = {"model": "tiny", "prompt": "bee", "max_tokens": 2}
+        assert server.of("chief").post("/v1/completions", body).status == 200
+        server.get("/health")
+        assert not [work for work in gc.get_objects() if type(work) is Work]
+    finally:
+        gc.enable()
 
 
 def test_errors_are_those_that_the_client_knows(openai):

@@ -50,11 +50,22 @@ def test_key_expires_after_its_last_day():
     assert keys.find(token, TODAY) and not keys.find(token, TODAY + datetime.timedelta(days=1))
 
 
-@pytest.mark.parametrize("line", ['roles = ["root"]', "labels = 3", "limits = { m = 1 }", "x = 1"])
-def test_file_of_keys_that_is_wrong_is_refused(tmp_path, line):
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ('roles = ["root"]', "has role 'root'"),
+        ("labels = 3", "labels is 3: expected a list"),
+        ("limits = { m = 1 }", "limits sets 'm'"),
+        ("limits = { n = 'x' }", "n is 'x': expected int"),
+        ("expires = '2030-01-01'", "expires is '2030-01-01': expected a day"),
+        ("hash = 3", "not TOML"),
+        ("x = 1", "key sets 'x'"),
+    ],
+)
+def test_file_of_keys_that_is_wrong_is_refused(tmp_path, line, told):
     file = tmp_path / "keys.toml"
     file.write_text(f'[[key]]\nid = "aaaaaaaa"\nhash = "00"\n{line}\n')
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=told):
         Keys.read(file, Limits())
 
 

@@ -2,6 +2,7 @@
 
 from whet.adapt.decode import Sampling
 from whet.engine.engine import Engine, Handle
+from whet.engine.lockstep import give_way
 from whet.engine.query import Answer, Query, Step, Trace, Training
 from whet.engine.way import Event
 
@@ -15,4 +16,5 @@ __all__ = [
     "Step",
     "Trace",
     "Training",
+    "give_way",
 ]

@@ -67,6 +67,7 @@ class Engine:
         training: Training | None = None,
         slots: int | None = None,
         waiting: int = 256,
+        background: bool = False,
     ) -> None:
         """Costs nothing yet; the slots are made for the first prompt.
 
@@ -79,6 +80,7 @@ class Engine:
             training: How texts become gradient steps.
             slots: Prompts at once; 8 unless given, and always 1 for full training.
             waiting: Prompts that may wait for a slot.
+            background: Whether other threads of the process go first where there are too few cores.
         """
         options = options or Options()
         self.options = options if space is None else calibrated(space, options)
@@ -93,6 +95,7 @@ class Engine:
             self._plan,
             self._way,
             waiting,
+            background,
         )
 
     def select(self, prompt: str) -> Retrieval:

@@ -6,6 +6,8 @@ A tick asks each for its next lesson and takes them together; a slot whose way h
 next prompt in the same tick.
 """
 
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -19,7 +21,18 @@ from whet.engine.way import Job, Losses, Plan, Wanted, Way
 from whet.errors import EngineClosed, ModelError, QueueFull
 
 PLANNERS = 2
+NICENESS = 5  # a quarter of a core where a thread of niceness 0 wants all of it
 AHEAD = 16  # prompts that wait with a plan or get one; a plan holds its candidates' vectors
+
+
+def give_way() -> None:
+    """Let this thread, and those that it starts, wait for others where there are too few cores.
+
+    Does nothing but on Linux, where each thread has a niceness of its own.
+    """
+    if sys.platform == "linux":
+        nice = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
 class Lockstep:
@@ -31,9 +44,11 @@ class Lockstep:
         plan: Callable[[Job], Plan],
         way: Callable[[Job, Slots, int], Way],
         room: int,
+        background: bool,
     ) -> None:
         self._make, self._plan, self._way, self._room = slots, plan, way, room
-        self._planners = ThreadPoolExecutor(PLANNERS, "whet-plan")
+        self._begins = give_way if background else lambda: None
+        self._planners = ThreadPoolExecutor(PLANNERS, "whet-plan", self._begins)
         self._slots: Slots | None = None
         self._waiting: deque[Job] = deque()
         self._active: dict[int, tuple[Job, Way]] = {}
@@ -88,6 +103,7 @@ class Lockstep:
 
     def _run(self) -> None:
         """Until nothing is left. The model is back before the last answers are given."""
+        self._begins()
         while True:
             ended: list[Callable[[], None]] = []
             try:

@@ -63,3 +63,5 @@ class Asking:
             self._events.put_nowait(await work(self))
         except Exception as error:  # whoever listens is told, and raises it
             self._events.put_nowait(error)
+        finally:
+            self._stop = None  # it leads to the work, which leads here: else freed but later

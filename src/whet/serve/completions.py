@@ -5,6 +5,7 @@ sharpening goes; the last chunk with a choice carries `adapt`, if the request ha
 client that knows of neither sees a plain OpenAI stream.
 """
 
+import asyncio
 import json
 import secrets
 import time
@@ -84,7 +85,7 @@ async def chat(body: ChatRequest, request: Request, caller: Calling) -> Response
     said = [(message.role, message.text) for message in body.messages]
     query = "\n".join(text for role, text in said if role in ("user", "assistant"))
     caller.bounded("prompt_chars", sum(len(text) for _, text in said))
-    tokens = await caller.server.off_loop(chat_tokens, caller.server.model.tokenizer, said)
+    tokens = await asyncio.to_thread(chat_tokens, caller.server.model.tokenizer, said)
     asked = ask(
         caller,
         body.model,

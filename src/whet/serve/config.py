@@ -11,17 +11,15 @@ n = 32
 """
 
 import ipaddress
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from whet.adapt.adaptation import MODES
 from whet.maths.arrays import as_count, as_positive
 from whet.serve.keys import Limits
-
-T = TypeVar("T")
+from whet.serve.tables import entries, read_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ class Config:
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(
                 f"host is {self.host!r}, which others can reach, and there are no keys: make some "
-                "with `whet key new keys.toml NAME` and give `--keys keys.toml`"
+                "with `whet key keys.toml NAME` and give `--keys keys.toml`"
             )
 
     @property
@@ -106,41 +104,17 @@ class Config:
         """
         table: dict[str, Any] = {}
         if path is not None:
-            try:
-                table = tomllib.loads(path.read_text(encoding="utf-8"))
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path} is not TOML: {error}") from error
+            table = read_table(path)
             spaces = table.get("spaces", {})
             if not isinstance(spaces, dict) or not all(isinstance(v, str) for v in spaces.values()):
                 raise ValueError(f"spaces is {spaces!r}: expected NAME = PATH lines")
-            if isinstance(table.get("methods"), list):
-                table["methods"] = tuple(map(str, table["methods"]))
             table["spaces"] = {name: path.parent / place for name, place in spaces.items()}
             if isinstance(table.get("keys"), str):
                 table["keys"] = path.parent / table["keys"]
-        table |= {name: value for name, value in given.items() if value is not None}
-        table["limits"] = of_table(Limits, table.get("limits", {}), "limits")
-        return of_table(cls, {"spaces": {}} | table, str(path or "configuration"))
-
-
-def of_table(kind: type[T], table: Any, source: str) -> T:
-    """The dataclass `kind` with the values of a TOML table, whose types are those of the defaults.
-
-    Raises:
-        ValueError: If the table has an unknown key or a value of a wrong type.
-    """
-    if not isinstance(table, dict):
-        raise ValueError(f"{source} is {table!r}: expected a table")
-    known = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
-    for name, value in table.items():
-        if name not in known:
-            raise ValueError(f"{source} sets {name!r}: expected {', '.join(known)}")
-        default = known[name].default
-        if isinstance(default, str | bool | int | float):
-            kinds = (int, float) if isinstance(default, float) else (type(default),)
-            if type(value) not in kinds:
-                raise ValueError(f"{name} is {value!r}: expected {kinds[-1].__name__}")
-    return kind(**table)
+        source = str(path or "configuration")
+        table["limits"] = Limits(**entries(Limits, table.get("limits", {}), "limits"))
+        told = {name: value for name, value in given.items() if value is not None}
+        return cls(**({"spaces": {}} | entries(cls, table, source) | told))
 
 
 def is_loopback(host: str) -> bool:

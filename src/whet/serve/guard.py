@@ -16,7 +16,7 @@ from whet.serve.problems import Refused
 from whet.serve.server import Server
 
 T = TypeVar("T")
-BEARER = HTTPBearer(auto_error=False, description="A key made by `whet key new`.")
+BEARER = HTTPBearer(auto_error=False, description="A key made by `whet key`.")
 
 
 @dataclass(frozen=True, slots=True)

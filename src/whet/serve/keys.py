@@ -20,10 +20,11 @@ import json
 import os
 import re
 import secrets
-import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from whet.serve.tables import entries, read_table
 
 ROLES = ("use", "write", "operate")
 """use: ask and select. write: add and delete documents, too. operate: read metrics."""
@@ -113,9 +114,8 @@ class Keys:
             ValueError: If it is not as the head of this module says.
         """
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8")).get("key", [])
-            return cls([_key(table, default) for table in tables])
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+            return cls([_key(table, default) for table in read_table(path).get("key", [])])
+        except (ValueError, TypeError) as error:  # TypeError: a field is missing
             raise ValueError(f"{path} is not a file of keys: {error}") from error
 
     def __len__(self) -> int:
@@ -164,14 +164,10 @@ def _lines(key: Key) -> str:
     return "\n".join(["[[key]]", *lines, "", ""])
 
 
-def _key(table: dict[str, Any], default: Limits) -> Key:
-    limits = table.get("limits")
-    entries = dict(table)
-    for name in ("roles", "labels"):
-        if name in table:
-            if not isinstance(table[name], list):
-                raise ValueError(f"{name} of key {table.get('id')} is {table[name]!r}: expected []")
-            entries[name] = tuple(table[name])
-    if limits is not None:
-        entries["limits"] = replace(default, **limits)
-    return Key(**entries)
+def _key(table: Any, default: Limits) -> Key:
+    given = entries(Key, table, "key")
+    if "limits" in given:
+        given["limits"] = replace(default, **entries(Limits, given["limits"], "limits"))
+    if type(given.get("expires", datetime.date.max)) is not datetime.date:
+        raise ValueError(f"expires is {given['expires']!r}: expected a day like 2027-01-31")
+    return Key(**given)

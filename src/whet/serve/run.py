@@ -19,7 +19,7 @@ log = logging.getLogger("whet.serve")
 
 
 def engines_of(config: Config) -> dict[str, Engine]:
-    """An engine for each method and one for the model as it is, which so never waits for training.
+    """An engine for each method and one for the model as it is, which training gives way to.
 
     They share the weights, but for full training, which moves them.
 
@@ -44,6 +44,7 @@ def engines_of(config: Config) -> dict[str, Engine]:
             adaptation,
             slots=config.slots,
             waiting=room,
+            background=method != BASE,
         )
         for method, adaptation in adaptations.items()
     }

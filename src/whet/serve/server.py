@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from whet.adapt.adapters import fingerprint
 from whet.adapt.model import LanguageModel
-from whet.engine import Engine, Query, Sampling
+from whet.engine import Engine, Query, Sampling, give_way
 from whet.errors import WhetError
 from whet.serve.adapters import Adapters
 from whet.serve.catalogue import Catalogue
@@ -52,14 +52,17 @@ class Server:
         self.started = int(time.time())
         self.open = 0
         self._mean_s = 1.0
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="whet-serve")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="whet-write")
+        self._pool = ThreadPoolExecutor(2, "whet-serve", give_way)
+        self._writer = ThreadPoolExecutor(1, "whet-write", give_way)
         self.metrics.watch("whet_asks_open", "Prompts waiting or in work", lambda: self.open)
         self.metrics.watch("whet_adapters", "Kept adapters", lambda: len(self.adapters))
         self.metrics.watch("whet_adapter_bytes", "Their bytes", lambda: self.adapters.bytes)
 
     async def off_loop(self, work: Callable[..., T], *given: Any) -> T:
-        """What `work` gives, computed in a thread so that others are heard meanwhile."""
+        """What `work` gives, computed in one of two threads so that others are heard meanwhile.
+
+        For what takes long: what is short would wait behind it, and belongs to `asyncio.to_thread`.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *given)
 
     async def writing(self, work: Callable[..., T], *given: Any) -> T:

@@ -36,11 +36,11 @@ class Work:
 
     async def run(self) -> Answered:
         """Raises Refused if there is no room, or the prompt is longer than the context."""
-        asked, off_loop = self._ask, self._server.off_loop
+        asked = self._ask
         with self._server.room():
-            sampling = await off_loop(self._fitting)
+            sampling = await asyncio.to_thread(self._fitting)
             if asked.view is not None:
-                await off_loop(self._choose)
+                await self._server.off_loop(self._choose)
                 self._asking.tell(self._chosen())
             kept = asked.kept or self._known()
             query = Query(

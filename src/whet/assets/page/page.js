@@ -104,7 +104,8 @@ async function stream(body, { signal }, where) {
     }
     if (event.adapt) showTrace(event.adapt);
   }
-  $(`${where}-note`).textContent = `first word after ${seconds(first)}, all after ${seconds(performance.now() - began)}`;
+  const all = `all after ${seconds(performance.now() - began)}`;
+  $(`${where}-note`).textContent = first ? `first word after ${seconds(first)}, ${all}` : `no word, ${all}`;
 }
 
 // ---- showing
@@ -192,7 +193,7 @@ export function marked(text, seen) {
 
 /** A line through `values`, the last of them written out. */
 function plot(id, values, name, top = Math.max(...values)) {
-  const [left, right, upper, lower] = [34, 396, 10, 128];
+  const [left, right, upper, lower] = [34, 354, 10, 128];
   const x = (i) => left + ((right - left) * i) / Math.max(1, values.length - 1);
   const y = (value) => lower - ((lower - upper) * value) / (top || 1);
   const points = values.map((value, i) => `${x(i).toFixed(1)},${y(value).toFixed(1)}`);
@@ -205,7 +206,7 @@ function plot(id, values, name, top = Math.max(...values)) {
     draw("text", { x: right, y: lower + 18, "text-anchor": "end" }, `${values.length - (id === "sigma")} steps`),
     draw("polyline", { class: "line", points: points.join(" ") }),
     draw("circle", { class: "dot", cx: x(values.length - 1), cy: y(last), r: 3.5 }),
-    draw("text", { x: right, y: y(last) < 105 ? y(last) + 18 : y(last) - 9, "text-anchor": "end" }, last.toFixed(3)),
+    draw("text", { x: right + 9, y: y(last) + 4 }, last.toFixed(3)),
   );
   $(id).setAttribute("aria-label", `${name} from ${values[0].toFixed(3)} to ${last.toFixed(3)} in ${values.length} points`);
 }
