@@ -108,5 +108,24 @@ def sift_batch(
     threads = min(as_count(threads or cores(), "threads"), len(prompts))
     if threads <= 1:
         return [one(b) for b in range(len(prompts))]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(one, range(len(prompts))))
+    left, found = iter(range(len(prompts))), dict[int, Selection | ValueError]()
+
+    def work() -> None:
+        for b in left:
+            try:
+                found[b] = one(b)
+            except ValueError as error:
+                found[b] = error
+
+    with ThreadPoolExecutor(threads - 1) as pool:  # a future a prompt would cost a tenth
+        others = [pool.submit(work) for _ in range(threads - 1)]
+        work()
+        for other in others:
+            other.result()
+    return [_selected(found[b]) for b in range(len(prompts))]
+
+
+def _selected(found: Selection | ValueError) -> Selection:
+    if isinstance(found, ValueError):
+        raise found
+    return found
