@@ -44,6 +44,14 @@ def test_info_tells_what_there_is(space):
     assert "documents  40" in plain.stdout and plain.exit_code == 0
 
 
+def test_a_source_is_known_by_its_whole_path(space, tmp_path, monkeypatch):
+    whole = str(tmp_path / "texts.jsonl")
+    assert told("space", "info", space)["source"] == whole
+    monkeypatch.chdir(tmp_path)
+    assert whet("index", "texts.jsonl", "other", "--quiet").exit_code == 0
+    assert told("space", "info", "other")["source"] == whole
+
+
 def test_verify_names_the_file_that_was_changed(space):
     assert "every file is as written" in whet("space", "verify", space).stdout
     [file] = space.glob("segments/*/vectors.npy")

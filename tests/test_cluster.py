@@ -34,7 +34,7 @@ def ray():
 
 @pytest.fixture(scope="module")
 def nodes():
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="ray is missing (extra: ray)")
     from ray.cluster_utils import Cluster as Nodes
 
     nodes, size = Nodes(), {"num_cpus": 2, "object_store_memory": 80 * 2**20}

@@ -249,7 +249,7 @@ def test_d11_no_process_is_started(monkeypatch):
 
 def test_d12_nothing_global_changes():
     threads, state = faiss.omp_get_max_threads(), np.random.get_state()[1].copy()
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="extra adapt is missing")
     drawn = torch.get_rng_state()
     Retriever(flat(ROWS)).batch_search(QUERIES, N=3, threads=threads + 1)
     assert faiss.omp_get_max_threads() == threads

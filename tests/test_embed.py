@@ -123,7 +123,7 @@ def test_a_sentence_encoder_gives_unit_rows_and_zero_for_blanks():
 
 
 def test_a_missing_sentence_encoder_is_one_clear_line(tmp_path):
-    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("sentence_transformers", reason="extra embed is missing")
     with pytest.raises(ModelError, match=r"sentence encoder .* cannot be loaded") as caught:
         SentenceEncoder(str(tmp_path / "none"))
     assert "\n" not in str(caught.value)
@@ -264,7 +264,7 @@ def test_half_of_a_surrogate_pair_is_one_clear_line(tiny):
 
 
 def test_a_missing_model_is_one_clear_line(tmp_path):
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="extra adapt is missing")
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
         HiddenStates(str(tmp_path / "none"))
     assert "\n" not in str(caught.value)

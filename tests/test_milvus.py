@@ -19,7 +19,7 @@ from whet.space.milvus import MilvusReader, Record
 from whet.space.milvus_writer import MilvusWriter, copied
 from whet.space.store import SCHEMA
 
-pymilvus = pytest.importorskip("pymilvus")
+pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is missing (extra: milvus)")
 NEW = Record(dimension=D, fingerprint="test")
 del test_a_reader_is_pinned_to_its_version  # noqa: F821  # Milvus lacks snapshots: below
 

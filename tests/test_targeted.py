@@ -95,7 +95,7 @@ def test_a_write_that_fails_leaves_the_old_file(space, tmp_path, monkeypatch):
 
 
 def test_a_dataset_of_the_picks_holds_the_records(space):
-    pytest.importorskip("datasets")
+    pytest.importorskip("datasets", reason="datasets is missing (extra: data)")
     made = training_set(space, ["ash birch", "oak"], 9, k=10, lam=LAM)
     rows = [row | {"meta": json.loads(row["meta"])} for row in made.to_dataset()]
     assert rows == list(made.records())

@@ -121,7 +121,7 @@ def build_space(
         WhetError: If the source cannot be read, or `path` holds something else.
     """
     documents = try_documents(source, text_field=text_field, chunks=chunks)
-    name = "" if str(source) == "-" else str(source)
+    name = _told(source)
     if not (Path(path) / FILE).exists():
         made = embedder_of(embedder)
         return DataSpace.build(documents, path, made, progress, source=name, labels=labels, ray=ray)
@@ -140,6 +140,13 @@ def build_space(
             "chosen when it is made"
         )
     return DataSpace.open(path, made).extend(documents, progress, source=name, ray=ray)
+
+
+def _told(source: str | Path) -> str:
+    """By what an addition that was killed knows its source again; stdin's is never the same."""
+    if str(source) == "-":
+        return ""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
 
 
 def delete_documents(path: str | Path, ids: Sequence[str] = (), where: Filter | None = None) -> int:
