@@ -52,8 +52,9 @@ def space(folder, **more):
     return folder
 
 
-def config(model, place, **options):
-    options = {"slots": 4, "queue": 16, "n": 3, "k": 8, "refresh_s": 0.05, "rank": 2} | options
+def config(model, place, **more):
+    options = {"slots": 4, "queue": 16, "n": 3, "k": 8, "refresh_s": 0.05, "rank": 2, "niceness": 0}
+    options |= more
     return Config(spaces={"docs": place}, model=str(model), name="tiny", **options)
 
 

@@ -17,7 +17,6 @@ import whet
 from whet.adapt.adaptation import Full, Head, LoRA
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Query, Sampling, Step, Training
-from whet.engine.lockstep import NICENESS
 from whet.errors import AdaptationFailed, EngineClosed, ModelError, QueueFull
 from whet.space.documents import Document
 from whet.space.retrieve import Retrieval
@@ -238,14 +237,14 @@ def test_a_closed_engine_answers_what_it_took_and_no_more(engine):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no niceness of its own")
-@pytest.mark.parametrize("background", [True, False])
-def test_only_a_background_engine_gives_way(space, model, background):
+@pytest.mark.parametrize("niceness", [10, 0])
+def test_an_engine_gives_way_as_far_as_told(space, model, niceness):
     own, seen = os.getpriority(os.PRIO_PROCESS, 0), set()
-    engine = Engine(space, model, MODES[0], options=Options(n=2, k=5), background=background)
+    engine = Engine(space, model, MODES[0], options=Options(n=2, k=5), niceness=niceness)
     engine.submit(
         query(1, text=TEXT), lambda event: seen.add(os.getpriority(os.PRIO_PROCESS, 0))
     ).result()
-    assert seen == ({max(own, NICENESS)} if background else {own})
+    assert seen == ({max(own, niceness)} if niceness else {own})
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 

@@ -67,7 +67,7 @@ class Engine:
         training: Training | None = None,
         slots: int | None = None,
         waiting: int = 256,
-        background: bool = False,
+        niceness: int = 0,
     ) -> None:
         """Costs nothing yet; the slots are made for the first prompt.
 
@@ -80,7 +80,8 @@ class Engine:
             training: How texts become gradient steps.
             slots: Prompts at once; 8 unless given, and always 1 for full training.
             waiting: Prompts that may wait for a slot.
-            background: Whether other threads of the process go first where there are too few cores.
+            niceness: How far this engine's threads give way to others where there are too few
+                cores: 0 to 19, as Unix means it; on Linux only.
         """
         options = options or Options()
         self.options = options if space is None else calibrated(space, options)
@@ -95,7 +96,7 @@ class Engine:
             self._plan,
             self._way,
             waiting,
-            background,
+            niceness,
         )
 
     def select(self, prompt: str) -> Retrieval:

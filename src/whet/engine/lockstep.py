@@ -21,17 +21,16 @@ from whet.engine.way import Job, Losses, Plan, Wanted, Way
 from whet.errors import EngineClosed, ModelError, QueueFull
 
 PLANNERS = 2
-NICENESS = 5  # a quarter of a core where a thread of niceness 0 wants all of it
 AHEAD = 16  # prompts that wait with a plan or get one; a plan holds its candidates' vectors
 
 
-def give_way() -> None:
+def give_way(niceness: int) -> None:
     """Let this thread, and those that it starts, wait for others where there are too few cores.
 
-    Does nothing but on Linux, where each thread has a niceness of its own.
+    Does nothing but on Linux, where each thread has a niceness of its own; 19 is the most.
     """
-    if sys.platform == "linux":
-        nice = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
+    if niceness and sys.platform == "linux":
+        nice = max(niceness, os.getpriority(os.PRIO_PROCESS, 0))
         os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
@@ -44,10 +43,10 @@ class Lockstep:
         plan: Callable[[Job], Plan],
         way: Callable[[Job, Slots, int], Way],
         room: int,
-        background: bool,
+        niceness: int,
     ) -> None:
         self._make, self._plan, self._way, self._room = slots, plan, way, room
-        self._begins = give_way if background else lambda: None
+        self._begins = partial(give_way, niceness)
         self._planners = ThreadPoolExecutor(PLANNERS, "whet-plan", self._begins)
         self._slots: Slots | None = None
         self._waiting: deque[Job] = deque()

@@ -58,6 +58,9 @@ class Config:
     """Largest body of a request, in KiB."""
     body_s: float = 10.0
     """How long a body may take to arrive, in seconds."""
+    niceness: int = 10
+    """How far training and choosing give way to the model as it is, 0 to 19; on Linux. They give
+    way to other programs too: lower it on a machine that those fill."""
     refresh_s: float = 2.0
     """How often a data space is looked at for a new version, in seconds."""
     drain_s: float = 30.0
@@ -81,6 +84,8 @@ class Config:
             as_positive(getattr(self, name), name)
         if self.cache_mib < 0:
             raise ValueError(f"cache_mib is {self.cache_mib}: expected 0 or more")
+        if not 0 <= self.niceness < 20:
+            raise ValueError(f"niceness is {self.niceness}: expected 0 to 19")
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port is {self.port}: expected 0 to 65535")
         if self.keys is None and not is_loopback(self.host):

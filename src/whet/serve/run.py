@@ -44,7 +44,7 @@ def engines_of(config: Config) -> dict[str, Engine]:
             adaptation,
             slots=config.slots,
             waiting=room,
-            background=method != BASE,
+            niceness=0 if method == BASE else config.niceness,
         )
         for method, adaptation in adaptations.items()
     }

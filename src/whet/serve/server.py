@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from whet.adapt.adapters import fingerprint
@@ -52,8 +53,9 @@ class Server:
         self.started = int(time.time())
         self.open = 0
         self._mean_s = 1.0
-        self._pool = ThreadPoolExecutor(2, "whet-serve", give_way)
-        self._writer = ThreadPoolExecutor(1, "whet-write", give_way)
+        yielding = partial(give_way, config.niceness)
+        self._pool = ThreadPoolExecutor(2, "whet-serve", yielding)
+        self._writer = ThreadPoolExecutor(1, "whet-write", yielding)
         self.metrics.watch("whet_asks_open", "Prompts waiting or in work", lambda: self.open)
         self.metrics.watch("whet_adapters", "Kept adapters", lambda: len(self.adapters))
         self.metrics.watch("whet_adapter_bytes", "Their bytes", lambda: self.adapters.bytes)
