@@ -382,7 +382,7 @@ def main(
     if not sifting.has_compiler():
         raise click.ClickException('the compiled form needs numba: pip install "whet[fast]"')
     results: dict[str, Any] = (
-        json.loads(out.read_text()) if only and out else {"machine": machine()}
+        json.loads(out.read_text()) if only and out and out.exists() else {"machine": machine()}
     )
     with threadpool_limits(1):
         for name, case in cases(quick).items():
