@@ -39,13 +39,14 @@ def test_a_method_has_switches_of_its_own():
     "lines, message",
     [
         (["steps=3"], "sets 'steps': expected model, methods"),
-        (["data.space_of=3"], r"\[data\], sets 'space_of': expected space, source"),
+        (["data.space_of=3"], "--set data sets 'space_of': expected space, source"),
+        (["data=3"], "--set data is 3: expected a table"),
         (["n=-1"], "n is -1"),
         (["lam=0"], "lam is 0"),
         (["alpha=0"], "alpha is 0"),
         (["chunks=1"], "chunks is 1: expected at least 2"),
         (["methods=['best']"], "selector is 'best': expected one of sift"),
-        (["methods=['sift(x)']"], "lam is 'x': expected float"),
+        (["methods=['sift(x)']"], "lam is 'x': expected a number"),
         (["methods=['sift(0)']"], "lam is 0"),
         (["methods=['sift(n=3)']"], r"method 'sift\(n=3\)' sets n, which is of the whole run"),
         (["methods=['sift(speed=3)']"], "sets 'speed'"),
@@ -54,8 +55,10 @@ def test_a_method_has_switches_of_its_own():
         (["methods=['sift', 'sift']"], "expected each once"),
         (["methods=[]"], "methods is empty"),
         (["leakage=none"], "leakage is 'none': expected split or whole or score-first"),
-        (["left_context=perhaps"], "left_context is 'perhaps': expected bool"),
-        (["score_at=7"], "score_at is 7: expected a list like"),
+        (["left_context=perhaps"], "left_context is 'perhaps': expected true or false"),
+        (["score_at=7"], "score_at is 7: expected a list, each of it a whole number"),
+        (["mode=lora", "rank=2.5"], "rank is 2.5: expected a whole number"),
+        (["where=3"], "where is 3: expected a text"),
         (["reuse=0"], "reuse is 0"),
         (["long_texts=whole"], "long_texts is 'whole': expected first or chunks or random"),
         (["mode=half"], "mode is 'half'"),
@@ -74,6 +77,14 @@ def test_a_file_that_is_no_toml_is_named(tmp_path):
     (tmp_path / "run.toml").write_text("n = = 3")
     with pytest.raises(ValueError, match="run.toml is not TOML"):
         Config.read(tmp_path / "run.toml")
+
+
+def test_a_file_and_lines_over_it_are_values_of_their_fields(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("n = 3\nlr = 1\n[data]\nspace = 'a'\nsets = ['github']\n")
+    config = Config.read(file, ['where=set == "github"', "data.space=b", "score_at=[1, 2]"])
+    assert config.switches == Switches(n=3, lr=1.0, where='set == "github"', score_at=(1, 2))
+    assert config.data == Data(space="b", sets=("github",))
 
 
 @given(text=st.text(min_size=6, max_size=60), chunks=st.integers(2, 6))

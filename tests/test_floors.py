@@ -12,6 +12,7 @@ import whet
 SOURCE = Path(whet.__file__).parent
 FLOORS = [
     "errors",
+    "settings",
     "maths",
     "select",
     ("space", "adapt"),

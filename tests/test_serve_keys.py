@@ -56,7 +56,7 @@ def test_key_expires_after_its_last_day():
         ('roles = ["root"]', "has role 'root'"),
         ("labels = 3", "labels is 3: expected a list"),
         ("limits = { m = 1 }", "limits sets 'm'"),
-        ("limits = { n = 'x' }", "n is 'x': expected int"),
+        ("limits = { n = 'x' }", "n is 'x': expected a whole number"),
         ("expires = '2030-01-01'", "expires is '2030-01-01': expected a day"),
         ("hash = 3", "not TOML"),
         ("x = 1", "key sets 'x'"),

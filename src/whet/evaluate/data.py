@@ -1,14 +1,13 @@
 """What a run is evaluated on: a data space, and prompts from a file, a folder or a data set."""
 
 import hashlib
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from whet.errors import SourceError
-from whet.evaluate.switches import Switches, parsed, typed
+from whet.evaluate.switches import Switches
+from whet.settings import arguments, parsed, read_toml
 from whet.space.documents import Document, read_documents
 from whet.space.space import DataSpace
 from whet.spaces import build_space, open_space
@@ -126,18 +125,10 @@ class Config:
             ValueError: If a line is no TOML, or names an unknown key or a wrong value.
         """
         source = str(path or "--set")
-        given: dict[str, Any] = {}
-        if path:
-            try:
-                given = tomllib.loads(path.read_text(encoding="utf-8"))
-            except tomllib.TOMLDecodeError as error:
-                raise ValueError(f"{path} is not TOML: {error}") from error
-        data = given.pop("data", {})
+        given = read_toml(path) if path else {}
+        data = arguments(Data, given.pop("data", {}), f"{source}, [data],")
         for line in overrides:
             new = parsed(line, "--set")
-            data |= new.pop("data", {})
+            data |= arguments(Data, new.pop("data", {}), "--set data")
             given |= new
-        return cls(
-            data=Data(**typed(data, f"{source}, [data],", Data)),
-            switches=Switches(**typed(given, source)),
-        )
+        return cls(data=Data(**data), switches=Switches(**arguments(Switches, given, source)))

@@ -4,13 +4,13 @@ Definitions, and which choice is the paper's: docs/protocol.md.
 """
 
 import re
-import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from whet.adapt.adaptation import Optimiser, adaptation
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
+from whet.settings import arguments, parsed
 from whet.space.filters import Filter, parse
 from whet.space.retrieve import check_candidates
 
@@ -148,7 +148,7 @@ class Switches:
             raise ValueError(f"method {spelled!r} sets {of_run[0]}, which is of the whole run")
         if not own:
             return self._method(name)
-        return replace(self, methods=(name,), **typed(own, spelled))._method(name)
+        return replace(self, methods=(name,), **arguments(Switches, own, spelled))._method(name)
 
     def _method(self, name: str) -> "Method":
         if name == DYNAMIC and self.leakage == "whole":
@@ -189,48 +189,3 @@ class Method:
 
     name: str
     switches: Switches
-
-
-def parsed(line: str, source: str) -> dict[str, Any]:
-    """The values that one line of TOML sets; a bare word, as shells pass them, is a string.
-
-    Raises:
-        ValueError: If the line sets nothing.
-    """
-    key, equals, value = line.partition("=")
-    if not equals:
-        raise ValueError(f"{source} has {line!r}, which sets nothing: expected KEY=VALUE")
-    try:
-        return tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
-        return tomllib.loads(f"{key} = {_quoted(value.strip())}")
-
-
-def typed(given: dict[str, Any], source: str, kind: Any = Switches) -> dict[str, Any]:
-    """`given`, each value in the type of the default of `kind`'s field of that name.
-
-    Raises:
-        ValueError: If there is no such field, or the value is of another type.
-    """
-    defaults = {field.name: field.default for field in fields(kind)}
-    for key in given:
-        if key not in defaults:
-            raise ValueError(f"{source} sets {key!r}: expected {', '.join(defaults)}")
-    return {key: _like(value, defaults[key], key) for key, value in given.items()}
-
-
-def _like(value: Any, default: Any, name: str) -> Any:
-    """`value` in the type of `default`; a whole number is a float, a list a tuple."""
-    if isinstance(default, tuple):
-        kind = type(default[0]) if default else str
-        if isinstance(value, list) and all(type(item) is kind for item in value):
-            return tuple(value)
-        raise ValueError(f"{name} is {value!r}: expected a list like {list(default)!r}")
-    kinds = (float, int) if default is None else (type(default),)
-    if type(value) in kinds or (float in kinds and type(value) is int):
-        return value
-    raise ValueError(f"{name} is {value!r}: expected {' or '.join(k.__name__ for k in kinds)}")
-
-
-def _quoted(word: str) -> str:
-    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

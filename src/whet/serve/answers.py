@@ -85,26 +85,6 @@ class ChatCompletion(BaseModel):
     adapt: Adapted | None = None
 
 
-class Scores(BaseModel):
-    """How well a text was predicted, before and after."""
-
-    base: float
-    """Nats for the whole text."""
-    sharpened: float
-    bytes: int
-    tokens: int
-
-    @classmethod
-    def of(cls, base: Score, sharpened: Score) -> "Scores":
-        nats = math.log(2)
-        return cls(
-            base=base.bits * nats,
-            sharpened=sharpened.bits * nats,
-            bytes=base.bytes,
-            tokens=base.tokens,
-        )
-
-
 class Scored(BaseModel):
     """Bits per byte of a text before and after the model was sharpened on its prompt."""
 
@@ -119,15 +99,19 @@ class Scored(BaseModel):
     adapt: Adapted
 
     @classmethod
-    def of(cls, model: str, scores: Scores, usage: Usage, adapted: Adapted) -> "Scored":
-        nll: dict[Before, float] = {"base": scores.base, "sharpened": scores.sharpened}
-        per_byte: dict[Before, float] = {
-            which: nats / math.log(2) / scores.bytes for which, nats in nll.items()
-        }
+    def of(
+        cls, model: str, before: Score, after: Score, usage: Usage, adapted: Adapted
+    ) -> "Scored":
+        scores: dict[Before, Score] = {"base": before, "sharpened": after}
         return cls(
-            model=model, bits_per_byte=per_byte, nll=nll, bytes=scores.bytes,
-            tokens=scores.tokens, usage=usage, adapt=adapted,
-        )  # fmt: skip
+            model=model,
+            bits_per_byte={which: score.bits_per_byte for which, score in scores.items()},
+            nll={which: score.bits * math.log(2) for which, score in scores.items()},
+            bytes=before.bytes,
+            tokens=before.tokens,
+            usage=usage,
+            adapt=adapted,
+        )
 
 
 class Found(BaseModel):

@@ -19,7 +19,7 @@ from typing import Any
 from whet.adapt.adaptation import MODES
 from whet.maths.arrays import as_count, as_positive
 from whet.serve.keys import Limits
-from whet.serve.tables import entries, read_table
+from whet.settings import arguments, read_toml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class Config:
         """
         table: dict[str, Any] = {}
         if path is not None:
-            table = read_table(path)
+            table = read_toml(path)
             spaces = table.get("spaces", {})
             if not isinstance(spaces, dict) or not all(isinstance(v, str) for v in spaces.values()):
                 raise ValueError(f"spaces is {spaces!r}: expected NAME = PATH lines")
@@ -117,9 +117,9 @@ class Config:
             if isinstance(table.get("keys"), str):
                 table["keys"] = path.parent / table["keys"]
         source = str(path or "configuration")
-        table["limits"] = Limits(**entries(Limits, table.get("limits", {}), "limits"))
+        table["limits"] = Limits(**arguments(Limits, table.get("limits", {}), "limits"))
         told = {name: value for name, value in given.items() if value is not None}
-        return cls(**({"spaces": {}} | entries(cls, table, source) | told))
+        return cls(**({"spaces": {}} | arguments(cls, table, source) | told))
 
 
 def is_loopback(host: str) -> bool:

@@ -1,10 +1,12 @@
 """What a request tells while it is worked on, and at its end."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel
 
-from whet.serve.answers import Adapted, Picked, Scores, Usage
+from whet.adapt.model import Score
+from whet.serve.answers import Adapted, Picked, Usage
 
 
 class Chosen(BaseModel):
@@ -33,14 +35,16 @@ class Wrote(BaseModel):
     text: str
 
 
-class Answered(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
     """The end."""
 
     text: str
     finish_reason: Literal["stop", "length"]
     usage: Usage
     adapted: Adapted
-    scores: Scores | None = None
+    scores: tuple[Score, Score] | None
+    """Of the text that was to be scored, before and after the steps."""
 
 
 Event = Chosen | Stepped | Wrote | Answered

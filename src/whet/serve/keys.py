@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from whet.serve.tables import entries, read_table
+from whet.settings import arguments, read_toml
 
 ROLES = ("use", "write", "operate")
 """use: ask and select. write: add and delete documents, too. operate: read metrics."""
@@ -114,7 +114,7 @@ class Keys:
             ValueError: If it is not as the head of this module says.
         """
         try:
-            return cls([_key(table, default) for table in read_table(path).get("key", [])])
+            return cls([_key(table, default) for table in read_toml(path).get("key", [])])
         except (ValueError, TypeError) as error:  # TypeError: a field is missing
             raise ValueError(f"{path} is not a file of keys: {error}") from error
 
@@ -165,9 +165,9 @@ def _lines(key: Key) -> str:
 
 
 def _key(table: Any, default: Limits) -> Key:
-    given = entries(Key, table, "key")
+    given = arguments(Key, table, "key")
     if "limits" in given:
-        given["limits"] = replace(default, **entries(Limits, given["limits"], "limits"))
+        given["limits"] = replace(default, **arguments(Limits, given["limits"], "limits"))
     if type(given.get("expires", datetime.date.max)) is not datetime.date:
         raise ValueError(f"expires is {given['expires']!r}: expected a day like 2027-01-31")
     return Key(**given)

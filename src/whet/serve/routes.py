@@ -62,7 +62,7 @@ async def score(body: ScoreRequest, request: Request, caller: Calling) -> Scored
     asking = start(ask(caller, body.model, body.prompt, body.adapt, text=body.text))
     done = await unless_gone(request, asking.answer(), asking.cancel)
     assert done.scores is not None
-    return Scored.of(body.model, done.scores, done.usage, done.adapted)
+    return Scored.of(body.model, *done.scores, done.usage, done.adapted)
 
 
 @router.post("/select", tags=["data spaces"], responses=documented(404))

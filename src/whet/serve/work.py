@@ -7,7 +7,7 @@ from dataclasses import replace
 from whet.engine import Answer, Event, Query, Sampling, Step
 from whet.errors import QueueFull
 from whet.serve.adapters import Kept, adapter_id
-from whet.serve.answers import Adapted, Scores, Usage
+from whet.serve.answers import Adapted, Usage
 from whet.serve.asking import Asking
 from whet.serve.asks import BASE, Ask
 from whet.serve.choosing import Choice, Size, choose, sizes
@@ -145,15 +145,13 @@ class Work:
         self._ask.caller.account.tokens.level -= usage.total_tokens + learned
         adapted = self._adapted(answer, made, kept)
         self._count(answer, adapted)
-        scores = None
-        if base.base is not None and answer.score is not None:
-            scores = Scores.of(base.base, answer.score)
+        before, after = base.base, answer.score
         return Answered(
             text=answer.text,
             finish_reason="length" if answer.finish == "length" else "stop",
             usage=usage,
             adapted=adapted,
-            scores=scores,
+            scores=(before, after) if before and after else None,
         )
 
     def _adapted(self, answer: Answer, made: Kept | None, kept: Kept | None) -> Adapted:
