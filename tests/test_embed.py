@@ -180,7 +180,7 @@ def test_a_layer_that_is_not_there_is_refused(tiny, layer):
         HiddenStates(str(tiny), layer=layer)
 
 
-@pytest.mark.parametrize("limit", ["TEXTS", "TOKENS"])
+@pytest.mark.parametrize("limit", ["TEXTS", "CPU_TOKENS"])
 def test_hidden_states_come_in_the_order_of_the_texts(tiny, monkeypatch, limit):
     texts = ["abcdefgh"[: 1 + i % 8] + "xyz"[i % 3] for i in range(18)]
     alone = np.concatenate([HiddenStates(str(tiny)).encode([text]) for text in texts])

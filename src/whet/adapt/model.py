@@ -94,7 +94,7 @@ class LanguageModel:
                 f"cannot load model {str(name)!r}: expected {' or '.join(BUNDLED)}, a folder "
                 f"with a causal language model, or an id of the Hugging Face hub ({reason})"
             ) from error
-        _fuse(network, transformers.activations)
+        fuse_gelu(network)
         return cls(network.to(device), tokenizer, str(name))
 
     def twin(self) -> "LanguageModel":
@@ -244,8 +244,10 @@ class LanguageModel:
         return logits
 
 
-def _fuse(network: Any, activations: Any) -> None:
+def fuse_gelu(network: Any) -> None:
     """GPT-2's GELU, eight passes over its numbers and as many back, as one: the same function."""
+    from transformers import activations
+
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, activations.NewGELUActivation):

@@ -17,13 +17,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from whet.adapt.model import BUNDLED
+from whet.adapt.model import BUNDLED, fuse_gelu
 from whet.errors import ModelError, optional
 from whet.maths.arrays import Array, as_count
 from whet.maths.digest import digest
 
 TEXTS = 32  # a batch
-TOKENS = 16_384  # a batch, padding included: bounds its memory whatever the texts
+TOKENS, CPU_TOKENS = 16_384, 2_048  # a batch, padding included; more would leave a CPU's caches
 LONGEST = 2048  # tokens of a text that are read, unless asked: some models take a million, or any
 UNBOUNDED = 10**9  # tokenizers without a limit say 10³⁰
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -88,6 +88,7 @@ class Reader:
             raise ModelError(f"model {model!r} cannot be loaded: {reason}") from error
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.network: Any = network.to(self.device).eval().requires_grad_(False)
+        fuse_gelu(self.network)
         self.network.config.use_cache = False  # keys and values are for generation
         self.model = model
         self._special = special
@@ -111,9 +112,11 @@ class Reader:
         embed: Callable[[Batch], Float[Tensor, "b d"]],
         *,
         normalize: bool,
-        tokens: int = TOKENS,
+        tokens: int | None = None,
     ) -> Float[Array, "n d"]:
         """A row a text by `embed`, which gets batches of `tokens`, or of one text, at most.
+
+        Unless given, they are as many as serve the device.
 
         Texts without a token give zero rows.
 
@@ -121,8 +124,9 @@ class Reader:
             ModelError: If a row is not finite.
             ValueError: If a text holds half of a surrogate pair.
         """
+        most = tokens or (CPU_TOKENS if self.device == "cpu" else TOKENS)
         rows = np.zeros((len(texts), dimension), np.float32)
-        for batch in self._batches(texts, tokens):
+        for batch in self._batches(texts, most):
             made = embed(batch).float()
             finite = made.isfinite().all(1).tolist()
             if not all(finite):

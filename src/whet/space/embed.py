@@ -135,6 +135,9 @@ class LSA:
         return cls(terms, weights)
 
 
+CPU_TEXTS = 8  # a batch: more of some hundred tokens would leave a CPU's caches
+
+
 class SentenceEncoder:
     """A model of sentence-transformers, by name or folder (`st:NAME`)."""
 
@@ -152,6 +155,7 @@ class SentenceEncoder:
             raise ModelError(f"sentence encoder {model!r} cannot be loaded: {reason}") from error
         self.name = f"st:{model}" + ("" if normalize else "@normalize=false")
         self.normalized = normalize
+        self._batch = CPU_TEXTS if self._model.device.type == "cpu" else 32
         self.dimension = int(self._model.encode(["length"], show_progress_bar=False).shape[1])
         weights = digest(self._model.state_dict())
         self.fingerprint = f"st {weights} {self._model.max_seq_length} {normalize}"
@@ -168,7 +172,9 @@ class SentenceEncoder:
         for i in told:
             texts[i].encode()  # half of a surrogate pair is a ValueError with its place
         if told:
-            rows[told] = self._model.encode([texts[i] for i in told], show_progress_bar=False)
+            rows[told] = self._model.encode(
+                [texts[i] for i in told], batch_size=self._batch, show_progress_bar=False
+            )
         if not np.isfinite(rows).all():
             text = texts[int(np.argmin(np.isfinite(rows).all(axis=1)))]
             raise ModelError(
