@@ -15,9 +15,11 @@ from hashing import HashingEmbedder
 from whet.errors import ModelError, SourceError, SpaceError
 from whet.space import build
 from whet.space.documents import Document
+from whet.space.embed import LSA
 from whet.space.filters import Compare, parse
 from whet.space.manifest import Labels
 from whet.space.space import DataSpace
+from whet.spaces import build_space
 
 TESTS = Path(__file__).parent
 
@@ -120,6 +122,21 @@ def test_an_unfinished_addition_without_a_source_is_not_taken_for_another(tmp_pa
     other = [Document("other", "Quite another text.", {})]
     space = DataSpace.open(path, HashingEmbedder()).extend(other)
     assert space.documents(space.rows) == [*documents(3), *other]
+
+
+def test_an_unfinished_addition_does_not_go_on_by_another_rule_of_chunks(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    source, path = tmp_path / "a.txt", tmp_path / "s"
+    source.write_text("One paragraph.\n\nAnother, longer paragraph.\n")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LSA, "encode", stop)
+        build_space(source, path, chunks="paragraph:20")
+    with pytest.raises(SpaceError, match=r"a\.txt in paragraph:20, .* not of source \S+a\.txt, "):
+        build_space(source, path)
+    made = build_space(source, path, chunks="paragraph:20")
+    assert made.manifest.source == f"{source} in paragraph:20"
 
 
 def test_an_addition_is_a_segment_beside_the_others(tmp_path):

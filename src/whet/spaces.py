@@ -121,7 +121,7 @@ def build_space(
         WhetError: If the source cannot be read, or `path` holds something else.
     """
     documents = try_documents(source, text_field=text_field, chunks=chunks)
-    name = _told(source)
+    name = _told(source, text_field, chunks)
     if not (Path(path) / FILE).exists():
         made = embedder_of(embedder)
         return DataSpace.build(documents, path, made, progress, source=name, labels=labels, ray=ray)
@@ -142,11 +142,16 @@ def build_space(
     return DataSpace.open(path, made).extend(documents, progress, source=name, ray=ray)
 
 
-def _told(source: str | Path) -> str:
-    """By what an addition that was killed knows its source again; stdin's is never the same."""
+def _told(source: str | Path, text_field: str, chunks: str) -> str:
+    """By what an addition that was killed knows its source again, read in the same way.
+
+    Nothing for stdin's, which is never the same.
+    """
     if str(source) == "-":
         return ""
-    return str(Path(source).resolve()) if Path(source).exists() else str(source)
+    place = str(Path(source).resolve()) if Path(source).exists() else str(source)
+    field = "" if text_field == "text" else f" by {text_field}"
+    return place + field + ("" if chunks == "whole" else f" in {chunks}")
 
 
 def delete_documents(path: str | Path, ids: Sequence[str] = (), where: Filter | None = None) -> int:
