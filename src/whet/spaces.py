@@ -77,7 +77,9 @@ def retrieve(space: DataSpace, prompt: str, options: Options) -> Retrieval:
     return found if options.alpha is None else found.until(float(options.alpha))
 
 
-def calibrated(space: DataSpace, options: Options, *, prompts: int = 256) -> Options:
+def calibrated(
+    space: DataSpace, options: Options, *, prompts: int = 256, progress: bool = False
+) -> Options:
     """`options` with numbers for whatever is `auto`: see `whet.space.calibrate`.
 
     Nothing is stored: who asks often should keep what this gives. An engine does it once.
@@ -95,6 +97,7 @@ def calibrated(space: DataSpace, options: Options, *, prompts: int = 256) -> Opt
         lams=GRID if options.lam == "auto" else [float(options.lam)],
         selector=selector(options.selector),
         prompts=prompts,
+        progress=progress,
     )
     alpha = found.alpha if options.alpha == "auto" else options.alpha
     return replace(options, lam=found.lam, alpha=alpha)

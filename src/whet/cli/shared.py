@@ -66,7 +66,7 @@ def calibrated_options(space: Any, **selection: Any) -> Any:
     from whet.spaces import Options, calibrated
 
     asked = Options(**selection)
-    found = calibrated(space, asked)
+    found = calibrated(space, asked, progress=True)
     if found is not asked:
         alpha = "" if found.alpha is None else f" --alpha {found.alpha:.3g}"
         print(f"chosen on the data space: --lam {found.lam:g}{alpha}", file=sys.stderr)

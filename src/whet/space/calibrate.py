@@ -17,12 +17,14 @@ from jaxtyping import Bool, Float, Int
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection, Selector
 from whet.select.sift import sift
+from whet.space.progress import bar
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
 from whet.space.store import Near, Sign
 
 GRID = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # both of λ' and of the model's noise
 FEWEST = 8  # prompts: fewer say nothing about a standard error
+PIECE = 256  # texts that are embedded before the bar moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,13 @@ def calibrate(
     selector: Selector = sift,
     prompts: int = 256,
     seed: int = 0,
+    progress: bool = False,
 ) -> Calibration:
     """Choose λ' among `lams` and α for selecting `n` of `k` candidates in `space`.
 
     The same inputs give the same choice; nothing is stored. Costs `prompts` · len(`lams`)
-    selections, and embedding the second half of every text picked: some thousand texts.
+    selections, and embedding the second half of every text picked: some thousand texts, which takes
+    seconds with `lsa` and minutes with a network on a CPU.
 
     Args:
         space: Where to look, and whose documents are the prompts.
@@ -78,6 +82,7 @@ def calibrate(
         selector: What picks.
         prompts: Documents that are held out, one at a time.
         seed: Which ones.
+        progress: Draw a bar on stderr.
 
     Raises:
         ValueError: If a number is not positive, `k` exceeds the documents, or fewer than 8 of these
@@ -93,7 +98,7 @@ def calibrate(
             f"{FEWEST} are needed to choose lam and alpha: give numbers instead of auto"
         )
     chosen = [[selector(t.query, t.vectors, n, lam=lam) for t in tasks] for lam in lams]
-    told = _second_halves(space, tasks, chosen)
+    told = _second_halves(space, tasks, chosen, progress)
     paths = [_paths(tasks, selections, told) for selections in chosen]
     best = _least([path[:, -1] for path in paths])
     trials = tuple(
@@ -150,7 +155,7 @@ def _halves(text: str) -> tuple[str, str]:
 
 
 def _second_halves(
-    space: DataSpace, tasks: list[_Task], chosen: list[list[Selection]]
+    space: DataSpace, tasks: list[_Task], chosen: list[list[Selection]], progress: bool
 ) -> dict[int, Float[Array, " d"]]:
     """Of every row that was picked for any prompt: what the linear model is told of it."""
     picked = [
@@ -159,8 +164,14 @@ def _second_halves(
         for task, selection in zip(tasks, selections, strict=True)
     ]
     rows = np.unique(np.concatenate(picked)).tolist()
-    halves = space.embedder.encode([_halves(text)[1] for text in space.texts(rows)])
-    return dict(zip(rows, halves.astype(np.float64), strict=True))
+    halves = [_halves(text)[1] for text in space.texts(rows)]
+    told: list[Float[Array, " d"]] = []
+    with bar("embedding for auto", len(rows), show=progress) as done:
+        for start in range(0, len(rows), PIECE):
+            part = space.embedder.encode(halves[start : start + PIECE])
+            told += list(part.astype(np.float64))
+            done(len(part))
+    return dict(zip(rows, told, strict=True))
 
 
 def _paths(
