@@ -132,7 +132,8 @@ def test_a_missing_sentence_encoder_is_one_clear_line(tmp_path):
 @pytest.fixture(scope="module", params=["gpt2", "bert"])
 def tiny(request, tmp_path_factory):
     """A random model of three layers that sees 12 tokens, with a tokenizer of single characters."""
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers", reason="extra adapt is missing")
+    torch = pytest.importorskip("torch", reason="extra adapt is missing")
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     letters = {c: i for i, c in enumerate("?abcdefghijklmnopqrstuvwxyz ")}

@@ -116,15 +116,13 @@ class Reader:
     ) -> Float[Array, "n d"]:
         """A row a text by `embed`, which gets batches of `tokens`, or of one text, at most.
 
-        Unless given, they are as many as serve the device.
-
-        Texts without a token give zero rows.
+        Unless given, as many tokens as suit the device. Texts without one give zero rows.
 
         Raises:
             ModelError: If a row is not finite.
             ValueError: If a text holds half of a surrogate pair.
         """
-        most = tokens or (CPU_TOKENS if self.device == "cpu" else TOKENS)
+        most = tokens or (CPU_TOKENS if self.network.device.type == "cpu" else TOKENS)
         rows = np.zeros((len(texts), dimension), np.float32)
         for batch in self._batches(texts, most):
             made = embed(batch).float()
