@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from whet.adapt.model import LanguageModel
 from whet.errors import RunError, SpaceError
 from whet.evaluate.data import Data
 from whet.evaluate.kept import append, pack
+from whet.evaluate.processes import Processes
 from whet.evaluate.run import evaluate
 from whet.evaluate.runs import Run
 from whet.evaluate.trial import Evaluator
@@ -147,6 +150,22 @@ def test_a_worker_that_dies_is_told_and_the_run_goes_on(here, finished, tmp_path
     killer.join()
     assert len(Run.open(tmp_path / "run")) >= 2
     assert_alike(world.run(here, tmp_path / "run"), finished)
+
+
+def who(number, _):
+    if number:
+        os.kill(os.getpid(), number)
+    return os.getpid()
+
+
+def test_processes_are_kept_and_begun_anew_after_a_death():
+    with Processes(1) as processes:
+        before = {*processes.each(who, 0, "abc"), *processes.each(who, 0, "d")}
+        with pytest.raises(RunError, match="a worker process died"):
+            list(processes.each(who, signal.SIGKILL, "e"))
+        after = set(processes.each(who, 0, "fg"))
+    assert len(before) == len(after) == 1 and before != after
+    assert not {child.pid for child in multiprocessing.active_children()} & after
 
 
 def test_a_folder_of_another_run_is_refused_and_unharmed(here, finished, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import tiny
 
 from whet.evaluate.data import Data
+from whet.evaluate.processes import Processes
 from whet.evaluate.run import evaluate
 from whet.evaluate.runs import Run
 from whet.evaluate.switches import Switches
@@ -41,5 +42,7 @@ def switches(world, **changes):
 def run(world, out, *, per_set=0, workers=1, ray=None, prompts=None, **changes):
     prompts = prompts or world / "prompts.jsonl"
     data = Data(space=str(world / "space"), prompts=str(prompts), per_set=per_set)
-    evaluate(data, out, switches(world, **changes), workers=workers, ray=ray, progress=False)
+    with Processes(workers) as processes:
+        own = switches(world, **changes)
+        evaluate(data, out, own, processes=processes, ray=ray, progress=False)
     return Run.open(out)

@@ -45,6 +45,7 @@ def evaluate(
     is evaluated: the run tells how many steps, of which method, are worth it for one prompt.
     """
     from whet.evaluate.data import Config
+    from whet.evaluate.processes import Processes
     from whet.evaluate.run import evaluate
     from whet.evaluate.runs import Run
 
@@ -62,7 +63,8 @@ def evaluate(
         return
     if not data.space or not data.prompts:
         raise click.UsageError("name SPACE and --prompts, or a FILE.toml whose [data] does")
-    evaluate(data, out, made.switches, workers=workers, ray=ray, progress=not quiet)
+    with Processes(workers) as processes:
+        evaluate(data, out, made.switches, processes=processes, ray=ray, progress=not quiet)
     run = Run.open(out)
     _report(run.without_leaks() if drop_leaks else run, None, as_json)
 

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.markup import escape
 
 from whet.cli.shared import PATH, QUIET
 from whet.errors import WhetError
+
+if TYPE_CHECKING:
+    from whet.evaluate.reproduce.study import Study
 
 
 def _list(ctx: click.Context, _: Any, asked: bool) -> None:
@@ -49,8 +52,8 @@ def reproduce(
     names data and switches itself; the methods are the artefacts'.
     """
     from whet.evaluate.data import Config
+    from whet.evaluate.processes import Processes
     from whet.evaluate.reproduce.catalogue import named
-    from whet.evaluate.reproduce.make import make
     from whet.evaluate.reproduce.study import QUICK_STEPS, Study, data_of
 
     names, config = named(name), Config()
@@ -59,19 +62,27 @@ def reproduce(
     elif (space is None) != (prompts is None):
         raise click.UsageError("name both SPACE and --prompts, or neither")
     steps = n or (QUICK_STEPS if quick else config.switches.n)
-    own = Study(
-        folder=study,
-        data=data_of(study, config.data, space, prompts, per_set, quick, progress=not quiet),
-        switches=replace(config.switches, model=model or config.switches.model, n=steps),
-        small=small,
-        workers=workers,
-        progress=not quiet,
-    )
+    with Processes(workers) as processes:
+        own = Study(
+            folder=study,
+            data=data_of(study, config.data, space, prompts, per_set, quick, progress=not quiet),
+            switches=replace(config.switches, model=model or config.switches.model, n=steps),
+            small=small,
+            processes=processes,
+            progress=not quiet,
+        )
+        _make(names, own)
+
+
+def _make(names: list[str], study: "Study") -> None:
+    """Make and show each artefact; where there are several, go on after one that cannot be made."""
+    from whet.evaluate.reproduce.make import make
+
     console = Console(width=240 if not sys.stdout.isatty() else None, highlight=False)
     missing = []
     for each in names:
         try:
-            made = make(each, own, study / "artefacts")
+            made = make(each, study, study.folder / "artefacts")
         except (WhetError, ValueError) as error:  # such as an encoder that is not on this machine
             if len(names) == 1:
                 raise

@@ -5,10 +5,7 @@ of another configuration is refused.
 """
 
 import json
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -20,10 +17,10 @@ from whet.adapt.model import LanguageModel
 from whet.errors import RunError
 from whet.evaluate.data import Data, Prompt
 from whet.evaluate.kept import FORMAT, META, append, pack, read_meta, repair
+from whet.evaluate.processes import Processes
 from whet.evaluate.provenance import provenance, space_record
 from whet.evaluate.switches import Switches
 from whet.evaluate.trial import Evaluator
-from whet.maths.arrays import as_count
 from whet.space.files import locked, write_json
 from whet.space.progress import bar
 from whet.space.workers import connected, spread
@@ -31,24 +28,28 @@ from whet.spaces import open_space
 
 
 def evaluate(
-    data: Data, folder: Path, switches: Switches, *, workers: int = 1, ray: str | None = None,
-    progress: bool = True,
+    data: Data, folder: Path, switches: Switches, *, processes: Processes | None = None,
+    ray: str | None = None, progress: bool = True,
 ) -> None:  # fmt: skip
     """Evaluate `switches.methods` on the prompts of `data`; `Run.open(folder)` reads the outcome.
 
-    A prompt that is done already is not done again, so more prompts extend a run. With `workers`,
-    as many processes evaluate a prompt each, on one thread; what they find is kept as they end.
-    With `ray`, the address of a cluster, its processors do, and a prompt whose worker dies is
+    A prompt that is done already is not done again, so more prompts extend a run. Several
+    `processes` evaluate a prompt each, on one thread; what they find is kept as they end. With
+    `ray`, the address of a cluster, its processors do, and a prompt whose worker dies is
     evaluated again; every machine must see the space and the model at the same place.
 
     Raises:
         WhetError: If the space, the prompts or the model cannot be read, `folder` holds another
             run or is being written, or a worker process dies.
-        ValueError: If both `workers` and `ray` are given, or either and a method carries state.
+        ValueError: If both several `processes` and `ray` are given, or either and a method carries
+            its optimiser's state.
     """
-    if as_count(workers, "workers") > 1 and ray is not None:
-        raise ValueError(f"workers is {workers}, but Ray's cluster has its own: leave one out")
-    if switches.carries and (workers > 1 or ray is not None):
+    several = processes if processes and processes.count > 1 else None
+    if several and ray is not None:
+        raise ValueError(
+            f"workers is {several.count}, but Ray's cluster has its own: leave one out"
+        )
+    if switches.carries and (several or ray is not None):
         raise ValueError(
             "a method carries its optimiser's state from prompt to prompt: expected one worker, "
             "and no cluster"
@@ -78,34 +79,12 @@ def evaluate(
             records: Iterator[dict[str, Any]] = map(evaluator.record, left)
             if ray is not None:
                 records = spread(connected(ray), _record, of, ((prompt,) for prompt in left))
-            elif workers > 1:
-                records = _parallel(of, left, workers)
+            elif several and left:
+                records = several.each(_record, of, left)
             for record in records:
                 append(folder, record)
                 advance(1)
         pack(folder)
-
-
-def _parallel(
-    of: tuple[str, Switches], left: list[Prompt], workers: int
-) -> Iterator[dict[str, Any]]:
-    """The records of `left`, each as soon as a worker has it."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        futures: list[Future[dict[str, Any]]] = [pool.submit(_record, of, one) for one in left]
-        broken = None
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenProcessPool as error:  # of every prompt that was not done yet
-                broken = error
-        if broken:
-            raise RunError(
-                "a worker process died, as for want of memory: what was done is kept; run the "
-                "same command again, with fewer --workers"
-            ) from broken
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _record(of: tuple[str, Switches], prompt: Prompt) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from whet.embedders import embedder_of
 from whet.errors import RunError
 from whet.evaluate.data import Data, Prompts
 from whet.evaluate.demo import LONGEST, SHORTEST, modules, parts, source
+from whet.evaluate.processes import Processes
 from whet.evaluate.reproduce.plans import EMBEDDED, PLANS, Plan
 from whet.evaluate.run import evaluate
 from whet.evaluate.runs import Run
@@ -44,8 +45,9 @@ class Study:
     """Of every run, but for its methods; the model is the main one."""
     small: str = "whet-pico"
     """The small model."""
-    workers: int = 1
+    processes: Processes | None = None
     progress: bool = True
+    _runs: dict[str, Run] = field(default_factory=dict, init=False, repr=False)
 
     def run(self, spec: str) -> Run:
         """The run called `spec`, made or gone on with first; joined by `+`, several as one.
@@ -57,12 +59,14 @@ class Study:
         return join([self._made(name) for name in spec.split("+")])
 
     def _made(self, name: str) -> Run:
-        plan, folder = PLANS[name], self.folder / name
-        data = replace(self.data, space=str(self._part(plan)))
-        model = self.small if plan.model == "small" else self.switches.model
-        switches = replace(self.switches, model=model, methods=plan.methods)
-        evaluate(data, folder, switches, workers=self.workers, progress=self.progress)
-        return Run.open(folder)
+        if name not in self._runs:
+            plan, folder = PLANS[name], self.folder / name
+            data = replace(self.data, space=str(self._part(plan)))
+            model = self.small if plan.model == "small" else self.switches.model
+            switches = replace(self.switches, model=model, methods=plan.methods)
+            evaluate(data, folder, switches, processes=self.processes, progress=self.progress)
+            self._runs[name] = Run.open(folder)
+        return self._runs[name]
 
     @cached_property
     def space(self) -> DataSpace:
