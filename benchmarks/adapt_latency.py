@@ -267,7 +267,7 @@ def rendered(results: dict[str, Any]) -> str:
         f"{about['transformers']}, peft {about['peft']}; commit {about['commit']}. "
         "Median (least–greatest).",
         "",
-        "| case | ratio | ms a text, peer or floor → whet | asked: at least / reach |",
+        "| case | ratio | ms a text, peer or floor → whet | target: minimum / stretch |",
         "|---|---|---|---|",
     ]
     for name, row in results["rows"].items():

@@ -19,7 +19,7 @@ def render(results: dict[str, Any]) -> str:
     head = (
         f"{m['cpu']}, {m['cores']} cores, Python {m['python']}, {versions}; commit {m['commit']}. "
         "One thread unless said; median (least–greatest).\n\n"
-        "| case | result | asked: at least / reach |\n|---|---|---|\n"
+        "| case | result | target: minimum / stretch |\n|---|---|---|\n"
     )
     return head + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
