@@ -81,6 +81,14 @@ def test_a_plan_tells_method_steps_gain_and_seconds(here, run):
     assert plan.saved > 0 and plan.seconds > 0
 
 
+def test_a_plan_is_of_the_run_s_own_selection(here, run):
+    """Its filter holds for advice too: with nothing left to select from, there is none."""
+    switches = run.meta["switches"] | {"where": 'id == "nobody"'}
+    space, model = open_space(here / "space"), LanguageModel.load(here / "model")
+    with pytest.raises(ValueError, match="0 documents pass|no document passes"):
+        Advisor(replace(run, meta=run.meta | {"switches": switches})).plan(space, model, "alpha")
+
+
 def test_too_small_a_run_and_a_negative_worth_are_refused(here, run, tmp_path):
     few = np.arange(20) < 9
     with pytest.raises(RunError, match="holds 9 prompts: advice needs 10"):

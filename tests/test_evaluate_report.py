@@ -1,18 +1,24 @@
 """The views of a run, each recomputed from its rows by an independent slow formula."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 
+import made
 import numpy as np
 import pytest
 import world
 from scipy import stats
 
 from whet.errors import RunError
+from whet.evaluate import kept
 from whet.evaluate.costs import costs
+from whet.evaluate.kept import PROMPTS, ROWS, append, pack
+from whet.evaluate.provenance import provenance
 from whet.evaluate.render import caption, curves, markdown, table
 from whet.evaluate.report import Report, report
 from whet.evaluate.runs import Run
+from whet.evaluate.switches import Switches
 from whet.evaluate.uncertainty import (
     KINDS,
     adaptive_steps,
@@ -258,6 +264,35 @@ def test_pictures_and_tables_are_drawn(run, tmp_path):
     for name in ("curves.png", "curves.svg"):
         curves(run, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_the_name_of_a_set_is_no_markup(run):
+    made = report(run)
+    lines = tuple(replace(line, name=f"[/{line.name}]") for line in made.lines)
+    assert "| [/a] " in markdown(replace(made, lines=lines))
+
+
+def test_a_run_is_opened_while_it_is_packed(run, tmp_path, monkeypatch):
+    """The journal may go into the tables at any moment of a reading."""
+    folder, read = made.run(tmp_path / "run", prompts=3).folder, kept._journal
+    (folder / PROMPTS).unlink()
+    (folder / ROWS).unlink()
+    switches, rng = Switches(n=10, methods=made.METHODS), np.random.default_rng(0)
+    append(folder, made.record("p", "a", switches, ["d"] * 200, rng))
+
+    def packed_after(path):
+        found = read(path)
+        monkeypatch.setattr(kept, "_journal", read)
+        pack(folder)
+        return found
+
+    monkeypatch.setattr(kept, "_journal", packed_after)
+    assert len(Run.open(folder)) == 1
+
+
+def test_a_commit_is_whets_own_or_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert provenance()["commit"] is None
 
 
 def test_a_run_is_opened_as_it_was_kept(run):

@@ -163,7 +163,12 @@ def test_processes_are_kept_and_begun_anew_after_a_death():
         before = {*processes.each(who, 0, "abc"), *processes.each(who, 0, "d")}
         with pytest.raises(RunError, match="a worker process died"):
             list(processes.each(who, signal.SIGKILL, "e"))
-        after = set(processes.each(who, 0, "fg"))
+        [after] = processes.each(who, 0, "f")
+        os.kill(after, signal.SIGKILL)  # between two runs
+        with pytest.raises(RunError, match="a worker process died"):
+            while True:
+                list(processes.each(who, 0, "g"))
+        after = set(processes.each(who, 0, "h"))
     assert len(before) == len(after) == 1 and before != after
     assert not {child.pid for child in multiprocessing.active_children()} & after
 

@@ -46,6 +46,7 @@ def test_a_method_has_switches_of_its_own():
         (["alpha=0"], "alpha is 0"),
         (["chunks=1"], "chunks is 1: expected at least 2"),
         (["methods=['best']"], "selector is 'best': expected one of sift"),
+        (["methods=['sift(0.1,0.2)']"], r"method 'sift\(0.1,0.2\)' sets lam twice"),
         (["methods=['sift(x)']"], "lam is 'x': expected a number"),
         (["methods=['sift(0)']"], "lam is 0"),
         (["methods=['sift(n=3)']"], r"method 'sift\(n=3\)' sets n, which is of the whole run"),

@@ -173,6 +173,16 @@ def test_near_duplicates_are_dropped_when_asked(here, model):
     assert "d3" in picks(made, methods[0]) and "d3" not in picks(made, methods[1])
 
 
+def test_a_near_duplicate_is_one_of_the_whole_text(tmp_path, model):
+    """All words of the whole text, which the query is half of, in another order."""
+    words, rng = text(400, 24).split(), np.random.default_rng(0)
+    turned = Document("turned", " ".join(rng.permutation(words)), {})
+    folder = world.build(tmp_path / "world", extra=[turned])
+    prompt, methods = Document("p", " ".join(words), {}), ("sift", "sift(duplicates=dropped)")
+    made = rows(folder, model, prompt, methods=methods)
+    assert "turned" in picks(made, "sift") and "turned" not in picks(made, methods[1])
+
+
 def test_score_first_asks_each_chunk_with_what_came_before(here, model):
     made = rows(here, model, PROMPT, methods=("sift",), leakage="score-first", chunks=3)
     tasks = Task.of(PROMPT.text, world.switches(here, leakage="score-first", chunks=3))
@@ -297,3 +307,9 @@ def test_an_optimiser_that_carries_on_keeps_its_state_and_no_weight(here, model)
 def test_a_loss_that_is_not_finite_fails_the_prompt(here, model):
     broken = evaluator(here, model, methods=("nearest",), lr=1e38, clip=0.0)
     assert "loss is nan at step" in broken.record(Prompt(PROMPT, "a"))["error"]
+
+
+def test_a_score_that_is_not_finite_fails_the_prompt(here, model):
+    """No loss tells it where the last step alone breaks the weights."""
+    broken = evaluator(here, model, methods=("nearest",), lr=1e38, clip=0.0, n=1, score_at=())
+    assert "nearest scores nan bits after 1 steps" in broken.record(Prompt(PROMPT, "a"))["error"]

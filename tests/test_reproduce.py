@@ -175,16 +175,23 @@ def test_fig5_and_fig16_compare_models_by_prompt(runs):
 def test_fig8_and_fig26_stop_where_sigma_says(runs):
     """Against the rule of the paper, prompt by prompt and step by step."""
     taken, reached = compute.stopped(runs["core"])
-    want = []
+    want, gaps = set(), []
     for alpha in compute.ALPHAS:
+        own = []
         for i in range(9):
             over = [m for m in range(1, 5) if (1 + i) ** (-m / 20) > 1 / (alpha * m)]
             steps = (over[0] if over else 5) - 1
             scored = max(s for s in studies.STEPS if s <= steps)
-            want.append((scored, studies.draw("core", "sift", i, scored)))
-    assert taken.tolist() == [steps for steps, _ in want]
-    assert reached.tolist() == pytest.approx([percent for _, percent in want])
+            want.add((scored, studies.draw("core", "sift", i, scored)))  # a prompt once a step
+            own.append((scored, studies.draw("core", "sift", i, scored)))
+        fixed = [mean("core", "sift", step=s) for s in studies.STEPS]
+        even = np.interp(np.mean([s for s, _ in own]), studies.STEPS, fixed)
+        gaps.append(np.mean([percent for _, percent in own]) - even)
+    assert sorted(taken) == sorted(steps for steps, _ in want)
+    assert sorted(reached) == pytest.approx(sorted(percent for _, percent in want))
     shown = compute.proportional(runs["core"])
+    over_fixed = shown.numbers["adaptive − fixed"]
+    assert over_fixed.value == pytest.approx(np.mean(gaps)) and over_fixed.n == 9
     oracle = np.mean([min(studies.draw("core", "sift", i, s) for s in studies.STEPS)
                       for i in range(9)])  # fmt: skip
     assert shown.rows[0][2].value == pytest.approx(oracle)

@@ -1,6 +1,7 @@
 """A study: its runs are made once, go on after a kill, and are of the parts of the data asked."""
 
 import json
+import shutil
 import sysconfig
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import world
 from click.testing import CliRunner
 
 from whet.cli import main
-from whet.errors import RunError
+from whet.errors import RunError, SourceError
 from whet.evaluate.data import Data
 from whet.evaluate.demo import SHORTEST, source
 from whet.evaluate.reproduce.catalogue import CATALOGUE
@@ -69,6 +70,24 @@ def test_a_part_of_the_data_space_is_a_space_of_the_same_embedder(here, tmp_path
     assert own._part(PLANS["third"]) == path and own._part(PLANS["core"]) == here / "space"
 
 
+def test_parts_are_of_the_data_space_that_is_asked(here, tmp_path):
+    """Another space in the same study's folder is refused, not shown with the first one's runs."""
+    other = world.build(tmp_path / "world", texts=200)
+    given = Data(space=str(other / "space"), prompts=str(here / "prompts.jsonl"), per_set=1)
+    small = {"n": 2, "switches": Switches(model=str(here / "model"), n=2, k=20)}
+    study(here, tmp_path, **small).run("third")
+    with pytest.raises(RunError, match="holds a run with space"):
+        study(here, tmp_path, data=given, **small).run("third")
+
+
+def test_one_model_twice_and_no_prompts_are_refused(here, tmp_path):
+    with pytest.raises(RunError, match="and so is the main model: name another"):
+        study(here, tmp_path).run("small")
+    for data in (Data(space="s.whet"), Data(space="s.toml", prompts="p.jsonl")):
+        with pytest.raises(SourceError, match="name SPACE and --prompts"):
+            data_of(tmp_path, data, None, None, None, False, progress=False)
+
+
 def test_quick_takes_about_a_dozen_prompts(here, tmp_path):
     paths = (here / "space", str(here / "prompts.jsonl"))
     asked = [(None, False), (None, True), (2, True)]
@@ -99,14 +118,14 @@ def test_the_verb_lists_all_and_refuses_what_it_does_not_know(tmp_path):
 
 
 def test_several_go_on_past_what_cannot_be_made_and_tell_it(here, tmp_path):
-    model = str(here / "model")
+    model, small = str(here / "model"), str(shutil.copytree(here / "model", tmp_path / "small"))
     words = ["table6,fig18,table8,fig15", str(here / "space"), "--per-set", "1", "-n", "2",
-             "--prompts", str(here / "prompts.jsonl"), "--model", model, "--small", model,
-             "--study", str(tmp_path), "--quiet"]  # fmt: skip
+             "--prompts", str(here / "prompts.jsonl"), "--model", model, "--small", small,
+             "--study", str(tmp_path / "s"), "--quiet"]  # fmt: skip
     done = CliRunner().invoke(main, ["reproduce", *words])
     assert done.exit_code == 1 and "fig18 is left out: k is 1000, but" in done.output
     assert "1 of 4 artefacts could not be made (fig18)" in done.output
-    made = {path.stem for path in (tmp_path / "artefacts").glob("*.png")}
+    made = {path.stem for path in (tmp_path / "s" / "artefacts").glob("*.png")}
     assert made == {"table6", "table8", "fig15"}
 
 

@@ -20,9 +20,9 @@ def text(seed, words=12):
     return " ".join(np.random.default_rng(seed).choice(WORDS, words))
 
 
-def build(folder, texts=30):
+def build(folder, texts=30, extra=()):
     tiny.save(folder / "model")
-    documents = [Document(f"d{i}", text(i), {}) for i in range(texts)]
+    documents = [*(Document(f"d{i}", text(i), {}) for i in range(texts)), *extra]
     DataSpace.build(documents, folder / "space")
     lines = [{"id": f"p{i}", "text": text(100 + i), "meta": {"set": "ab"[i % 2]}} for i in range(6)]
     write(folder / "prompts.jsonl", lines)

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from whet.cli.shared import JSON, PATH, QUIET, RAY, read, show
 
@@ -90,6 +89,8 @@ def report(
     """
     if texts and not html:
         raise click.UsageError("--texts is of the page: name it with --html FILE")
+    if step is not None and view == "advice":
+        raise click.UsageError("--step is not for --view advice, which weighs all scored steps")
     from whet.evaluate.runs import Run
     from whet.evaluate.sheets import VIEWS
 
@@ -138,7 +139,7 @@ def _report(run: Any, step: int | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(made.record()))
         return
-    _print(table(made), escape(caption(made)))
+    _print(table(made), caption(made))
 
 
 def _page(run: Any, step: int | None, html: Path, texts: Path | None) -> None:
@@ -168,6 +169,7 @@ def _advise(space: str, folder: Path, prompt: str, worth: float, as_json: bool) 
 
 
 def _print(*renderables: Any) -> None:
-    console = Console(width=200 if not sys.stdout.isatty() else None, highlight=False)
+    width = 200 if not sys.stdout.isatty() else None
+    console = Console(width=width, highlight=False, markup=False)
     for renderable in renderables:
         console.print(renderable, soft_wrap=isinstance(renderable, str))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from whet.cli.shared import PATH, QUIET
 from whet.errors import WhetError
@@ -78,7 +77,8 @@ def _make(names: list[str], study: "Study") -> None:
     """Make and show each artefact; where there are several, go on after one that cannot be made."""
     from whet.evaluate.reproduce.make import make
 
-    console = Console(width=240 if not sys.stdout.isatty() else None, highlight=False)
+    width = 240 if not sys.stdout.isatty() else None
+    console = Console(width=width, highlight=False, markup=False)
     missing = []
     for each in names:
         try:
@@ -90,7 +90,7 @@ def _make(names: list[str], study: "Study") -> None:
             print(f"{each} is left out: {error}", file=sys.stderr)
             continue
         console.print(made.shown.table(made.title))
-        console.print(escape(made.caption), soft_wrap=True)
+        console.print(made.caption, soft_wrap=True)
         print("wrote", ", ".join(str(path) for path in made.paths), file=sys.stderr)
     if missing:
         raise WhetError(

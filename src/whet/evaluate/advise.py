@@ -20,11 +20,10 @@ from whet.adapt.model import LanguageModel
 from whet.errors import RunError
 from whet.evaluate.runs import Run
 from whet.evaluate.switches import DYNAMIC, Switches
-from whet.evaluate.uncertainty import ALPHAS, adaptive_steps
+from whet.evaluate.trial import retriever
+from whet.evaluate.uncertainty import ALPHAS, stopped_at
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate
-from whet.select.table import selector
-from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
 
 FEWEST = 10  # prompts of a calibration run
@@ -108,11 +107,9 @@ class Advisor:
         asked = model.score(prompt).bits_per_byte
         for name in self._methods:
             method = switches.method(name)
-            own = method.switches
-            retriever = Retriever(space, selector=selector(method.name), k=own.k, lam=own.lam)
-            found = retriever.select(prompt, own.n)
-            if own.alpha is not None:
-                found = found.until(own.alpha)
+            found = retriever(space, method).select(prompt, method.switches.n)
+            if method.switches.alpha is not None:
+                found = found.until(method.switches.alpha)
             sigma, cosine = found.selection.sigma, np.abs(found.candidates.scores).max()
             known += [
                 _features(sigma[min(step, len(sigma) - 1)], cosine, asked)
@@ -163,9 +160,8 @@ class Advisor:
         for method in self._methods:
             first = self._plans.index((method, run.steps[1]))
             for alpha in ALPHAS:
-                taken = adaptive_steps(run.trajectories(method), alpha)
-                scored = np.searchsorted(run.steps, taken, side="right") - 2  # -1 is no step
-                adaptive.append(np.where(scored < 0, len(self._plans), first + scored))
+                at = stopped_at(run, method, alpha)  # 0 is no step
+                adaptive.append(np.where(at == 0, len(self._plans), first + at - 1))
         return _Outcomes(
             np.stack([*saved, np.zeros(n)], axis=1),
             np.stack([*(run.seconds(*plan) for plan in self._plans), np.zeros(n)], axis=1),

@@ -69,7 +69,7 @@ class Data:
                 raise SourceError(f"{self.prompts} holds two prompts of id {document.id!r}")
             seen.add(document.id)
             digest.update(f"{document.id}\0{document.text}\0".encode())
-            if _draw(document.text) >= self.share:
+            if fraction(document.text) >= self.share:
                 continue
             own = by_set.setdefault(str(document.meta.get(name, "all")), [])
             if not self.per_set or len(own) < self.per_set:
@@ -105,7 +105,7 @@ def _in_turn(by_set: dict[str, list[Document]]) -> Iterator[Prompt]:
         yield from (Prompt(own[i], name) for name, own in by_set.items() if i < len(own))
 
 
-def _draw(text: str) -> float:
+def fraction(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]) / 2**56
 

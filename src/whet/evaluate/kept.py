@@ -97,9 +97,10 @@ def pack(folder: Path) -> None:
 
 def tables(folder: Path) -> tuple[pa.Table, pa.Table]:
     """All rows and all prompts, packed and not."""
+    journal = _journal(folder)[1]  # before the tables, into which it may be moved meanwhile
     rows, prompts = _packed(folder)
     packed = set(listed(prompts, "prompt"))
-    fresh = {r["prompt"]: r for r in _journal(folder)[1] if r["prompt"] not in packed}
+    fresh = {r["prompt"]: r for r in journal if r["prompt"] not in packed}
     parts = [rows]
     for name, record in fresh.items():
         if columns := record.pop("rows", None):

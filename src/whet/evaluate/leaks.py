@@ -59,10 +59,11 @@ def find_leak(space: DataSpace, query: str, text: str, whole: str, switches: Swi
 def near_duplicates(
     space: DataSpace, candidates: Near, text: str, whole: str, switches: Switches
 ) -> Bool[Array, " k"]:
-    """Which candidates of a prompt's query are near-duplicates of it."""
+    """Which candidates of a prompt's query are near-duplicates of it, as `find_leak` has it."""
     shares = _shares(whole, text, space.texts(candidates.rows))
     near: Bool[Array, " k"] = shares >= switches.near_overlap
-    return near | (candidates.scores >= switches.near_cosine)
+    cosines = space.measured(space.embedder.encode([whole]), candidates.rows).scores
+    return near | (cosines >= switches.near_cosine)
 
 
 def _shares(whole: str, text: str, others: list[str]) -> Float[Array, " k"]:

@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -33,9 +33,13 @@ class Processes:
         """
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"))
-        futures = [self._pool.submit(function, common, item) for item in items]
-        broken = None
+        futures, broken = list[Future[Any]](), None
         try:
+            try:
+                for item in items:
+                    futures.append(self._pool.submit(function, common, item))
+            except BrokenProcessPool as error:  # one died since the last time
+                broken = error
             for future in as_completed(futures):
                 try:
                     yield future.result()

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -39,18 +40,26 @@ def space_record(space: DataSpace) -> dict[str, Any]:
 def provenance() -> dict[str, Any]:
     """What a number depends on beside its switches: versions, machine, commit."""
     packages = ("whet", "numpy", "scikit-learn", "torch", "transformers")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
+    return {
+        "versions": {name: version(name) for name in packages},
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """whet's own, where it runs from a clone of its repository."""
+    root, git = Path(__file__).parents[3], shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    said = subprocess.run(
+        [git, "describe", "--always", "--dirty"],
+        cwd=root,
         capture_output=True,
         text=True,
         check=False,
     )
-    return {
-        "versions": {name: version(name) for name in packages},
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
-        "commit": commit.stdout.strip() or None,
-    }
+    return said.stdout.strip() or None
 
 
 def _cpu() -> str:

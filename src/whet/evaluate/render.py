@@ -43,7 +43,7 @@ def table(report: Report) -> Table:
 
 def markdown(report: Report) -> str:
     """The table as Markdown, one line a row."""
-    console = Console(width=400, file=StringIO())
+    console = Console(width=400, file=StringIO(), markup=False)
     console.print(table(report))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join(line.strip() for line in lines if line.strip())

@@ -169,7 +169,7 @@ class Run:
 
     @cached_property
     def _bits(self) -> Float[Array, "n m s"]:
-        return self._cube(np.nan_to_num(self.table["bits"].to_numpy()))
+        return self._cube(self.table["bits"].fill_null(0.0).to_numpy())
 
     @cached_property
     def _sigma(self) -> Float[Array, "n m s"]:

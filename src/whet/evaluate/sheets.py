@@ -66,6 +66,7 @@ def uncertainty(run: Run, step: int | None = None, worth: float = 0.0) -> Iterat
 
 def cost(run: Run, step: int | None = None, worth: float = 0.0) -> Iterator[Sheet]:
     """Quality, seconds and tokens of every method, after `step` steps or after each scored one."""
+    run.bits(run.methods[0], step)  # refuses a step that was not scored
     made = costs(run)
     points = [point for point in made.points if step in (None, point.step)]
     phases = list(points[0].seconds) if points else []

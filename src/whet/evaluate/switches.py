@@ -143,7 +143,10 @@ class Switches:
             selector(name)
         for item in (match[2] or "").split(",") if match[2] else ():
             line = item.strip() if "=" in item else f"lam={item.strip()}"
-            own |= parsed(line, spelled)
+            new = parsed(line, spelled)
+            if again := own.keys() & new.keys():
+                raise ValueError(f"method {spelled!r} sets {again.pop()} twice")
+            own |= new
         if of_run := sorted(own.keys() & set(OF_THE_RUN)):
             raise ValueError(f"method {spelled!r} sets {of_run[0]}, which is of the whole run")
         if not own:

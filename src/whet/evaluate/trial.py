@@ -110,6 +110,8 @@ class Evaluator:
         tasks, start = Task.of(document.text, self._switches), time.perf_counter()
         bases = [self._model.score(task.text, context=task.context) for task in tasks]
         base_s, rows = time.perf_counter() - start, list[Row]()
+        if not all(math.isfinite(base.bits) for base in bases):
+            raise ModelError("the base model's score is not finite: load it as fp32")
         for spelled in self._methods:
             for part, (task, base) in enumerate(zip(tasks, bases, strict=True)):
                 blank = Row(spelled, part, base.bytes, base.bits)
@@ -155,15 +157,8 @@ class Evaluator:
         if method.name == DYNAMIC:
             documents = [Document(DYNAMIC, task.query, {})] * switches.n
             return _Picks(documents, [None] * (switches.n + 1), {}, seed)
-        choose: Any = selector(method.name)
-        if choose in DRAWS:
-            choose = partial(choose, seed=seed)
-        sign: Any = None if switches.sign == "own" else switches.sign
-        retriever = Retriever(
-            self._space, selector=choose, k=switches.k, lam=switches.lam, sign=sign,
-            where=switches.filter(), candidates=switches.candidates,
-        )  # fmt: skip
-        found = retriever.select(task.query, switches.n)
+        choose = chooser(method, seed)
+        found = retriever(self._space, method, seed).select(task.query, switches.n)
         if switches.duplicates == "dropped":
             found = self._without_duplicates(found, choose, task, document.text, switches)
         if switches.alpha is not None:
@@ -218,6 +213,11 @@ class Evaluator:
                         else model.score(task.text, context=task.context)
                     ).bits
                     row.score_s = time.perf_counter() - start
+                    if not math.isfinite(row.bits):
+                        raise ModelError(
+                            f"{blank.method} scores {row.bits} bits after {row.step} steps: "
+                            "lower the learning rate"
+                        )
                 start = time.perf_counter()
         return rows
 
@@ -233,6 +233,25 @@ class Evaluator:
             slots.reset(0, optimiser=not switches.carry)
             slots.bank.lr[0] = adaptation.lr * rate(training(switches, 0), optimiser.kind)
             yield slots
+
+
+def retriever(space: DataSpace, method: Method, seed: int = 0) -> Retriever:
+    """What selects for a method that is no `dynamic`; `seed` is a prompt's, for who draws.
+
+    Raises:
+        ValueError: If fewer than k documents pass the method's filter.
+    """
+    switches = method.switches
+    sign: Any = None if switches.sign == "own" else switches.sign
+    return Retriever(
+        space, selector=chooser(method, seed), k=switches.k, lam=switches.lam, sign=sign,
+        where=switches.filter(), candidates=switches.candidates,
+    )  # fmt: skip
+
+
+def chooser(method: Method, seed: int) -> Selector:
+    choose: Any = selector(method.name)
+    return partial(choose, seed=seed) if choose in DRAWS else choose
 
 
 def training(switches: Switches, seed: int) -> Training:

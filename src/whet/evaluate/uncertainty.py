@@ -161,9 +161,7 @@ def stops(run: Run, method: str, alphas: Iterable[float] = ALPHAS) -> list[Stop]
     best = percent.argmin(axis=1)
     chosen = {"oracle": best}
     chosen |= {f"{step} steps": np.full(len(run), i) for i, step in enumerate(run.steps)}
-    for alpha in alphas:
-        taken = adaptive_steps(run.trajectories(method), alpha)
-        chosen[f"α={alpha:g}"] = np.searchsorted(steps, taken, side="right") - 1
+    chosen |= {f"α={alpha:g}": stopped_at(run, method, alpha) for alpha in alphas}
     oracle, rows = percent.min(axis=1), np.arange(len(run))
     return [
         Stop(
@@ -174,6 +172,13 @@ def stops(run: Run, method: str, alphas: Iterable[float] = ALPHAS) -> list[Stop]
         )
         for rule, at in chosen.items()
     ]
+
+
+def stopped_at(run: Run, method: str, alpha: float) -> Int[Array, " n"]:
+    """For every prompt the place in `run.steps` of the last scored step before it stops."""
+    taken = adaptive_steps(run.trajectories(method), alpha)
+    places: Int[Array, " n"] = np.searchsorted(run.steps, taken, side="right") - 1
+    return places
 
 
 def adaptive_steps(sigma: Float[Array, "n steps"], alpha: float) -> Array:

@@ -4,15 +4,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from whet.evaluate.costs import Cost, costs
 from whet.evaluate.reproduce import style
 from whet.evaluate.reproduce.measures import apart, assert_holds, present
 from whet.evaluate.reproduce.shown import Rows, Shown
 from whet.evaluate.runs import PHASES, Run
-from whet.evaluate.uncertainty import ALPHAS, adaptive_steps, calibration, correlation, stops
+from whet.evaluate.uncertainty import ALPHAS, calibration, correlation, stopped_at, stops
 from whet.maths.arrays import Array
-from whet.maths.statistics import Estimate, mean_estimate
+from whet.maths.statistics import Estimate, mean_estimate, resampled
 
 PLANE = ("sift", "sift(0.1)", "nearest", "hull", "mmr", "random", "uncertainty")
 DENSE = 400  # points from which a density is drawn instead of them
@@ -53,11 +54,11 @@ def stopped(run: Run) -> tuple[Array, Array]:
 
     Counted to the last scored step before the stop, as `stops` does.
     """
-    scored = np.array(run.steps)
+    rows = np.tile(np.arange(len(run)), len(ALPHAS))
+    at = np.concatenate([stopped_at(run, "sift", alpha) for alpha in ALPHAS])
+    rows, at = np.unique(np.stack([rows, at]), axis=1)  # a prompt counts once where it stops
     percent = np.stack([run.ratio("sift", step) for step in run.steps], axis=1)
-    paths, rows = run.trajectories("sift"), np.arange(len(run))
-    at = [np.searchsorted(scored, adaptive_steps(paths, a), side="right") - 1 for a in ALPHAS]
-    return scored[np.concatenate(at)], np.concatenate([percent[rows, own] for own in at])
+    return np.array(run.steps)[at], percent[rows, at]
 
 
 def _reliability(axes: Any, predicted: Array, after: Array, found: Any, groups: Any) -> None:
@@ -75,8 +76,7 @@ def _reliability(axes: Any, predicted: Array, after: Array, found: Any, groups: 
     bins.set(xlabel="σ̂, bins of equal size", ylabel="bits per byte")
     bins.set_title(f"reliability, slope {found.slope:.2f}")
     x, points = list(groups), list(groups.values())
-    ends = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
-    adaptive.errorbar(x, [p.value for p in points], yerr=np.maximum(ends, 0), fmt="o-", ms=4,
+    adaptive.errorbar(x, [p.value for p in points], yerr=style.ends(points), fmt="o-", ms=4,
                       color=style.RED, ecolor=style.RED, elinewidth=1)  # fmt: skip
     style.reference(adaptive, 100, "base")
     adaptive.set(xlabel="steps taken before adaptive stopping", ylabel="bits per byte, % of base")
@@ -92,21 +92,36 @@ def proportional(run: Run) -> Shown:
         "adaptive": sorted((s for s in found if s.rule.startswith("α")), key=lambda s: s.steps),
         "fixed": [s for s in found if s.rule.endswith(" steps")],
     }
-    fixed = {stop.steps: stop.percent.value for stop in kinds["fixed"]}
-    line = [
-        stop.percent.value - float(np.interp(stop.steps, list(fixed), list(fixed.values())))
-        for stop in kinds["adaptive"]
-    ]
     least = min(kinds["adaptive"], key=lambda s: s.regret.value)
-    over_fixed = Estimate(float(np.mean(line)), min(line), max(line), len(line))
     return Shown(
         columns=("rule", "steps", "% of base", "regret over the oracle"),
         rows=tuple(rows),
         n=len(run),
         draw=partial(_proportional, kinds=kinds),
-        numbers={"regret of the best α": least.regret, "adaptive − fixed": over_fixed},
-        note=("`adaptive − fixed`: at equal mean steps, the mean and the range over α, in points."),
+        numbers={"regret of the best α": least.regret, "adaptive − fixed": over_fixed(run)},
+        note=(
+            "`adaptive − fixed`: at equal mean steps, the mean over α, in points; its interval is "
+            "over prompts."
+        ),
     )
+
+
+def over_fixed(run: Run) -> Estimate:
+    """% of base of adaptive SIFT minus that of as many steps for all, the mean over α."""
+    steps = np.array(run.steps, np.float64)
+    percent = np.stack([run.ratio("sift", step) for step in run.steps], axis=1)
+    places = [stopped_at(run, "sift", alpha) for alpha in ALPHAS]
+
+    def gaps(draws: Int[Array, "r n"]) -> Float[Array, " r"]:
+        fixed = percent[draws].mean(axis=1)
+        made = np.zeros(len(draws))
+        for at in places:
+            taken = steps[at[draws]].mean(axis=1)
+            even = [np.interp(s, steps, line) for s, line in zip(taken, fixed, strict=True)]
+            made += percent[draws, at[draws]].mean(axis=1) - even
+        return made / len(places)
+
+    return resampled(len(run), gaps)
 
 
 def _proportional(axes: Any, kinds: Any) -> None:

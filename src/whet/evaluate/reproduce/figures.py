@@ -275,7 +275,7 @@ def larger_learns_faster(main: Run, small: Run) -> Shown:
         width=5.0,
         numbers={
             "NN-F, main − small": overfits,
-            "gain of SIFT, main − small": mean_estimate(main.ratio("sift") - small.ratio("sift")),
+            "SIFT, main − small": mean_estimate(main.ratio("sift") - small.ratio("sift")),
         },
     )
 

@@ -139,18 +139,16 @@ def _irreducible(ground: Ground) -> dict[float, Float[Array, " n"]]:
     """
     total, rng = len(ground.space), np.random.default_rng(0)
     draws = dict(zip(ground.space.rows.tolist(), rng.random(total).tolist(), strict=True))
-    found = ground.space.search(ground.queries, min(total, FARTHEST))
-    left: dict[float, Float[Array, " n"]] = {}
-    for part in SHARES:
-        sigmas = []
-        for query, near in zip(ground.queries, found, strict=True):
-            kept = np.flatnonzero([draws[row] < part for row in near.rows.tolist()])
+    left: dict[float, list[float]] = {part: [] for part in SHARES}
+    for query in ground.queries:  # one at a time: this is every vector of the space
+        [near] = ground.space.search(query[None], min(total, FARTHEST))
+        drawn, own = np.array([draws[row] for row in near.rows.tolist()]), query.astype(np.float64)
+        for part, sigmas in left.items():
+            kept = np.flatnonzero(drawn < part)
             kept = kept[np.argsort(-np.abs(near.scores[kept]), kind="stable")][: ground.k]
             rows = near.vectors[np.sort(kept)].astype(np.float64)
-            own = query.astype(np.float64)
-            sigmas.append(np.sqrt(irreducible_variance(own, rows) / (own @ own)))
-        left[part] = np.array(sigmas)
-    return left
+            sigmas.append(float(np.sqrt(irreducible_variance(own, rows) / (own @ own))))
+    return {part: np.array(sigmas) for part, sigmas in left.items()}
 
 
 def _selection(axes: Any, counts: Array, left: dict[float, Array], gains: Array) -> None:
@@ -171,8 +169,8 @@ def _selection(axes: Any, counts: Array, left: dict[float, Array], gains: Array)
 
 def cosines(ground: Ground) -> Shown:
     """Figure 21: the cosines of prompts with all texts, and with their candidates."""
-    found = ground.space.search(ground.queries, min(len(ground.space), FARTHEST))
-    whole = [near.scores for near in found]
+    most = min(len(ground.space), FARTHEST)
+    whole = [ground.space.search(query[None], most)[0].scores for query in ground.queries]
     near = [s[np.argsort(-np.abs(s), kind="stable")][: ground.k] for s in whole]
     rows: Rows = [
         (name, len(np.concatenate(own)), mean_estimate([s.mean() for s in own]),
@@ -326,8 +324,7 @@ def _boundary(axes: Any, shares: dict[str, float], reached: dict[str, Estimate])
     names = list(shares)
     points = [reached[name] for name in names]
     x = [shares[name] for name in names]
-    ends = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
-    axes.errorbar(x, [p.value for p in points], yerr=np.maximum(ends, 0), fmt="o", ms=4,
+    axes.errorbar(x, [p.value for p in points], yerr=style.ends(points), fmt="o", ms=4,
                   color=style.BLUE, elinewidth=0.8)  # fmt: skip
     for name, at, point in zip(names, x, points, strict=True):
         axes.annotate(name, (at, point.value), xytext=(5, 3), textcoords="offset points",

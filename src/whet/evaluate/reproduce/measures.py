@@ -117,6 +117,12 @@ def sets(run: Run) -> dict[str, Run]:
     return {name: run.keep(column == name) for name in sorted(set(column.tolist()))}
 
 
+def parts(run: Run) -> dict[str, Run]:
+    """The run of each set, and where there are several the whole after them."""
+    own = sets(run)
+    return own | {"all, by prompt": run} if len(own) > 1 else own
+
+
 def spearman(x: Float[Array, " n"], y: Float[Array, " n"]) -> float:
     """Rank correlation; 0 where either side is constant."""
     ranks = np.stack([rankdata(x), rankdata(y)])

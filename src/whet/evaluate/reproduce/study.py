@@ -4,7 +4,6 @@ Without a data space of the user's own, the source of Python's standard library 
 `whet.evaluate.demo`.
 """
 
-import hashlib
 import json
 import sysconfig
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whet.embedders import embedder_of
-from whet.errors import RunError
-from whet.evaluate.data import Data, Prompts
+from whet.errors import RunError, SourceError
+from whet.evaluate.data import Data, Prompts, fraction
 from whet.evaluate.demo import LONGEST, SHORTEST, modules, parts, source
 from whet.evaluate.processes import Processes
+from whet.evaluate.provenance import space_record
 from whet.evaluate.reproduce.plans import EMBEDDED, PLANS, Plan
 from whet.evaluate.run import evaluate
 from whet.evaluate.runs import Run
@@ -61,6 +61,10 @@ class Study:
     def _made(self, name: str) -> Run:
         if name not in self._runs:
             plan, folder = PLANS[name], self.folder / name
+            if plan.model == "small" and self.small == self.switches.model:
+                raise RunError(
+                    f"small is {self.small!r}, and so is the main model: name another (--small)"
+                )
             data = replace(self.data, space=str(self._part(plan)))
             model = self.small if plan.model == "small" else self.switches.model
             switches = replace(self.switches, model=model, methods=plan.methods)
@@ -83,8 +87,9 @@ class Study:
         if plan.share == 1 and not plan.embedder:
             return Path(self.data.space)
         share = plan.share if not plan.embedder else min(1.0, EMBEDDED / len(self.space))
-        name = f"space-{plan.embedder or f'{plan.share:g}'}".replace("/", "-").replace(":", "-")
-        path = self.folder / name
+        origin = space_record(self.space)["sha256"][:8]
+        part = f"{plan.embedder or f'{plan.share:g}'}".replace("/", "-").replace(":", "-")
+        path = self.folder / f"space-{origin}-{part}"
         if not path.exists():
             embedder = embedder_of(plan.embedder) if plan.embedder else self.space.embedder
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +123,8 @@ def data_of(
         return standard_library(folder, count, progress)
     data = config if config.space else replace(config, space=str(space), per_set=PER_SET)
     data = replace(data, prompts=prompts or data.prompts, per_set=per_set or data.per_set)
+    if not data.prompts or Path(data.space).suffix == ".toml":
+        raise SourceError("name SPACE and --prompts, or a FILE.toml whose [data] has both")
     if quick and per_set is None:
         sets = {prompt.set for prompt in replace(data, per_set=1).read().prompts}
         data = replace(data, per_set=max(1, QUICK_PROMPTS // len(sets)))
@@ -126,7 +133,7 @@ def data_of(
 
 def drawn(space: DataSpace, share: float) -> Iterator[Document]:
     """The documents of a data space whose id hashes below `share`."""
-    rows = space.rows[[_hash(name) < share for name in space.ids]]
+    rows = space.rows[[fraction(name) < share for name in space.ids]]
     for start in range(0, len(rows), 1024):
         yield from space.documents(rows[start : start + 1024])
 
@@ -200,7 +207,7 @@ def held_out(library: Path, per_set: int) -> dict[Path, str]:
     return {
         path: name
         for name, own in by_set.items()
-        for path in sorted(own, key=lambda p: _hash(str(p.relative_to(library))))[:per_set]
+        for path in sorted(own, key=lambda p: fraction(str(p.relative_to(library))))[:per_set]
     }
 
 
@@ -209,8 +216,3 @@ def _kind(path: Path) -> str:
     if path.parts[0] == KINDS[0]:
         return KINDS[0]
     return KINDS[1] if len(path.parts) > 1 else KINDS[2]
-
-
-def _hash(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) / 2**56

@@ -13,6 +13,7 @@ import numpy as np
 
 from whet.errors import optional
 from whet.evaluate.report import SHORT
+from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate
 
 INK, MUTED, GRID = "#222222", "#6b6b6b", "#e4e4e4"
@@ -83,7 +84,7 @@ def lines(
     colours: dict[str, str] | None = None,
 ) -> None:
     """A line a name with its interval as a band, named at its right end; no two names overlap."""
-    ends = []
+    named = []
     for i, (name, curve) in enumerate(curves.items()):
         shade = (colours or {}).get(name, SERIES[i % len(SERIES)])
         values = [point.value for point in curve]
@@ -96,16 +97,22 @@ def lines(
             lw=0,
             alpha=0.12 if len(curves) <= CLEAR else 0.04,
         )
-        ends.append((values[-1], name, shade))
-    name_ends(axes, x[-1], ends)
+        named.append((values[-1], name, shade))
+    name_ends(axes, x[-1], named)
 
 
-def name_ends(axes: Any, x: float, ends: list[tuple[float, str, str]]) -> None:
+def ends(points: Sequence[Estimate]) -> Array:
+    """How far the intervals reach below and above the points, as error bars take it."""
+    reach = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+    return np.maximum(reach, 0)
+
+
+def name_ends(axes: Any, x: float, named: list[tuple[float, str, str]]) -> None:
     """Write each name beside its height at `x`, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = 0.058 * (high - low)
-    heights = spread([height for height, _, _ in ends], gap)
-    for height, (_, name, shade) in zip(heights, ends, strict=True):
+    heights = spread([height for height, _, _ in named], gap)
+    for height, (_, name, shade) in zip(heights, named, strict=True):
         axes.annotate(
             name, (x, height), xytext=(6, 0), textcoords="offset points", color=shade,
             va="center", fontsize=8.5, annotation_clip=False,
@@ -156,8 +163,7 @@ def bars(
                 continue
             y = i + (g - (len(groups) - 1) / 2) * height
             axes.barh(y, value.value, height * 0.9, color=shades[group], alpha=0.9)
-            ends = [[max(value.value - value.low, 0)], [max(value.high - value.value, 0)]]
-            axes.errorbar(value.value, y, xerr=ends, color=INK, lw=0.8, capsize=2)
+            axes.errorbar(value.value, y, xerr=ends([value]), color=INK, lw=0.8, capsize=2)
             left = value.value < 0
             axes.annotate(
                 f"{value.value:.{digits}f}", (value.low if left else value.high, y),
@@ -198,9 +204,8 @@ def dots(
         shade = (colours or {}).get(group, SERIES[g % len(SERIES)])
         y = np.arange(len(names)) + (g - (len(values) - 1) / 2) * step
         x = np.array([p.value for p in points])
-        ends = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
         axes.errorbar(
-            x, y, xerr=np.maximum(ends, 0), fmt="o", ms=4, color=shade, ecolor=shade,
+            x, y, xerr=ends(points), fmt="o", ms=4, color=shade, ecolor=shade,
             elinewidth=1, alpha=0.95, label=group,
         )  # fmt: skip
     for i in range(0, len(names), 2):

@@ -15,6 +15,7 @@ from whet.evaluate.reproduce.measures import (
     bits_per_byte,
     noise,
     over_sets,
+    parts,
     present,
     relative,
     sets,
@@ -106,24 +107,24 @@ def in_context(run: Run, *, tuned: str = "sift") -> Shown:
     context = "sift(use=context)"
     assert_holds(run, context, tuned)
     methods = present(run, [context, tuned, "sift(use=both)"])
-    parts = {**sets(run), "all, by prompt": run} if len(sets(run)) > 1 else sets(run)
+    own = parts(run)
     rows: Rows = [
         (name, len(part), *(share(part, m) for m in methods), apart(part, tuned, context))
-        for name, part in parts.items()
+        for name, part in own.items()
     ]
     names = {context: "in context", tuned: "steps", "sift(use=both)": "both"}
     numbers = {"steps − in context": apart(run, tuned, context)}
     hard = np.isin(run.column("set").astype(str), HARD)
     if hard.any():
         numbers["steps − in context, hard sets"] = apart(run.keep(hard), tuned, context)
-    values = {names[m]: [share(part, m) for part in parts.values()] for m in methods}
+    values = {names[m]: [share(part, m) for part in own.values()] for m in methods}
     return Shown(
         columns=("set", "n", *(names[m] for m in methods), "steps − in context"),
         rows=tuple(rows),
         n=len(run),
         draw=partial(
             _dots,
-            names=list(parts),
+            names=list(own),
             values=values,
             colours={"in context": style.BLUE, "steps": style.RED, "both": style.PURPLE},
         ),
@@ -137,17 +138,15 @@ def noises(run: Run) -> Shown:
     """Table 11: SIFT(λ') in % of base for every λ', set by set."""
     methods = LAMBDAS
     assert_holds(run, *methods, "nearest")
-    parts = {**sets(run), "all, by prompt": run} if len(sets(run)) > 1 else sets(run)
+    own = parts(run)
     rows: Rows = [
         (name, len(part), *(share(part, m) for m in methods), share(part, "nearest"))
-        for name, part in parts.items()
+        for name, part in own.items()
     ]
     differences = {m: apart(run, m, "nearest") for m in methods}
     worst = max(differences, key=lambda m: differences[m].value)
     best = min(differences, key=lambda m: differences[m].value)
-    per_set = {
-        name: [relative(part, m, "nearest").value for m in methods] for name, part in parts.items()
-    }
+    per_set = [[relative(part, m, "nearest").value for m in methods] for part in sets(run).values()]
     return Shown(
         columns=("set", "n", *(f"λ'={noise(m):g}" for m in methods), "NN"),
         rows=tuple(rows),
@@ -156,7 +155,7 @@ def noises(run: Run) -> Shown:
             _noises,
             x=[noise(m) for m in methods],
             mean=[relative(run, m, "nearest") for m in methods],
-            per_set=list(per_set.values())[: len(sets(run))],
+            per_set=per_set,
         ),
         numbers={"worst λ' − NN": differences[worst], "best λ' − NN": differences[best]},
         note=f"Worst over all prompts: λ' = {noise(worst):g}; best: {noise(best):g}.",
