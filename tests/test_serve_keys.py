@@ -5,6 +5,7 @@ import stat
 
 import pytest
 import serving
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from whet.serve.keys import Key, Keys, Limits, new_key
 from whet.serve.meter import Meter
 from whet.serve.problems import Refused
 
-ADAPTER = Adapter(LoRA(), {}, "tiny", "", False)
 TODAY = datetime.date(2030, 6, 1)
 
 
@@ -168,10 +168,11 @@ def test_others_are_let_in_with_keys_alone(tmp_path):
     assert is_loopback("127.0.0.9") and is_loopback("::1") and is_loopback("localhost")
 
 
-def kept(owner, name, *, size=10, space="docs", rows=(1,)):
+def kept(owner, name, *, size=10, space="docs", rows=(1,), built="one"):
+    weights = {"w": torch.zeros(size, dtype=torch.uint8)}
     return Kept(
-        id=name, owner=owner, space=space, version="1", method="lora", rows=rows, created=0,
-        adapter=ADAPTER, bytes=size,
+        id=name, owner=owner, space=space, built=built, version="1", method="lora", rows=rows,
+        created=0, adapter=Adapter(LoRA(), weights, "tiny", "", False),
     )  # fmt: skip
 
 
@@ -209,5 +210,6 @@ def test_adapter_goes_with_a_document_that_it_learned_from():
     adapters.put(kept("a", "ad_1", rows=(1, 2, 1)))
     adapters.put(kept("a", "ad_2", rows=(3,)))
     adapters.put(kept("a", "ad_3", rows=(2,), space="other"))
-    adapters.keep_only("docs", {1, 3})
+    adapters.put(kept("a", "ad_4", rows=(3,), built="another"))
+    adapters.keep_only("docs", "one", {1, 3})
     assert [one.id for one in adapters.of("a")] == ["ad_3", "ad_2"]
