@@ -1,17 +1,26 @@
 """A hostile, clumsy or vanished client: always an answer of OpenAI's shape, never a 5xx."""
 
 import json
+import shutil
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import schemathesis
 import serving
 import tiny
+import uvicorn
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
 
+from whet.serve.catalogue import Catalogue
 from whet.serve.keys import Limits
+from whet.space.documents import Document
+from whet.space.space import DataSpace
+from whet.spaces import delete_documents
 
 ASK = {"model": "tiny", "prompt": "bee honey", "max_tokens": 2, "adapt": {"n": 2}}
 SLOW = {"model": "tiny", "prompt": "bee", "max_tokens": 26, "adapt": {"n": 30, "cache": "off"}}
@@ -111,6 +120,78 @@ def test_limits_of_a_key_bound_every_request(model, place):
                      {"adapt": {"query": "x" * 21}}):  # fmt: skip
             assert whole(few.post("/v1/completions", ASK | more)) == 413
         assert few.post("/v1/search", {"prompt": "bee", "k": 6}).status == 413
+        long = {"model": "tiny", "prompt": "x" * 21}
+        assert few.post("/v1/adapters", long).status == 413
+        assert few.post("/v1/score", long | {"prompt": "x", "text": "x" * 21}).status == 413
+        plain = few.post("/v1/completions", {"model": "tiny", "prompt": "bee"})
+        assert plain.json()["usage"]["completion_tokens"] <= 3
+
+
+def test_server_that_ends_lets_go_of_what_it_cannot_finish_in_time(model, place):
+    app = serving.app(model, place, keys=None, limits=Limits(n=100_000))
+    settled = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(settled)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        client = serving.Client(listener.getsockname()[1])
+        asked = SLOW | {"adapt": {"n": 20_000, "cache": "off"}}
+        connection = client.connect("POST", "/v1/completions", asked)
+        while b"\nwhet_asks_open 1.0\n" not in client.get("/metrics").body:
+            pass
+        start = time.perf_counter()
+        server.should_exit = True
+        thread.join()
+        connection.close()
+    assert time.perf_counter() - start < 8  # the steps take longer
+
+
+def test_space_without_documents_is_answered_as_nothing_near(model, tmp_path):
+    place = serving.space(tmp_path / "docs.whet")
+    path = "/v1/data_spaces/docs/documents"
+    for _ in range(2):  # the second starts on nothing
+        with serving.running(serving.app(model, place)) as client:
+            chief = client.of("chief")
+            chief.post(f"{path}/delete", {"ids": [one.id for one in serving.documents()]})
+            told = chief.post("/v1/completions", ASK)
+            assert told.json()["adapt"]["stop_reason"] == "nothing_near"
+            for call in ("select", "search"):
+                reply = chief.post(f"/v1/{call}", {"prompt": "bee", "where": "label == 'x'"})
+                assert reply.status == 200 and reply.json()["data"] == []
+
+
+class SameVectors:
+    """An embedder that is the same for every data space."""
+
+    name, dimension, fingerprint = "same", 4, "same"
+
+    def encode(self, texts):
+        vectors = np.stack([np.bincount([*text.encode()], minlength=256) for text in texts])
+        vectors = vectors.reshape(len(texts), 4, 64).sum(-1).astype(np.float32) + 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_adapter_outlives_additions_but_not_another_building_of_its_space(
+    model, tmp_path, monkeypatch
+):
+    def build(at, word):
+        texts = [Document(str(i), f"{word} {i}", {}) for i in range(9)]
+        return DataSpace.build(texts, at, SameVectors()).path
+
+    monkeypatch.setattr("whet.spaces.embedder_of", lambda name: SameVectors())
+    place = build(tmp_path / "docs.whet", "bee")
+    with serving.running(serving.app(model, place, keys=None)) as client:
+        made = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"}).json()
+        new = {"documents": [{"id": "new", "text": "wax"}]}
+        assert client.post("/v1/data_spaces/docs/documents", new).status == 200
+        assert client.get(f"/v1/adapters/{made['id']}").status == 200
+        other = build(tmp_path / "other.whet", "wasp")
+        shutil.rmtree(place)
+        other.rename(place)
+        while client.get(f"/v1/adapters/{made['id']}").status == 200:
+            pass  # it looks twenty times a second
+        again = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"}).json()
+        assert (again["version"], made["version"]) == ("1", "1") and again["id"] != made["id"]
 
 
 def test_full_queue_says_when_to_come_again(server):
@@ -161,6 +242,31 @@ def test_documents_may_be_deleted_while_they_are_chosen(server):
     assert {reply.status for future in asking for reply in future.result()} == {200}
 
 
+def test_of_two_looks_at_once_the_slower_puts_no_older_version_back(tmp_path, monkeypatch):
+    catalogue = Catalogue({"docs": serving.space(tmp_path / "docs.whet")}, lambda name: None)
+    read, go, opens = threading.Event(), threading.Event(), DataSpace.open
+
+    def slow(*given):
+        opened = opens(*given)
+        if threading.current_thread() is first:
+            read.set()
+            go.wait()
+        return opened
+
+    monkeypatch.setattr(DataSpace, "open", slow)
+    first, second = (threading.Thread(target=catalogue.refresh) for _ in range(2))
+    delete_documents(tmp_path / "docs.whet", ["legal:1"])
+    first.start()
+    read.wait()
+    delete_documents(tmp_path / "docs.whet", ["legal:4"])
+    second.start()
+    second.join(0.5)
+    go.set()
+    first.join()
+    second.join()
+    assert catalogue.version("docs") == "3"
+
+
 def test_adapter_goes_when_a_document_of_it_is_deleted(server):
     path = "/v1/data_spaces/docs/documents"
     server.post(path, {"documents": [{"id": "gone", "text": "sting smoke sting smoke"}]})
@@ -169,6 +275,12 @@ def test_adapter_goes_when_a_document_of_it_is_deleted(server):
     assert server.get(f"/v1/adapters/{name}").status == 200
     server.post(f"{path}/delete", {"ids": ["gone"]})
     assert server.get(f"/v1/adapters/{name}").status == 404
+
+
+def test_adapter_that_there_is_no_room_for_is_told(model, place):
+    with serving.running(serving.app(model, place, keys=None, cache_mib=0)) as client:
+        reply = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"})
+        assert whole(reply) == 409 and "0 MiB" in reply.error["message"]
 
 
 def test_two_servers_share_a_space(model, place, server):

@@ -5,6 +5,7 @@ import stat
 
 import pytest
 import serving
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from whet.serve.keys import Key, Keys, Limits, new_key
 from whet.serve.meter import Meter
 from whet.serve.problems import Refused
 
-ADAPTER = Adapter(LoRA(), {}, "tiny", "", False)
 TODAY = datetime.date(2030, 6, 1)
 
 
@@ -60,6 +60,7 @@ def test_key_expires_after_its_last_day():
         ("expires = '2030-01-01'", "expires is '2030-01-01': expected a day"),
         ("hash = 3", "not TOML"),
         ("x = 1", "key sets 'x'"),
+        ("[[keys]]", "sets 'keys': expected"),
     ],
 )
 def test_file_of_keys_that_is_wrong_is_refused(tmp_path, line, told):
@@ -67,6 +68,22 @@ def test_file_of_keys_that_is_wrong_is_refused(tmp_path, line, told):
     file.write_text(f'[[key]]\nid = "aaaaaaaa"\nhash = "00"\n{line}\n')
     with pytest.raises(ValueError, match=told):
         Keys.read(file, Limits())
+
+
+def test_key_is_added_behind_a_last_line_without_an_end(tmp_path):
+    file = tmp_path / "keys.toml"
+    file.write_text('[[key]]\nid = "aaaaaaaa"\nhash = "00"\nroles = ["use"]')
+    token = new_key(file, name="b")
+    keys = Keys.read(file, Limits())
+    assert len(keys) == 2 and keys.find(token, TODAY)
+
+
+def test_file_that_a_key_cannot_be_added_to_stays_as_it_is(tmp_path):
+    file = tmp_path / "keys.toml"
+    file.write_text("key = []\n")
+    with pytest.raises(ValueError, match="cannot be added"):
+        new_key(file, name="b")
+    assert file.read_text() == "key = []\n"
 
 
 def test_key_verb_prints_the_key_once_and_appends(tmp_path):
@@ -132,7 +149,8 @@ def test_config_is_read_with_paths_beside_it_and_flags_over_it(tmp_path):
 
 @pytest.mark.parametrize(
     "text", ["ports = 1", 'port = "1"', "port = 70000", "[limits]\nm = 1", "[spaces]\n'a/b' = 'c'",
-             "spaces = 3", "slots = 0", "methods = []", 'methods = ["all"]', "=", "cache_mib = -1"],
+             "spaces = 3", "slots = 0", "methods = []", 'methods = ["all"]', "=", "cache_mib = -1",
+             "name = 'llama@v2'"],
 )  # fmt: skip
 def test_config_that_is_wrong_is_refused(tmp_path, text):
     file = tmp_path / "whet.toml"
@@ -150,10 +168,11 @@ def test_others_are_let_in_with_keys_alone(tmp_path):
     assert is_loopback("127.0.0.9") and is_loopback("::1") and is_loopback("localhost")
 
 
-def kept(owner, name, *, size=10, space="docs", rows=(1,)):
+def kept(owner, name, *, size=10, space="docs", rows=(1,), built="one"):
+    weights = {"w": torch.zeros(size, dtype=torch.uint8)}
     return Kept(
-        id=name, owner=owner, space=space, version="1", method="lora", rows=rows, created=0,
-        adapter=ADAPTER, bytes=size,
+        id=name, owner=owner, space=space, built=built, version="1", method="lora", rows=rows,
+        created=0, adapter=Adapter(LoRA(), weights, "tiny", "", False),
     )  # fmt: skip
 
 
@@ -191,5 +210,6 @@ def test_adapter_goes_with_a_document_that_it_learned_from():
     adapters.put(kept("a", "ad_1", rows=(1, 2, 1)))
     adapters.put(kept("a", "ad_2", rows=(3,)))
     adapters.put(kept("a", "ad_3", rows=(2,), space="other"))
-    adapters.keep_only("docs", {1, 3})
+    adapters.put(kept("a", "ad_4", rows=(3,), built="another"))
+    adapters.keep_only("docs", "one", {1, 3})
     assert [one.id for one in adapters.of("a")] == ["ad_3", "ad_2"]

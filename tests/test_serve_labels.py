@@ -98,6 +98,37 @@ def test_a_key_deletes_what_it_sees_alone(server):
     assert "medical:2" in ids(server.of("medical").post("/v1/search", {"prompt": "bee", "k": 40}))
 
 
+def test_a_key_deletes_only_what_it_could_have_written(server):
+    path = "/v1/data_spaces/docs/documents/delete"
+    reply = server.of("legal").post(path, {"ids": ["legal:1", "public:0"]})
+    assert reply.status == 403 and "'public:0'" in reply.error["message"]
+    found = ids(server.of("chief").post("/v1/search", {"prompt": "bee", "k": 40}))
+    assert {"legal:1", "public:0"} <= set(found)
+
+
+@pytest.mark.parametrize("call", ["select", "search"])
+@pytest.mark.parametrize("candidates", ["vectors", "bm25", "hybrid"])
+def test_no_filter_widens_what_a_key_sees(server, call, candidates):
+    for where in ('label == "medical"', 'not label == "x"', 'id == "medical:2"', 'label >= ""'):
+        asked = {"prompt": "medical honey", "where": where, "candidates": candidates}
+        reply = server.of("legal").post(f"/v1/{call}", asked)
+        assert reply.status == 200 and not any(i.startswith("medical") for i in ids(reply))
+        assert "medical" not in {one["meta"]["label"] for one in reply.json()["data"]}
+
+
+def test_role_use_is_needed_to_ask(model, tmp_path):
+    place = serving.space(tmp_path / "docs.whet")
+    keys = [serving.key("monitor", "*", roles=("operate", "write"))]
+    with serving.running(serving.app(model, place, keys=keys)) as client:
+        asked = {"model": "tiny@base", "prompt": "bee", "max_tokens": 1}
+        for call in ("completions", "adapters", "select", "search", "score"):
+            body = {"prompt": "bee"} if call in ("select", "search") else asked
+            body = {"model": "tiny", "prompt": "bee"} if call == "adapters" else body
+            body = {"model": "tiny", "prompt": "bee", "text": "x"} if call == "score" else body
+            reply = client.of("monitor").post(f"/v1/{call}", body)
+            assert reply.status == 403 and reply.error["code"] == "role_missing"
+
+
 def test_roles_are_needed(server):
     path = "/v1/data_spaces/docs/documents"
     document = {"id": "medical:x", "text": "bee", "label": "medical"}

@@ -1,8 +1,8 @@
 """Adapters kept in memory, so that the same selection is not trained twice.
 
-An adapter is named by what determines it: model, what is trained and how, the version of the data
-space, and the documents in order, repeats included. It belongs to the key that asked for it: no
-other key can see it, use it, or find out by a hit that it exists.
+An adapter is named by what determines it: model, what is trained and how, the data space as it was
+built, its version, and the documents in order, repeats included. It belongs to the key that asked
+for it: no other key can see it, use it, or find out by a hit that it exists.
 """
 
 import hashlib
@@ -23,13 +23,18 @@ class Kept:
     owner: str
     """Id of the key that asked for it."""
     space: str
+    built: str
+    """Which building of the data space: its rows mean nothing in another."""
     version: str
     method: str
     rows: tuple[int, ...]
     """Rows of the documents of its steps, in order."""
     created: int
     adapter: Adapter = field(repr=False)
-    bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.adapter.weights.values())
 
 
 def adapter_id(owner: str, model: str, how: str, version: str, rows: Sequence[int]) -> str:
@@ -78,11 +83,12 @@ class Adapters:
         with self._turn:
             return [kept for kept in reversed(self._kept.values()) if kept.owner == owner]
 
-    def keep_only(self, space: str, rows: set[int]) -> None:
-        """Drop every adapter of a data space that was trained on any but these rows of it."""
+    def keep_only(self, space: str, built: str, rows: set[int]) -> None:
+        """Drop every adapter of a data space but those trained on these rows of this building."""
         with self._turn:
             for place, kept in list(self._kept.items()):
-                if kept.space == space and not rows.issuperset(kept.rows):
+                same = kept.built == built and rows.issuperset(kept.rows)
+                if kept.space == space and not same:
                     self._drop(place)
 
     def _drop(self, place: tuple[str, str]) -> bool:

@@ -1,7 +1,7 @@
 """What answers hold: OpenAI's fields, and one block more, `adapt`."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -120,6 +120,8 @@ class Found(BaseModel):
     id: str
     label: str | None = None
     text: str | None = None
+    meta: dict[str, Any]
+    """Its other fields."""
     score: float | None = None
     """Signed cosine to the prompt."""
     sigma: float | None = None

@@ -61,18 +61,20 @@ def ask(
     """A request that may be worked on; `more` are fields of `Ask`.
 
     Raises:
-        Refused: 404 for a model, an adapter or a data space that is not there for the key, 413 for
-            more than its limits allow, 400 for a method that the server does not train.
+        Refused: 403 for a key without role `use`, 404 for a model, an adapter or a data space that
+            is not there for the key, 413 for more than its limits allow, 400 for a method that the
+            server does not train.
+        ValueError: If the filter cannot be read.
     """
     server, given = caller.server, adapt or Adapt()
-    kept, still = _named(caller, model)
+    caller.may_ask(prompt or query or "", given.query or "", more.get("text") or "")
+    kept, still = named(caller, model)
     method = kept.method if kept else given.method or server.config.methods[0]
     if method not in server.config.methods:
         raise Refused(
             400, f"method is {method!r}: this server trains {', '.join(server.config.methods)}",
             param="adapt.method",
         )  # fmt: skip
-    caller.bounded("prompt_chars", max(len(prompt), len(given.query or "")))
     if given.deadline_ms is not None:
         caller.bounded("deadline_ms", given.deadline_ms)
     if more.get("max_tokens") is not None:
@@ -97,17 +99,23 @@ def options(caller: Caller, given: Choosing) -> Options:
 
     Raises:
         Refused: 413 for more than the key's limits allow.
+        ValueError: If the filter cannot be read.
     """
     config, limits = caller.server.config, caller.limits
     n = min(config.n, limits.n) if given.n is None else caller.bounded("n", given.n)
     k = min(config.k, limits.k) if given.k is None else caller.bounded("k", given.k)
     return Options(
-        selector=given.selector, n=max(1, n), k=max(1, k), lam=given.lam, alpha=given.alpha
-    )
+        selector=given.selector, n=max(1, n), k=max(1, k), lam=given.lam, alpha=given.alpha,
+        where=given.where, candidates=given.candidates,
+    )  # fmt: skip
 
 
-def _named(caller: Caller, model: str) -> tuple[Kept | None, bool]:
-    """The adapter that a model's name ends with, and whether it asks for the model as it is."""
+def named(caller: Caller, model: str) -> tuple[Kept | None, bool]:
+    """The adapter that a model's name ends with, and whether it asks for the model as it is.
+
+    Raises:
+        Refused: 404 if it is no model's name, or not for this key.
+    """
     server = caller.server
     name, _, suffix = model.partition("@")
     kept = server.adapters.get(caller.key.id, suffix)

@@ -15,10 +15,9 @@ from whet.serve.keys import Key
 from whet.serve.problems import Refused
 from whet.space.documents import Document
 from whet.space.filters import In
-from whet.space.manifest import read_manifest
-from whet.space.retrieve import NothingNear
+from whet.space.manifest import SEGMENTS, Manifest, read_manifest
 from whet.space.space import DataSpace
-from whet.spaces import Options, open_space, retrieve
+from whet.spaces import open_space
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +26,8 @@ class View:
 
     name: str
     space: DataSpace
+    built: str = ""
+    """Which building of the data space: see `building`."""
 
     @property
     def version(self) -> str:
@@ -41,6 +42,7 @@ class View:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Version:
     space: DataSpace
+    built: str
     views: dict[tuple[str, ...], View | None] = field(default_factory=dict)
 
 
@@ -58,8 +60,9 @@ class Catalogue:
             SpaceError: If one cannot be opened.
         """
         self._places, self._opened = dict(places), opened
-        self._versions = {name: _Version(open_space(place)) for name, place in places.items()}
+        self._versions = {name: _newest(place) for name, place in places.items()}
         self._writing = {name: threading.Lock() for name in places}
+        self._looking = threading.Lock()
 
     def view(self, name: str | None, key: Key) -> View:
         """What `key` may read of a data space; of the first, if none is named.
@@ -81,26 +84,25 @@ class Catalogue:
         """The newest version, with what no key but the operator's may read."""
         return self._versions[name].space
 
-    def warm_up(self, name: str) -> None:
-        """Choose once in a data space: what is compiled or read on first use is so now."""
-        space = self.whole(name)
-        some = space.texts(space.rows[:1])[0]
-        with suppress(NothingNear):
-            retrieve(space, some, Options(n=2, k=min(200, len(space))))
+    def built(self, name: str) -> str:
+        """Which building of the data space the newest version is of."""
+        return self._versions[name].built
+
+    def is_newest(self, view: View) -> bool:
+        """Whether there is no newer version than the one that `view` is of."""
+        return self.whole(view.name).manifest is view.space.manifest
 
     def version(self, name: str) -> str:
         return str(self.whole(name).manifest.version)
 
     def refresh(self) -> None:
         """Look at every data space once, and open what has a newer version."""
-        for name, place in self._places.items():
-            old, new = self.whole(name), read_manifest(place)
-            if (new.version, new.fingerprint) == (old.manifest.version, old.manifest.fingerprint):
-                continue
-            same = new.fingerprint == old.manifest.fingerprint
-            space = DataSpace.open(place, old.embedder) if same else open_space(place)
-            self._versions[name] = _Version(space)
-            self._opened(name)
+        with self._looking:  # of two that look at once, the slower would put an older version back
+            for name, place in self._places.items():
+                old, new = self._versions[name], read_manifest(place)
+                if (new, building(place, new)) != (old.space.manifest, old.built):
+                    self._versions[name] = _newest(place, old.space)
+                    self._opened(name)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[DataSpace]:
@@ -126,8 +128,34 @@ class Catalogue:
     def _seen(self, name: str, key: Key) -> View | None:
         version = self._versions[name]
         if key.labels not in version.views:
-            version.views[key.labels] = _view(name, version.space, key)
+            version.views[key.labels] = _view(name, version, key)
         return version.views[key.labels]
+
+
+def building(place: Path, manifest: Manifest) -> str:
+    """What tells a data space from another that is built in its place, whose rows are others.
+
+    Its embedder, and its first segment, which is written once: compacting writes another.
+    """
+    first = ""
+    with suppress(FileNotFoundError):  # it is being replaced: then what is opened next differs
+        for name in manifest.segments[:1]:
+            told = (place / SEGMENTS / name).stat()
+            first = f" {told.st_ino} {told.st_mtime_ns}"
+    return manifest.fingerprint + first
+
+
+def _newest(place: Path, old: DataSpace | None = None) -> _Version:
+    """The version that is there now, with the embedder of `old` if that made it, too.
+
+    Raises:
+        SpaceError: If it cannot be opened.
+    """
+    manifest = read_manifest(place)
+    built = building(place, manifest)  # first: what is replaced meanwhile then shows
+    if old is not None and old.manifest.fingerprint == manifest.fingerprint:
+        return _Version(DataSpace.open(place, old.embedder), built)
+    return _Version(open_space(place), built)
 
 
 def _missing(name: str) -> Refused:
@@ -137,10 +165,11 @@ def _missing(name: str) -> Refused:
     )  # fmt: skip
 
 
-def _view(name: str, space: DataSpace, key: Key) -> View | None:
+def _view(name: str, version: _Version, key: Key) -> View | None:
     """An unlabelled data space is for keys that read everything; public documents are for all."""
+    space, built = version.space, version.built
     if key.reads_all:
-        return View(name, space)
+        return View(name, space, built)
     labels = space.manifest.labels
     if labels is None:
         return None
@@ -149,4 +178,4 @@ def _view(name: str, space: DataSpace, key: Key) -> View | None:
         seen = space.restricted(In(labels.field, (*key.labels, *public)))
     except ValueError:  # no document has a label of this kind
         return None
-    return View(name, seen) if len(seen) else None
+    return View(name, seen, built) if len(seen) else None

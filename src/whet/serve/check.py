@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 
 from whet.engine import Query, Sampling
+from whet.serve.catalogue import View
+from whet.serve.choosing import tried
 from whet.serve.config import Config, is_loopback
 from whet.serve.keys import Keys
 from whet.serve.run import engines_of
 from whet.space.space import DataSpace
-from whet.spaces import Options, open_space, retrieve
+from whet.spaces import open_space
 
 
 def check(config: Config) -> Iterator[str]:
@@ -29,12 +31,12 @@ def check(config: Config) -> Iterator[str]:
         with engine:
             for name, space in spaces.items():
                 start = time.perf_counter()
-                prompt = space.texts(space.rows[:1].tolist())[0][:200]
-                found = retrieve(space, prompt, Options(n=2, k=min(config.k, len(space))))
-                query = Query(prompt="", documents=found.documents, sampling=Sampling(max_tokens=1))
+                found = tried(View(name, space)).documents
+                query = Query(prompt="", documents=found, sampling=Sampling(max_tokens=1))
                 engine.submit(query).result()
                 spent = time.perf_counter() - start
-                yield f"model {config.model}: two steps of {method} on {name} in {spent:.2f} s"
+                steps = "two steps" if found else "no step"
+                yield f"model {config.model}: {steps} of {method} on {name} in {spent:.2f} s"
 
 
 def _keys(config: Config) -> str:

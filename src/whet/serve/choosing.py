@@ -1,14 +1,18 @@
 """From a prompt to the texts that a request is sharpened on, as one key sees them."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from whet.adapt.model import LanguageModel
 from whet.serve.answers import Found, Picked
 from whet.serve.catalogue import View
 from whet.space.documents import Document
-from whet.space.retrieve import NothingNear
+from whet.space.retrieve import NothingNear, Retrieval
+from whet.space.space import DataSpace
 from whet.spaces import Options, retrieve
 
 
@@ -55,16 +59,10 @@ class Choice:
         return list(found.values())
 
 
-def fitted(options: Options, view: View) -> Options:
-    """`options` with no more candidates than there are."""
-    return replace(options, k=min(options.k, len(view.space)))
-
-
 def choose(view: View, query: str, options: Options) -> Choice:
     """The documents for `query`; none if it shares nothing with the data space."""
-    try:
-        found = retrieve(view.space, query, fitted(options, view))
-    except NothingNear:
+    found = _retrieved(view, query, options)
+    if found is None:
         return Choice((), (), (1.0,), "nothing_near", 0.0)
     return Choice(
         found.documents,
@@ -73,6 +71,12 @@ def choose(view: View, query: str, options: Options) -> Choice:
         "n" if len(found) == options.n else "alpha",
         sum(found.seconds.values()),
     )
+
+
+def tried(view: View) -> Choice:
+    """Two documents for the first one: what is compiled or read on first use is so afterwards."""
+    first = view.space.texts(view.space.rows[:1].tolist())
+    return choose(view, first[0][:200] if first else "", Options(n=2))
 
 
 def sizes(model: LanguageModel, documents: Sequence[Document]) -> dict[str, Size]:
@@ -93,26 +97,66 @@ def selected(
     view: View, query: str, options: Options, texts: bool
 ) -> tuple[list[Found], list[float]]:
     """Every pick in order, and σ before the first and after each."""
-    try:
-        found = retrieve(view.space, query, fitted(options, view))
-    except NothingNear:
+    found = _retrieved(view, query, options)
+    if found is None:
         return [], [1.0]
     sigma = found.selection.sigma.tolist()
     picks = zip(found.documents, sigma[1:], found.selection.gains.tolist(), strict=True)
     return [_found(view, d, texts, sigma=s, gain=g) for d, s, g in picks], sigma
 
 
-def nearest(view: View, query: str, k: int, texts: bool) -> list[Found]:
-    """The documents nearest `query`, of either sign, the nearest first."""
-    encoded = view.space.embedder.encode([query])
-    if not encoded.any():
+def nearest(view: View, query: str, options: Options, texts: bool) -> list[Found]:
+    """The candidates for `query`, those of the largest cosine first, whatever its sign."""
+    space, options = _bounded(view, options)
+    encoded = space.embedder.encode([query])
+    if not len(space) or not encoded.any():
         return []
-    [near] = view.space.search(encoded, min(k, len(view.space)))
-    pairs = zip(view.space.documents(near.rows), near.scores.tolist(), strict=True)
+    if options.candidates == "vectors":
+        [near] = space.search(encoded, options.k)
+    else:
+        rows = space.by_words(query, options.k)
+        if options.candidates == "hybrid":
+            rows = np.union1d(space.search(encoded, options.k)[0].rows, rows)
+        if not len(rows):
+            return []
+        near = space.measured(encoded, rows)
+    pairs = zip(space.documents(near.rows), near.scores.tolist(), strict=True)
     ranked = sorted(pairs, key=lambda pair: -abs(pair[1]))
     return [_found(view, document, texts, score=score) for document, score in ranked]
 
 
+def _retrieved(view: View, query: str, options: Options) -> Retrieval | None:
+    """None if nothing of the data space is near `query`."""
+    space, options = _bounded(view, options)
+    if not len(space):
+        return None
+    if options.candidates == "bm25" and not len(space.by_words(query, options.k)):
+        return None
+    try:
+        return retrieve(space, query, options)
+    except NothingNear:
+        return None
+
+
+def _bounded(view: View, options: Options) -> tuple[DataSpace, Options]:
+    """What passes the filter, and options of no more candidates than that.
+
+    Opened anew for each request: a data space remembers the words of every filter it is asked with.
+
+    Raises:
+        ValueError: If the filter has a field that no document of the view has.
+    """
+    where, space = options.filter(), view.space
+    if where is not None and len(space):
+        space = space.restricted(where)
+    return space, replace(options, where=None, k=max(1, min(options.k, len(space))))
+
+
 def _found(view: View, document: Document, texts: bool, **numbers: float) -> Found:
-    text = document.text if texts else None
-    return Found(id=document.id, label=view.label(document), text=text, **numbers)
+    return Found(
+        id=document.id,
+        label=view.label(document),
+        text=document.text if texts else None,
+        meta=json.loads(json.dumps(document.meta), parse_constant=lambda _: None),  # NaN is no JSON
+        **numbers,
+    )

@@ -11,6 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Request
@@ -40,17 +41,18 @@ class Form(Protocol):
 
     def choice(self, text: str, finish: str) -> dict[str, Any]: ...
 
-    def delta(self, text: str | None, finish: str | None) -> dict[str, Any]: ...
+    def delta(
+        self, text: str | None, finish: str | None, *, first: bool = False
+    ) -> dict[str, Any]: ...
 
 
 class TextForm:
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
-    def choice(self, text: str, finish: str) -> dict[str, Any]:
-        return self.delta(text, finish)
-
-    def delta(self, text: str | None, finish: str | None) -> dict[str, Any]:
+    def delta(self, text: str | None, finish: str | None, *, first: bool = False) -> dict[str, Any]:
         return {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish}
+
+    choice = delta
 
 
 class ChatForm:
@@ -60,42 +62,46 @@ class ChatForm:
         message = {"role": "assistant", "content": text, "refusal": None}
         return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
 
-    def delta(self, text: str | None, finish: str | None) -> dict[str, Any]:
-        said = {} if text is None else {"role": "assistant", "content": text}
+    def delta(self, text: str | None, finish: str | None, *, first: bool = False) -> dict[str, Any]:
+        said = {"role": "assistant"} if first else {}  # clients put the parts' texts together
+        said |= {} if text is None else {"content": text}
         return {"index": 0, "delta": said, "logprobs": None, "finish_reason": finish}
 
 
-@router.post("/v1/completions", response_model=Completion, responses=documented(404, 503))
+@router.post("/v1/completions", response_model=Completion, responses=documented(403, 404, 503))
 async def complete(body: CompletionRequest, request: Request, caller: Calling) -> Response:
     """Continue a prompt with the model, sharpened for it."""
+    most = caller.limits.max_tokens
     asked = ask(
         caller,
         body.model,
-        body.text,
+        body.prompt,
         body.adapt,
-        max_tokens=16 if body.max_tokens is None else body.max_tokens,
+        max_tokens=min(16, most) if body.max_tokens is None else body.max_tokens,
         sampling=_sampling(body),
     )
     return await _answer(request, body, asked, TextForm())
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=documented(404, 503))
+@router.post(
+    "/v1/chat/completions", response_model=ChatCompletion, responses=documented(403, 404, 503)
+)
 async def chat(body: ChatRequest, request: Request, caller: Calling) -> Response:
     """Answer a conversation with the model, sharpened for what was said in it."""
     said = [(message.role, message.text) for message in body.messages]
     query = "\n".join(text for role, text in said if role in ("user", "assistant"))
-    caller.bounded("prompt_chars", sum(len(text) for _, text in said))
-    tokens = await asyncio.to_thread(chat_tokens, caller.server.model.tokenizer, said)
     asked = ask(
         caller,
         body.model,
-        query,
+        "".join(text for _, text in said),
         body.adapt,
-        tokens=tuple(tokens),
+        query=query,
         max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
         sampling=_sampling(body),
     )
-    return await _answer(request, body, asked, ChatForm())
+    server = caller.server
+    tokens = await asyncio.to_thread(chat_tokens, server.model.tokenizer, server.templates, said)
+    return await _answer(request, body, replace(asked, tokens=tuple(tokens)), ChatForm())
 
 
 def _sampling(body: Sampling) -> engine.Sampling:
@@ -131,7 +137,7 @@ async def _chunks(
         return f"data: {json.dumps(head | {'choices': choices} | blank | more)}\n\n"
 
     try:
-        yield chunk([form.delta("", None)])
+        yield chunk([form.delta("", None, first=True)])
         async for event in asking:
             match event:
                 case Wrote(text=text):

@@ -76,6 +76,10 @@ class Config:
         for name in self.spaces:
             if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
                 raise ValueError(f"space is called {name!r}: expected letters, digits, - and _")
+        if "@" in self.served_name:
+            raise ValueError(
+                f"name is {self.served_name!r}: expected no @, which an adapter's name follows"
+            )
         if not self.methods or set(self.methods) - MODES.keys():
             raise ValueError(f"methods is {self.methods}: expected some of {', '.join(MODES)}")
         for name in ("slots", "queue", "body_kib", "rank", "n", "k"):

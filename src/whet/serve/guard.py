@@ -33,6 +33,11 @@ class Caller:
         if role not in self.key.roles:
             raise Refused(403, f"this key has no role {role!r}", code="role_missing")
 
+    def may_ask(self, *texts: str) -> None:
+        """Raises Refused: 403 without role `use`, 413 for a text beyond the key's limit."""
+        self.must("use")
+        self.bounded("prompt_chars", max(len(text) for text in texts))
+
     def bounded(self, name: str, asked: int) -> int:
         """`asked`, if the key's limit of that name allows it. Raises Refused, 413."""
         if asked > (most := getattr(self.limits, name)):
@@ -68,7 +73,7 @@ def _key(server: Server, credentials: HTTPAuthorizationCredentials | None) -> Ke
 
 
 async def unless_gone(request: Request, work: Awaitable[T], cancel: Callable[[], object]) -> T:
-    """What `work` gives; if the client goes first, `cancel()` is called.
+    """What `work` gives; if the client goes first, or the server ends, `cancel()` is called.
 
     Raises:
         Refused: 499, which nobody reads, if the client has gone.
@@ -77,10 +82,11 @@ async def unless_gone(request: Request, work: Awaitable[T], cancel: Callable[[],
     try:
         await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            cancel()
             raise Refused(499, "the client has gone")
         return task.result()
     finally:
+        if not task.done():
+            cancel()
         for pending in (task, left):
             pending.cancel()
             with suppress(asyncio.CancelledError, Exception):

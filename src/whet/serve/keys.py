@@ -20,6 +20,7 @@ import json
 import os
 import re
 import secrets
+import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 from whet.settings import arguments, read_toml
 
 ROLES = ("use", "write", "operate")
-"""use: ask and select. write: add and delete documents, too. operate: read metrics."""
+"""use: ask, select and search. write: add and delete documents. operate: read metrics."""
 EVERY = "*"
 """In a key's labels: every label, and documents that carry none."""
 _SHAPE = re.compile(r"whet_([a-z0-9]{8})_([A-Za-z0-9_-]{43})")
@@ -71,7 +72,7 @@ class Key:
     """SHA-256 of the secret, hexadecimal."""
     roles: tuple[str, ...] = ("use",)
     labels: tuple[str, ...] = ()
-    """Labels of the documents it may read; `*` for all documents. None reads nothing."""
+    """Labels of the documents it may read; `*` for all documents. None reads what is public."""
     expires: datetime.date | None = None
     """Its last day, in UTC."""
     limits: Limits | None = None
@@ -114,9 +115,17 @@ class Keys:
             ValueError: If it is not as the head of this module says.
         """
         try:
-            return cls([_key(table, default) for table in read_toml(path).get("key", [])])
+            return cls._of(read_toml(path), default)
         except (ValueError, TypeError) as error:  # TypeError: a field is missing
             raise ValueError(f"{path} is not a file of keys: {error}") from error
+
+    @classmethod
+    def _of(cls, file: dict[str, Any], default: Limits) -> "Keys":
+        if unknown := file.keys() - {"key"}:
+            raise ValueError(f"it sets {min(unknown)!r}: expected [[key]] tables alone")
+        if not isinstance(tables := file.get("key", []), list):
+            raise ValueError(f"key is {tables!r}: expected [[key]] in double brackets")
+        return cls([_key(table, default) for table in tables])
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -148,11 +157,18 @@ def new_key(path: Path, **entries: Any) -> str:
     ident = "".join(secrets.choice("abcdefghijkmnpqrstuvwxyz23456789") for _ in range(8))
     secret = secrets.token_urlsafe(32)
     key = replace(Key(id=ident), hash=digest(secret), **entries)
+    old = ""
     if path.exists():
         Keys.read(path, Limits())
+        old = path.read_text(encoding="utf-8")
+    new = ("" if old.endswith("\n") or not old else "\n") + _lines(key)
+    try:
+        Keys._of(tomllib.loads(old + new), Limits())
+    except ValueError as error:
+        raise ValueError(f"a key cannot be added to {path}: {error}") from error
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        file.write(_lines(key))
+        file.write(new)
     return f"whet_{ident}_{secret}"
 
 

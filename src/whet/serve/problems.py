@@ -1,7 +1,6 @@
 """Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -81,7 +80,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = dotted(part for part in first["loc"] if part not in ("body", "query", "path"))
+        place = ".".join(str(p) for p in first["loc"] if p not in ("body", "query", "path"))
         return Refused(400, f"{place or 'body'}: {first['msg']}", param=place or None).response()
 
     @app.exception_handler(HTTPException)
@@ -105,7 +104,3 @@ def refusal(error: ValueError | WhetError, request: str) -> Refused:
         return Refused(400, str(error))
     log.error("failed", extra={"reason": str(error), "request": request})
     return Refused(503, "the server cannot answer this now: see its log", retry_after_s=1)
-
-
-def dotted(parts: Iterable[Any]) -> str:
-    return ".".join(str(part) for part in parts)

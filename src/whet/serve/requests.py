@@ -6,7 +6,7 @@ that a client asks for is left out in silence.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from whet.select.table import SELECTORS, selector
 
@@ -17,7 +17,15 @@ def _whole(text: str) -> str:
     return text
 
 
+def _one_text(given: Any) -> Any:
+    """OpenAI's clients may put a prompt in a list; several would be several answers."""
+    if isinstance(given, list) and len(given) != 1:
+        raise ValueError(f"prompt is a list of {len(given)}: expected one text a request")
+    return given[0] if isinstance(given, list) else given
+
+
 Text = Annotated[str, AfterValidator(_whole)]
+Empty = Annotated[list[Any], Field(max_length=0)] | None
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -39,10 +47,22 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class Choosing(Strict):
-    """How texts are chosen for a prompt."""
+class Looking(Strict):
+    """Where texts are looked for."""
 
     data_space: Name | None = Field(default=None, description="Default: the server's first.")
+    where: Annotated[Text, Field(max_length=1024)] | None = Field(
+        default=None,
+        description='What a text must pass, such as `set == "github" and year >= 2010`.',
+    )
+    candidates: Literal["vectors", "bm25", "hybrid"] = Field(
+        default="vectors", description="Who nominates texts: vectors, the prompt's words, or both."
+    )
+
+
+class Choosing(Looking):
+    """How texts are chosen for a prompt."""
+
     n: Count | None = Field(default=None, description="Texts to choose, repeats included.")
     k: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         default=None, description="Candidates nearest the prompt, among which the selector chooses."
@@ -106,16 +126,14 @@ class Sampling(Strict):
 
 
 class CompletionRequest(Sampling):
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
-    max_tokens: Tokens | None = 16
+    prompt: Annotated[Text, BeforeValidator(_one_text, json_schema_input_type=Text | list[Text])]
+    max_tokens: Tokens | None = Field(
+        default=None, description="Default: 16, or the key's limit where that is lower."
+    )
     echo: Literal[False] | None = False
     best_of: Literal[1] | None = 1
     logprobs: None = None
     suffix: Literal[""] | None = None
-
-    @property
-    def text(self) -> str:
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
 
 class TextPart(Strict):
@@ -127,6 +145,11 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(max_length=64)]
     name: Annotated[Text, Field(max_length=64)] | None = None
+    refusal: None = None
+    tool_calls: Empty = None
+    function_call: None = None
+    audio: None = None
+    annotations: Empty = None
 
     @property
     def text(self) -> str:
@@ -145,9 +168,21 @@ class ChatRequest(Sampling):
     max_completion_tokens: Tokens | None = None
     logprobs: Literal[False] | None = False
     top_logprobs: Literal[0] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Empty = None
     tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Empty = None
+    function_call: Literal["none", "auto"] | None = None
     response_format: ResponseFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    audio: None = None
+    prediction: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
+    store: Literal[False] | None = None
+    metadata: Annotated[dict[Text, Text], Field(max_length=0)] | None = None
+    service_tier: Literal["auto", "default"] | None = None
 
 
 class ScoreRequest(Strict):
@@ -162,10 +197,11 @@ class SelectRequest(Choosing):
     texts: bool = Field(default=True, description="Whether the texts come along.")
 
 
-class SearchRequest(Strict):
+class SearchRequest(Looking):
     prompt: Text
-    data_space: Name | None = None
-    k: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    k: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=10, description="Texts; with `hybrid` candidates so many by vectors and by words."
+    )
     texts: bool = True
 
 

@@ -17,7 +17,7 @@ from whet.serve.answers import (
     SpaceObject,
     Written,
 )
-from whet.serve.asks import BASE, ask, options
+from whet.serve.asks import BASE, ask, named, options
 from whet.serve.choosing import nearest, selected
 from whet.serve.export import archive
 from whet.serve.guard import Caller, Calling, unless_gone
@@ -32,6 +32,7 @@ from whet.serve.requests import (
 )
 from whet.serve.work import start
 from whet.serve.writing import add, delete
+from whet.spaces import Options
 
 router = APIRouter(prefix="/v1")
 AdapterId = Annotated[str, Path(pattern="^ad_[0-9a-f]{32}$")]
@@ -55,44 +56,63 @@ async def models(caller: Calling) -> ModelList:
     )
 
 
-@router.post("/score", tags=["score"], responses=documented(404, 503))
+@router.get("/models/{name:path}", tags=["models"], responses=documented(404))
+async def model(name: str, caller: Calling) -> ModelObject:
+    """One of them."""
+    named(caller, name)
+    own, server = name.partition("@")[2], caller.server
+    return ModelObject(id=name, created=server.started, parent=server.name if own else None)
+
+
+@router.post("/score", tags=["score"], responses=documented(403, 404, 503))
 async def score(body: ScoreRequest, request: Request, caller: Calling) -> Scored:
     """Bits per byte of a text, before and after the model is sharpened on what comes before it."""
-    caller.bounded("prompt_chars", len(body.text))
     asking = start(ask(caller, body.model, body.prompt, body.adapt, text=body.text))
     done = await unless_gone(request, asking.answer(), asking.cancel)
     assert done.scores is not None
     return Scored.of(body.model, *done.scores, done.usage, done.adapted)
 
 
-@router.post("/select", tags=["data spaces"], responses=documented(404))
+@router.post("/select", tags=["data spaces"], responses=documented(403, 404))
 async def select(body: SelectRequest, caller: Calling) -> FoundList:
     """The texts that tell most about a prompt's answer, in order, repeats included; no model."""
-    caller.bounded("prompt_chars", len(body.prompt))
+    caller.may_ask(body.prompt)
     view = caller.server.catalogue.view(body.data_space, caller.key)
     chosen = options(caller, body)
     picks, sigma = await caller.server.off_loop(selected, view, body.prompt, chosen, body.texts)
     return FoundList(data_space=view.name, version=view.version, data=picks, sigma=sigma)
 
 
-@router.post("/search", tags=["data spaces"], responses=documented(404))
+@router.post("/search", tags=["data spaces"], responses=documented(403, 404))
 async def search(body: SearchRequest, caller: Calling) -> FoundList:
     """The texts nearest a prompt, of either sign."""
-    caller.bounded("prompt_chars", len(body.prompt))
+    caller.may_ask(body.prompt)
     k = caller.bounded("k", body.k)
     view = caller.server.catalogue.view(body.data_space, caller.key)
-    found = await caller.server.off_loop(nearest, view, body.prompt, k, body.texts)
+    how = Options(k=k, where=body.where, candidates=body.candidates)
+    found = await caller.server.off_loop(nearest, view, body.prompt, how, body.texts)
     return FoundList(data_space=view.name, version=view.version, data=found)
 
 
-@router.post("/adapters", tags=["adapters"], responses=documented(404, 503))
+@router.post("/adapters", tags=["adapters"], responses=documented(403, 404, 409, 503))
 async def make(body: AdapterRequest, request: Request, caller: Calling) -> AdapterObject:
     """Sharpen for a prompt and keep the adapter, to be asked for as `model`."""
     asked = ask(caller, body.model, "", body.adapt, query=body.prompt)
     if asked.view is None or asked.adapt.cache == "off":
         raise Refused(400, "nothing would be kept: ask for steps, and for `cache` other than off")
+    if asked.method != "lora":
+        raise Refused(
+            400, f"method is {asked.method!r}: expected lora, whose adapters alone are kept",
+            param="adapt.method",
+        )  # fmt: skip
     asking = start(asked)
     done = await unless_gone(request, asking.answer(), asking.cancel)
+    if done.adapted.steps and done.adapted.adapter is None:
+        raise Refused(
+            409, "the adapter was not kept: it is larger than all that the server may keep "
+            f"({caller.server.config.cache_mib} MiB), or the data space changed meanwhile",
+            code="adapter_not_kept",
+        )  # fmt: skip
     kept = _kept(
         caller, done.adapted.adapter or "", f"no step was taken: {done.adapted.stop_reason}"
     )

@@ -15,8 +15,10 @@ from whet.engine import Engine, Query, Sampling, give_way
 from whet.errors import WhetError
 from whet.serve.adapters import Adapters
 from whet.serve.catalogue import Catalogue
+from whet.serve.chat import templates_of
+from whet.serve.choosing import tried
 from whet.serve.config import Config
-from whet.serve.keys import Keys
+from whet.serve.keys import ANYONE, Keys
 from whet.serve.meter import Meter
 from whet.serve.metrics import Metrics
 from whet.serve.problems import Refused
@@ -44,6 +46,7 @@ class Server:
         """
         self.engines, self.config, self.keys = engines, config, keys
         self.model: LanguageModel = engines[config.methods[0]].model
+        self.templates = templates_of(self.model.tokenizer)
         self.name = config.served_name
         self.metrics = Metrics()
         self.meter = Meter(config.limits)
@@ -100,7 +103,7 @@ class Server:
     async def warm_up(self) -> None:
         """Compile the selection and make the slots, so that the first request does not wait."""
         for name in self.config.spaces:
-            await self.off_loop(self.catalogue.warm_up, name)
+            await self.off_loop(tried, self.catalogue.view(name, ANYONE))
         for engine in self.engines.values():
             query = Query(prompt="", adapt=False, sampling=Sampling(max_tokens=1))
             await asyncio.wrap_future(engine.submit(query).future)
@@ -124,4 +127,5 @@ class Server:
     def _renewed(self, name: str) -> None:
         """A data space has a newer version: no adapter may outlive a document it learned from."""
         self.metrics.versions.labels(name).inc()
-        self.adapters.keep_only(name, set(self.catalogue.whole(name).rows.tolist()))
+        rows = set(self.catalogue.whole(name).rows.tolist())
+        self.adapters.keep_only(name, self.catalogue.built(name), rows)

@@ -5,7 +5,6 @@ import time
 from dataclasses import replace
 
 from whet.engine import Answer, Event, Query, Sampling, Step
-from whet.errors import QueueFull
 from whet.serve.adapters import Kept, adapter_id
 from whet.serve.answers import Adapted, Usage
 from whet.serve.asking import Asking
@@ -69,7 +68,7 @@ class Work:
         """How the answer is drawn, no longer than fits."""
         asked, model = self._ask, self._server.model
         read = len(model.tokens(asked.prompt) if asked.tokens is None else asked.tokens) + 1
-        self._read = read
+        self._read = read + (0 if asked.text is None else len(model.tokens(asked.text)))
         room = model.context - read
         most = asked.max_tokens or min(room, asked.caller.limits.max_tokens)
         if asked.text is None and not 0 < most <= room:
@@ -96,7 +95,7 @@ class Work:
         asked = self._ask
         assert asked.view is not None
         how = f"{self._server.revision} {self._engine.adaptation} {self._engine.optimiser}"
-        where = f"{asked.view.name} {asked.view.version}"
+        where = f"{asked.view.name} {asked.view.built} {asked.view.version}"
         return adapter_id(asked.caller.key.id, asked.method, how, where, rows)
 
     def _known(self) -> Kept | None:
@@ -108,10 +107,7 @@ class Work:
         return found
 
     async def _submit(self, query: Query) -> Answer:
-        try:
-            handle = self._engine.submit(query, self._on_event)
-        except QueueFull as error:
-            raise Refused(429, str(error), code="queue_full", retry_after_s=1) from error
+        handle = self._engine.submit(query, self._on_event)
         self._asking.stops_by(handle.cancel)
         return await asyncio.wrap_future(handle.future)
 
@@ -188,15 +184,15 @@ class Work:
             id=self._name(rows),
             owner=asked.caller.key.id,
             space=asked.view.name,
+            built=asked.view.built,
             version=asked.view.version,
             method=asked.method,
             rows=rows,
             created=int(time.time()),
             adapter=answer.adapter,
-            bytes=sum(tensor.nbytes for tensor in answer.adapter.weights.values()),
         )
         fits = self._server.adapters.put(kept)
-        if asked.view.version != self._server.catalogue.version(kept.space):
+        if not self._server.catalogue.is_newest(asked.view):
             self._server.adapters.drop(kept.owner, kept.id)  # a document of it may be gone by now
             return None
         return kept if fits else None

@@ -35,7 +35,7 @@ def add(catalogue: Catalogue, name: str, key: Key, documents: Sequence[NewDocume
             raise Refused(400, "an id comes twice", param="documents")
         there = _there(space, [document.id for document in new])
         for document in new:
-            if there.get(document.id, document.text) != document.text:
+            if there.get(document.id, document).text != document.text:
                 raise Refused(
                     409, f"id {document.id!r} is there with another text: delete it first",
                     param="documents", code="id_taken",
@@ -49,11 +49,23 @@ def add(catalogue: Catalogue, name: str, key: Key, documents: Sequence[NewDocume
 
 
 def delete(catalogue: Catalogue, name: str, key: Key, ids: Sequence[str]) -> Written:
-    """Delete the documents that the key can see; an id that it cannot see is none to delete."""
+    """Delete documents, all or none; an id that the key cannot see is none to delete.
+
+    Raises:
+        Refused: 403 for a document that the key may read, but not write; 409 while another process
+            writes.
+    """
     with catalogue.writing(name) as space:
-        seen = list(_there(catalogue.view(name, key).space, ids))
+        view = catalogue.view(name, key)
+        seen = _there(view.space, ids)
+        for document in seen.values():
+            if not key.reads_all and view.label(document) not in key.labels:
+                raise Refused(
+                    403, f"this key may not delete {document.id!r}: it is of another label",
+                    param="ids",
+                )  # fmt: skip
         if seen:
-            space.delete(ids=seen)
+            space.delete(ids=list(seen))
     return Written(data_space=name, version=catalogue.version(name), deleted=len(seen))
 
 
@@ -86,7 +98,7 @@ def _document(space: DataSpace, key: Key, given: NewDocument) -> Document:
     return Document(given.id, given.text, given.meta | label)
 
 
-def _there(space: DataSpace, ids: Sequence[str]) -> dict[str, str]:
-    """Those of the ids that can be seen, with their texts."""
+def _there(space: DataSpace, ids: Sequence[str]) -> dict[str, Document]:
+    """Those of the ids that can be seen, with their documents."""
     rows = [row for row in space.store.find(list(dict.fromkeys(ids))).tolist() if row >= 0]
-    return {document.id: document.text for document in space.documents(rows)}
+    return {document.id: document for document in space.documents(rows)}
