@@ -83,6 +83,14 @@ def test_what_is_exported_can_be_indexed(space, tmp_path):
     assert whet("space", "export", space, "--out", out).exit_code == 1  # it is there
 
 
+def test_an_export_that_fails_leaves_nothing(space, tmp_path):
+    out = tmp_path / "out.jsonl"
+    before = sorted(tmp_path.iterdir())
+    assert whet("space", "export", space, "--where", "sett == 1", "--out", out).exit_code == 2
+    assert sorted(tmp_path.iterdir()) == before
+    assert whet("space", "export", space, "--out", out).exit_code == 0
+
+
 def test_a_filter_is_obeyed_and_a_wrong_one_told(space):
     asked = ["select", space, "red fox runs", "-n", 9, "-k", 20]
     picks = told(*asked, "--where", 'set == "b"')["picks"]

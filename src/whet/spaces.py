@@ -29,9 +29,10 @@ class Options:
     selector: str = "sift"
     """Name of the selector: see `whet select --help`."""
     n: int = 50
-    """Gradient steps, one on each selected text."""
-    k: int = 200
-    """Candidates nearest the prompt, among which the selector chooses."""
+    """Gradient steps, one on each selected text; with 0 an engine answers by the base model."""
+    k: int | None = None
+    """Candidates nearest the prompt, among which the selector chooses; none for 200, or all that
+    there are."""
     lam: float | Auto = 0.01
     """λ', the variance of the observation noise: small for diversity, large for relevance; auto
     chooses it on held-out documents of the data space, as `calibrated` tells."""
@@ -44,8 +45,10 @@ class Options:
 
     def __post_init__(self) -> None:
         selector(self.selector)
-        as_count(self.n, "n")
-        as_count(self.k, "k")
+        if self.n != 0:
+            as_count(self.n, "n")
+        if self.k is not None:
+            as_count(self.k, "k")
         if self.lam != "auto":
             as_positive(self.lam, "lam")
         if self.alpha not in (None, "auto"):

@@ -36,7 +36,9 @@ def options(*decorators: Callable[[Verb], Verb]) -> Callable[[Verb], Verb]:
 
 SELECTION = options(
     click.option("-n", default=50, show_default=True, help="Texts to select, repeats included."),
-    click.option("-k", default=200, show_default=True, help="Candidates nearest the prompt."),
+    click.option(
+        "-k", type=int, help="Candidates nearest the prompt [default: 200, or all there are]."
+    ),
     click.option(
         "--lam", default=0.01, show_default=True, help="λ', the noise: small is diverse.", **AUTO
     ),

@@ -89,14 +89,18 @@ def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) 
 def export(space: Path, out: Path | None, where: str | None) -> None:
     """The documents of SPACE as JSON lines, which `whet index` reads."""
     from whet.space.care import documents
+    from whet.space.files import replacing
     from whet.space.filters import parse
 
     lines = documents(space, None if where is None else parse(where))
     if out is None:
         sys.stdout.writelines(lines)
         return
-    with out.open("x", encoding="utf-8") as file:
-        file.writelines(lines)
+    if out.exists():
+        raise SpaceError(f"{out} exists: move it, or name another file")
+    with replacing(out) as new:
+        with new.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
 
 
 @space.command()

@@ -97,11 +97,19 @@ def select(
     from whet.spaces import open_space, retrieve
 
     opened = open_space(space)
-    found = retrieve(opened, read(prompt), calibrated_options(opened, **selection))
+    prompt = read(prompt)
+    found = retrieve(opened, prompt, calibrated_options(opened, **selection))
     sigma = found.selection.sigma
     picks: list[dict[str, Any]] = [
-        {"id": d.id, "sigma": float(s), "gain": float(g), "text": d.text}
-        for d, s, g in zip(found.documents, sigma[1:], found.selection.gains, strict=True)
+        {"id": d.id, "sigma": float(s), "gain": float(g), "cosine": float(c)}
+        | {"text": d.text, "meta": d.meta}
+        for d, s, g, c in zip(
+            found.documents,
+            sigma[1:],
+            found.selection.gains,
+            found.candidates.scores[found.selection.indices],
+            strict=True,
+        )
     ]
     lines = [f"{p['sigma']:.4f}  {p['id']}  {line(p['text'])}" for p in picks]
     record = {"prompt": prompt, "sigma": sigma.tolist(), "picks": picks}
@@ -110,7 +118,7 @@ def select(
 
 def _select_targeted(
     space: Path, targets: Path, out: Path | None, as_json: bool, repeats: bool,
-    *, n: int, k: int, lam: Any, selector: str, alpha: Any, where: str | None,
+    *, n: int, k: int | None, lam: Any, selector: str, alpha: Any, where: str | None,
     candidates: str,
 ) -> None:  # fmt: skip
     if selector != "sift" or alpha is not None or lam == "auto" or candidates != "vectors":
@@ -152,8 +160,11 @@ def why(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
     from whet.spaces import open_space, retrieve
 
     opened = open_space(space)
-    found = retrieve(opened, read(prompt), calibrated_options(opened, **selection))
+    prompt = read(prompt)
+    found = retrieve(opened, prompt, calibrated_options(opened, **selection))
     told = found.explain()
-    ids = [document.id for document in found.documents]
-    picks = [{"id": name, **row} for name, row in zip(ids, told.rows(), strict=True)]
+    picks = [
+        {"id": document.id, "meta": document.meta, **row}
+        for document, row in zip(found.documents, told.rows(), strict=True)
+    ]
     show({"prompt": prompt, "sigma": told.sigma, "picks": picks}, as_json, str(told))

@@ -96,7 +96,7 @@ class Retriever:
         space: DataSpace,
         *,
         selector: Selector = sift,
-        k: int = 200,
+        k: int | None = None,
         lam: float = 0.01,
         sign: Sign | None = None,
         where: Filter | None = None,
@@ -107,7 +107,7 @@ class Retriever:
         Args:
             space: Where to look.
             selector: Orders the candidates.
-            k: Number of candidates, at most the number of documents that pass.
+            k: Number of candidates; without, 200 or all documents that pass.
             lam: λ' of the paper, for the selector.
             sign: Candidates by |cosine| (`both`) or by cosine (`positive`); None means `positive`
                 for `nearest` and `nearest_repeated`, else `both`.
@@ -117,14 +117,13 @@ class Retriever:
                 whoever nominates them.
 
         Raises:
-            ValueError: If a number is out of range, `candidates` is none of these, or the filter
-                has a field of no document.
+            ValueError: If a number is out of range, fewer than `k` documents pass, `candidates` is
+                none of these, or the filter has a field of no document.
         """
         check_candidates(candidates)
         self.nominated_by = candidates
         self.space, self.selector, self.where = space, selector, where
-        self.k, self.lam = as_count(k, "k"), as_positive(lam, "lam")
-        space.assert_holds(self.k, where)
+        self.k, self.lam = space.holds(k, where), as_positive(lam, "lam")
         self.sign: Sign = sign or ("positive" if selector in NEAREST else "both")
 
     def select(self, prompt: str, n: int) -> Retrieval:

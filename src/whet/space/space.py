@@ -24,6 +24,10 @@ from whet.space.vectors import as_aims, cosines
 from whet.space.writer import SegmentsWriter
 
 
+DEFAULT_K = 200  # candidates, where there are so many
+EMPTY = "the data space holds no documents: add some"
+
+
 class DataSpace:
     """An opened data space. It stays as it was when opened, whoever writes to it meanwhile.
 
@@ -231,7 +235,7 @@ class DataSpace:
             ValueError: If k < 1, or fewer documents pass; if a query is zero, not finite or of
                 another dimension; if the filter has a field that no document has.
         """
-        self.assert_holds(as_count(k, "k"), where)
+        self.holds(k, where)
         found = self.store.search(queries, k, sign=sign, where=where, exact=exact, effort=effort)
         return [found.of(line) for line in range(len(found.ids))]
 
@@ -265,16 +269,26 @@ class DataSpace:
         if self.where is not None:
             raise SpaceError(f"{self.path} is open for a part of it: open it whole to write")
 
-    def assert_holds(self, k: int, where: Filter | None) -> None:
-        """Refuse more candidates than there are.
+    def holds(self, k: int | None = None, where: Filter | None = None) -> int:
+        """`k` if so many documents pass; without `k`, 200 or as many as pass.
 
         Raises:
-            ValueError: If fewer than `k` documents pass `where`.
+            ValueError: If k < 1, or fewer documents pass.
         """
-        if where is None and k > self._count:
-            raise ValueError(f"k is {k}, but the data space holds {self._count} documents: lower k")
-        if where is not None and k > (passing := self.store.count(where)):
-            raise ValueError(f"k is {k}, but {passing} documents pass the filter: lower k")
+        passing = self._count if where is None else self.store.count(where)
+        asked = min(DEFAULT_K, max(1, passing)) if k is None else as_count(k, "k")
+        if asked <= passing:
+            return asked
+        if not passing:
+            filtered = where is not None or self.where is not None
+            raise ValueError("no document passes the filter: correct it" if filtered else EMPTY)
+        there = _documents(passing)
+        told = f"the data space holds {there}" if where is None else f"{there} pass the filter"
+        raise ValueError(f"k is {asked}, but {told}: lower k")
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document" + ("s" if count != 1 else "")
 
 
 def _own_embedder(path: Path, store: Segments | Cluster) -> Embedder:

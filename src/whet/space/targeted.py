@@ -93,14 +93,14 @@ def training_set(
     targets: Sequence[str],
     n: int,
     *,
-    k: int = 200,
+    k: int | None = None,
     lam: float = 0.01,
     repeats: bool = True,
 ) -> TrainingSet:
     """Choose `n` texts of `space` that together tell most about all of `targets`.
 
-    The candidates are the `k` documents of largest |cosine| to each target, joined; among these
-    exact SIFT lowers the sum of the targets' variances. Every target counts the same, so a theme of
+    The candidates are the `k` documents (without: 200, or all) of largest |cosine| to each target,
+    joined; among these exact SIFT lowers the sum of the targets' variances. Every target counts the same, so a theme of
     many targets gets more picks than one of few. With `n` beyond the candidates, further picks are
     second and later steps on documents already picked, wherever these pay most; `repeats=False`
     forbids them, and refuses such an `n`.
@@ -152,8 +152,8 @@ def _embed(space: DataSpace, targets: Sequence[str]) -> Float[Array, "m d"]:
     return goals
 
 
-def _near(space: DataSpace, goals: Float[Array, "m d"], k: int) -> Int[Array, " k"]:
-    found = np.empty(0, np.int64)
+def _near(space: DataSpace, goals: Float[Array, "m d"], k: int | None) -> Int[Array, " k"]:
+    k, found = space.holds(k), np.empty(0, np.int64)
     for start in range(0, len(goals), BATCH):
         near = space.search(goals[start : start + BATCH], k)
         found = np.unique(np.concatenate([found, *(candidates.rows for candidates in near)]))
