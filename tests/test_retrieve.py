@@ -111,6 +111,8 @@ def test_what_is_retrieved_explains_itself_and_becomes_a_prompt(space):
     assert [pick.gain for pick in told.picks] == found.selection.gains.tolist()
     assert f"{best.id} {best.text}" in str(told)
     assert found._repr_html_() == told._repr_html_()
+    sigma = found.selection.sigma[-1]
+    assert repr(found) == f"Retrieval(2 of 5 candidates: '{first.id}', '{best.id}'; σ {sigma:.3f})"
     assert found.to_prompt(100).text == f"{first.text}\n\n{best.text}"
     assert found.to_prompt(3, count_tokens=lambda text: len(text.split())).text == best.text
     assert found.until(1e9).to_prompt(100).text == ""

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from whet.space.embed import Embedder
@@ -27,7 +28,10 @@ def embedder_of(spec: str) -> Embedder | None:
     model, _, options = rest.rpartition("@") if "=" in rest.rpartition("@")[2] else (rest, "", "")
     if not model:
         raise ValueError(f"embedder is {spec!r}: expected {KINDS}")
-    made: Embedder = _maker(kind, spec)(model, **_options(options, _maker(kind, spec), spec))
+    maker = _maker(kind, spec)
+    if Path(model).is_dir():  # so that the data space is opened from any other folder too
+        model = str(Path(model).resolve())
+    made: Embedder = maker(model, **_options(options, maker, spec))
     return made
 
 

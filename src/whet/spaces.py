@@ -1,6 +1,5 @@
 """Data spaces by name, made, opened and asked: a prompt's way as far as it needs no model."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,8 +15,7 @@ from whet.space.embed import LSA
 from whet.space.filters import Filter, parse
 from whet.space.manifest import FILE, Labels, read_manifest
 from whet.space.retrieve import Retrieval, Retriever, check_candidates
-from whet.space.space import DataSpace
-from whet.space.writer import SegmentsWriter
+from whet.space.space import LOADED, DataSpace
 
 Auto = Literal["auto"]
 
@@ -160,22 +158,6 @@ def _told(source: str | Path, text_field: str, chunks: str) -> str:
     return place + field + ("" if chunks == "whole" else f" in {chunks}")
 
 
-def delete_documents(path: str | Path, ids: Sequence[str] = (), where: Filter | None = None) -> int:
-    """Delete documents by id or by filter; gives how many there were. Needs no embedder.
-
-    Raises:
-        SpaceError: If there is no whole data space at `path`, or another process is writing.
-        ValueError: If the filter has a field that no document has.
-    """
-    with SegmentsWriter(path) as writer:
-        before = writer.snapshot().count()
-        if where is None:
-            writer.delete(ids=writer.snapshot().find(ids))
-        else:
-            writer.delete(where=where)
-        return before - writer.snapshot().count()
-
-
 def open_space(path: str | Path) -> DataSpace:
     """The data space at `path` with the embedder that made it, a language model's included.
 
@@ -186,4 +168,6 @@ def open_space(path: str | Path) -> DataSpace:
     """
     served = str(path).startswith(SCHEME)
     manifest = find(str(path)).manifest if served else read_manifest(Path(path))
-    return DataSpace.open(path, embedder_of(manifest.embedder))
+    kind = manifest.embedder.partition(":")[0]
+    loaded = embedder_of(manifest.embedder) if kind in LOADED else None
+    return DataSpace.open(path, loaded)

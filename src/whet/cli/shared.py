@@ -1,6 +1,5 @@
 """Options that several verbs take, and how every verb reads and prints."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,4 +84,6 @@ def line(text: str) -> str:
 
 
 def show(record: dict[str, Any], as_json: bool, plain: str) -> None:
-    print(json.dumps(record) if as_json else plain)
+    from whet.space.jsonl import as_json as line_of
+
+    print(line_of(record) if as_json else plain)

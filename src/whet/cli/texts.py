@@ -44,7 +44,7 @@ def index(
     source: str, space: Path, embedder: str, text_field: str, chunks: str,
     label_field: str | None, public: str | None, ray: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Make a data space of SOURCE: JSONL(.gz, .zst), Parquet, a folder of texts, hf:DATASET or "-".
+    """Make a data space of SOURCE: JSONL(.gz, .zst), JSON, CSV, Parquet, folder, hf:DATASET or "-".
 
     "-" reads JSON lines from stdin.
 
@@ -52,6 +52,7 @@ def index(
     it stopped. What cannot be added is told in SPACE/failed.jsonl.
     """
     from whet.space.manifest import Labels
+    from whet.space.space import counted
     from whet.spaces import build_space
 
     if public is not None and label_field is None:
@@ -65,7 +66,7 @@ def index(
     record = {"space": str(space), "documents": len(made), "embedder": made.embedder.name}
     record |= {"dimension": made.dimension, "failed": failed}
     told = f"; {failed:,} could not be added: see {space / 'failed.jsonl'}" if failed else ""
-    show(record, as_json, f"{space}: {len(made):,} documents, {made.embedder.name}{told}")
+    show(record, as_json, f"{space}: {counted(len(made))}, {made.embedder.name}{told}")
 
 
 @click.command()

@@ -35,7 +35,7 @@ class NothingNear(ValueError):
     """A prompt is blank, or shares nothing with the data space."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Retrieval:
     """The documents chosen for a prompt; shows as a table in a notebook."""
 
@@ -83,6 +83,12 @@ class Retrieval:
 
     def _repr_html_(self) -> str:
         return self.explain()._repr_html_()
+
+    def __repr__(self) -> str:
+        names = [repr(name) for name in dict.fromkeys(d.id for d in self.documents)]
+        shown = ", ".join([*names[:3], *["…"] * (len(names) > 3)]) or "nothing"
+        told = f"{len(self)} of {len(self.candidates.rows)} candidates: {shown}"
+        return f"Retrieval({told}; σ {self.selection.sigma[-1]:.3f})"
 
     def __len__(self) -> int:
         return len(self.documents)

@@ -21,10 +21,10 @@ from whet.space.segments import Segments
 from whet.space.staging import EMBEDDER
 from whet.space.store import Near, Reader, Sign
 from whet.space.vectors import as_aims, cosines
-from whet.space.writer import SegmentsWriter
-
+from whet.space.writer import delete_documents
 
 DEFAULT_K = 200  # candidates, where there are so many
+LOADED = ("st", "hf", "ntk", "influence")  # kinds of embedder that `whet.open_space` loads
 EMPTY = "the data space holds no documents: add some"
 
 
@@ -68,7 +68,9 @@ class DataSpace:
         read, whose id comes with another text as well, or that the embedder makes no vector of.
 
         Args:
-            documents: Read once, or once more to go on.
+            documents: Texts, mappings like records of JSON (`text`, `id`, metadata), or
+                `Document`s; without an id they are called "0", "1", … Read once, or once more
+                to go on.
             path: A new folder.
             embedder: None fits `lsa` on the documents and keeps it in the folder.
             progress: Draw bars on stderr.
@@ -80,7 +82,8 @@ class DataSpace:
         Raises:
             SourceError: If there are no documents, or the source cannot go on.
             SpaceError: If `path` holds anything else, or cannot be written.
-            ValueError: If `lsa` would be fitted on documents that are not public.
+            ValueError: If a document is of another kind, or `lsa` would be fitted on documents
+                that are not public.
         """
         build.build(documents, Path(path), embedder, source, labels, progress, ray)
         return cls.open(path, embedder)
@@ -148,9 +151,10 @@ class DataSpace:
     ) -> "DataSpace":
         """Add the documents that are not there yet, all or none, and open the data space again.
 
-        A document of the same id and text is skipped, so doing it twice is doing it once. The
-        embedder is kept as it is. What is there is not touched. A killed addition goes on by its
-        `source`, as with `build`.
+        They are as in `build`; those without an id are called by the rows that follow. One of the
+        same id and text is skipped, so doing it twice is doing it once. The embedder is kept as it
+        is. What is there is not touched. A killed addition goes on by its `source`, as with
+        `build`.
 
         Raises:
             SourceError: If the source cannot go on.
@@ -172,15 +176,14 @@ class DataSpace:
         self._assert_whole()
         if bool(ids) == (where is not None):
             raise ValueError("delete takes either ids or a filter: give one of them")
-        with SegmentsWriter(self.path) as writer:
-            if where is None:
-                writer.delete(ids=writer.snapshot().find(ids))
-            else:
-                writer.delete(where=where)
+        delete_documents(self.path, ids, where)
         return DataSpace.open(self.path, self.embedder)
 
     def __len__(self) -> int:
         return self._count
+
+    def __repr__(self) -> str:
+        return f"DataSpace({str(self.path)!r}, {counted(self._count)}, {self.embedder.name})"
 
     @property
     def dimension(self) -> int:
@@ -282,12 +285,13 @@ class DataSpace:
         if not passing:
             filtered = where is not None or self.where is not None
             raise ValueError("no document passes the filter: correct it" if filtered else EMPTY)
-        there = _documents(passing)
+        there = counted(passing)
         told = f"the data space holds {there}" if where is None else f"{there} pass the filter"
         raise ValueError(f"k is {asked}, but {told}: lower k")
 
 
-def _documents(count: int) -> str:
+def counted(count: int) -> str:
+    """As a person says it."""
     return f"{count:,} document" + ("s" if count != 1 else "")
 
 
@@ -298,7 +302,12 @@ def _own_embedder(path: Path, store: Segments | Cluster) -> Embedder:
     kind, _, model = name.partition(":")
     if kind == "st" and "@" not in model:
         return SentenceEncoder(model)
+    if kind in LOADED:
+        raise SpaceError(
+            f"data space {path} was made by embedder {name}, a language model: open it with "
+            f"`whet.open_space({str(path)!r})`, which loads it"
+        )
     raise SpaceError(
-        f"data space {path} was made by embedder {name}, which it cannot load by "
-        "itself: give that embedder when opening it"
+        f"data space {path} was made by the Python embedder {name!r}: open it in Python with "
+        "`DataSpace.open(path, embedder)`"
     )

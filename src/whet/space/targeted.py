@@ -19,6 +19,7 @@ from whet.maths.arrays import Array, as_count
 from whet.select.selection import Selection
 from whet.select.sift import sift
 from whet.space.documents import Document
+from whet.space.jsonl import as_json
 from whet.space.space import DataSpace
 
 BATCH = 64  # targets searched for in one pass: 64 k rows of candidates are held at a time
@@ -60,7 +61,7 @@ class TrainingSet:
 
     def lines(self) -> Iterator[str]:
         """The records as JSON lines."""
-        return (json.dumps(record) + "\n" for record in self.records())
+        return (as_json(record) + "\n" for record in self.records())
 
     def write(self, path: str | Path) -> None:
         """Write the records to `path`, whole or not at all; what was there is replaced."""
@@ -100,10 +101,10 @@ def training_set(
     """Choose `n` texts of `space` that together tell most about all of `targets`.
 
     The candidates are the `k` documents (without: 200, or all) of largest |cosine| to each target,
-    joined; among these exact SIFT lowers the sum of the targets' variances. Every target counts the same, so a theme of
-    many targets gets more picks than one of few. With `n` beyond the candidates, further picks are
-    second and later steps on documents already picked, wherever these pay most; `repeats=False`
-    forbids them, and refuses such an `n`.
+    joined; among these exact SIFT lowers the sum of the targets' variances. Every target counts the
+    same, so a theme of many targets gets more picks than one of few. With `n` beyond the
+    candidates, further picks are second and later steps on documents already picked, wherever these
+    pay most; `repeats=False` forbids them, and refuses such an `n`.
 
     For m targets, c ≤ m k candidates and vectors of d numbers, with r = min(m, d): the search costs
     O(N m d) for N documents, the selection O(n c (d + r)) time and O(c (d + r)) memory. More than d
