@@ -4,14 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from whet.embedders import embedder_of
+from whet.embedders import embedder_of, model_of
 from whet.errors import EmbedderMismatch, SpaceError
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 from whet.space.calibrate import GRID, calibrate
 from whet.space.cluster import SCHEME, find
 from whet.space.documents import try_documents
-from whet.space.embed import LSA
 from whet.space.filters import Filter, parse
 from whet.space.manifest import FILE, Labels, read_manifest
 from whet.space.retrieve import Retrieval, Retriever, check_candidates
@@ -131,9 +130,11 @@ def build_space(
         return DataSpace.build(documents, path, made, progress, source=name, labels=labels, ray=ray)
     manifest = read_manifest(Path(path))
     made_by = manifest.embedder  # another model is refused before it is loaded
-    same_model = made_by.partition("@")[0] == embedder.partition("@")[0]
+    same_model = model_of(made_by) == model_of(embedder)
     made = embedder_of(embedder) if same_model else None
-    if not same_model or made_by != (made.name if made else LSA.name):
+    if made is not None and made.fingerprint != manifest.fingerprint:
+        same_model = made.name == made_by  # of one name with other weights: `open` tells these
+    if not same_model:
         raise EmbedderMismatch(
             f"data space {path} was made by embedder {made_by}, not {embedder}: "
             f"add to it with `--embedder {made_by}`, or choose another place"

@@ -304,8 +304,8 @@ def _own_embedder(path: Path, store: Segments | Cluster) -> Embedder:
         return SentenceEncoder(model)
     if kind in LOADED:
         raise SpaceError(
-            f"data space {path} was made by embedder {name}, a language model: open it with "
-            f"`whet.open_space({str(path)!r})`, which loads it"
+            f"data space {path} was made by embedder {name}: open it with "
+            f"`whet.open_space({str(path)!r})`, which loads that"
         )
     raise SpaceError(
         f"data space {path} was made by the Python embedder {name!r}: open it in Python with "
