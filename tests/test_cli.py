@@ -144,6 +144,15 @@ def test_generate_answers_with_its_trace(folder):
     assert whet(*words, "--max-tokens", 4) == answer["text"] + "\n"
 
 
+def test_what_was_learned_is_told_on_stderr_unless_quiet(folder):
+    words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
+    told = run(*words, "--max-tokens", 2).stderr
+    assert told.startswith("sharpened on d") and "(3 steps, σ 0." in told
+    assert run(*words, "--max-tokens", 2, "--quiet").stderr == ""
+    refused = run(*words, "--device", "nowhere")
+    assert refused.exit_code != 0 and "nowhere" in refused.stderr
+
+
 @pytest.mark.parametrize("mode", ["full", "lora", "head"])
 def test_score_tells_bits_before_and_after(folder, mode):
     words = ["score", folder / "space", "alpha beta gamma", "--model", folder / "model", *SMALL]

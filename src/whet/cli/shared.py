@@ -34,7 +34,12 @@ def options(*decorators: Callable[[Verb], Verb]) -> Callable[[Verb], Verb]:
 
 
 SELECTION = options(
-    click.option("-n", default=50, show_default=True, help="Texts to select, repeats included."),
+    click.option(
+        "-n",
+        default=50,
+        show_default=True,
+        help="Texts to select, repeats included.",
+    ),
     click.option(
         "-k", type=int, help="Candidates nearest the prompt [default: 200, or all there are]."
     ),
@@ -59,6 +64,7 @@ ADAPTATION = options(
     click.option("--mode", type=click.Choice(list(MODES)), default="full", show_default=True),
     click.option("--lr", type=float, help="Learning rate [default: the model's, or the mode's]."),
     click.option("--rank", type=int, help="Rank of LoRA [default: 32]."),
+    click.option("--device", help="Where the model runs, as cpu or cuda [default: the model's]."),
 )
 
 

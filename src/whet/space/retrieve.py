@@ -71,7 +71,11 @@ class Retrieval:
         count_tokens: Callable[[str], int] | None = None,
         separator: str = "\n\n",
     ) -> Context:
-        """The texts that fit `budget` to put in front of a question: see `space.context`."""
+        """The texts that fit `budget` to put in front of a question: see `space.context`.
+
+        The budget is in characters, or in tokens with `count_tokens`, and so is `Context.tokens`.
+        The text is empty if no text fits.
+        """
         return context(
             [document.text for document in self.documents],
             self.rows,
