@@ -92,7 +92,7 @@ def _engine(
     from whet.engine import Engine
     from whet.spaces import open_space
 
-    where = {} if device is None else {"device": device}
+    where: dict[str, Any] = {} if device is None else {"device": device}
     try:
         loaded = LanguageModel.load(model, **where)
     except (RuntimeError, AssertionError) as error:  # as torch tells of a device

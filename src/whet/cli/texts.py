@@ -122,9 +122,11 @@ def _select_targeted(
     *, n: int, k: int | None, lam: Any, selector: str, alpha: Any, where: str | None,
     candidates: str,
 ) -> None:  # fmt: skip
-    if selector != "sift" or alpha is not None or lam == "auto" or candidates != "vectors":
+    if selector not in ("sift", "nearest", "random"):
+        raise click.UsageError(f"--selector {selector} is for one PROMPT, not for --targets")
+    if alpha is not None or lam == "auto" or candidates != "vectors":
         raise click.UsageError(
-            "--selector, --alpha, --candidates and auto are for one PROMPT, not for --targets"
+            "--alpha, --candidates and auto are for one PROMPT, not for --targets"
         )
     from whet.space.documents import read_documents
     from whet.space.filters import parse
@@ -135,7 +137,7 @@ def _select_targeted(
     opened = open_space(space)
     if where is not None:
         opened = opened.restricted(parse(where))
-    made = training_set(opened, texts, n, k=k, lam=lam, repeats=repeats)
+    made = training_set(opened, texts, n, k=k, lam=lam, repeats=repeats, selector=selector)
     summary: dict[str, Any] = {
         "targets": len(texts),
         "candidates": len(made.candidates),

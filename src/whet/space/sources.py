@@ -125,9 +125,8 @@ def _record(fields: Any, name: str, where: str) -> Record | SourceError:
 def _array(content: bytes, name: str, where: str, text_field: str) -> Records:
     """The records of an array of objects; any other JSON is one text, as any other file."""
     text = _utf8(content, where)
-    array = isinstance(text, str) and text.lstrip().startswith("[")
     try:
-        rows = json.loads(text) if array else []
+        rows = json.loads(text) if isinstance(text, str) and text.lstrip().startswith("[") else []
     except (ValueError, RecursionError) as error:
         yield SourceError(f"{where}: not valid JSON ({error})")
         return
