@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 import whet
 from whet.compat.activeft import Retriever
+from whet.settings import parsed
+from whet.spaces import Options
 
 ONCE = [whet.nearest, whet.random]  # each candidate at most once
 ANY = [whet.sift, whet.nearest_repeated, whet.uncertainty]
@@ -218,3 +220,14 @@ def test_what_an_index_does_not_find_is_never_chosen(seed, size, k, made):
         wide = rows[seen].astype(np.float64)
         wide /= np.linalg.norm(wide, axis=1, keepdims=True)
         np.testing.assert_array_equal(indices, seen[whet.sift(query[0], wide, 5).indices])
+
+
+def test_a_line_that_is_no_toml_is_told_with_its_source():
+    with pytest.raises(ValueError, match="--set has '=1': expected KEY=VALUE"):
+        parsed("=1", "--set")
+
+
+def test_no_steps_are_an_option_and_fewer_are_not():
+    assert Options(n=0).n == 0 and Options().k is None
+    with pytest.raises(ValueError, match="n is -1"):
+        Options(n=-1)

@@ -14,7 +14,7 @@ from hashing import HashingEmbedder
 
 from whet.errors import ModelError, SourceError, SpaceError
 from whet.space import build
-from whet.space.documents import Document
+from whet.space.documents import Document, as_document
 from whet.space.embed import LSA
 from whet.space.filters import Compare, parse
 from whet.space.manifest import Labels
@@ -249,3 +249,24 @@ def test_documents_are_deleted_by_id_or_filter(tmp_path):
         space.delete()
     back = left.extend(documents(10))
     assert len(back) == 10 and back.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 10, 11, 12]
+
+
+def test_texts_and_mappings_are_documents_too(tmp_path):
+    first = ["a b", {"id": "x", "text": "c d", "meta": {"y": 1}, "n": 2}, Document("z", "e", {})]
+    space = DataSpace.build(first, tmp_path / "s", HashingEmbedder())
+    assert space.ids == ["0", "x", "z"]
+    assert space.documents(space.rows)[1] == Document("x", "c d", {"y": 1, "n": 2})
+    more = space.extend(["f", "", {"body": "g"}])
+    assert more.ids == ["0", "x", "z", "3"] and more.manifest.failed == 2
+    assert repr(more) == f"DataSpace('{tmp_path / 's'}', 4 documents, hashing)"
+    told = (tmp_path / "s" / "failed.jsonl").read_text()
+    assert "document 4: field 'text' is an empty text" in told and "document 5: no field" in told
+
+
+@pytest.mark.parametrize("documents", ["a b", {"text": "a"}], ids=str)
+def test_one_text_is_no_list_of_them(tmp_path, documents):
+    with pytest.raises(ValueError, match="expected a list of them"):
+        DataSpace.build(documents, tmp_path / "s", HashingEmbedder())
+    with pytest.raises(ValueError, match="document 0 is 5: expected a text, a mapping"):
+        as_document(5, 0)
+    assert not (tmp_path / "s").exists()

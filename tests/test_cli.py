@@ -63,6 +63,31 @@ def test_select_prints_ids_and_json(folder):
     assert [line.split()[1] for line in plain.splitlines()[1:]] == [p["id"] for p in found["picks"]]
 
 
+def test_a_small_space_needs_no_k(folder):
+    for verb in ("select", "why"):
+        assert len(json.loads(whet(verb, folder / "space", "alpha", "--json"))["picks"]) == 50
+    words = ["select", folder / "space", "--targets", folder / "texts.jsonl", "-n", 4, "--json"]
+    assert json.loads(whet(*words))["candidates"] == 20
+
+
+@pytest.mark.parametrize("verb", ["select", "why"])
+def test_a_prompt_from_stdin_is_in_the_record_with_each_picks_metadata(folder, verb):
+    found = json.loads(whet(verb, folder / "space", "-", *SMALL, "--json", stdin="alpha beta"))
+    assert found["prompt"] == "alpha beta"
+    assert all(pick["meta"] == {} and 0 < pick["cosine"] <= 1.001 for pick in found["picks"])
+
+
+@pytest.mark.parametrize("words", [["space", "export"], ["space", "info"]])
+def test_a_reader_that_has_enough_ends_it_without_a_word(folder, tmp_path, words):
+    source = tmp_path / "many.jsonl"
+    source.write_text("".join(f'{{"text": "alpha {"beta " * i}"}}\n' for i in range(300)))
+    whet("index", source, tmp_path / "s", "--quiet")
+    command = [sys.executable, "-m", "whet", *words, str(tmp_path / "s")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 @pytest.mark.parametrize("selector", ["nearest", "nearest-repeated", "uncertainty", "random"])
 def test_select_takes_every_selector(folder, selector):
     words = ["select", folder / "space", "alpha", *SMALL, "--selector", selector, "--json"]
@@ -117,6 +142,15 @@ def test_generate_answers_with_its_trace(folder):
     answer = json.loads(whet(*words, "--max-tokens", 4, "--json"))
     assert len(answer["trace"]) == 3 and {"id", "sigma", "loss"} <= answer["trace"][0].keys()
     assert whet(*words, "--max-tokens", 4) == answer["text"] + "\n"
+
+
+def test_what_was_learned_is_told_on_stderr_unless_quiet(folder):
+    words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
+    told = run(*words, "--max-tokens", 2).stderr
+    assert told.startswith("sharpened on d") and "(3 steps, σ 0." in told
+    assert run(*words, "--max-tokens", 2, "--quiet").stderr == ""
+    refused = run(*words, "--device", "nowhere")
+    assert refused.exit_code != 0 and "nowhere" in refused.stderr
 
 
 @pytest.mark.parametrize("mode", ["full", "lora", "head"])

@@ -42,6 +42,7 @@ def test_info_tells_what_there_is(space):
     assert info["index"] == {"kind": "flat", "segments": 0, "recall": 1.0, "effort": 1.0}
     plain = whet("space", "info", space)
     assert "documents  40" in plain.stdout and plain.exit_code == 0
+    assert "index      none: exact search\n" in plain.stdout
 
 
 def test_a_source_is_known_by_its_whole_path(space, tmp_path, monkeypatch):
@@ -83,6 +84,14 @@ def test_what_is_exported_can_be_indexed(space, tmp_path):
     assert whet("space", "export", space, "--out", out).exit_code == 1  # it is there
 
 
+def test_an_export_that_fails_leaves_nothing(space, tmp_path):
+    out = tmp_path / "out.jsonl"
+    before = sorted(tmp_path.iterdir())
+    assert whet("space", "export", space, "--where", "sett == 1", "--out", out).exit_code == 2
+    assert sorted(tmp_path.iterdir()) == before
+    assert whet("space", "export", space, "--out", out).exit_code == 0
+
+
 def test_a_filter_is_obeyed_and_a_wrong_one_told(space):
     asked = ["select", space, "red fox runs", "-n", 9, "-k", 20]
     picks = told(*asked, "--where", 'set == "b"')["picks"]
@@ -114,6 +123,10 @@ def test_doctor_counts_what_is_there_twice_or_asked(space, tmp_path):
     assert found["prompts"] == 4 and found["same"] == 1 and found["strange"] == 1
     assert 0 <= found["limit"] <= found["sigma"] < 0.7
     assert found["verdict"].startswith("sharpening should pay: σ falls to")
+    assert "1 of 4 prompts are in the data space: a model has seen" in found["verdict"]
+    unasked = told("space", "doctor", space)
+    assert unasked["sigma"] is unasked["limit"] is None
+    assert unasked["verdict"].startswith("not asked: give prompts (--prompts FILE)")
     assert "44 documents, 3 of a text" in whet("space", "doctor", space).stdout
 
 
@@ -124,6 +137,21 @@ def test_doctor_of_a_bound_space_sees_its_own_alone(space):
     assert diagnose(opened, [text], n=5, k=20).same == 1
     assert diagnose(bound, [text], n=5, k=20).same == 0
     assert diagnose(bound, [text], n=5, k=20).documents == 20
+
+
+def test_half_a_surrogate_pair_is_told_and_the_rest_is_added(tmp_path):
+    halves = [r'{"id": "x\ud800", "text": "a"}', r'{"id": "m", "text": "b", "k": ["\udcff"]}']
+    good = ['{"id": "g", "text": "red fox", "n": NaN}', '{"id": "h", "text": "blue whale"}']
+    source = tmp_path / "texts.jsonl"
+    source.write_text("\n".join(halves + good))
+    made = told("index", source, tmp_path / "s", "--quiet")
+    assert (made["documents"], made["failed"]) == (2, 2)
+    failed = map(json.loads, (tmp_path / "s" / "failed.jsonl").read_text().splitlines())
+    assert [(f["id"], f["reason"].split(" is half")[0]) for f in failed] == [
+        ("x\ud800", "character 1 of its id"), ("m", "character 8 of its metadata")
+    ]  # fmt: skip
+    exported = whet("space", "export", tmp_path / "s").stdout
+    assert "NaN" not in exported and json.loads(exported.splitlines()[0])["meta"] == {"n": None}
 
 
 def test_labels_are_chosen_when_a_space_is_made(tmp_path):

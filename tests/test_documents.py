@@ -94,6 +94,23 @@ def test_a_data_set_out_of_reach_is_one_clear_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_csv_gives_a_document_a_row(tmp_path):
+    content = b'\xef\xbb\xbfid,body,n\na,"one, ""two""\nthree",1\n\n,x,\n'
+    for name, comma in (("d.csv", b","), ("d.tsv", b"\t")):
+        path = write(tmp_path / name, content.replace(b"one,", b"one").replace(b",", comma))
+        assert list(read_documents(path, text_field="body")) == [
+            Document("a", 'one "two"\nthree', {"n": "1"}),
+            Document("", "x", {"n": ""}),
+        ]
+
+
+def test_a_json_array_gives_its_objects_and_other_json_is_a_text(tmp_path):
+    path = write(tmp_path / "d.json", json.dumps(RECORDS).encode())
+    assert list(read_documents(path)) == [*WANTED, Document("d.json:3", "three", {})]
+    for text in ('{"a": 1}', "[1, 2]"):
+        assert [d.text for d in read_documents(write(path, text.encode()))] == [text]
+
+
 WHOLE = gzip.compress(json_lines(RECORDS) * 2000, mtime=0)
 BAD = [
     ("d.jsonl", b'{"text": "a"}\n{"text": \n', "d.jsonl, line 2: not valid JSON"),
@@ -113,6 +130,13 @@ BAD = [
     ("d.jsonl.zst", json_lines(RECORDS), "not whole zst after line 0"),
     ("d.jsonl", b"[" * 10**6, "d.jsonl, line 1: not valid JSON"),
     ("d.parquet", b"PAR1 and no more", "d.parquet: cannot be read as Parquet"),
+    ("d.json", b'[{"text": "a"}, 5]', "d.json, record 2: holds a int, expected an object"),
+    ("d.json", b'[{"text": "a"}', "d.json: not valid JSON"),
+    ("d.csv", b"text,n\na,1\nb\n", "d.csv, row 2: holds 1 fields, expected 2"),
+    ("d.csv", b"body,n\na,1\n", "d.csv: no field 'text', only 'body', 'n'"),
+    ("d.csv", b"text,n\n,1\n", "d.csv, row 1: field 'text' is an empty text"),
+    ("d.csv", b'text,n\n"a,1\n', "d.csv: cannot be read after row 0"),
+    ("d.tsv", b"text\tn\n\xff\t1\n", "d.tsv: byte 0 of a line after row 0 is not UTF-8"),
     ("d.txt", b"ab\xe9cd", "d.txt: byte 2 is not UTF-8"),
     ("d.txt", b"", "d.txt: is empty"),
 ]

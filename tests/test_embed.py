@@ -7,8 +7,10 @@ import pytest
 
 from whet.adapt.embed import HiddenStates
 from whet.embedders import embedder_of
-from whet.errors import ModelError, SpaceError
+from whet.errors import EmbedderMismatch, ModelError, SpaceError
 from whet.space.embed import LSA, SentenceEncoder
+from whet.space.space import DataSpace
+from whet.spaces import build_space, open_space
 
 TOPICS = {
     "law": "the court held that the appeal of the defendant be dismissed with costs",
@@ -228,6 +230,22 @@ def test_a_name_opens_the_same_embedder_again(tiny):
     assert first.name.endswith("@layer=2,pool=last,dtype=bf16,context=5,normalize=false")
     assert (again.name, again.fingerprint) == (first.name, first.fingerprint)
     assert embedder_of("hf:whet-pico@pool=mean,normalize=true").name == "hf:whet-pico"
+
+
+def test_a_folder_is_known_by_its_whole_path(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "texts.jsonl").write_text('{"text": "ab"}\n{"text": "some text"}\n')
+    monkeypatch.chdir(tmp_path)
+    made = build_space("texts.jsonl", "s", "hf:model@pool=last")
+    assert made.embedder.name == f"hf:{tmp_path / 'model'}@pool=last"
+    assert len(build_space("texts.jsonl", "s", "hf:model@pool=last")) == 2
+    with pytest.raises(EmbedderMismatch, match="was made by embedder hf:"):
+        build_space("texts.jsonl", "s", "hf:model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert open_space("../s").embedder.fingerprint == made.embedder.fingerprint
+    with pytest.raises(SpaceError, match=r"open it with `whet.open_space\('\.\./s'\)`"):
+        DataSpace.open("../s")
 
 
 def test_fingerprints_tell_apart_two_models_of_one_name(tiny, tmp_path):

@@ -26,6 +26,14 @@ def test_python_runs_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) >= 4
 
 
+def test_python_of_the_embedders_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "embedders.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(code, {"__name__": "page"})
+    assert "1 of 3 candidates: '0'" in capsys.readouterr().out
+
+
 def test_whet_lines_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     texts = ["Bees dance.", "Honey keeps for centuries.", "A prompt is a question."]

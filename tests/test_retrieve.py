@@ -6,8 +6,10 @@ from hashing import HashingEmbedder
 
 import whet
 from whet.space.documents import Document, read_documents
+from whet.space.filters import Compare
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
+from whet.spaces import Options, retrieve
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 TEXTS = ["red fox", "red fox runs", "blue whale", "blue whale sings", "green frog", " "]
@@ -68,7 +70,7 @@ def test_a_prompt_that_shares_nothing_is_refused(tmp_path):
 
 def test_more_candidates_than_documents_are_refused(space):
     with pytest.raises(ValueError, match="k is 200, but the data space holds 6 documents: lower k"):
-        Retriever(space)
+        Retriever(space, k=200)
     with pytest.raises(ValueError, match="n is 3, but nearest"):
         Retriever(space, selector=whet.nearest, k=2).select("red", 3)
     for bad, message in [({"k": 0}, "k is 0"), ({"k": 2, "lam": 0}, "lam is 0")]:
@@ -76,6 +78,17 @@ def test_more_candidates_than_documents_are_refused(space):
             Retriever(space, **bad)
     with pytest.raises(ValueError, match="n is 0"):
         Retriever(space, k=2).select("red", 0)
+
+
+def test_without_k_the_candidates_are_200_or_all_that_pass(space):
+    few = Compare("i", "<", 2)
+    assert Retriever(space).k == 6 and Retriever(space, where=few).k == 2
+    assert len(Retriever(space).select("red fox", 9).candidates.rows) == 6
+    assert len(retrieve(space, "red fox", Options(n=3, where="i < 2")).candidates.rows) == 2
+    with pytest.raises(ValueError, match="no document passes the filter: correct it"):
+        Retriever(space, where=Compare("i", ">", 9))
+    with pytest.raises(ValueError, match="k is 2, but 1 document"):
+        Retriever(space, k=2, where=Compare("i", "<", 1))
 
 
 @pytest.mark.skipif(not CORPUS.exists(), reason="needs the benchmark corpus on this machine")
@@ -98,6 +111,8 @@ def test_what_is_retrieved_explains_itself_and_becomes_a_prompt(space):
     assert [pick.gain for pick in told.picks] == found.selection.gains.tolist()
     assert f"{best.id} {best.text}" in str(told)
     assert found._repr_html_() == told._repr_html_()
+    sigma = found.selection.sigma[-1]
+    assert repr(found) == f"Retrieval(2 of 5 candidates: '{first.id}', '{best.id}'; σ {sigma:.3f})"
     assert found.to_prompt(100).text == f"{first.text}\n\n{best.text}"
     assert found.to_prompt(3, count_tokens=lambda text: len(text.split())).text == best.text
     assert found.until(1e9).to_prompt(100).text == ""

@@ -136,3 +136,20 @@ def test_a_target_that_shares_no_term_is_named(tmp_path):
     space = DataSpace.build([Document(t, t, {}) for t in texts], tmp_path / "s")
     with pytest.raises(ValueError, match=r"target 1 \('жираф'\) shares no term .* \(1 of 2"):
         training_set(space, ["red fox", "жираф"], 2, k=2)
+
+
+@pytest.mark.parametrize("selector", ["nearest", "random"])
+def test_what_sift_is_compared_with_picks_among_the_same_candidates(space, selector):
+    targets = ["ash birch cedar", "oak pine elm"]
+    made = training_set(space, targets, 6, k=10, lam=LAM, selector=selector)
+    best = training_set(space, targets, 6, k=10, lam=LAM)
+    goals = space.embedder.encode(targets).astype(float)
+    rows = space.vectors(made.candidates).astype(float)
+    assert len(made) == 6 and made.candidates.tolist() == best.candidates.tolist()
+    left = [variances(rows[made.selection.indices[:s]], goals, LAM) for s in range(7)]
+    np.testing.assert_allclose(made.selection.variance, left, rtol=1e-6)
+    if selector == "nearest":
+        means = (rows @ goals.mean(axis=0))[made.selection.indices]
+        assert (np.diff(means) <= 1e-6).all()
+    with pytest.raises(ValueError, match="selector is 'mmr'"):
+        training_set(space, targets, 6, k=10, selector="mmr")

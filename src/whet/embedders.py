@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from whet.space.embed import Embedder
@@ -23,12 +24,28 @@ def embedder_of(spec: str) -> Embedder | None:
     """
     if spec == "lsa":
         return None
-    kind, _, rest = spec.partition(":")
-    model, _, options = rest.rpartition("@") if "=" in rest.rpartition("@")[2] else (rest, "", "")
+    kind, model, options = _parts(spec)
     if not model:
         raise ValueError(f"embedder is {spec!r}: expected {KINDS}")
-    made: Embedder = _maker(kind, spec)(model, **_options(options, _maker(kind, spec), spec))
+    maker = _maker(kind, spec)
+    made: Embedder = maker(model, **_options(options, maker, spec))
     return made
+
+
+def model_of(spec: str) -> str:
+    """`spec` without its options; a folder by its whole path, as its embedder is called."""
+    kind, model, _ = _parts(spec)
+    return f"{kind}:{model}" if model else kind
+
+
+def _parts(spec: str) -> tuple[str, str, str]:
+    """Kind, model and options. A folder's whole path names it from wherever it is opened later."""
+    kind, _, rest = spec.partition(":")
+    model, _, options = rest.rpartition("@") if "=" in rest.rpartition("@")[2] else (rest, "", "")
+    bundled = (Path(__file__).parent / "assets" / model).is_dir()
+    if model and not bundled and Path(model).is_dir():
+        model = str(Path(model).resolve())
+    return kind, model, options
 
 
 def _maker(kind: str, spec: str) -> Callable[..., Any]:

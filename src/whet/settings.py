@@ -33,7 +33,10 @@ def parsed(line: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(line)
     except tomllib.TOMLDecodeError:
-        return tomllib.loads(f"{key} = {_quoted(value.strip())}")
+        try:
+            return tomllib.loads(f"{key} = {_quoted(value.strip())}")
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{source} has {line!r}: expected KEY=VALUE ({error})") from error
 
 
 def arguments(kind: type, table: Any, source: str) -> dict[str, Any]:

@@ -1,23 +1,20 @@
 """Data spaces by name, made, opened and asked: a prompt's way as far as it needs no model."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from whet.embedders import embedder_of
+from whet.embedders import embedder_of, model_of
 from whet.errors import EmbedderMismatch, SpaceError
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 from whet.space.calibrate import GRID, calibrate
 from whet.space.cluster import SCHEME, find
 from whet.space.documents import try_documents
-from whet.space.embed import LSA
 from whet.space.filters import Filter, parse
 from whet.space.manifest import FILE, Labels, read_manifest
 from whet.space.retrieve import Retrieval, Retriever, check_candidates
-from whet.space.space import DataSpace
-from whet.space.writer import SegmentsWriter
+from whet.space.space import LOADED, DataSpace
 
 Auto = Literal["auto"]
 
@@ -29,9 +26,10 @@ class Options:
     selector: str = "sift"
     """Name of the selector: see `whet select --help`."""
     n: int = 50
-    """Gradient steps, one on each selected text."""
-    k: int = 200
-    """Candidates nearest the prompt, among which the selector chooses."""
+    """Gradient steps, one on each selected text; with 0 an engine answers by the base model."""
+    k: int | None = None
+    """Candidates nearest the prompt, among which the selector chooses; none for 200, or all that
+    there are."""
     lam: float | Auto = 0.01
     """λ', the variance of the observation noise: small for diversity, large for relevance; auto
     chooses it on held-out documents of the data space, as `calibrated` tells."""
@@ -44,8 +42,10 @@ class Options:
 
     def __post_init__(self) -> None:
         selector(self.selector)
-        as_count(self.n, "n")
-        as_count(self.k, "k")
+        if self.n != 0:
+            as_count(self.n, "n")
+        if self.k is not None:
+            as_count(self.k, "k")
         if self.lam != "auto":
             as_positive(self.lam, "lam")
         if self.alpha not in (None, "auto"):
@@ -130,9 +130,11 @@ def build_space(
         return DataSpace.build(documents, path, made, progress, source=name, labels=labels, ray=ray)
     manifest = read_manifest(Path(path))
     made_by = manifest.embedder  # another model is refused before it is loaded
-    same_model = made_by.partition("@")[0] == embedder.partition("@")[0]
+    same_model = model_of(made_by) == model_of(embedder)
     made = embedder_of(embedder) if same_model else None
-    if not same_model or made_by != (made.name if made else LSA.name):
+    if made is not None and made.fingerprint != manifest.fingerprint:
+        same_model = made.name == made_by  # of one name with other weights: `open` tells these
+    if not same_model:
         raise EmbedderMismatch(
             f"data space {path} was made by embedder {made_by}, not {embedder}: "
             f"add to it with `--embedder {made_by}`, or choose another place"
@@ -157,22 +159,6 @@ def _told(source: str | Path, text_field: str, chunks: str) -> str:
     return place + field + ("" if chunks == "whole" else f" in {chunks}")
 
 
-def delete_documents(path: str | Path, ids: Sequence[str] = (), where: Filter | None = None) -> int:
-    """Delete documents by id or by filter; gives how many there were. Needs no embedder.
-
-    Raises:
-        SpaceError: If there is no whole data space at `path`, or another process is writing.
-        ValueError: If the filter has a field that no document has.
-    """
-    with SegmentsWriter(path) as writer:
-        before = writer.snapshot().count()
-        if where is None:
-            writer.delete(ids=writer.snapshot().find(ids))
-        else:
-            writer.delete(where=where)
-        return before - writer.snapshot().count()
-
-
 def open_space(path: str | Path) -> DataSpace:
     """The data space at `path` with the embedder that made it, a language model's included.
 
@@ -183,4 +169,6 @@ def open_space(path: str | Path) -> DataSpace:
     """
     served = str(path).startswith(SCHEME)
     manifest = find(str(path)).manifest if served else read_manifest(Path(path))
-    return DataSpace.open(path, embedder_of(manifest.embedder))
+    kind = manifest.embedder.partition(":")[0]
+    loaded = embedder_of(manifest.embedder) if kind in LOADED else None
+    return DataSpace.open(path, loaded)

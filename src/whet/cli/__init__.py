@@ -3,6 +3,7 @@
 Exit code 2 is for a wrong call, 1 for a world that is not as it must be.
 """
 
+import sys
 from typing import Any
 
 import click
@@ -26,7 +27,11 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with naming_extras():
-                return super().invoke(ctx)
+                made = super().invoke(ctx)
+                sys.stdout.flush()
+                return made
+        except BrokenPipeError:  # whoever reads has enough: click ends without a word
+            raise
         except (WhetError, OSError, ValueError) as error:
             if ctx.params["debug"]:
                 raise

@@ -1,12 +1,22 @@
 """Verbs that sharpen a model for a prompt: generate and score."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from whet.cli.shared import ADAPTATION, JSON, SELECTION, SPACE, calibrated_options, read, show
+from whet.cli.shared import (
+    ADAPTATION,
+    JSON,
+    QUIET,
+    SELECTION,
+    SPACE,
+    calibrated_options,
+    read,
+    show,
+)
 from whet.evaluate.switches import Switches
 
 
@@ -15,6 +25,7 @@ from whet.evaluate.switches import Switches
 @click.argument("prompt")
 @ADAPTATION
 @SELECTION
+@QUIET
 @click.option("--max-tokens", default=128, show_default=True, help="Length of the answer.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is the likeliest answer.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the sampling.")
@@ -25,14 +36,19 @@ def generate(
     max_tokens: int,
     temperature: float,
     seed: int,
+    quiet: bool,
     as_json: bool,
     **rest: Any,
 ) -> None:
-    """Sharpen the model on SPACE for PROMPT, continue it, put the weights back ("-": stdin)."""
+    """Sharpen the model on SPACE for PROMPT, continue it, put the weights back ("-": stdin).
+
+    With -n 0 the base model answers.
+    """
     prompt = read(prompt)
     answer = _engine(space, **rest).generate(
         prompt, max_tokens=max_tokens, temperature=temperature, seed=seed
     )
+    _tell(answer, quiet or as_json)
     show({"prompt": prompt, **_record(answer)}, as_json, answer.text)
 
 
@@ -42,8 +58,11 @@ def generate(
 @click.option("--prompt", help="What comes before TEXT [default: the first half of TEXT].")
 @ADAPTATION
 @SELECTION
+@QUIET
 @JSON
-def score(space: Path, text: str, prompt: str | None, as_json: bool, **rest: Any) -> None:
+def score(
+    space: Path, text: str, prompt: str | None, quiet: bool, as_json: bool, **rest: Any
+) -> None:
     """Bits per byte of TEXT before and after sharpening on what comes before it ("-": stdin)."""
     from whet.evaluate.leakage import Task
 
@@ -55,23 +74,53 @@ def score(space: Path, text: str, prompt: str | None, as_json: bool, **rest: Any
     before, after = answer.base.bits_per_byte, answer.score.bits_per_byte
     record = {"base": before, "sharpened": after, **_record(answer)}
     plain = f"{before:.4f} bits per byte, sharpened {after:.4f} ({100 * after / before:.1f} %)"
+    _tell(answer, quiet or as_json)
     show(record, as_json, plain)
 
 
 def _engine(
-    space: Path, *, model: str, mode: str, lr: float | None, rank: int | None, **rest: Any
+    space: Path,
+    *,
+    model: str,
+    mode: str,
+    lr: float | None,
+    rank: int | None,
+    device: str | None,
+    **rest: Any,
 ) -> Any:
     from whet.adapt.model import LanguageModel
     from whet.engine import Engine
     from whet.spaces import open_space
 
-    loaded, opened = LanguageModel.load(model), open_space(space)
+    where: dict[str, Any] = {} if device is None else {"device": device}
+    try:
+        loaded = LanguageModel.load(model, **where)
+    except (RuntimeError, AssertionError) as error:  # as torch tells of a device
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device is {device!r}: expected cpu or cuda, if there ({reason})"
+        ) from error
+    opened = open_space(space)
     return Engine(
         opened,
         loaded,
         loaded.adaptation(mode, lr=lr, rank=rank),
         options=calibrated_options(opened, **rest),
     )
+
+
+def _tell(answer: Any, quiet: bool) -> None:
+    """What was learned, in a line on stderr."""
+    if quiet:
+        return
+    steps = answer.trace.steps
+    names = list(dict.fromkeys(step.id for step in steps))
+    shown = ", ".join([*names[:3], *["…"] * (len(names) > 3)]) or "nothing"
+    told = [f"{len(steps)} step" + ("s" if len(steps) != 1 else "")]
+    if steps and steps[-1].sigma is not None:
+        told.append(f"σ {steps[-1].sigma:.2f}")
+    told.append(f"{sum(answer.seconds.values()):.1f} s")
+    print(f"sharpened on {shown} ({', '.join(told)})", file=sys.stderr)
 
 
 def _record(answer: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Options that several verbs take, and how every verb reads and prints."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +34,15 @@ def options(*decorators: Callable[[Verb], Verb]) -> Callable[[Verb], Verb]:
 
 
 SELECTION = options(
-    click.option("-n", default=50, show_default=True, help="Texts to select, repeats included."),
-    click.option("-k", default=200, show_default=True, help="Candidates nearest the prompt."),
+    click.option(
+        "-n",
+        default=50,
+        show_default=True,
+        help="Texts to select, repeats included.",
+    ),
+    click.option(
+        "-k", type=int, help="Candidates nearest the prompt [default: 200, or all there are]."
+    ),
     click.option(
         "--lam", default=0.01, show_default=True, help="λ', the noise: small is diverse.", **AUTO
     ),
@@ -58,6 +64,7 @@ ADAPTATION = options(
     click.option("--mode", type=click.Choice(list(MODES)), default="full", show_default=True),
     click.option("--lr", type=float, help="Learning rate [default: the model's, or the mode's]."),
     click.option("--rank", type=int, help="Rank of LoRA [default: 32]."),
+    click.option("--device", help="Where the model runs, as cpu or cuda [default: the model's]."),
 )
 
 
@@ -83,4 +90,6 @@ def line(text: str) -> str:
 
 
 def show(record: dict[str, Any], as_json: bool, plain: str) -> None:
-    print(json.dumps(record) if as_json else plain)
+    from whet.space.jsonl import as_json as line_of
+
+    print(line_of(record) if as_json else plain)

@@ -31,7 +31,8 @@ def info(space: Path, as_json: bool) -> None:
     from whet.space.care import describe
 
     told = describe(space)
-    lines = [f"{name:<10} {_plain(value)}" for name, value in told.items()]
+    shown = told if told["index"]["segments"] else told | {"index": "none: exact search"}
+    lines = [f"{name:<10} {_plain(value)}" for name, value in shown.items()]
     show(told, as_json, "\n".join(lines))
 
 
@@ -74,7 +75,7 @@ def compact(space: Path, as_json: bool, quiet: bool) -> None:
 def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) -> None:
     """Delete documents from SPACE by IDS, or those that pass --where."""
     from whet.space.filters import parse
-    from whet.spaces import delete_documents
+    from whet.space.writer import delete_documents
 
     if bool(ids) == (where is not None):
         raise click.UsageError("give either IDS or --where FILTER")
@@ -89,14 +90,18 @@ def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) 
 def export(space: Path, out: Path | None, where: str | None) -> None:
     """The documents of SPACE as JSON lines, which `whet index` reads."""
     from whet.space.care import documents
+    from whet.space.files import replacing
     from whet.space.filters import parse
 
     lines = documents(space, None if where is None else parse(where))
     if out is None:
         sys.stdout.writelines(lines)
         return
-    with out.open("x", encoding="utf-8") as file:
-        file.writelines(lines)
+    if out.exists():
+        raise SpaceError(f"{out} exists: move it, or name another file")
+    with replacing(out) as new:
+        with new.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
 
 
 @space.command()

@@ -44,7 +44,7 @@ def index(
     source: str, space: Path, embedder: str, text_field: str, chunks: str,
     label_field: str | None, public: str | None, ray: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Make a data space of SOURCE: JSONL(.gz, .zst), Parquet, a folder of texts, hf:DATASET or "-".
+    """Make a data space of SOURCE: JSONL(.gz, .zst), JSON, CSV, Parquet, folder, hf:DATASET or "-".
 
     "-" reads JSON lines from stdin.
 
@@ -52,6 +52,7 @@ def index(
     it stopped. What cannot be added is told in SPACE/failed.jsonl.
     """
     from whet.space.manifest import Labels
+    from whet.space.space import counted
     from whet.spaces import build_space
 
     if public is not None and label_field is None:
@@ -65,7 +66,7 @@ def index(
     record = {"space": str(space), "documents": len(made), "embedder": made.embedder.name}
     record |= {"dimension": made.dimension, "failed": failed}
     told = f"; {failed:,} could not be added: see {space / 'failed.jsonl'}" if failed else ""
-    show(record, as_json, f"{space}: {len(made):,} documents, {made.embedder.name}{told}")
+    show(record, as_json, f"{space}: {counted(len(made))}, {made.embedder.name}{told}")
 
 
 @click.command()
@@ -97,11 +98,19 @@ def select(
     from whet.spaces import open_space, retrieve
 
     opened = open_space(space)
-    found = retrieve(opened, read(prompt), calibrated_options(opened, **selection))
+    prompt = read(prompt)
+    found = retrieve(opened, prompt, calibrated_options(opened, **selection))
     sigma = found.selection.sigma
     picks: list[dict[str, Any]] = [
-        {"id": d.id, "sigma": float(s), "gain": float(g), "text": d.text}
-        for d, s, g in zip(found.documents, sigma[1:], found.selection.gains, strict=True)
+        {"id": d.id, "sigma": float(s), "gain": float(g), "cosine": float(c)}
+        | {"text": d.text, "meta": d.meta}
+        for d, s, g, c in zip(
+            found.documents,
+            sigma[1:],
+            found.selection.gains,
+            found.candidates.scores[found.selection.indices],
+            strict=True,
+        )
     ]
     lines = [f"{p['sigma']:.4f}  {p['id']}  {line(p['text'])}" for p in picks]
     record = {"prompt": prompt, "sigma": sigma.tolist(), "picks": picks}
@@ -110,12 +119,14 @@ def select(
 
 def _select_targeted(
     space: Path, targets: Path, out: Path | None, as_json: bool, repeats: bool,
-    *, n: int, k: int, lam: Any, selector: str, alpha: Any, where: str | None,
+    *, n: int, k: int | None, lam: Any, selector: str, alpha: Any, where: str | None,
     candidates: str,
 ) -> None:  # fmt: skip
-    if selector != "sift" or alpha is not None or lam == "auto" or candidates != "vectors":
+    if selector not in ("sift", "nearest", "random"):
+        raise click.UsageError(f"--selector {selector} is for one PROMPT, not for --targets")
+    if alpha is not None or lam == "auto" or candidates != "vectors":
         raise click.UsageError(
-            "--selector, --alpha, --candidates and auto are for one PROMPT, not for --targets"
+            "--alpha, --candidates and auto are for one PROMPT, not for --targets"
         )
     from whet.space.documents import read_documents
     from whet.space.filters import parse
@@ -126,7 +137,7 @@ def _select_targeted(
     opened = open_space(space)
     if where is not None:
         opened = opened.restricted(parse(where))
-    made = training_set(opened, texts, n, k=k, lam=lam, repeats=repeats)
+    made = training_set(opened, texts, n, k=k, lam=lam, repeats=repeats, selector=selector)
     summary: dict[str, Any] = {
         "targets": len(texts),
         "candidates": len(made.candidates),
@@ -152,8 +163,11 @@ def why(space: Path, prompt: str, as_json: bool, **selection: Any) -> None:
     from whet.spaces import open_space, retrieve
 
     opened = open_space(space)
-    found = retrieve(opened, read(prompt), calibrated_options(opened, **selection))
+    prompt = read(prompt)
+    found = retrieve(opened, prompt, calibrated_options(opened, **selection))
     told = found.explain()
-    ids = [document.id for document in found.documents]
-    picks = [{"id": name, **row} for name, row in zip(ids, told.rows(), strict=True)]
+    picks = [
+        {"id": document.id, "meta": document.meta, **row}
+        for document, row in zip(found.documents, told.rows(), strict=True)
+    ]
     show({"prompt": prompt, "sigma": told.sigma, "picks": picks}, as_json, str(told))

@@ -7,7 +7,7 @@ segments that the manifest names last. Each part is journaled, so what is done i
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from whet.errors import ModelError, SourceError
 from whet.maths.arrays import Array
-from whet.space.documents import Document
+from whet.space.documents import Document, as_document, broken
 from whet.space.embed import LSA, Embedder
 from whet.space.files import naming_no_room, replacing
 from whet.space.manifest import STAGING, Labels, Manifest
@@ -31,8 +31,9 @@ from whet.space.writer import SegmentsWriter
 
 FAILED = "failed.jsonl"
 LARGEST = 65_000.0  # of a number in float16
-Reading = Iterable[Document | SourceError]
-"""Documents; an error stands for one that cannot be read, where its source can go on."""
+Reading = Iterable[Document | SourceError | str | Mapping[str, Any]]
+"""Documents, texts, or mappings as records of JSON are; an error stands for one that cannot be
+read, where its source can go on."""
 
 
 def build(
@@ -85,7 +86,7 @@ def _add(
         staging = Staging(writer.path / STAGING, plan)
         try:
             if not staging.read:
-                _spool(documents, staging, writer.snapshot(), progress)
+                _spool(documents, staging, writer, progress)
             used = embedder or _fitted(writer, staging, progress)
             _embed(staging, used, progress, ray)
             _commit(writer, staging, used, progress)
@@ -95,16 +96,16 @@ def _add(
         staging.remove()
 
 
-def _spool(documents: Reading, staging: Staging, now: Segments, progress: bool) -> None:
+def _spool(documents: Reading, staging: Staging, writer: SegmentsWriter, progress: bool) -> None:
     """Write the documents that are new; going on, those of earlier parts are met again."""
-    seen = Seen()
+    seen, now, first = Seen(), writer.snapshot(), writer.manifest.next
     for part in range(staging.parts):
         rows = staging.rows(part)
         for name, text in zip(*(as_strings(rows[c]) for c in ("id", "text")), strict=True):
             seen.same(name, text)
     with (staging.folder / FAILED).open("w", encoding="utf-8") as log:
         with bar("reading", None, show=progress) as done:
-            for batch in _parts(documents, done):
+            for batch in _parts(documents, first, done):
                 fresh, failures = _new(batch, seen, now)
                 log.writelines(json.dumps(failure) + "\n" for failure in failures)
                 if fresh:
@@ -113,11 +114,14 @@ def _spool(documents: Reading, staging: Staging, now: Segments, progress: bool) 
 
 
 def _parts(
-    documents: Reading, done: Callable[[int], None]
+    documents: Reading, first: int, done: Callable[[int], None]
 ) -> Iterator[list[Document | SourceError]]:
+    if isinstance(documents, str | Mapping | Document):
+        raise ValueError(f"documents is {str(documents)[:40]!r}: expected a list of them")
     part: list[Document | SourceError] = []
     characters = 0
-    for item in documents:
+    for number, given in enumerate(documents, start=first):
+        item = as_document(given, number)
         part.append(item)
         characters += len(item.text) if isinstance(item, Document) else 0
         done(1)
@@ -136,6 +140,9 @@ def _new(
     fresh = []
     for item in batch:
         if isinstance(item, Document):
+            if reason := broken(item):
+                failures.append({"id": item.id, "reason": reason})
+                continue
             same = seen.same(item.id, item.text)
             if same is None:
                 fresh.append(item)

@@ -61,7 +61,7 @@ def calibrate(
     space: DataSpace,
     *,
     n: int = 50,
-    k: int = 200,
+    k: int | None = None,
     lams: Sequence[float] = GRID,
     selector: Selector = sift,
     prompts: int = 256,
@@ -77,7 +77,7 @@ def calibrate(
     Args:
         space: Where to look, and whose documents are the prompts.
         n: Steps at which λ' is judged, and the most that α can allow.
-        k: Candidates nearest the first half, the document itself left out.
+        k: Candidates nearest the first half, the document itself left out; without, 200 or all.
         lams: λ' to choose among; a single one, to choose α for it.
         selector: What picks.
         prompts: Documents that are held out, one at a time.
@@ -90,8 +90,8 @@ def calibrate(
     """
     as_count(n, "n")
     lams = sorted(as_positive(lam, "lam") for lam in lams)
-    sign = Retriever(space, selector=selector, k=k).sign
-    tasks = _tasks(space, as_count(prompts, "prompts"), k, sign, seed)
+    retriever = Retriever(space, selector=selector, k=k)
+    tasks = _tasks(space, as_count(prompts, "prompts"), retriever.k, retriever.sign, seed)
     if len(tasks) < FEWEST:
         raise ValueError(
             f"only {len(tasks)} documents of the data space have two halves that it can embed, but "
@@ -134,18 +134,18 @@ def _tasks(space: DataSpace, prompts: int, k: int, sign: Sign, seed: int) -> lis
         if len(good):
             found = space.search(queries[good], min(k + 1, len(space)), sign=sign)
             for i, near in zip(good, found, strict=True):
-                kept = _others(near, int(own[i]), k)
+                kept = _others(near, int(own[i]), k, sign)
                 tasks.append(_Task(queries[i], truths[i], near.rows[kept], near.vectors[kept]))
         if len(tasks) == prompts:
             break
     return tasks
 
 
-def _others(near: Near, own: int, k: int) -> Bool[Array, " near"]:
+def _others(near: Near, own: int, k: int, sign: Sign) -> Bool[Array, " near"]:
     """At most `k` of the nearest, the document itself left out."""
     kept: Bool[Array, " near"] = near.rows != own
     if kept.sum() > k:
-        kept[np.abs(near.scores).argmin()] = False
+        kept[(near.scores if sign == "positive" else np.abs(near.scores)).argmin()] = False
     return kept
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from whet.errors import SpaceError
 from whet.space.filters import Filter
+from whet.space.jsonl import as_json
 from whet.space.manifest import SEGMENTS, STAGING, read_manifest
 from whet.space.segment import Segment
 from whet.space.segments import Segments, deleted_ids
@@ -89,5 +90,5 @@ def documents(path: Path, where: Filter | None = None) -> Iterator[str]:
     ids = store.ids(where)
     for start in range(0, len(ids), STEP):
         for row in store.rows(ids[start : start + STEP]).to_pylist():
-            yield json.dumps({**row, "meta": json.loads(row["meta"])}) + "\n"
+            yield as_json({**row, "meta": json.loads(row["meta"])}) + "\n"
     store.close()

@@ -46,7 +46,7 @@ def context(
     Args:
         texts: The text of each pick, in the order chosen, repeats included.
         rows: The row of each pick, such as `selection.indices`.
-        budget: The most that the joined text may count.
+        budget: The most that the joined text may count: characters, or tokens with `count_tokens`.
         gains: The gain of each pick, such as `selection.gains`.
         count_tokens: Counts a text's tokens; characters are counted unless given.
         separator: What stands between two texts; it is counted too.

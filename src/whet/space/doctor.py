@@ -36,9 +36,9 @@ class Diagnosis:
     """Prompts whose text is a document's: measured on them, a model has seen the answer."""
     near: int
     """Prompts with a document of cosine 0.95 or more."""
-    sigma: float
-    """Mean σ of the prompts after `n` picks by SIFT, as a share of the prior's; NaN without."""
-    limit: float
+    sigma: float | None
+    """Mean σ of the prompts after `n` picks by SIFT, as a share of the prior's; none without."""
+    limit: float | None
     """Mean σ_∞ of the prompts over their candidates: no number of picks gets below."""
     n: int
 
@@ -58,14 +58,21 @@ class Diagnosis:
 
     def verdict(self) -> str:
         """Whether sharpening will pay, in a sentence: a guess, which `whet eval` measures."""
-        if not np.isfinite(self.sigma):
+        if not self.prompts:
+            return "not asked: give prompts (--prompts FILE), texts that will be asked"
+        if self.sigma is None or self.limit is None:
             return "sharpening cannot pay: no prompt shares anything with the data space"
         told = f"σ falls to {self.sigma:.2f} in {self.n} picks, and never below {self.limit:.2f}"
+        if self.same:
+            told += (
+                f"; but {self.same:,} of {self.prompts:,} prompts are in the data space: a model"
+            )
+            told += " has seen their answers, so leave them out"
         if self.sigma <= PAYS:
             return f"sharpening should pay: {told}"
         if self.limit <= PAYS:
             return f"sharpening may pay with more picks: {told}"
-        return f"sharpening will hardly pay: {told}; the data space tells little of these prompts"
+        return f"sharpening will hardly pay, the data space tells little of these prompts: {told}"
 
 
 def diagnose(
@@ -107,8 +114,8 @@ def diagnose(
         strange=len(prompts) - len(known),
         same=int(np.isin(hashes(list(prompts)), order).sum()) if prompts else 0,
         near=near,
-        sigma=float(np.mean(sigmas)) if sigmas else float("nan"),
-        limit=float(np.mean(limits)) if limits else float("nan"),
+        sigma=float(np.mean(sigmas)) if sigmas else None,
+        limit=float(np.mean(limits)) if limits else None,
         n=n,
     )
 

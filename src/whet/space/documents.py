@@ -5,7 +5,8 @@ files. Any other trouble is a `SourceError` that names the file and the line, or
 would rather go on, that error in the record's place.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,47 @@ class Document:
     """What else its source says of it; must be JSON to be stored."""
 
 
+def as_document(item: Any, number: int) -> Document | SourceError:
+    """What Python code gives as a document: one, its text, or a mapping, as a record of JSON is.
+
+    One without an id is called by `number`.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(item, Document | SourceError):
+        return item
+    if isinstance(item, str):
+        item = {"text": item}
+    if not isinstance(item, Mapping):
+        raise ValueError(
+            f"document {number} is {item!r}: expected a text, a mapping with a text, or a Document"
+        )
+    return _document(Record(str(number), f"document {number}", dict(item)), "text")
+
+
+def broken(document: Document) -> str | None:
+    """What of it cannot be written to a file, if anything."""
+    meta = json.dumps(document.meta, ensure_ascii=False, default=str)
+    for part, text in (("text", document.text), ("id", document.id), ("metadata", meta)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"character {error.start} of its {part} is half of a surrogate pair"
+    return None
+
+
 def read_documents(
     source: str | Path, *, text_field: str = "text", chunks: str = "whole"
 ) -> Iterator[Document]:
     """The documents of `source`, in its own order, holding one at a time.
 
-    `source` is a file of records (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`), any other
-    single file (one document), a folder of either kind (sorted, recursive; an id is the path within
-    it), `-` for JSON lines from stdin, or `hf:owner/name`, `hf:owner/name:split`, `hf:./folder` for
-    a Hugging Face data set, streamed (split `train` unless named). A record without an `id` is
-    called by its file and line; its fields other than `id` and `text_field` become `meta`.
+    `source` is a file of records (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`, `.csv`, `.tsv`,
+    `.json` that holds an array of objects), any other single file (one document), a folder of
+    either kind (sorted, recursive; an id is the path within it), `-` for JSON lines from stdin, or
+    `hf:owner/name`, `hf:owner/name:split`, `hf:./folder` for a Hugging Face data set, streamed
+    (split `train` unless named). A record without an `id` is called by its file and line; its
+    fields other than `id` and `text_field` become `meta`.
 
     Args:
         source: Where to read.

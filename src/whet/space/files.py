@@ -39,7 +39,14 @@ def replacing(path: Path) -> Iterator[Path]:
     new = path.with_name(f"{path.name}.new")
     if new.is_dir():  # of a writer that was killed
         shutil.rmtree(new)
-    yield new
+    try:
+        yield new
+    except BaseException:
+        if new.is_dir():
+            shutil.rmtree(new)
+        else:
+            new.unlink(missing_ok=True)
+        raise
     for file in new.iterdir() if new.is_dir() else ():
         sync(file)
     sync(new)

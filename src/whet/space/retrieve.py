@@ -35,7 +35,7 @@ class NothingNear(ValueError):
     """A prompt is blank, or shares nothing with the data space."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Retrieval:
     """The documents chosen for a prompt; shows as a table in a notebook."""
 
@@ -71,7 +71,11 @@ class Retrieval:
         count_tokens: Callable[[str], int] | None = None,
         separator: str = "\n\n",
     ) -> Context:
-        """The texts that fit `budget` to put in front of a question: see `space.context`."""
+        """The texts that fit `budget` to put in front of a question: see `space.context`.
+
+        The budget is in characters, or in tokens with `count_tokens`, and so is `Context.tokens`.
+        The text is empty if no text fits.
+        """
         return context(
             [document.text for document in self.documents],
             self.rows,
@@ -83,6 +87,12 @@ class Retrieval:
 
     def _repr_html_(self) -> str:
         return self.explain()._repr_html_()
+
+    def __repr__(self) -> str:
+        names = [repr(name) for name in dict.fromkeys(d.id for d in self.documents)]
+        shown = ", ".join([*names[:3], *["…"] * (len(names) > 3)]) or "nothing"
+        told = f"{len(self)} of {len(self.candidates.rows)} candidates: {shown}"
+        return f"Retrieval({told}; σ {self.selection.sigma[-1]:.3f})"
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -96,7 +106,7 @@ class Retriever:
         space: DataSpace,
         *,
         selector: Selector = sift,
-        k: int = 200,
+        k: int | None = None,
         lam: float = 0.01,
         sign: Sign | None = None,
         where: Filter | None = None,
@@ -107,7 +117,7 @@ class Retriever:
         Args:
             space: Where to look.
             selector: Orders the candidates.
-            k: Number of candidates, at most the number of documents that pass.
+            k: Number of candidates; without, 200 or all documents that pass.
             lam: λ' of the paper, for the selector.
             sign: Candidates by |cosine| (`both`) or by cosine (`positive`); None means `positive`
                 for `nearest` and `nearest_repeated`, else `both`.
@@ -117,14 +127,13 @@ class Retriever:
                 whoever nominates them.
 
         Raises:
-            ValueError: If a number is out of range, `candidates` is none of these, or the filter
-                has a field of no document.
+            ValueError: If a number is out of range, fewer than `k` documents pass, `candidates` is
+                none of these, or the filter has a field of no document.
         """
         check_candidates(candidates)
         self.nominated_by = candidates
         self.space, self.selector, self.where = space, selector, where
-        self.k, self.lam = as_count(k, "k"), as_positive(lam, "lam")
-        space.assert_holds(self.k, where)
+        self.k, self.lam = space.holds(k, where), as_positive(lam, "lam")
         self.sign: Sign = sign or ("positive" if selector in NEAREST else "both")
 
     def select(self, prompt: str, n: int) -> Retrieval:

@@ -1,9 +1,10 @@
-"""Where texts come from: JSON lines, Parquet, folders, single files, stdin, Hugging Face data sets.
+"""Where texts come from: JSON, CSV, Parquet, folders, single files, stdin, Hugging Face data sets.
 
 A source gives its records one at a time. What cannot be read is given too, as the error in its
 place, so that the caller decides whether to go on.
 """
 
+import csv
 import gzip
 import io
 import json
@@ -17,7 +18,9 @@ from typing import IO, Any, cast
 from whet.errors import SourceError, optional
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 STDIN = "-"
+LARGEST = 2**31 - 1  # characters of a field of CSV, whose own limit is 131,072
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,11 @@ def _file(path: Path, name: str, text_field: str, *, passing: bool = False) -> R
         with path.open("rb") as file:
             if name.endswith(LINES):
                 yield from _json_lines(file, name, str(path))
+            elif name.endswith(".json"):
+                yield from _array(file.read(), name, str(path), text_field)
+            elif name.endswith(tuple(SEPARATORS)):
+                separator = SEPARATORS[path.suffix]
+                yield from _table(file, name, str(path), separator, text_field)
             elif name.endswith(".parquet"):
                 yield from _parquet(file, name, str(path), text_field)
             else:
@@ -105,9 +113,53 @@ def _json(text: str, name: str, where: str) -> Record | SourceError:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         return SourceError(f"{where}: not valid JSON ({error})")
+    return _record(fields, name, where)
+
+
+def _record(fields: Any, name: str, where: str) -> Record | SourceError:
     if not isinstance(fields, dict):
         return SourceError(f"{where}: holds a {type(fields).__name__}, expected an object")
     return Record(name, where, fields)
+
+
+def _array(content: bytes, name: str, where: str, text_field: str) -> Records:
+    """The records of an array of objects; any other JSON is one text, as any other file."""
+    text = _utf8(content, where)
+    try:
+        rows = json.loads(text) if isinstance(text, str) and text.lstrip().startswith("[") else []
+    except (ValueError, RecursionError) as error:
+        yield SourceError(f"{where}: not valid JSON ({error})")
+        return
+    if not any(isinstance(fields, dict) for fields in rows):
+        yield _plain(content, name, where, text_field)
+        return
+    for number, fields in enumerate(rows, start=1):
+        yield _record(fields, f"{name}:{number}", f"{where}, record {number}")
+
+
+def _table(file: IO[bytes], name: str, where: str, separator: str, text_field: str) -> Records:
+    """The rows of a CSV whose first line names the fields; quoted ones may hold lines."""
+    lines = (line.decode("utf-8-sig") for line in file)
+    rows = csv.reader(lines, delimiter=separator, strict=True)
+    row, fields = 0, list[str]()
+    csv.field_size_limit(LARGEST)
+    try:
+        for row, cells in enumerate(filter(None, rows)):
+            place = f"{where}, row {row}"
+            if not row:
+                fields = cells
+                if text_field not in fields:
+                    yield Record(name, where, dict.fromkeys(fields))  # told once
+                    return
+            elif len(cells) != len(fields):
+                told = f"holds {len(cells)} fields, expected {len(fields)}, as in the first line"
+                yield SourceError(f"{place}: {told}")
+            else:
+                yield Record(f"{name}:{row}", place, dict(zip(fields, cells, strict=True)))
+    except UnicodeDecodeError as error:
+        yield SourceError(f"{where}: byte {error.start} of a line after row {row} is not UTF-8")
+    except csv.Error as error:
+        yield SourceError(f"{where}: cannot be read after row {row}: {error}")
 
 
 def _lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes | SourceError]]:

@@ -21,7 +21,11 @@ from whet.space.segments import Segments
 from whet.space.staging import EMBEDDER
 from whet.space.store import Near, Reader, Sign
 from whet.space.vectors import as_aims, cosines
-from whet.space.writer import SegmentsWriter
+from whet.space.writer import delete_documents
+
+DEFAULT_K = 200  # candidates, where there are so many
+LOADED = ("st", "hf", "ntk", "influence")  # kinds of embedder that `whet.open_space` loads
+EMPTY = "the data space holds no documents: add some"
 
 
 class DataSpace:
@@ -64,7 +68,9 @@ class DataSpace:
         read, whose id comes with another text as well, or that the embedder makes no vector of.
 
         Args:
-            documents: Read once, or once more to go on.
+            documents: Texts, mappings like records of JSON (`text`, `id`, metadata), or
+                `Document`s; without an id they are called "0", "1", … Read once, or once more
+                to go on.
             path: A new folder.
             embedder: None fits `lsa` on the documents and keeps it in the folder.
             progress: Draw bars on stderr.
@@ -76,7 +82,8 @@ class DataSpace:
         Raises:
             SourceError: If there are no documents, or the source cannot go on.
             SpaceError: If `path` holds anything else, or cannot be written.
-            ValueError: If `lsa` would be fitted on documents that are not public.
+            ValueError: If a document is of another kind, or `lsa` would be fitted on documents
+                that are not public.
         """
         build.build(documents, Path(path), embedder, source, labels, progress, ray)
         return cls.open(path, embedder)
@@ -144,9 +151,10 @@ class DataSpace:
     ) -> "DataSpace":
         """Add the documents that are not there yet, all or none, and open the data space again.
 
-        A document of the same id and text is skipped, so doing it twice is doing it once. The
-        embedder is kept as it is. What is there is not touched. A killed addition goes on by its
-        `source`, as with `build`.
+        They are as in `build`; those without an id are called by the rows that follow. One of the
+        same id and text is skipped, so doing it twice is doing it once. The embedder is kept as it
+        is. What is there is not touched. A killed addition goes on by its `source`, as with
+        `build`.
 
         Raises:
             SourceError: If the source cannot go on.
@@ -168,15 +176,14 @@ class DataSpace:
         self._assert_whole()
         if bool(ids) == (where is not None):
             raise ValueError("delete takes either ids or a filter: give one of them")
-        with SegmentsWriter(self.path) as writer:
-            if where is None:
-                writer.delete(ids=writer.snapshot().find(ids))
-            else:
-                writer.delete(where=where)
+        delete_documents(self.path, ids, where)
         return DataSpace.open(self.path, self.embedder)
 
     def __len__(self) -> int:
         return self._count
+
+    def __repr__(self) -> str:
+        return f"DataSpace({str(self.path)!r}, {counted(self._count)}, {self.embedder.name})"
 
     @property
     def dimension(self) -> int:
@@ -231,7 +238,7 @@ class DataSpace:
             ValueError: If k < 1, or fewer documents pass; if a query is zero, not finite or of
                 another dimension; if the filter has a field that no document has.
         """
-        self.assert_holds(as_count(k, "k"), where)
+        self.holds(k, where)
         found = self.store.search(queries, k, sign=sign, where=where, exact=exact, effort=effort)
         return [found.of(line) for line in range(len(found.ids))]
 
@@ -265,16 +272,27 @@ class DataSpace:
         if self.where is not None:
             raise SpaceError(f"{self.path} is open for a part of it: open it whole to write")
 
-    def assert_holds(self, k: int, where: Filter | None) -> None:
-        """Refuse more candidates than there are.
+    def holds(self, k: int | None = None, where: Filter | None = None) -> int:
+        """`k` if so many documents pass; without `k`, 200 or as many as pass.
 
         Raises:
-            ValueError: If fewer than `k` documents pass `where`.
+            ValueError: If k < 1, or fewer documents pass.
         """
-        if where is None and k > self._count:
-            raise ValueError(f"k is {k}, but the data space holds {self._count} documents: lower k")
-        if where is not None and k > (passing := self.store.count(where)):
-            raise ValueError(f"k is {k}, but {passing} documents pass the filter: lower k")
+        passing = self._count if where is None else self.store.count(where)
+        asked = min(DEFAULT_K, max(1, passing)) if k is None else as_count(k, "k")
+        if asked <= passing:
+            return asked
+        if not passing:
+            filtered = where is not None or self.where is not None
+            raise ValueError("no document passes the filter: correct it" if filtered else EMPTY)
+        there = counted(passing)
+        told = f"the data space holds {there}" if where is None else f"{there} pass the filter"
+        raise ValueError(f"k is {asked}, but {told}: lower k")
+
+
+def counted(count: int) -> str:
+    """As a person says it."""
+    return f"{count:,} document" + ("s" if count != 1 else "")
 
 
 def _own_embedder(path: Path, store: Segments | Cluster) -> Embedder:
@@ -284,7 +302,12 @@ def _own_embedder(path: Path, store: Segments | Cluster) -> Embedder:
     kind, _, model = name.partition(":")
     if kind == "st" and "@" not in model:
         return SentenceEncoder(model)
+    if kind in LOADED:
+        raise SpaceError(
+            f"data space {path} was made by embedder {name}: open it with "
+            f"`whet.open_space({str(path)!r})`, which loads that"
+        )
     raise SpaceError(
-        f"data space {path} was made by embedder {name}, which it cannot load by "
-        "itself: give that embedder when opening it"
+        f"data space {path} was made by the Python embedder {name!r}: open it in Python with "
+        "`DataSpace.open(path, embedder)`"
     )

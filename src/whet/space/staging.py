@@ -19,6 +19,7 @@ from whet.errors import SpaceError
 from whet.maths.arrays import Array
 from whet.space.documents import Document
 from whet.space.files import load, replacing, sync, write_json
+from whet.space.jsonl import as_json
 from whet.space.names import hashes
 from whet.space.rows import as_strings
 from whet.space.sealing import Batch
@@ -67,9 +68,7 @@ class Staging:
 
     def put(self, documents: list[Document]) -> None:
         """A further part."""
-        rows = [
-            {"id": d.id, "text": d.text, "meta": json.dumps(d.meta, default=str)} for d in documents
-        ]
+        rows = [{"id": d.id, "text": d.text, "meta": as_json(d.meta)} for d in documents]
         batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
         with (
             replacing(self._path(self.parts, "arrow")) as new,

@@ -15,11 +15,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whet.errors import optional
-from whet.maths.arrays import Array, as_count
+from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection
 from whet.select.sift import sift
 from whet.space.documents import Document
+from whet.space.jsonl import as_json
 from whet.space.space import DataSpace
+from whet.space.vectors import cosines
 
 BATCH = 64  # targets searched for in one pass: 64 k rows of candidates are held at a time
 
@@ -60,7 +62,7 @@ class TrainingSet:
 
     def lines(self) -> Iterator[str]:
         """The records as JSON lines."""
-        return (json.dumps(record) + "\n" for record in self.records())
+        return (as_json(record) + "\n" for record in self.records())
 
     def write(self, path: str | Path) -> None:
         """Write the records to `path`, whole or not at all; what was there is replaced."""
@@ -93,17 +95,21 @@ def training_set(
     targets: Sequence[str],
     n: int,
     *,
-    k: int = 200,
+    k: int | None = None,
     lam: float = 0.01,
     repeats: bool = True,
+    selector: str = "sift",
 ) -> TrainingSet:
     """Choose `n` texts of `space` that together tell most about all of `targets`.
 
-    The candidates are the `k` documents of largest |cosine| to each target, joined; among these
-    exact SIFT lowers the sum of the targets' variances. Every target counts the same, so a theme of
-    many targets gets more picks than one of few. With `n` beyond the candidates, further picks are
-    second and later steps on documents already picked, wherever these pay most; `repeats=False`
-    forbids them, and refuses such an `n`.
+    The candidates are the `k` documents (without: 200, or all) of largest |cosine| to each target,
+    joined; among these exact SIFT lowers the sum of the targets' variances. Every target counts the
+    same, so a theme of many targets gets more picks than one of few. With `n` beyond the
+    candidates, further picks are second and later steps on documents already picked, wherever these
+    pay most; `repeats=False` forbids them, and refuses such an `n`.
+
+    To compare with, `selector` may be `nearest` (by the mean cosine to the targets) or `random`
+    (a draw of the same candidates); these pick each text once.
 
     For m targets, c ≤ m k candidates and vectors of d numbers, with r = min(m, d): the search costs
     O(N m d) for N documents, the selection O(n c (d + r)) time and O(c (d + r)) memory. More than d
@@ -116,11 +122,21 @@ def training_set(
     as_count(n, "n")
     goals = _embed(space, targets)
     rows = _near(space, goals, k)
-    if not repeats and n > len(rows):
+    if selector not in ("sift", "nearest", "random"):
+        raise ValueError(f"selector is {selector!r}: expected sift, nearest or random for targets")
+    if n > len(rows) and not (repeats and selector == "sift"):
         raise ValueError(
             f"n is {n}, but there are {len(rows)} candidates: lower n, raise k or allow repeats"
         )
-    selection = sift(_condensed(goals), space.vectors(rows), n, lam=lam, repeats=repeats)
+    if selector != "sift":
+        vectors = space.vectors(rows)
+        if selector == "random":
+            order = np.random.default_rng(0).permutation(len(rows))[:n]
+        else:
+            order = np.argsort(-cosines(goals.mean(axis=0), vectors), kind="stable")[:n]
+        selection = _along(order, vectors, _condensed(goals), as_positive(lam, "lam"))
+    else:
+        selection = sift(_condensed(goals), space.vectors(rows), n, lam=lam, repeats=repeats)
     picked, first, slot = np.unique(selection.indices, return_index=True, return_inverse=True)
     order = np.argsort(first)
     gains = np.bincount(slot, selection.gains / selection.variance[0])
@@ -132,6 +148,21 @@ def training_set(
         selection=selection,
         candidates=rows,
     )
+
+
+def _along(
+    order: Int[Array, " n"], rows: Float[Array, "k d"], goals: Float[Array, "r d"], lam: float
+) -> Selection:
+    """What picks in a given order tell: Eq. (2), one rank at a time, in d × d numbers."""
+    left, gains = np.eye(rows.shape[1]), []
+    for row in rows[order].astype(np.float64):
+        seen = left @ row
+        noisy = float(row @ seen) + lam
+        gains.append(float(((goals @ seen) ** 2).sum()) / noisy)
+        left -= np.outer(seen, seen) / noisy
+    told = np.array(gains)
+    prior = float((goals**2).sum())
+    return Selection(order, told, prior - np.concatenate([[0.0], np.cumsum(told)]))
 
 
 def _embed(space: DataSpace, targets: Sequence[str]) -> Float[Array, "m d"]:
@@ -152,8 +183,8 @@ def _embed(space: DataSpace, targets: Sequence[str]) -> Float[Array, "m d"]:
     return goals
 
 
-def _near(space: DataSpace, goals: Float[Array, "m d"], k: int) -> Int[Array, " k"]:
-    found = np.empty(0, np.int64)
+def _near(space: DataSpace, goals: Float[Array, "m d"], k: int | None) -> Int[Array, " k"]:
+    k, found = space.holds(k), np.empty(0, np.int64)
     for start in range(0, len(goals), BATCH):
         near = space.search(goals[start : start + BATCH], k)
         found = np.unique(np.concatenate([found, *(candidates.rows for candidates in near)]))

@@ -5,7 +5,7 @@ sweeps these away.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -234,3 +234,19 @@ def _make_folder(path: Path) -> None:
         sync(path.parent)
     except (FileExistsError, NotADirectoryError) as error:
         raise SpaceError(f"{path} cannot be made: {error.strerror}") from error
+
+
+def delete_documents(path: str | Path, ids: Sequence[str] = (), where: Filter | None = None) -> int:
+    """Delete documents by id or by filter; gives how many there were. Needs no embedder.
+
+    Raises:
+        SpaceError: If there is no whole data space at `path`, or another process is writing.
+        ValueError: If the filter has a field that no document has.
+    """
+    with SegmentsWriter(path) as writer:
+        before = writer.snapshot().count()
+        if where is None:
+            writer.delete(ids=writer.snapshot().find(ids))
+        else:
+            writer.delete(where=where)
+        return before - writer.snapshot().count()
