@@ -40,7 +40,7 @@ class Handle:
         Raises:
             TimeoutError: If it is not there in time; the prompt goes on.
             ValueError: As `Engine.select`, or if prompt and answer exceed the model's context.
-            AdaptationFailed: If a loss is not finite.
+            AdaptationFailed: If a loss, or what the model then says, is not finite.
         """
         return self.future.result(timeout_s)
 
