@@ -57,10 +57,9 @@ def query(seed, **options):
 def test_an_answer_is_the_oracle_s(space, model, mode):
     engine = Engine(space, model, mode, options=Options(n=4, k=10))
     queries = [query(i, text=TEXT, score_at=(2,)) for i in range(5)]
-    answers = {answer.query.prompt: answer for answer in engine.run(queries)}
-    assert len(answers) == 5
-    for asked in queries:
-        answer, documents = answers[asked.prompt], engine.select(asked.prompt).documents
+    answers = list(engine.run(queries))
+    for asked, answer in zip(queries, answers, strict=True):
+        documents = engine.select(asked.prompt).documents
         bits = {0: model.score(TEXT, context=asked.prompt).bits}
         with reference_slot.adapting(model, mode) as slot:
             losses = []
@@ -134,6 +133,9 @@ def test_a_query_may_ask_for_the_base_model(engine, model):
     answer = engine.submit(query(3, adapt=False, sampling=Sampling(max_tokens=5))).result()
     assert answer.text == model.generate(answer.query.prompt, max_tokens=5)
     assert not answer.trace.steps and answer.retrieval is None
+    for no_steps in ({"n": 0}, {"n": 0, "documents": (Document("a", "one text", {}),)}):
+        scored = engine.submit(query(3, text=TEXT, **no_steps)).result()
+        assert scored.scores == {0: model.score(TEXT, context=scored.query.prompt)}
 
 
 def test_documents_may_be_given(model):
@@ -211,9 +213,19 @@ def test_a_slow_search_holds_up_its_own_prompt_only(tmp_path, model):
         assert all(len(answer.trace) == 4 for answer in [first.result(60), *others])
 
 
-def test_a_long_queue_is_answered_in_full(engine):
-    asked = [query(i, text=TEXT, n=1) for i in range(40)]
-    assert {a.query for a in engine.run(asked) if len(a.trace) == 1} == set(asked)
+def test_a_long_queue_is_answered_in_full_and_in_order(engine):
+    asked = [query(i, text=TEXT, n=40 if i % 8 == 0 else 1) for i in range(40)]
+    assert [(a.query, len(a.trace)) for a in engine.run(asked)] == [(q, q.n) for q in asked]
+
+
+def test_a_run_takes_plain_texts_and_reads_no_further_ahead_than_its_queue(space, model):
+    engine = Engine(space, model, MODES[0], options=Options(n=1, k=5), slots=2, waiting=3)
+    prompts, read = [words(100 + i, 2) for i in range(20)], []
+    asked = (read.append(prompt) or prompt for prompt in prompts)
+    for i, answer in enumerate(engine.run(asked)):
+        assert answer.query == Query(prompts[i]) and len(read) <= i + 5
+    with pytest.raises(ValueError, match="queries is the text 'alpha'"):
+        next(engine.run("alpha"))
 
 
 def test_a_full_queue_says_so(space, model):
@@ -258,13 +270,13 @@ def test_a_prompt_that_fails_fails_alone(space, model):
         Query(prompt="x" * 40),
         query(3, text=TEXT),
     ]
-    answers = {answer.query.prompt: answer for answer in engine.run(queries)}
-    errors = [str(answers[asked.prompt].error) for asked in queries]
+    answers = list(engine.run(queries))
+    errors = [str(answer.error) for answer in answers]
     assert [errors[0], errors[4]] == ["None", "None"]
     assert "expected a text" in errors[1] and "has no tokens" in errors[2]
     assert "context of 32" in errors[3]
     alone = engine.submit(queries[4]).result()
-    assert alone.scores == answers[queries[4].prompt].scores
+    assert alone.scores == answers[4].scores
 
 
 def test_a_loss_that_is_not_finite_fails_with_its_trace(space, model):
@@ -331,7 +343,8 @@ def test_carried_state_makes_a_second_answer_another(model):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Query(prompt="x", n=0), "n is 0"),
+        (lambda: Query("x", n=-1), "n is -1"),
+        (lambda: Query("x", tokens=(1,), text="y"), "both tokens and a text"),
         (lambda: Query(prompt="x", alpha=-1.0), "alpha is -1.0"),
         (lambda: Query(prompt="x", deadline_s=float("nan")), "deadline_s is nan"),
         (lambda: Query(prompt="x", text=""), "text to score is empty"),
@@ -345,6 +358,13 @@ def test_carried_state_makes_a_second_answer_another(model):
 def test_requests_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_answers_and_engines_are_shown_in_one_short_line(engine):
+    answer = engine.generate("alpha", max_tokens=20)
+    assert repr(answer) == f"Answer({answer.text!r}, 4 steps, length)"
+    assert len(repr(replace(answer, text="x" * 1000))) < 80
+    assert "n=4, 3 slots)" in repr(engine) and "LoRA(lr=0.01" in repr(engine)
 
 
 def test_the_simple_calls_are_at_the_door(space, model):

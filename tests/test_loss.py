@@ -31,7 +31,7 @@ def test_losses_and_gradients_are_those_of_cross_entropy(cap, biased, scale, mon
         losses.append(functional.cross_entropy(logits, text))
     goal = torch.autograd.grad(sum(losses), trained)
     grads = [torch.zeros_like(tensor) for tensor in trained[1:]]
-    output = Output(weight.detach(), None if bias is None else bias.detach(), cap, *grads)
+    output = Output(weight.detach(), None if bias is None else bias.detach(), 1.0, cap, *grads)
     found = mean_losses(states, output, batch, output.room())
     torch.testing.assert_close(found, torch.stack(losses).detach())
     for mine, theirs in zip([states.grad, *grads], goal, strict=True):

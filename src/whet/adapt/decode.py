@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Decoder:
 
     Raises:
         ValueError: If prompt and answer together exceed the model's context.
+        ModelError: By `step`, if what the model says is not finite.
     """
 
     def __init__(
@@ -85,6 +87,11 @@ class Decoder:
         )
         self._cache = output.past_key_values
         [logits] = self._model.output().logits(output.last_hidden_state[0, -1:])
+        if not logits.isfinite().all():
+            raise ModelError(
+                f"logits of {self._model.name} are not finite at token {self.count + 1} of its "
+                "answer: lower the learning rate, or load the model as float32"
+            )
         token = self._draw(logits)
         self._unread = token[None]
         self._tokens.append(int(token))
@@ -98,10 +105,11 @@ class Decoder:
         sampling = self._sampling
         if not sampling.temperature:
             return logits.argmax()
-        logits, tokens = (logits / sampling.temperature).sort(descending=True, stable=True)
+        logits, tokens = logits.sort(descending=True, stable=True)
+        logits = (logits.double() - logits[0]) / sampling.temperature  # 1e-50 is 0 in float32
         if sampling.top_k:
             logits[sampling.top_k :] = -math.inf
-        shares = logits.softmax(0)
+        shares = logits.softmax(0).float()
         shares[shares.cumsum(0) - shares >= sampling.top_p] = 0  # the first one always stays
         return tokens[torch.multinomial(shares, 1, generator=self._random)[0]]
 

@@ -21,10 +21,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from whet.adapt.loading import start_token
 from whet.adapt.lora import linear_layers, widths
 from whet.adapt.reading import Batch, Reader, named
 from whet.adapt.sketch import OuterSketch
-from whet.errors import ModelError
 from whet.maths.arrays import Array, as_count
 
 DIMENSION = 2048
@@ -89,7 +89,7 @@ class LossGradients:
         self.fingerprint = self._reader.fingerprint(kind=kind, **options)
         network = self._reader.network
         head = network.get_output_embeddings()
-        self._start = _start(self._reader)
+        self._start = start_token(self._reader.tokenizer, model)
         self._vocabulary = min(len(self._reader.tokenizer), len(head.weight))
         self._entry = head if kind == "ntk" else network.get_input_embeddings()
         layers = [head] if kind == "ntk" else linear_layers(network, targets).values()
@@ -161,13 +161,3 @@ def _watch(
             row += sketch(gradient[:n], state[:n])
 
     output.register_hook(reached)  # type: ignore[no-untyped-call]
-
-
-def _start(reader: Reader) -> int:
-    ids = (reader.tokenizer.bos_token_id, reader.tokenizer.eos_token_id)
-    start = next((i for i in ids if i is not None), None)
-    if start is None:
-        raise ModelError(
-            f"the tokenizer of {reader.model} has neither a beginning- nor an end-of-text token"
-        )
-    return int(start)

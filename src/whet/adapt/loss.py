@@ -6,7 +6,7 @@ lent by whoever computes step after step, as fresh memory of that size costs mor
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -23,19 +23,18 @@ class Output:
 
     weight: Float[Tensor, "*b v d"]
     bias: Float[Tensor, " v"] | None = None
+    scale: float = 1.0
+    """Logits are multiplied by this, as in Granite and Cohere; then"""
     cap: float | None = None
-    """Logits are cap · tanh(logits / cap), as in Gemma 2."""
+    """they are cap · tanh(logits / cap), as in Gemma 2."""
     weight_grad: Float[Tensor, "*b v d"] | None = None
     """Where the gradient of `weight` is added, if it is trained; likewise `bias_grad`."""
     bias_grad: Float[Tensor, " v"] | None = None
 
     def row(self, row: int) -> "Output":
         """The layer of one row of a batch."""
-        grad = self.weight_grad
-        return Output(
-            self.weight[row], self.bias, self.cap, None if grad is None else grad[row],
-            self.bias_grad,
-        )  # fmt: skip
+        grad = None if self.weight_grad is None else self.weight_grad[row]
+        return replace(self, weight=self.weight[row], weight_grad=grad)
 
     def room(self) -> Float[Tensor, " c"]:
         """Memory for the logits of a chunk."""
@@ -51,6 +50,8 @@ class Output:
             logits = torch.mm(states, self.weight.mT, out=out)
         else:
             logits = torch.addmm(self.bias, states, self.weight.mT, out=out)
+        if self.scale != 1:
+            logits *= self.scale
         if self.cap:
             logits = self.cap * torch.tanh(logits / self.cap)
         return logits.float() if logits.dtype.itemsize < 4 else logits
@@ -82,7 +83,7 @@ def mean_losses(
         slope.scatter_add_(1, goal, -total)
         if bend is not None:
             slope *= bend
-        slope, part = slope.to(hidden.dtype), (part / total).to(hidden.dtype)
+        slope, part = slope.to(hidden.dtype), (part * own.scale / total).to(hidden.dtype)
         if gradient is not None:
             gradient[rows, times] = (slope @ own.weight * part).view_as(gradient[rows, times])
         if own.weight_grad is not None:

@@ -1,6 +1,6 @@
 """A causal language model as whet needs it: tokens, loss, bits per byte, generation.
 
-The only module that knows how Hugging Face models are loaded and called. Loss and windows:
+The only module that knows how Hugging Face's causal models are called. Loss and windows:
 docs/protocol.md.
 """
 
@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ from torch.nn import functional
 
 from whet.adapt.adaptation import Adaptation, adaptation
 from whet.adapt.decode import Decoder, Sampling
+from whet.adapt.loading import load, start_token
 from whet.adapt.loss import Output
 from whet.adapt.windows import windows
-from whet.errors import ModelError, optional
+from whet.errors import ModelError
 from whet.maths.arrays import as_count
-
-BUNDLED = ("whet-nano", "whet-pico")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class LanguageModel:
         self.network = network.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.context = int(network.config.max_position_embeddings)
+        self.context = _context(network.config, name)
         self.vocabulary = len(tokenizer)  # logits beyond it are padding of the matrix
         self._lent = threading.Lock()
         if (rows := network.get_output_embeddings().weight.shape[0]) < self.vocabulary:
@@ -63,39 +61,30 @@ class LanguageModel:
                 f"model {name} knows {rows} tokens, but its tokenizer has {self.vocabulary}: "
                 "load a model and a tokenizer that belong together"
             )
-        ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        start = next((i for i in ids if i is not None), None)
-        if start is None:
-            raise ModelError(
-                f"the tokenizer of {name} has neither a beginning- nor an end-of-text token"
-            )
-        self.start = int(start)
+        self.start = start_token(tokenizer, name)
         self.ends = _ends(network, tokenizer)
         self.tokens("")  # settles the tokenizer's options, so that threads may share it afterwards
+        self._check_output()
 
     @classmethod
     def load(
-        cls, name: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+        cls, name: str | Path, *, device: str | None = None, dtype: torch.dtype = torch.float32
     ) -> "LanguageModel":
         """The model `whet-nano`, one in a local folder, or one of the Hugging Face hub.
 
+        On `device`, by default a GPU if there is one.
+
         Raises:
-            ModelError: If there is no such model, or it is not a causal language model.
+            ModelError: If there is no such model or device, or it is not a causal language model
+                of the kind that can be trained here.
         """
-        transformers = optional("transformers", "adapt")
-        source = str(files("whet") / "assets" / str(name)) if str(name) in BUNDLED else str(name)
-        transformers.utils.logging.disable_progress_bar()  # of its own; ours say what they count
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-            network = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ModelError(
-                f"cannot load model {str(name)!r}: expected {' or '.join(BUNDLED)}, a folder "
-                f"with a causal language model, or an id of the Hugging Face hub ({reason})"
-            ) from error
-        fuse_gelu(network)
-        return cls(network.to(device), tokenizer, str(name))
+        loaded = load(name, "AutoModelForCausalLM", device=device, dtype=dtype)
+        return cls(loaded.network, loaded.tokenizer, str(name))
+
+    def __repr__(self) -> str:
+        millions = sum(weight.numel() for weight in self.network.parameters()) / 1e6
+        dtype = str(self.network.dtype).removeprefix("torch.")
+        return f"LanguageModel({self.name!r}, {millions:.1f} M parameters, {self.device}, {dtype})"
 
     def twin(self) -> "LanguageModel":
         """The same model once more, to be lent by itself: own layers, shared weights.
@@ -120,7 +109,18 @@ class LanguageModel:
         return next(self.network.parameters()).device  # type: ignore[no-any-return]
 
     def tokens(self, text: str) -> Int[Tensor, " t"]:
-        """Token ids of `text`; special tokens are neither added nor read out of its words."""
+        """Token ids of `text`; special tokens are neither added nor read out of its words.
+
+        Raises:
+            ValueError: If it holds half of a surrogate pair.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {text[:20]!r} holds half of a surrogate pair at position {error.start}, "
+                "which is no letter: leave it out"
+            ) from error
         ids = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         ).input_ids
@@ -149,6 +149,7 @@ class LanguageModel:
         return Output(
             layer.weight.detach()[known],
             None if bias is None else bias.detach()[known],
+            _scale(self.network.config),
             getattr(self.network.config, "final_logit_softcapping", None),
             layer.weight.grad[known] if trained else None,
             bias.grad[known] if trained and bias is not None else None,
@@ -235,6 +236,19 @@ class LanguageModel:
         finally:
             self._lent.release()
 
+    @torch.no_grad()
+    def _check_output(self) -> None:
+        """Training and sampling go by `output`: refuse a network that has other logits."""
+        token = self._started(self.tokens(""))
+        given, ours = self._logits(token), self.output().logits(self.states(token[None])[0])
+        gap, largest = float((ours - given).abs().max()), float(given.abs().max())
+        rounding = max(torch.finfo(kind).eps for kind in (self.network.dtype, given.dtype))
+        if gap > math.sqrt(rounding) * largest:
+            raise ModelError(
+                f"model {self.name} does not get its logits from its last layer alone: they are "
+                f"off by {gap:.3g} of {largest:.3g}, and it would be trained wrongly; load another"
+            )
+
     def _started(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
         return functional.pad(tokens, (1, 0), value=self.start)
 
@@ -244,14 +258,20 @@ class LanguageModel:
         return logits
 
 
-def fuse_gelu(network: Any) -> None:
-    """GPT-2's GELU, eight passes over its numbers and as many back, as one: the same function."""
-    from transformers import activations
+def _context(config: Any, name: str) -> int:
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        raise ModelError(
+            f"the configuration of {name} has no max_position_embeddings, the tokens that it "
+            "takes: expected a model with attention to a bounded context"
+        )
+    return int(most)
 
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, activations.NewGELUActivation):
-                setattr(module, name, activations.GELUTanh())
+
+def _scale(config: Any) -> float:
+    """What logits are multiplied by: Cohere's number, or one over Granite's."""
+    divisor = getattr(config, "logits_scaling", None)
+    return float(1 / divisor if divisor else getattr(config, "logit_scale", None) or 1.0)
 
 
 def _ends(network: Any, tokenizer: Any) -> frozenset[int]:

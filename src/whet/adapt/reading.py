@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from whet.adapt.model import BUNDLED, fuse_gelu
-from whet.errors import ModelError, optional
+from whet.adapt.loading import load
+from whet.errors import ModelError
 from whet.maths.arrays import Array, as_count
 from whet.maths.digest import digest
 
@@ -76,23 +75,13 @@ class Reader:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}: expected {' or '.join(DTYPES)}")
-        library = optional("transformers", "adapt")
-        source = str(files("whet") / "assets" / model) if model in BUNDLED else model
-        library.utils.logging.disable_progress_bar()
-        try:
-            self.tokenizer = library.AutoTokenizer.from_pretrained(source)
-            self._config, _ = library.PretrainedConfig.get_config_dict(source)  # without defaults
-            network = getattr(library, kind).from_pretrained(source, dtype=DTYPES[dtype])
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ModelError(f"model {model!r} cannot be loaded: {reason}") from error
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.network: Any = network.to(self.device).eval().requires_grad_(False)
-        fuse_gelu(self.network)
+        loaded = load(model, kind, device=device, dtype=DTYPES[dtype])
+        self.tokenizer, self._config = loaded.tokenizer, loaded.config
+        self.network: Any = loaded.network.requires_grad_(False)
         self.network.config.use_cache = False  # keys and values are for generation
         self.model = model
         self._special = special
-        most = _most(network.config, self.tokenizer)
+        most = _most(self.network.config, self.tokenizer)
         self.context = min(most, LONGEST) if context is None else as_count(context, "context")
         if self.context > most:
             raise ModelError(f"context is {context}, but {model} takes {most} tokens: lower it")
@@ -177,7 +166,8 @@ class Reader:
         padded = torch.tensor([tokens[i] + [0] * (longest - len(tokens[i])) for i in rows])
         lengths = torch.tensor([len(tokens[i]) for i in rows])
         mask = torch.arange(longest)[None] < lengths[:, None]
-        return Batch(rows, padded.to(self.device), mask.to(self.device))
+        device = self.network.device
+        return Batch(rows, padded.to(device), mask.to(device))
 
 
 def named(kind: str, model: str, **options: object) -> str:

@@ -5,8 +5,8 @@ and Section 6.
 """
 
 import queue
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from types import TracebackType
 
@@ -40,7 +40,7 @@ class Handle:
         Raises:
             TimeoutError: If it is not there in time; the prompt goes on.
             ValueError: As `Engine.select`, or if prompt and answer exceed the model's context.
-            AdaptationFailed: If a loss is not finite.
+            AdaptationFailed: If a loss, or what the model then says, is not finite.
         """
         return self.future.result(timeout_s)
 
@@ -90,7 +90,7 @@ class Engine:
         self.optimiser = optimiser or Optimiser()
         self.training = training or Training()
         count = 1 if isinstance(self.adaptation, Full) else slots or SLOTS
-        self._space = space
+        self._space, self._slots, self._ahead = space, count, count + waiting
         self._lockstep = Lockstep(
             lambda: Slots(model, self.adaptation, self.optimiser, count=count),
             self._plan,
@@ -126,7 +126,7 @@ class Engine:
         """
         return self._answer(Query(prompt=prompt, text=text))
 
-    def submit(self, query: Query, on_event: Callable[[Event], None] | None = None) -> Handle:
+    def submit(self, query: Query | str, on_event: Callable[[Event], None] | None = None) -> Handle:
         """Queue a prompt. `on_event` is told, in the engine's thread, what happens on its way.
 
         Events are the `Retrieval`, every `Step`, and pieces of the text as they become certain.
@@ -135,11 +135,11 @@ class Engine:
             QueueFull: If as many prompts wait as may.
             EngineClosed: If the engine was closed.
         """
-        job = Job(query, on_event or (lambda event: None))
+        job = _job(query, on_event or (lambda event: None))
         self._lockstep.submit(job)
         return Handle(job)
 
-    def stream(self, query: Query) -> Iterator[Event | Answer]:
+    def stream(self, query: Query | str) -> Iterator[Event | Answer]:
         """The events of one prompt as they happen, the answer last; to stop early cancels it."""
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         handle = self.submit(query, events.put)
@@ -151,27 +151,39 @@ class Engine:
         finally:
             handle.cancel()
 
-    def run(self, queries: Iterable[Query]) -> Iterator[Answer]:
-        """The answers to many prompts as they are ready; to stop early cancels the rest.
+    def run(self, queries: Iterable[Query | str]) -> Iterator[Answer]:
+        """The answers to many prompts, in their order; to stop early cancels the rest.
 
         Reads `queries` a queue's length ahead. A prompt that fails is an answer with its `error`.
+        For answers as soon as each is ready, `submit` and wait for the handles' futures.
+
+        Raises:
+            ValueError: If `queries` is one text.
+            EngineClosed: If the engine was closed.
         """
-        pending: dict[Future[Answer], Job] = {}
+        if isinstance(queries, str):
+            raise ValueError(f"queries is the text {queries[:20]!r}: expected a list of them")
+        pending: deque[Job] = deque()
         try:
             for query in queries:
-                job = Job(query, lambda event: None)
+                job = _job(query, lambda event: None)
                 self._lockstep.submit(job, wait=True)
-                pending[job.answer] = job
-                yield from self._ready(pending, block=False)
+                pending.append(job)
+                while pending and (pending[0].answer.done() or len(pending) >= self._ahead):
+                    yield _outcome(pending)
             while pending:
-                yield from self._ready(pending, block=True)
+                yield _outcome(pending)
         finally:
-            for job in pending.values():
+            for job in pending:
                 job.cancelled = True
 
     def close(self) -> None:
         """Take no more prompts; returns when those taken are answered."""
         self._lockstep.close()
+
+    def __repr__(self) -> str:
+        slots = f"{self._slots} slot" + ("s" if self._slots > 1 else "")
+        return f"Engine({self.model.name!r}, {self.adaptation}, n={self.options.n}, {slots})"
 
     def __enter__(self) -> "Engine":
         return self
@@ -191,19 +203,6 @@ class Engine:
         finally:
             handle.cancel()  # if whoever waits is interrupted
 
-    def _ready(self, pending: dict[Future[Answer], Job], *, block: bool) -> Iterator[Answer]:
-        done, _ = wait(pending, None if block else 0, FIRST_COMPLETED)
-        for future in [future for future in pending if future in done]:
-            job = pending.pop(future)
-            error = future.exception()
-            if error is None:
-                yield future.result()
-            elif isinstance(error, WhetError | ValueError):
-                trace = getattr(error, "trace", None) or Trace()
-                yield Answer(job.query, job.query.text or "", trace, error=error)
-            else:
-                raise error
-
     def _retrieve(self, query: Query) -> Retrieval:
         if self._space is None:
             raise ValueError("engine has no data space to select from: give the query `documents`")
@@ -221,7 +220,8 @@ class Engine:
 
     def _plan(self, job: Job) -> Plan:
         query = job.query
-        if job.cancelled or not query.adapt:
+        n = self.options.n if query.n is None else query.n
+        if job.cancelled or not query.adapt or n == 0:
             return Plan((), "n", None)
         if query.documents is not None:
             documents = query.documents[: query.n]
@@ -229,5 +229,22 @@ class Engine:
             return Plan(lessons(documents, sigmas, self.model, self.training), "n", None)
         found = self._retrieve(query)
         sigmas = found.selection.sigma[1:].tolist()
-        reason: StopReason = "n" if len(found) == (query.n or self.options.n) else "alpha"
+        reason: StopReason = "n" if len(found) == n else "alpha"
         return Plan(lessons(found.documents, sigmas, self.model, self.training), reason, found)
+
+
+def _job(query: Query | str, tell: Callable[[Event], None]) -> Job:
+    return Job(Query(query) if isinstance(query, str) else query, tell)
+
+
+def _outcome(pending: deque[Job]) -> Answer:
+    """Wait for the first answer and take it off; a failure of its own is an answer too."""
+    job = pending[0]
+    error = job.answer.exception()
+    pending.popleft()
+    if error is None:
+        return job.answer.result()
+    if not isinstance(error, WhetError | ValueError):
+        raise error
+    trace = getattr(error, "trace", None) or Trace()
+    return Answer(job.query, job.query.text or "", trace, error=error)

@@ -1,7 +1,7 @@
 """What is asked of an engine, what it answers, and how it trains in between."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from whet.adapt.adapters import Adapter
@@ -11,6 +11,8 @@ from whet.errors import WhetError
 from whet.maths.arrays import as_count, as_positive
 from whet.space.documents import Document
 from whet.space.retrieve import Retrieval
+
+SHOWN = 40  # letters of an answer's text
 
 StopReason = Literal["n", "alpha", "deadline", "cancelled"]
 
@@ -52,18 +54,21 @@ class Training:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Query:
     """One prompt, and what is wanted of it."""
 
     prompt: str
     """What is selected for, and read before what follows it."""
+    _: KW_ONLY
     tokens: tuple[int, ...] | None = None
-    """What the model reads in place of `prompt`: token ids, for what letters cannot say."""
+    """What the model reads in place of `prompt` to continue it: token ids, for what letters cannot
+    say."""
     text: str | None = None
     """The text to score after the prompt; none to continue the prompt."""
     n: int | None = None
-    """Gradient steps at most; none for the engine's. Likewise `lam` and `alpha`."""
+    """Gradient steps at most, 0 for the base model; none for the engine's. Likewise `lam` and
+    `alpha`."""
     lam: float | None = None
     alpha: float | None = None
     deadline_s: float | None = None
@@ -81,7 +86,7 @@ class Query:
     """Give what was learned with the answer; for LoRA."""
 
     def __post_init__(self) -> None:
-        if self.n is not None:
+        if self.n not in (None, 0):
             as_count(self.n, "n")
         for name in ("lam", "alpha"):
             if (value := getattr(self, name)) is not None:
@@ -90,6 +95,8 @@ class Query:
             raise ValueError(f"deadline_s is {self.deadline_s}: expected 0 or more")
         if self.text == "":
             raise ValueError("text to score is empty: bits per byte need at least one byte")
+        if self.text is not None and self.tokens is not None:
+            raise ValueError("query has both tokens and a text to score: expected one of them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,7 @@ class Trace:
         return iter(self.steps)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Answer:
     """What a sharpened model said, or how well it predicted, and how it came to it."""
 
@@ -155,3 +162,7 @@ class Answer:
     def score(self) -> Score | None:
         """The score after the last step, for a scored text."""
         return self.scores.get(max(self.scores, default=0))
+
+    def __repr__(self) -> str:
+        begin = self.text if len(self.text) <= SHOWN else self.text[:SHOWN] + "…"
+        return f"Answer({begin!r}, {len(self.trace)} steps, {self.error or self.finish})"

@@ -17,7 +17,7 @@ from whet.adapt.model import Score
 from whet.adapt.slots import Slots
 from whet.engine.lessons import Lesson
 from whet.engine.query import Answer, Query, Step, StopReason, Trace
-from whet.errors import AdaptationFailed
+from whet.errors import AdaptationFailed, ModelError
 from whet.space.retrieve import Retrieval
 
 Event = Retrieval | Step | str
@@ -70,7 +70,7 @@ class Pupil:
         """Wait for the plan, learn, answer.
 
         Raises:
-            AdaptationFailed: If a loss or the score is not finite.
+            AdaptationFailed: If a loss, the score or what the model says is not finite.
         """
         query, decoder = self._job.query, None
         start = time.perf_counter()
@@ -148,7 +148,13 @@ class Pupil:
     def _continue(self, decoder: Decoder) -> Generator[None, Losses | None, None]:
         while not (decoder.finish or self._job.cancelled):
             self._slots.as_slot(self._slot)
-            if piece := decoder.step():
+            try:
+                piece = decoder.step()
+            except ModelError as error:
+                if not self._steps:
+                    raise
+                raise AdaptationFailed(str(error), Trace(tuple(self._steps))) from error
+            if piece:
                 self._job.tell(piece)
             yield
 

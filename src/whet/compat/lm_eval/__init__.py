@@ -76,8 +76,9 @@ class Sharpened(LM):  # type: ignore[misc]  # lm-eval has no types
             selector: By name.
             alpha: Stop before the first step m with σ_m > 1 / (α m).
             chunks: Parts of a text that is scored whole.
-            device: For the model. lm-eval says `cuda:0` unless told otherwise; where there is no
-                such device, the CPU is used and the log says so, as by lm-eval's own models.
+            device: For the model; none for a GPU if there is one. lm-eval says `cuda:0` unless
+                told otherwise; where there is no such device, the CPU is used and the log says so,
+                as by lm-eval's own models.
             batch_size: Not used: each request has weights of its own.
             max_batch_size: Not used.
 
@@ -173,10 +174,8 @@ class Sharpened(LM):  # type: ignore[misc]  # lm-eval has no types
             return [slot.score(text, context=context) for text in texts]
 
 
-def _device(asked: str | None) -> str:
-    if asked is None:
-        return "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
+def _device(asked: str | None) -> str | None:
+    if asked and asked.startswith("cuda") and not torch.cuda.is_available():
         log.warning("device %s is not there: using the CPU", asked)
         return "cpu"
     return asked

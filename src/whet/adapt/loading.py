@@ -1,0 +1,93 @@
+"""Hugging Face networks as they come: bundled with whet, in a folder, or from the hub."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+
+from whet.errors import ModelError, optional
+
+BUNDLED = ("whet-nano", "whet-pico")
+KINDS = {"AutoModel": "a language model", "AutoModelForCausalLM": "a causal language model"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A network in evaluation mode, and its tokenizer."""
+
+    network: Any
+    tokenizer: Any
+    config: Mapping[str, Any]
+    """The network's configuration as it is written, without defaults."""
+
+
+def load(
+    name: str | Path,
+    kind: Literal["AutoModel", "AutoModelForCausalLM"],
+    *,
+    device: str | None,
+    dtype: torch.dtype,
+) -> Loaded:
+    """The model `name` by transformers' class `kind`; by default on a GPU if there is one.
+
+    Raises:
+        ModelError: If there is no such model or device, or the model is not of that kind.
+    """
+    transformers = optional("transformers", "adapt")
+    where = _device(device)
+    source = str(files("whet") / "assets" / str(name)) if str(name) in BUNDLED else str(name)
+    transformers.utils.logging.disable_progress_bar()  # of its own; ours say what they count
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        config, _ = transformers.PretrainedConfig.get_config_dict(source)
+        network = getattr(transformers, kind).from_pretrained(source, dtype=dtype).to(where)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot load model {str(name)!r}: expected {' or '.join(BUNDLED)}, a folder with "
+            f"{KINDS[kind]}, or an id of the Hugging Face hub ({_reason(error)})"
+        ) from error
+    _fuse_gelu(network)
+    return Loaded(network.eval(), tokenizer, config)
+
+
+def start_token(tokenizer: Any, name: str) -> int:
+    """What a model reads before a text.
+
+    Raises:
+        ModelError: If the tokenizer has no such token.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ModelError(f"the tokenizer of {name} has neither a beginning- nor an end-of-text token")
+
+
+def _device(asked: str | None) -> str:
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {asked!r} cannot be used: expected cpu, or cuda where torch finds a GPU "
+            f"({_reason(error)})"
+        ) from error
+    return asked
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _fuse_gelu(network: Any) -> None:
+    """GPT-2's GELU, eight passes over its numbers and as many back, as one: the same function."""
+    from transformers import activations
+
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, activations.NewGELUActivation):
+                setattr(module, name, activations.GELUTanh())
