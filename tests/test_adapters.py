@@ -87,6 +87,15 @@ def test_what_is_no_adapter_is_one_clear_line(model, tmp_path):
     with pytest.raises(ModelError, match="holds no adapter: expected adapter_config.json"):
         Adapter.read(tmp_path / "nowhere")
     learned(model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"alpha_pattern": {"c_attn": 64}}))
+    with pytest.raises(ModelError, match="has alpha_pattern .*: expected plain LoRA"):
+        Adapter.read(tmp_path)
+    path.write_text(json.dumps({name: v for name, v in config.items() if name != "r"}))
+    with pytest.raises(ModelError, match="holds no adapter: .*'r'"):
+        Adapter.read(tmp_path)
+    path.write_text(json.dumps(config))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(ModelError, match="holds no adapter"):
         Adapter.read(tmp_path)

@@ -67,9 +67,12 @@ def test_a_whole_text_is_scored_before_it_is_learned_from(model, engine):
     assert value == pytest.approx(nats(first) + nats(second), rel=1e-6)
 
 
-def test_without_a_context_the_base_model_answers(model, engine):
-    [(value, _)] = model.loglikelihood([ask("", "delta")], disable_tqdm=True)
-    assert value == pytest.approx(nats(engine.model.score("delta")))
+@pytest.mark.parametrize("context", ["", "§§"])
+def test_where_nothing_is_near_the_base_model_answers(model, engine, context):
+    [(value, _)] = model.loglikelihood([ask(context, "delta")], disable_tqdm=True)
+    assert value == pytest.approx(nats(engine.model.score("delta", context=context)))
+    [text] = model.generate_until([ask("§§", {"max_gen_toks": 4})], disable_tqdm=True)
+    assert text == engine.model.generate("§§", max_tokens=4)
 
 
 def test_generation_ends_before_a_stop_text_and_takes_the_end_of_a_long_context(model, engine):

@@ -20,7 +20,7 @@ from whet.serve.catalogue import Catalogue
 from whet.serve.keys import Limits
 from whet.space.documents import Document
 from whet.space.space import DataSpace
-from whet.spaces import delete_documents
+from whet.space.writer import delete_documents
 
 ASK = {"model": "tiny", "prompt": "bee honey", "max_tokens": 2, "adapt": {"n": 2}}
 SLOW = {"model": "tiny", "prompt": "bee", "max_tokens": 26, "adapt": {"n": 30, "cache": "off"}}
@@ -163,7 +163,7 @@ def test_space_without_documents_is_answered_as_nothing_near(model, tmp_path):
 class SameVectors:
     """An embedder that is the same for every data space."""
 
-    name, dimension, fingerprint = "same", 4, "same"
+    name, dimension, fingerprint = "hf:same", 4, "same"
 
     def encode(self, texts):
         vectors = np.stack([np.bincount([*text.encode()], minlength=256) for text in texts])

@@ -23,6 +23,7 @@ from whet.adapt.slots import Slots
 from whet.errors import ModelError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MORE = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
 PREFIX, SUFFIX = "base_model.model.", ".weight"
 
 
@@ -63,22 +64,28 @@ class Adapter:
         """
         try:
             config = json.loads((Path(folder) / CONFIG).read_text())
+            rank, alpha = config["r"], config["lora_alpha"]
+            base = str(config["base_model_name_or_path"])
             with safe_open(Path(folder) / WEIGHTS, "pt") as file:
                 told = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS} ({error})"
             ) from error
+        for name in MORE:
+            if config.get(name):
+                raise ModelError(
+                    f"adapter {folder} has {name} {config[name]!r}: expected plain LoRA"
+                )
         weights = {n.removeprefix(PREFIX).removesuffix(SUFFIX): t for n, t in tensors.items()}
         if other := [name for name in weights if not name.endswith((DOWN, UP))]:
             raise ModelError(f"adapter {folder} holds {other[0]}: expected LoRA's A and B alone")
         layers = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in weights})
-        options = LoRA(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(layers))
+        options = LoRA(rank=rank, alpha=alpha, targets=tuple(layers))
         return cls(
-            options, weights, str(config["base_model_name_or_path"]),
-            told.get("whet_base", ""), bool(config.get("fan_in_fan_out")),
-        )  # fmt: skip
+            options, weights, base, told.get("whet_base", ""), bool(config.get("fan_in_fan_out"))
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter where `peft` and vLLM can read it; the configuration comes last."""

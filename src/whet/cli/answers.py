@@ -92,14 +92,7 @@ def _engine(
     from whet.engine import Engine
     from whet.spaces import open_space
 
-    where: dict[str, Any] = {} if device is None else {"device": device}
-    try:
-        loaded = LanguageModel.load(model, **where)
-    except (RuntimeError, AssertionError) as error:  # as torch tells of a device
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"device is {device!r}: expected cpu or cuda, if there ({reason})"
-        ) from error
+    loaded = LanguageModel.load(model, device=device)
     opened = open_space(space)
     return Engine(
         opened,

@@ -12,7 +12,7 @@ from whet.serve.answers import Found, Picked
 from whet.serve.catalogue import View
 from whet.space.documents import Document
 from whet.space.retrieve import NothingNear, Retrieval
-from whet.space.space import DataSpace
+from whet.space.space import DEFAULT_K, DataSpace
 from whet.spaces import Options, retrieve
 
 
@@ -107,16 +107,16 @@ def selected(
 
 def nearest(view: View, query: str, options: Options, texts: bool) -> list[Found]:
     """The candidates for `query`, those of the largest cosine first, whatever its sign."""
-    space, options = _bounded(view, options)
+    space, options, k = _bounded(view, options)
     encoded = space.embedder.encode([query])
     if not len(space) or not encoded.any():
         return []
     if options.candidates == "vectors":
-        [near] = space.search(encoded, options.k)
+        [near] = space.search(encoded, k)
     else:
-        rows = space.by_words(query, options.k)
+        rows = space.by_words(query, k)
         if options.candidates == "hybrid":
-            rows = np.union1d(space.search(encoded, options.k)[0].rows, rows)
+            rows = np.union1d(space.search(encoded, k)[0].rows, rows)
         if not len(rows):
             return []
         near = space.measured(encoded, rows)
@@ -127,10 +127,10 @@ def nearest(view: View, query: str, options: Options, texts: bool) -> list[Found
 
 def _retrieved(view: View, query: str, options: Options) -> Retrieval | None:
     """None if nothing of the data space is near `query`."""
-    space, options = _bounded(view, options)
+    space, options, k = _bounded(view, options)
     if not len(space):
         return None
-    if options.candidates == "bm25" and not len(space.by_words(query, options.k)):
+    if options.candidates == "bm25" and not len(space.by_words(query, k)):
         return None
     try:
         return retrieve(space, query, options)
@@ -138,8 +138,8 @@ def _retrieved(view: View, query: str, options: Options) -> Retrieval | None:
         return None
 
 
-def _bounded(view: View, options: Options) -> tuple[DataSpace, Options]:
-    """What passes the filter, and options of no more candidates than that.
+def _bounded(view: View, options: Options) -> tuple[DataSpace, Options, int]:
+    """What passes the filter, options of no more candidates than that, and how many these are.
 
     Opened anew for each request: a data space remembers the words of every filter it is asked with.
 
@@ -149,7 +149,8 @@ def _bounded(view: View, options: Options) -> tuple[DataSpace, Options]:
     where, space = options.filter(), view.space
     if where is not None and len(space):
         space = space.restricted(where)
-    return space, replace(options, where=None, k=max(1, min(options.k, len(space))))
+    k = max(1, min(options.k or DEFAULT_K, len(space)))
+    return space, replace(options, where=None, k=k), k
 
 
 def _found(view: View, document: Document, texts: bool, **numbers: float) -> Found:

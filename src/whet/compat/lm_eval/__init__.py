@@ -14,6 +14,7 @@ for what comes before it. The base model answers where nothing comes before.
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from whet.evaluate.leakage import Task
 from whet.evaluate.switches import Switches
 from whet.maths.arrays import as_count
 from whet.space.progress import bar
+from whet.space.retrieve import NothingNear
 from whet.spaces import Options, open_space
 
 optional("lm_eval", "lm-eval")
@@ -140,7 +142,11 @@ class Sharpened(LM):  # type: ignore[misc]  # lm-eval has no types
                 sampling = _sampling(options)
                 prompt = self._engine.model.ending(context, sampling.max_tokens)
                 query = Query(prompt=prompt, sampling=sampling)
-                found.append(self._engine.submit(query).result().text)
+                try:
+                    answer = self._engine.submit(query).result()
+                except NothingNear:  # the base model's answer, then
+                    answer = self._engine.submit(replace(query, adapt=False)).result()
+                found.append(answer.text)
                 self.cache_hook.add_partial("generate_until", request.args, found[-1])
                 advance(1)
         return found
@@ -164,10 +170,11 @@ class Sharpened(LM):  # type: ignore[misc]  # lm-eval has no types
 
     def _scores(self, query: str, context: str, texts: Sequence[str]) -> list[Score]:
         """Each of `texts` after `context`, by the model sharpened for `query`."""
-        if not query.strip():
-            return [self._engine.model.score(text, context=context) for text in texts]
         engine = self._engine
-        documents = engine.select(query).documents
+        try:
+            documents = engine.select(query).documents
+        except NothingNear:  # the base model's scores, then
+            return [engine.model.score(text, context=context) for text in texts]
         with adapting(engine.model, engine.adaptation, engine.optimiser) as slot:
             for document in documents:
                 slot.step(document.text)
