@@ -107,8 +107,9 @@ def loop(
             own = []
             for text in plan:
                 optimiser.zero_grad()
+                text = text.to(parameters[0].device)
                 ids = functional.pad(text, (1, 0), value=start)[None, :-1]
-                logits = network(input_ids=ids, use_cache=False).logits[0, :, :vocabulary]
+                logits = network(input_ids=ids, use_cache=False).logits[0, :, :vocabulary].float()
                 loss = functional.cross_entropy(logits, text)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -289,7 +290,8 @@ def rendered(results: dict[str, Any]) -> str:
 def machine() -> dict[str, Any]:
     known = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((x.split(":")[1].strip() for x in known if "model name" in x), platform.machine())
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, cwd=ROOT, text=True, capture_output=True, check=False).stdout
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     return {"cpu": cpu, "threads": torch.get_num_threads(), "commit": commit.strip(), **versions}
 

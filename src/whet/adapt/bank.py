@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
@@ -17,6 +17,7 @@ from torch.optim.sgd import sgd
 
 from whet.adapt.adaptation import Optimiser
 
+Slotted = Sequence[int] | Int[Tensor, " b"]  # in a tensor where they change when it is replayed
 ALIGNMENT = 16  # numbers, 64 bytes: rows and views start alike, so that slots compute alike
 
 
@@ -75,34 +76,34 @@ class Bank:
             for (name, tensor), piece in zip(self._start.items(), pieces, strict=True)
         }
 
-    def weights(self, slots: Sequence[int]) -> Float[Tensor, "b n"]:
+    def weights(self, slots: Slotted) -> Float[Tensor, "b n"]:
         """What `slots` train, as the network computes with it; the rows themselves if possible."""
         return self._rows(self.theta, slots).to(self._dtype)
 
-    def gradients(self, slots: Sequence[int]) -> Float[Tensor, "b n"]:
+    def gradients(self, slots: Slotted) -> Float[Tensor, "b n"]:
         """Room for the gradients of `slots`, to be given to `accumulate` when it is filled."""
-        rows = self._rows(self.grad, slots)
-        return rows if self.shares(rows) else torch.zeros_like(rows, dtype=self._dtype)
+        if self._neighbours(slots) and self._dtype == self.grad.dtype:
+            return self._rows(self.grad, slots)
+        return self.grad.new_zeros(len(slots), self.grad.shape[1], dtype=self._dtype)
 
-    def accumulate(self, slots: Sequence[int], rows: Float[Tensor, "b n"]) -> None:
+    def accumulate(self, slots: Slotted, rows: Float[Tensor, "b n"]) -> None:
         """Add what `gradients` lent for `slots`, now filled."""
         if not self.shares(rows):
-            self.grad[list(slots)] += rows.to(self.grad.dtype)
+            index = torch.as_tensor(slots, device=self.grad.device)
+            self.grad.index_add_(0, index, rows.to(self.grad.dtype))
 
     def shares(self, rows: Tensor) -> bool:
         """Whether `rows`, lent by `gradients`, are the bank's own: filled, they are there."""
-        return rows.untyped_storage().data_ptr() == self.grad.untyped_storage().data_ptr() and (
-            self._dtype == self.grad.dtype
-        )
+        return rows.untyped_storage().data_ptr() == self.grad.untyped_storage().data_ptr()
 
     @torch.no_grad()
     def update(self, slots: Sequence[int]) -> None:
         """One optimiser step of `slots`, each clipped by its own norm; no other row is touched."""
-        options = self._optimiser
-        if options.clip:
-            for slot in slots:
-                norm = torch.linalg.vector_norm(self.grad[slot])
-                self.grad[slot].mul_(torch.clamp(options.clip / (norm + 1e-6), max=1.0))
+        if slots and self._optimiser.clip:
+            rows = [self.grad[slot] for slot in slots]
+            norms = torch.stack(torch._foreach_norm(rows))
+            shares = (self._optimiser.clip / (norms + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(rows, shares.unbind())
         for lr in {self.lr[slot] for slot in slots}:
             self._step([slot for slot in slots if self.lr[slot] == lr], lr)
 
@@ -126,8 +127,14 @@ class Bank:
             maximize=False,
         )  # fmt: skip
 
-    def _rows(self, tensor: Tensor, slots: Sequence[int]) -> Tensor:
-        first, last = slots[0], slots[-1]
-        if list(slots) == list(range(first, last + 1)):
-            return tensor[first : last + 1]
-        return tensor[list(slots)]
+    def _rows(self, tensor: Tensor, slots: Slotted) -> Tensor:
+        if self._neighbours(slots):
+            first = 0 if isinstance(slots, Tensor) else slots[0]
+            return tensor[first : first + len(slots)]
+        return tensor[slots if isinstance(slots, Tensor) else list(slots)]
+
+    def _neighbours(self, slots: Slotted) -> bool:
+        """Whether these rows lie side by side, so that a view shows them; of a tensor, for sure."""
+        if isinstance(slots, Tensor):
+            return len(self) == 1
+        return list(slots) == list(range(slots[0], slots[0] + len(slots)))

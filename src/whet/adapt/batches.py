@@ -26,17 +26,29 @@ class Batch:
     """Which predictions are asked for, and not padding."""
 
     @classmethod
-    def of(cls, texts: Sequence[Tokens], length: int, start: int) -> "Batch":
-        """`texts` padded to `length`."""
-        targets = torch.stack([functional.pad(text, (0, length - len(text))) for text in texts])
+    def of(cls, texts: Sequence[Tokens], length: int, start: int, rows: int = 0) -> "Batch":
+        """`texts` padded to `length`, in the CPU's memory; empty rows below them up to `rows`."""
+        targets = torch.zeros(max(len(texts), rows), length, dtype=torch.long)
+        counts = torch.zeros(len(targets), 1, dtype=torch.long)
+        for row, text in enumerate(texts):
+            targets[row, : len(text)] = text
+            counts[row] = len(text)
         ids = functional.pad(targets[:, :-1], (1, 0), value=start)
-        counts = torch.tensor([len(text) for text in texts], device=ids.device)[:, None]
-        return cls(ids, targets, torch.arange(length, device=ids.device) < counts)
+        return cls(ids, targets, torch.arange(length) < counts)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same there."""
+        return Batch(*(part.to(device, non_blocking=True) for part in self.parts))
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All that it consists of."""
+        return self.ids, self.targets, self.inside
 
     def share(self, dtype: torch.dtype) -> Float[Tensor, "b t"]:
         """Part of a prediction in its text's mean loss."""
         inside = self.inside.to(dtype)
-        return inside / inside.sum(1, keepdim=True)
+        return inside / inside.sum(1, keepdim=True).clamp(min=1)
 
 
 def rounded(tokens: int, context: int) -> int:

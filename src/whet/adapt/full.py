@@ -27,7 +27,8 @@ class FullForm:
         for parameter in self._parameters.values():
             parameter.requires_grad_()
         embedding = self._model.network.get_input_embeddings()
-        dense, embedding.sparse = embedding.sparse, True  # its gradient: rows of the text's tokens
+        dense = embedding.sparse
+        embedding.sparse = embedding.weight.is_cpu  # its gradient: rows of the text's tokens
         try:
             yield
         finally:

@@ -68,7 +68,7 @@ class HeadForm:
             size = max(1, TRUNK_TOKENS // length)
             for first in range(0, len(positions), size):
                 part = [new[position] for position in positions[first : first + size]]
-                batch = Batch.of(part, length, self._model.start)
+                batch = Batch.of(part, length, self._model.start).to(self._model.device)
                 with torch.no_grad():
                     states = self._model.states(batch.ids)
                 for text, row in zip(part, states, strict=True):
@@ -81,4 +81,4 @@ class HeadForm:
 
 
 def _key(text: Tokens) -> bytes:
-    return text.cpu().numpy().tobytes()
+    return text.numpy().tobytes()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whet.adapt.batches import Batch
 
-CHUNK = 2**22  # logits at a time: 16 MiB
+CHUNK, GPU_CHUNK = 2**22, 2**26  # logits at a time: 16 MiB stay in a cache; a GPU wants more
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,8 @@ class Output:
 
     def room(self) -> Float[Tensor, " c"]:
         """Memory for the logits of a chunk."""
-        return self.weight.new_empty(max(CHUNK, self.weight.shape[-2]))
+        chunk = CHUNK if self.weight.is_cpu else GPU_CHUNK
+        return self.weight.new_empty(max(chunk, self.weight.shape[-2]))
 
     def logits(
         self, states: Float[Tensor, "t d"], room: Float[Tensor, " c"] | None = None
@@ -69,7 +70,7 @@ def mean_losses(
     share = batch.share(torch.promote_types(hidden.dtype, torch.float32))
     nats = torch.zeros_like(share)
     gradient = torch.zeros_like(hidden) if states.requires_grad else None
-    for rows, times in _pieces(hidden, output):
+    for rows, times in _pieces(hidden, output, len(room)):
         own = output if output.weight.dim() == 2 else output.row(rows.start)
         part = share[rows, times].flatten()[:, None]
         some = hidden[rows, times].flatten(0, 1)
@@ -95,10 +96,12 @@ def mean_losses(
     return (nats * share).sum(1)
 
 
-def _pieces(states: Float[Tensor, "b t d"], output: Output) -> Iterator[tuple[slice, slice]]:
+def _pieces(
+    states: Float[Tensor, "b t d"], output: Output, room: int
+) -> Iterator[tuple[slice, slice]]:
     """Rows and times of one chunk after another: whole rows where several fit."""
     b, t, _ = states.shape
-    fits = CHUNK // output.weight.shape[-2]
+    fits = room // output.weight.shape[-2]
     together = max(1, fits // t) if output.weight.dim() == 2 else 1
     within = t if t <= fits else max(1, fits)
     for row in range(0, b, together):

@@ -22,9 +22,12 @@ from whet.adapt.adaptation import Adaptation, adaptation
 from whet.adapt.decode import Decoder, Sampling
 from whet.adapt.loading import load, start_token
 from whet.adapt.loss import Output
-from whet.adapt.windows import windows
+from whet.adapt.unkept import unkept
+from whet.adapt.windows import alike, windows
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
+
+GPU_TOKENS = 4096  # that are scored in one pass, of several windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +111,10 @@ class LanguageModel:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device  # type: ignore[no-any-return]
 
-    def tokens(self, text: str) -> Int[Tensor, " t"]:
-        """Token ids of `text`; special tokens are neither added nor read out of its words.
+    def tokens(self, text: str, *, device: str | None = None) -> Int[Tensor, " t"]:
+        """Token ids of `text`, on the model's device unless another is named.
+
+        Special tokens are neither added nor read out of its words.
 
         Raises:
             ValueError: If it holds half of a surrogate pair.
@@ -124,22 +129,25 @@ class LanguageModel:
         ids = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         ).input_ids
-        return torch.tensor(ids, dtype=torch.long, device=self.device)
+        return torch.tensor(ids, dtype=torch.long, device=device or self.device)
 
     def lesson(self, text: str) -> Int[Tensor, " t"]:
-        """What is learned from `text`: its tokens.
+        """What is learned from `text`: its tokens, in the memory of the CPU.
 
         Raises:
             ValueError: If it has none.
         """
-        tokens = self.tokens(text)
+        tokens = self.tokens(text, device="cpu")
         if not len(tokens):
             raise ValueError(f"text {text[:20]!r} has no tokens: nothing to learn from it")
         return tokens
 
     def states(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """What the last layer is given; differentiable."""
-        states: Tensor = self.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        output = self.network.base_model(
+            input_ids=ids, past_key_values=unkept(self.network.config), use_cache=False
+        )
+        states: Tensor = output.last_hidden_state
         return states
 
     def output(self, *, trained: bool = False) -> Output:
@@ -167,11 +175,14 @@ class LanguageModel:
         left, tokens = self.tokens(context), self.tokens(text)
         sequence = self._started(torch.cat([left, tokens]))
         nats, greedy = 0.0, True
-        for window in windows(len(sequence) - 1, self.context, skip=len(left)):
-            logits = self._logits(sequence[window.start : window.stop])[-window.targets :]
-            goal = sequence[window.stop + 1 - window.targets : window.stop + 1]
-            nats += functional.cross_entropy(logits, goal, reduction="sum").item()
-            greedy = greedy and bool((logits.argmax(-1) == goal).all())
+        together = 1 if sequence.is_cpu else max(1, GPU_TOKENS // self.context)
+        for some in alike(windows(len(sequence) - 1, self.context, skip=len(left)), together):
+            rows = self._logits(torch.stack([sequence[w.start : w.stop] for w in some]))
+            for window, row in zip(some, rows, strict=True):
+                logits = row[-window.targets :]
+                goal = sequence[window.stop + 1 - window.targets : window.stop + 1]
+                nats += functional.cross_entropy(logits, goal, reduction="sum").item()
+                greedy = greedy and bool((logits.argmax(-1) == goal).all())
         return Score(nats / math.log(2), len(text.encode()), len(tokens), greedy)
 
     def generate(
@@ -240,7 +251,7 @@ class LanguageModel:
     def _check_output(self) -> None:
         """Training and sampling go by `output`: refuse a network that has other logits."""
         token = self._started(self.tokens(""))
-        given, ours = self._logits(token), self.output().logits(self.states(token[None])[0])
+        [given], ours = self._logits(token[None]), self.output().logits(self.states(token[None])[0])
         gap, largest = float((ours - given).abs().max()), float(given.abs().max())
         rounding = max(torch.finfo(kind).eps for kind in (self.network.dtype, given.dtype))
         if gap > math.sqrt(rounding) * largest:
@@ -252,9 +263,9 @@ class LanguageModel:
     def _started(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
         return functional.pad(tokens, (1, 0), value=self.start)
 
-    def _logits(self, inputs: Int[Tensor, " t"]) -> Float[Tensor, "t v"]:
-        output = self.network(input_ids=inputs[None], use_cache=False)
-        logits: Tensor = output.logits[0, :, : self.vocabulary].float()
+    def _logits(self, inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
+        output = self.network(input_ids=inputs, use_cache=False)
+        logits: Tensor = output.logits[..., : self.vocabulary].float()
         return logits
 
 

@@ -11,13 +11,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from whet.adapt.adaptation import Adaptation, Full, Head, LoRA, Optimiser
-from whet.adapt.bank import Bank
+from whet.adapt.bank import Bank, Slotted
 from whet.adapt.batches import Batch, Tokens, grouped, rounded
 from whet.adapt.full import FullForm
+from whet.adapt.graphs import Graphs
 from whet.adapt.head import HeadForm
 from whet.adapt.lora import LoRAForm
 from whet.adapt.loss import Output, mean_losses
@@ -77,6 +78,11 @@ class Slots:
         self._room = self._form.output.room()
         self._used: list[int] = []  # the slots whose own rows the form computes with
         self._grad = self.bank.gradients([0])
+        self._graphs = (
+            Graphs(self._recordable, model.device, count)
+            if model.device.type == "cuda" and not isinstance(adaptation, Head)
+            else None
+        )
 
     def __len__(self) -> int:
         return len(self.bank)
@@ -124,6 +130,8 @@ class Slots:
         Raises:
             ModelError: If memory does not hold one text alone.
         """
+        if not texts:
+            return {}
         while True:
             try:
                 losses = self._gradients(texts)
@@ -142,8 +150,7 @@ class Slots:
 
     def _gradients(self, texts: Mapping[int, Sequence[Tokens]]) -> dict[int, list[float]]:
         losses: dict[int, list[float]] = {slot: [] for slot in texts}
-        for slot in texts:
-            self.bank.grad[slot].zero_()
+        torch._foreach_zero_([self.bank.grad[slot] for slot in texts])
         for turn in range(max(map(len, texts.values()), default=0)):
             current = {slot: own[turn] for slot, own in sorted(texts.items()) if turn < len(own)}
             for slots, length in self._passes(current):
@@ -166,21 +173,37 @@ class Slots:
                 yield [slots[i] for i in positions[first : first + self.width]], length
 
     def _pass(self, slots: list[int], texts: list[Tokens], length: int) -> list[float]:
-        batch = Batch.of(texts, length, self.model.start)
-        if self._used != slots:
-            self._use(slots)
-        states = self._form.states(texts, batch)
-        losses = mean_losses(states, self._form.output, batch, self._room)
-        self.bank.accumulate(slots, self._grad)
+        if self._graphs is not None:
+            losses = self._graphs.losses(slots, texts, length, self.model.start)
+        else:
+            batch = Batch.of(texts, length, self.model.start).to(self.model.device)
+            if self._used != slots:
+                self._use(slots)
+            losses = self._computed(slots, texts, batch)
         found: list[float] = losses.tolist()
         return found
 
-    def _use(self, slots: list[int]) -> None:
+    def _computed(
+        self, slots: Slotted, texts: Sequence[Tokens], batch: Batch
+    ) -> Float[Tensor, " b"]:
+        states = self._form.states(texts, batch)
+        losses = mean_losses(states, self._form.output, batch, self._room)
+        self.bank.accumulate(slots, self._grad)
+        return losses
+
+    def _recordable(self, slots: Int[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
+        """A pass of which nothing is read back, and whose slots are data too."""
+        self._use(slots)
+        self._used = []  # what it computed with is the graph's own
+        return self._computed(slots, (), batch)
+
+    def _use(self, slots: Slotted) -> None:
         """Compute with `slots`, again and again where the form needs no copy of their rows."""
         self._used = []  # should this fail
         theta, self._grad = self.bank.weights(slots), self.bank.gradients(slots)
         self._form.use(self.bank.views(theta), self.bank.views(self._grad))
-        self._used = slots if self.bank.shares(self._grad) else []
+        if isinstance(slots, list) and self.bank.shares(self._grad):
+            self._used = slots
 
     def _halve(self, error: RuntimeError) -> None:
         if self.width == 1:
@@ -189,6 +212,8 @@ class Slots:
                 "smaller dtype, train less of it (lora, head), or lower the context"
             ) from error
         self.width //= 2
+        if self._graphs is not None:
+            self._graphs.clear()
         log.warning("out of memory: going on with %d texts at once", self.width)
 
 

@@ -5,8 +5,9 @@ Source: docs/protocol.md, "The metric"; the rolling windows of Hardt & Sun, arXi
 start token in front of the text, so token i of the text is target i + 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +30,11 @@ def windows(tokens: int, context: int, *, skip: int = 0) -> Iterator[Window]:
         last = min(first + context, tokens)
         if last > skip:
             yield Window(max(0, last - context), last, last - max(first, skip))
+
+
+def alike(found: Iterable[Window], together: int) -> Iterator[list[Window]]:
+    """At most `together` windows at a time, of one length and in order."""
+    for _, group in groupby(found, lambda window: window.stop - window.start):
+        some = list(group)
+        for first in range(0, len(some), together):
+            yield some[first : first + together]

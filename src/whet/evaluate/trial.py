@@ -96,7 +96,7 @@ class Evaluator:
             training(method, 0)  # refuses what does not go together
         some = space.vectors(space.rows[: switches.k])
         sift(np.ones(space.dimension), some, 1)  # compiling is no prompt's cost
-        self._carried: dict[str, Slots] = {}  # of the methods whose optimiser carries on
+        self._slots: dict[object, Slots] = {}  # by what they train and how
 
     def record(self, prompt: Prompt) -> dict[str, Any]:
         """Every method on one prompt, as the run keeps it; where that fails, the error."""
@@ -225,10 +225,11 @@ class Evaluator:
     def _lent(self, spelled: str) -> Iterator[Slots]:
         """The model as a method begins with it; an optimiser that carries on keeps its state."""
         switches, adaptation = self._methods[spelled].switches, self.adaptations[spelled]
-        optimiser, carried = switches.optimiser_options, self._carried.get(spelled)
-        slots = carried or Slots(self._model, adaptation, optimiser)
-        if switches.carry:
-            self._carried[spelled] = slots
+        optimiser = switches.optimiser_options
+        kind = spelled if switches.carry else (adaptation, optimiser)
+        if kind not in self._slots:
+            self._slots[kind] = Slots(self._model, adaptation, optimiser)
+        slots = self._slots[kind]
         with slots.attached():
             slots.reset(0, optimiser=not switches.carry)
             slots.bank.lr[0] = adaptation.lr * rate(training(switches, 0), optimiser.kind)

@@ -1,0 +1,243 @@
+"""How long does a gradient step take on a GPU, in slots, beside a PEFT loop and the serial floor?
+
+    python benchmarks/gpu_latency.py --json benchmarks/results/gpu_latency.json
+    python benchmarks/gpu_latency.py --render benchmarks/results/gpu_latency.json
+
+Networks of the right shapes with random weights, texts of random tokens, bfloat16 with what is
+trained in float32. The PEFT loop and the workload are those of docs and `adapt_latency.py`; losses
+are compared before any timing. Floors: operations ÷ 790 TFLOP/s and bytes of the optimiser ÷
+4.3 TB/s, as measured on an H200 (`floors`).
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from adapt_latency import ROOT, Plan, in_slots, machine, peft_loop
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+
+from whet.adapt.adaptation import Adaptation, Full, LoRA
+from whet.adapt.model import LanguageModel
+from whet.adapt.slots import Slots
+
+CONFIGS = {
+    "GPT-2-size": GPT2Config(bos_token_id=0, eos_token_id=0),
+    "1B-size": LlamaConfig(
+        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=4096,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    ),
+}  # fmt: skip
+SERIAL_FLOOR_S = {"GPT-2-size full": 0.092, "1B-size LoRA": 0.34}  # of 50 texts of 1,024 tokens
+TEXTS = 50  # of a query
+
+
+def network(kind: str, folder: Path) -> LanguageModel:
+    """A network of random weights, through the disk, so that it is loaded as any other."""
+    config = CONFIGS[kind]
+    with torch.device("cuda"):
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    words = {f"<{i}>": i for i in range(config.vocab_size)}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<0>")),
+        bos_token="<0>", eos_token="<0>",
+    ).save_pretrained(folder)  # fmt: skip
+    return LanguageModel.load(folder, dtype=torch.bfloat16)
+
+
+def plain(model: LanguageModel) -> LanguageModel:
+    """The same as transformers loads it."""
+    source = AutoModelForCausalLM.from_pretrained(model.name, dtype=torch.bfloat16)
+    return LanguageModel(source.cuda(), model.tokenizer, model.name)
+
+
+def plans(model: LanguageModel, prompts: int, texts: int, length: int) -> list[Plan]:
+    random = torch.Generator().manual_seed(length)
+    return [
+        [torch.randint(model.vocabulary, (length,), generator=random) for _ in range(texts)]
+        for _ in range(prompts)
+    ]
+
+
+def timed(work: Callable[..., Any], given: list[Plan]) -> float:
+    """Milliseconds a text."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work(given)
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start) / sum(map(len, given))
+
+
+def row(
+    slots: Slots, length: int, *, texts: int, rounds: int, peer: Callable[..., Any] | None = None
+) -> dict[str, Any]:
+    """Milliseconds a text with and without graphs, and of the peer, alternating."""
+    work, graphs = in_slots(slots), slots._graphs
+    given = plans(slots.model, len(slots), texts, length)
+    few = plans(slots.model, 2, texts, length)
+    taken: dict[str, list[float]] = {"ms": [], "eager_ms": [], "peer_ms": []}
+    torch.cuda.reset_peak_memory_stats()
+    for turn in range(rounds + 2):
+        slots._graphs = graphs
+        times = {"ms": timed(work, given)}
+        peak = torch.cuda.max_memory_reserved()
+        slots._graphs = None
+        times["eager_ms"] = timed(work, given)
+        if peer is not None:
+            times["peer_ms"] = timed(peer, few)
+        if turn > 1:  # two to warm up
+            for name, value in times.items():
+                taken[name].append(value)
+    slots._graphs = graphs
+    found = {name: statistics.median(values) for name, values in taken.items() if values}
+    found |= {"rounds": rounds, "least_ms": min(taken["ms"]), "greatest_ms": max(taken["ms"])}
+    found |= {"tokens_s": 1e3 * length / found["ms"], "peak_gib": peak / 2**30}
+    if graphs is not None:
+        found["recorded"] = not graphs.given_up and bool(graphs._recorded)
+    if peer is not None:
+        ratios = [a / b for a, b in zip(taken["peer_ms"], taken["ms"], strict=True)]
+        found |= {"ratio": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
+    return found
+
+
+def compared(slots: Slots, peer: Callable[..., Any], tolerance: float) -> float:
+    """The greatest relative difference of losses from the peer's, on texts that come again."""
+    given = [3 * plan[:2] for plan in plans(slots.model, 2, 2, 64)]
+    ours, theirs = np.array(in_slots(slots)(given)), np.array(peer(given))
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+    assert (theirs[:, -1] < theirs[:, 0]).all()  # something was learned
+    return float(np.max(np.abs(ours / theirs - 1)))
+
+
+def small_lora(model: LanguageModel, mode: LoRA, p: int, lengths: tuple[int, ...]) -> Any:
+    """LoRA in `p` slots beside a PEFT loop."""
+    slots = Slots(model, mode, count=p)
+    peer = peft_loop(plain(model), dict(slots.start))
+    found = {}
+    with slots.attached():
+        apart = compared(slots, peer, 3e-2)
+        for length in lengths:
+            found[f"{p} slots, T={length}"] = row(slots, length, texts=5, rounds=5, peer=peer)
+            found[f"{p} slots, T={length}"]["losses_apart"] = apart
+    return found
+
+
+def alone(
+    model: LanguageModel, mode: Adaptation, length: int, floor_s: float | None, p: int = 1
+) -> Any:
+    """Slots by themselves, beside the serial floor."""
+    slots = Slots(model, mode, count=p)
+    with slots.attached():
+        found = row(slots, length, texts=10 if p == 1 else 3, rounds=5)
+    if floor_s:
+        found["over_floor"] = found["ms"] * TEXTS / 1e3 / floor_s
+    return {f"{p} slots, T={length}": found}
+
+
+def floors() -> dict[str, float]:
+    """The two ceilings as this card has them: TFLOP/s of a bf16 product, TB/s of a copy."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    source = torch.randn(2**30, device="cuda")
+    goal = torch.empty_like(source)
+    found = {}
+    for name, work, amount in (
+        ("tflop_s", lambda: a @ b, 2 * 8192**3 / 1e12),
+        ("tb_s", lambda: goal.copy_(source), 2 * source.nbytes / 1e12),
+    ):
+        seconds = []
+        for _ in range(13):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            work()
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        found[name] = amount / statistics.median(seconds[3:])
+    return found
+
+
+def measure(case: str, folder: Path) -> dict[str, Any]:
+    lora = LoRA(lr=5e-4, rank=32, alpha=64)
+    if case == "nano":
+        model = LanguageModel.load(ROOT / "src/whet/assets/whet-nano", dtype=torch.bfloat16)
+        rows = small_lora(model, lora, 32, (128, 512))
+        rows = {f"whet-nano LoRA, {key}": value for key, value in rows.items()}
+        whole = alone(model, Full(), 512, None)
+        return rows | {f"whet-nano full, {key}": value for key, value in whole.items()}
+    kind = "1B-size" if case == "1B" else "GPT-2-size"
+    model = network(kind, folder / case)
+    if case == "gpt2":
+        rows = small_lora(model, lora, 32, (32, 128, 256, 1024))
+        return {f"GPT-2-size LoRA, {key}": value for key, value in rows.items()}
+    if case == "gpt2-full":
+        rows = alone(model, Full(), 1024, SERIAL_FLOOR_S["GPT-2-size full"])
+        return {f"GPT-2-size full, {key}": value for key, value in rows.items()}
+    rows = alone(model, LoRA(rank=16, alpha=32), 1024, SERIAL_FLOOR_S["1B-size LoRA"], p=16)
+    return {f"1B-size LoRA, {key}": value for key, value in rows.items()}
+
+
+ASKED = {
+    "GPT-2-size LoRA": "PEFT loop: 8× / 20×", "GPT-2-size full": "query: 0.5 s / 0.28 s",
+    "1B-size LoRA": "over the floor: ≤ 3 / ≤ 2",
+}  # fmt: skip
+
+
+def rendered(results: dict[str, Any]) -> str:
+    about = results["machine"]
+    lines = [
+        f"{about['gpu']} ({about['tflop_s']:.0f} TFLOP/s, {about['tb_s']:.1f} TB/s measured), "
+        f"torch {about['torch']}, transformers {about['transformers']}, peft {about['peft']}. "
+        "bfloat16, trained weights float32. Medians of five alternating rounds (least–greatest).",
+        "",
+        "| case | ms a text | without graphs | PEFT loop ÷ slots | 50 texts | over the floor "
+        "| tokens/s | peak GiB | target: minimum / stretch |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results["rows"].items():
+        span = "–"
+        if "ratio" in row:
+            span = f"**{row['ratio']:.1f}×** ({row['least']:.1f}–{row['greatest']:.1f})"
+        query = f"{row['ms'] * TEXTS / 1e3:.3f} s"
+        floor = f"{row['over_floor']:.2f}×" if "over_floor" in row else "–"
+        lines.append(
+            f"| {name} | {row['ms']:.2f} | {row['eager_ms']:.2f} | {span} | {query} | {floor} "
+            f"| {row['tokens_s']:,.0f} | {row['peak_gib']:.1f} "
+            f"| {ASKED.get(name.partition(',')[0], '–')} |"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--case", type=click.Choice(["nano", "gpt2", "gpt2-full", "1B"]), multiple=True)
+@click.option("--json", "path", type=Path, help="Where results are added.")
+@click.option("--render", type=Path, help="Put this file's table into the README, time nothing.")
+def main(case: tuple[str, ...], path: Path | None, render: Path | None) -> None:
+    if render:
+        readme = ROOT / "benchmarks" / "README.md"
+        before, rest = readme.read_text().split("<!-- gpu_latency -->\n")
+        after = rest.split("<!-- end of gpu_latency -->", 1)[1]
+        table = rendered(json.loads(render.read_text()))
+        readme.write_text(
+            f"{before}<!-- gpu_latency -->\n{table}\n<!-- end of gpu_latency -->{after}"
+        )
+        return
+    found = json.loads(path.read_text()) if path and path.exists() else {"rows": {}}
+    found["machine"] = machine() | {"gpu": torch.cuda.get_device_name()} | floors()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in case or ("nano", "gpt2", "gpt2-full", "1B"):
+            found["rows"] |= measure(name, Path(folder))
+            torch.cuda.empty_cache()
+            if path:
+                path.write_text(json.dumps(found, indent=1) + "\n")
+    click.echo(rendered(found))
+
+
+if __name__ == "__main__":
+    main()
