@@ -1,11 +1,14 @@
-"""Train a small GPT-2 on the tokens of `corpus.py`, one pass, resumable.
+"""Train a GPT-2 on the tokens of `corpus.py`, resumable.
 
     python benchmarks/pretrain/train.py WORK OUT --width 192 --steps 2400
+    python benchmarks/pretrain/train.py WORK OUT --layers 12 --width 768 --heads 12 \\
+        --context 1024 --rows 64 --lr 1e-3 --seconds 220 --device cuda
 
 Hidden matrices by Muon (K. Jordan 2024), the rest by AdamW; warm-up, constant rate, linear decay to
-zero over the last half. The logits are made in blocks: 16 x 512 x 8192 of them at once cost more
-time than the network. Run again with the same arguments, it continues from WORK/OUT's last
-checkpoint. OUT receives a Hugging Face folder in bfloat16 and `training.json`.
+zero over the last half: of the steps, or of the seconds if they are over earlier. Passes over the
+tokens follow each other, each in an order of its own. The logits are made in blocks: all of them at
+once cost more time than the network. Run again with the same arguments, it continues from OUT's
+last checkpoint. OUT receives a Hugging Face folder in bfloat16 and `training.json`.
 """
 
 import json
@@ -19,31 +22,35 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-ROWS, CONTEXT, BLOCK = (
-    16,
-    512,
-    256,
-)  # sequences a step, tokens a sequence, tokens whose logits exist at once
+BLOCK, GPU_BLOCK = 256, 16_384  # tokens whose logits exist at once
 SEED = 0
 
 
-def rate(step: int, steps: int) -> float:
+def rate(step: int, done: float) -> float:
     """Share of the peak learning rate: up over 100 steps, flat, down to zero over the last half."""
-    return min((step + 1) / 100, 1.0, 2 * (steps - step) / steps)
+    return min((step + 1) / 100, 1.0, 2 * (1 - done))
 
 
-def backward(model: GPT2LMHeadModel, rows: torch.Tensor) -> float:
-    """Accumulate gradients of the mean loss of `rows` [B, CONTEXT + 1]; returns nats per token."""
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.transformer(rows[:, :-1]).last_hidden_state
+def backward(model: GPT2LMHeadModel, rows: torch.Tensor) -> torch.Tensor:
+    """Accumulate gradients of the mean loss of `rows` [B, T + 1]; returns nats per token."""
+    block = BLOCK if rows.is_cpu else GPU_BLOCK
+    with torch.autocast(rows.device.type, torch.bfloat16):
+        hidden = model.transformer(rows[:, :-1], use_cache=False).last_hidden_state
         leaf = hidden.detach().requires_grad_()
-        targets, total = rows[:, 1:].reshape(-1), 0.0
-        for h, y in zip(leaf.flatten(0, 1).split(BLOCK), targets.split(BLOCK), strict=True):
+        targets, total = rows[:, 1:].reshape(-1), torch.zeros((), device=rows.device)
+        for h, y in zip(leaf.flatten(0, 1).split(block), targets.split(block), strict=True):
             loss = functional.cross_entropy(model.lm_head(h).float(), y, reduction="sum")
             (loss / targets.numel()).backward()
-            total += loss.item()
+            total += loss.detach()
     hidden.backward(leaf.grad)
     return total / targets.numel()
+
+
+def picked(count: int, rows: int, step: int) -> torch.Tensor:
+    """Which `rows` of `count` sequences a step takes: pass after pass, shuffled anew."""
+    around, place = divmod(step * rows, count // rows * rows)
+    generator = torch.Generator().manual_seed(SEED + around)
+    return torch.randperm(count, generator=generator)[place : place + rows]
 
 
 def optimizers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer]:
@@ -60,52 +67,58 @@ def optimizers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer]
 @click.option("--layers", default=4)
 @click.option("--width", default=192)
 @click.option("--heads", default=6)
+@click.option("--context", default=512, help="Tokens of a sequence.")
+@click.option("--rows", default=16, help="Sequences of a step.")
 @click.option("--steps", default=2400)
+@click.option("--seconds", "limit", default=float("inf"), help="End by then.")
 @click.option("--lr", default=3e-3)
 @click.option("--threads", default=2)
+@click.option("--device", default="cpu")
 def main(
-    work: Path, out: Path, layers: int, width: int, heads: int, steps: int, lr: float, threads: int
-) -> None:
+    work: Path, out: Path, layers: int, width: int, heads: int, context: int, rows: int,
+    steps: int, limit: float, lr: float, threads: int, device: str,
+) -> None:  # fmt: skip
     torch.manual_seed(SEED)
     torch.set_num_threads(threads)
-    tokens = torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32)).long()
-    rows = tokens[: (len(tokens) - 1) // CONTEXT * CONTEXT].view(-1, CONTEXT)
-    order = torch.randperm(len(rows) - 1, generator=torch.Generator().manual_seed(SEED))
-    if steps * ROWS > len(order):
-        raise click.UsageError(f"--steps {steps} is more than one pass: {len(order) // ROWS} steps")
+    torch.set_float32_matmul_precision("high")
+    tokens = torch.from_numpy(np.load(work / "tokens.npy").astype(np.int32)).long().to(device)
+    count = (len(tokens) - 1) // context
+    vocabulary = Tokenizer.from_file(str(work / "tokenizer.json")).get_vocab_size()
     model = GPT2LMHeadModel(
         GPT2Config(
-            n_layer=layers, n_embd=width, n_head=heads, vocab_size=8192, n_positions=CONTEXT,
+            n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, n_positions=context,
             bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            activation_function="gelu_pytorch_tanh",
         )
-    )  # fmt: skip
+    ).to(device)  # fmt: skip
     optimisers = optimizers(model, lr)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, step, seconds = out / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         step, seconds = state["step"], state["seconds"]
     losses: list[float] = []
-    while step < steps:
+    while (done := max(step / steps, seconds / limit)) < 1:
         start = time.perf_counter()
-        picked = order[step * ROWS : (step + 1) * ROWS]
-        batch = torch.stack([tokens[r * CONTEXT : (r + 1) * CONTEXT + 1] for r in picked.tolist()])
-        losses.append(backward(model, batch))
+        firsts = (picked(count, rows, step) * context).tolist()
+        batch = torch.stack([tokens[first : first + context + 1] for first in firsts])
+        losses.append(float(backward(model, batch)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = lr * rate(step, steps)
+                group["lr"] = lr * rate(step, done)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         step += 1
         seconds += time.perf_counter() - start
-        if step % 50 == 0 or step == steps:
+        if step % 50 == 0:
             click.echo(
                 f"{step} {np.mean(losses[-50:]):.3f} nats/token, {seconds / step:.2f} s/step"
             )
+        if step % 50 == 0 and device == "cpu":  # a GPU's minutes are not worth its seconds
             state = {
                 "model": model.state_dict(), "step": step, "seconds": seconds,
                 "optimisers": [optimiser.state_dict() for optimiser in optimisers],
@@ -115,11 +128,12 @@ def main(
     model.eval().to(torch.bfloat16).save_pretrained(out)
     PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_file(str(work / "tokenizer.json")),
-        bos_token="<|endoftext|>", eos_token="<|endoftext|>", model_max_length=CONTEXT,
+        bos_token="<|endoftext|>", eos_token="<|endoftext|>", model_max_length=context,
     ).save_pretrained(out)  # fmt: skip
     record = {
-        "steps": steps, "tokens": steps * ROWS * CONTEXT, "parameters": model.num_parameters(),
+        "steps": step, "tokens": step * rows * context, "parameters": model.num_parameters(),
         "layers": layers, "width": width, "heads": heads, "lr": lr, "seconds": round(seconds),
+        "passes": round(step * rows / count, 2), "device": device,
         "final_loss": float(np.mean(losses[-50:])) if losses else None,
     }  # fmt: skip
     (out / "training.json").write_text(json.dumps(record, indent=1))
