@@ -66,7 +66,7 @@ def bits(model, text, left):
         first = (target - 1) // context * context  # the window's first input
         if first + context > len(sequence) - 1:  # the last window reaches back
             first = max(0, len(sequence) - 1 - context)
-        inputs = torch.tensor([sequence[first:target]])
+        inputs = torch.tensor([sequence[first:target]], device=model.device)
         with torch.no_grad():
             logits = model.network(input_ids=inputs).logits[0, -1, : model.vocabulary].double()
         total -= torch.log_softmax(logits, -1)[sequence[target]].item() / np.log(2)

@@ -83,7 +83,7 @@ def adapting(
 
 def mean_loss(model: LanguageModel, text: str) -> torch.Tensor:
     """Mean loss of the first `context` tokens of `text`, nats per token; differentiable."""
-    tokens = model.lesson(text)[: model.context]
+    tokens = model.lesson(text)[: model.context].to(model.device)
     ids = functional.pad(tokens, (1, 0), value=model.start)[:-1]
     logits = model.network(input_ids=ids[None], use_cache=False).logits[0, :, : model.vocabulary]
     return functional.cross_entropy(logits, tokens)

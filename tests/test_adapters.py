@@ -38,7 +38,7 @@ def learned(model, path):
 
 def logits(network, model):
     with torch.no_grad():
-        return network(input_ids=model.lesson(TEXT)[None]).logits
+        return network(input_ids=model.tokens(TEXT)[None]).logits
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own

@@ -44,7 +44,7 @@ def test_bits_per_byte_equal_a_token_by_token_loop(model, length, left):
 
 def test_gelu_in_one_pass_is_the_network_s_own(tmp_path):
     path, ids = tiny.save(tmp_path, "gpt2"), torch.arange(20)[None]
-    ours = LanguageModel.load(path, dtype=torch.float64).network
+    ours = LanguageModel.load(path, dtype=torch.float64, device="cpu").network
     plain = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float64).eval()
     assert type(ours.transformer.h[0].mlp.act) is not type(plain.transformer.h[0].mlp.act)
     torch.testing.assert_close(ours(ids).logits, plain(ids).logits, rtol=1e-12, atol=1e-12)

@@ -94,7 +94,7 @@ def test_lora_equals_peft(tmp_path):
     downs = [p for n, p in wrapped.named_parameters() if "lora_A" in n]
     for down in downs:
         bound = down.shape[1] ** -0.5
-        down.data.uniform_(-bound, bound, generator=generator)
+        down.data.copy_(torch.empty(down.shape).uniform_(-bound, bound, generator=generator))
     optimiser = torch.optim.Adam([p for p in wrapped.parameters() if p.requires_grad], 1e-2)
     theirs = []
     for _ in range(4):

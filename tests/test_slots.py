@@ -26,14 +26,19 @@ ADAPTATIONS = int(os.environ.get("WHET_ADAPTATIONS", "25"))  # the whole: WHET_A
 name = lambda mode: type(mode).__name__  # noqa: E731
 
 
+def on_cpu(folder, kind):
+    """A network whose sums always have the same bits; a GPU's do not."""
+    return LanguageModel.load(tiny.save(folder, kind), device="cpu")
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def model(request, tmp_path_factory):
-    return LanguageModel.load(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+    return on_cpu(tmp_path_factory.mktemp("tiny"), request.param)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def some_model(request, tmp_path_factory):
-    return LanguageModel.load(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+    return on_cpu(tmp_path_factory.mktemp("tiny"), request.param)
 
 
 @pytest.fixture
@@ -268,3 +273,13 @@ def test_full_training_gives_the_embedding_back_with_dense_gradients(some_model)
 def test_full_training_has_one_slot(some_model):
     with pytest.raises(ValueError, match="count is 2: full training has one slot"):
         Slots(some_model, Full(), count=2)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name)
+def test_one_slot_reads_several_rows_at_once(some_model, mode):
+    slots, ids = Slots(some_model, mode), torch.arange(40).view(2, 20)
+    with slots.attached(), torch.no_grad():
+        learn(slots, {0: TEXTS[0]})
+        both = slots.as_slot(0).network(input_ids=ids).logits
+        one = [some_model.network(input_ids=row[None]).logits[0] for row in ids]
+    torch.testing.assert_close(both, torch.stack(one), rtol=1e-4, atol=1e-4)

@@ -59,8 +59,8 @@ class Bank:
     @torch.no_grad()
     def reset(self, slot: int, *, optimiser: bool = True) -> None:
         """Put a slot back to the start, bit for bit; its optimiser's state too, unless told not."""
-        for name, view in self.views(self.theta[slot : slot + 1]).items():
-            view[0].copy_(self._start[name])
+        views = self.views(self.theta[slot : slot + 1])
+        torch._foreach_copy_([view[0] for view in views.values()], list(self._start.values()))
         self.grad[slot].zero_()
         self.lr[slot] = self.base_lr
         if optimiser:
@@ -88,7 +88,11 @@ class Bank:
 
     def accumulate(self, slots: Slotted, rows: Float[Tensor, "b n"]) -> None:
         """Add what `gradients` lent for `slots`, now filled."""
-        if not self.shares(rows):
+        if self.shares(rows):
+            return
+        if self._neighbours(slots):
+            self._rows(self.grad, slots).add_(rows)
+        else:
             index = torch.as_tensor(slots, device=self.grad.device)
             self.grad.index_add_(0, index, rows.to(self.grad.dtype))
 

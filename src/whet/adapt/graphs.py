@@ -1,7 +1,7 @@
 """Passes of slots as CUDA graphs: a thousand launches become one.
 
 At the sizes that prompts are sharpened with, a GPU computes faster than it is told what to compute.
-A pass of the same shape is recorded when it comes the second time, and replayed from then on; which
+A small pass is recorded when its shape comes the second time, and replayed from then on; which
 slots take part, and on which texts, is data to it. Source: PyTorch's documentation of CUDA graphs.
 """
 
@@ -20,6 +20,7 @@ from whet.adapt.batches import Batch, Tokens
 log = logging.getLogger("whet")
 
 RECORDED = 64  # graphs at most; those replayed longest ago make room
+TOKENS = 2**13  # of a pass that is recorded; one of more takes longer to compute than to launch
 Compute = Callable[[Int[Tensor, " b"], Batch], Float[Tensor, " b"]]
 
 
@@ -55,11 +56,15 @@ class Graphs:
         self.given_up = False
         """Whether nothing is recorded any more."""
 
+    def takes(self, slots: int, length: int) -> bool:
+        """Whether a pass of so many slots and this length is one for graphs."""
+        return self._rows(slots) * length <= TOKENS and not self.given_up
+
     def losses(
         self, slots: Sequence[int], texts: Sequence[Tokens], length: int, start: int
     ) -> Float[Tensor, " b"]:
         """The losses of `texts`, of one in each slot, at `length`; valid until the next call."""
-        rows = min(1 << (len(slots) - 1).bit_length(), self._most)
+        rows = self._rows(len(slots))
         key = rows, length
         filled = torch.tensor([*slots, *[slots[-1]] * (rows - len(slots))])
         batch = Batch.of(texts, length, start, rows)
@@ -72,6 +77,9 @@ class Graphs:
         else:
             losses = self._compute(filled.to(self._device), batch.to(self._device))
         return losses[: len(slots)]
+
+    def _rows(self, slots: int) -> int:
+        return min(1 << (slots - 1).bit_length(), self._most)
 
     def clear(self) -> None:
         """Forget all graphs, and the memory that they hold."""

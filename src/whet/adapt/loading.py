@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from whet.errors import ModelError, optional
 
 BUNDLED = ("whet-nano", "whet-pico")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KINDS = {"AutoModel": "a language model", "AutoModelForCausalLM": "a causal language model"}
 
 

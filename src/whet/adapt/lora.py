@@ -32,6 +32,10 @@ class Pair:
     down_grad: Float[Tensor, "b r i"] | None = None
     up_grad: Float[Tensor, "b o r"] | None = None
 
+    def expanded(self, rows: int) -> "Pair":
+        """The pair of one row for so many, to compute with only."""
+        return Pair(self.down.expand(rows, -1, -1), self.up.expand(rows, -1, -1))
+
 
 class LoRAForm:
     """What LoRA trains of a model: see `whet.adapt.slots.Form`."""
@@ -85,6 +89,8 @@ class LoRAForm:
 
         def forward(given: Tensor) -> Tensor:
             pair = self._pairs[name]
+            if pair.down_grad is None and len(pair.down) == 1:  # one slot reads several windows
+                pair = pair.expanded(len(given))
             if given.dim() != 3 or len(given) != len(pair.down):
                 raise ModelError(
                     f"layer {name} is given {tuple(given.shape)} numbers for {len(pair.down)} "

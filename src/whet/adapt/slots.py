@@ -173,7 +173,7 @@ class Slots:
                 yield [slots[i] for i in positions[first : first + self.width]], length
 
     def _pass(self, slots: list[int], texts: list[Tokens], length: int) -> list[float]:
-        if self._graphs is not None:
+        if self._graphs is not None and self._graphs.takes(len(slots), length):
             losses = self._graphs.losses(slots, texts, length, self.model.start)
         else:
             batch = Batch.of(texts, length, self.model.start).to(self.model.device)

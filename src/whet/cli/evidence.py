@@ -151,13 +151,15 @@ def _page(run: Any, step: int | None, html: Path, texts: Path | None) -> None:
 
 
 def _advise(space: str, folder: Path, prompt: str, worth: float, as_json: bool) -> None:
+    from whet.adapt.loading import DTYPES
     from whet.adapt.model import LanguageModel
     from whet.evaluate.advise import Advisor
     from whet.evaluate.runs import Run
     from whet.spaces import open_space
 
     run = Run.open(folder)
-    model = LanguageModel.load(run.meta["switches"]["model"])
+    asked = run.meta["switches"]
+    model = LanguageModel.load(asked["model"], dtype=DTYPES[asked.get("dtype", "fp32")])
     plan = Advisor(run, worth).plan(open_space(space), model, prompt)
     plain = (
         f"{plan.steps} steps of {plan.method}: {plan.saved:.4f} bits per byte less in "

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from whet.space.space import DataSpace
 
 
@@ -42,7 +44,12 @@ def provenance() -> dict[str, Any]:
     packages = ("whet", "numpy", "scikit-learn", "torch", "transformers")
     return {
         "versions": {name: version(name) for name in packages},
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "system": platform.platform(),
+        },
         "commit": _commit(),
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from whet.adapt.loading import DTYPES
 from whet.adapt.model import LanguageModel
 from whet.errors import RunError
 from whet.evaluate.data import Data, Prompt
@@ -55,7 +56,7 @@ def evaluate(
             "and no cluster"
         )
     space, prompts = data.opened(progress), data.read()
-    evaluator = Evaluator(space, LanguageModel.load(switches.model), switches)
+    evaluator = Evaluator(space, _model(switches), switches)
     begin(
         folder,
         {
@@ -95,7 +96,11 @@ def _record(of: tuple[str, Switches], prompt: Prompt) -> dict[str, Any]:
 def _own(space: str, switches: Switches) -> Evaluator:
     """A worker process's one evaluator."""
     torch.set_num_threads(1)
-    return Evaluator(open_space(space), LanguageModel.load(switches.model), switches)
+    return Evaluator(open_space(space), _model(switches), switches)
+
+
+def _model(switches: Switches) -> LanguageModel:
+    return LanguageModel.load(switches.model, dtype=DTYPES[switches.dtype])
 
 
 def begin(folder: Path, meta: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from whet.adapt.adaptation import Optimiser, adaptation
+from whet.adapt.loading import DTYPES
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 from whet.settings import arguments, parsed
@@ -15,7 +16,17 @@ from whet.space.filters import Filter, parse
 from whet.space.retrieve import check_candidates
 
 DYNAMIC = "dynamic"  # the method that trains on the query itself and selects nothing
-OF_THE_RUN = ("model", "methods", "n", "score_at", "leakage", "chunks", "left_context", "seed")
+OF_THE_RUN = (
+    "model",
+    "dtype",
+    "methods",
+    "n",
+    "score_at",
+    "leakage",
+    "chunks",
+    "left_context",
+    "seed",
+)
 CHOICES = {
     "leakage": ("split", "whole", "score-first"),
     "order": ("selected", "reversed", "shuffled", "length"),
@@ -23,6 +34,7 @@ CHOICES = {
     "use": ("steps", "context", "both"),
     "sign": ("own", "both", "positive"),
     "duplicates": ("kept", "dropped"),
+    "dtype": tuple(DTYPES),
 }
 
 
@@ -32,6 +44,8 @@ class Switches:
 
     model: str = "whet-nano"
     """Bundled model, folder, or Hugging Face id."""
+    dtype: str = "fp32"
+    """Precision that the model computes in; what is trained is kept in fp32."""
     methods: tuple[str, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
     """Methods compared: see `method`."""
     n: int = 50
