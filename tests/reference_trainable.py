@@ -80,7 +80,8 @@ def _lora(network: nn.Module, options: LoRA) -> Iterator[Parameters]:
             width_in, width_out = widths(module)
             bound = 1 / math.sqrt(width_in)
             start = torch.empty(options.rank, width_in).uniform_(-bound, bound, generator=generator)
-            down = nn.Parameter(start.to(torch.promote_types(start.dtype, module.weight.dtype)))
+            dtype = torch.promote_types(start.dtype, module.weight.dtype)
+            down = nn.Parameter(start.to(module.weight.device, dtype))
             up = nn.Parameter(down.new_zeros(width_out, options.rank))
             parameters += [down, up]
             hook = _beside(down, up, options.alpha / options.rank)

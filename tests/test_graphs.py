@@ -40,7 +40,7 @@ def recording(model, mode, count, optimiser=None):
     """Slots whose passes take the way that is recorded; on a CPU, without being recorded."""
     slots = Slots(model, mode, optimiser, count=count)
     if model.device.type == "cpu":
-        slots._graphs = Unrecorded(slots._recordable, model.device, count)
+        slots._graphs = Unrecorded(slots._recordable, model, count)
     return slots
 
 

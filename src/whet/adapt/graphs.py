@@ -16,11 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whet.adapt.batches import Batch, Tokens
+from whet.adapt.model import LanguageModel
 
 log = logging.getLogger("whet")
 
 RECORDED = 64  # graphs at most; those replayed longest ago make room
-TOKENS = 2**13  # of a pass that is recorded; one of more takes longer to compute than to launch
+WORK = 2**37  # tokens of a pass × weights of a layer: with more, computing takes the time
+TOKENS = 2**15  # of a pass that is recorded at most, as a graph keeps the memory of its pass
 Compute = Callable[[Int[Tensor, " b"], Batch], Float[Tensor, " b"]]
 
 
@@ -48,8 +50,10 @@ class Graphs:
     they add nothing.
     """
 
-    def __init__(self, compute: Compute, device: torch.device, most: int) -> None:
-        self._compute, self._device, self._most = compute, device, most
+    def __init__(self, compute: Compute, model: LanguageModel, most: int) -> None:
+        self._compute, self._device, self._most = compute, model.device, most
+        layers: int = model.network.config.num_hidden_layers
+        self._tokens = min(TOKENS, WORK * layers // model.network.base_model.num_parameters())
         self._pool: Any = None  # memory that all graphs take turns in
         self._seen: Counter[tuple[int, int]] = Counter()
         self._recorded: OrderedDict[tuple[int, int], Recorded] = OrderedDict()
@@ -58,7 +62,7 @@ class Graphs:
 
     def takes(self, slots: int, length: int) -> bool:
         """Whether a pass of so many slots and this length is one for graphs."""
-        return self._rows(slots) * length <= TOKENS and not self.given_up
+        return self._rows(slots) * length <= self._tokens and not self.given_up
 
     def losses(
         self, slots: Sequence[int], texts: Sequence[Tokens], length: int, start: int

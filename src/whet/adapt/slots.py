@@ -79,7 +79,7 @@ class Slots:
         self._used: list[int] = []  # the slots whose own rows the form computes with
         self._grad = self.bank.gradients([0])
         self._graphs = (
-            Graphs(self._recordable, model.device, count)
+            Graphs(self._recordable, model, count)
             if model.device.type == "cuda" and not isinstance(adaptation, Head)
             else None
         )
@@ -163,10 +163,13 @@ class Slots:
         return losses
 
     def _passes(self, texts: Mapping[int, Tokens]) -> Iterator[tuple[list[int], int]]:
-        """Slots whose texts are computed together, and at which length; one slot pads nothing."""
+        """Slots whose texts are computed together, and at which length.
+
+        One slot by itself pads nothing, but for graphs, which are of one length each.
+        """
         context, slots = self.model.context, list(texts)
         lengths = [len(text) for text in texts.values()]
-        if len(self.bank) > 1:
+        if len(self.bank) > 1 or self._graphs is not None:
             lengths = [rounded(length, context) for length in lengths]
         for length, positions in grouped(lengths).items():
             for first in range(0, len(positions), self.width):
