@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import shutil
 
 import pytest
 import reference_slot
@@ -142,6 +143,26 @@ def test_reset_is_the_base_model_bit_for_bit(some_model, mode):
                 slots.reset(slot)
                 assert slots.as_slot(slot).score("the base model's bits") == base
     assert some_model.score("the base model's bits") == base
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+def test_a_compiled_trunk_learns_the_same(tmp_path):
+    model = LanguageModel.load(tiny.save(tmp_path, "gpt2"), dtype=torch.float64)
+    slots = Slots(model, MODES[0], compiled=True)
+    for _ in range(2):  # the model comes back in between
+        with slots.attached():
+            slots.reset(0)
+            losses = learn(slots, {0: TEXTS[0]})[0]
+            bits = slots.as_slot(0).score("what comes after").bits_per_byte
+        goal, score = alone(model, MODES[0], TEXTS[0])
+        assert losses == pytest.approx(goal, rel=1e-10) and bits == pytest.approx(score, rel=1e-10)
+
+
+def test_lora_is_not_compiled(some_model):
+    with pytest.raises(ValueError, match="compiled is for full and head"):
+        Slots(some_model, MODES[1], compiled=True)
 
 
 def interrupted(slots, plans, place):

@@ -16,8 +16,8 @@ class FullForm:
     The network's own tensors are set aside and never written, so they come back bit for bit.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
+    def __init__(self, model: LanguageModel, compiled: bool) -> None:
+        self._model, self._trunk = model, model.compiled() if compiled else None
         self._parameters: dict[str, nn.Parameter] = dict(model.network.named_parameters())
         self.start = {name: p.detach() for name, p in self._parameters.items()}
         self.output = model.output()
@@ -44,7 +44,7 @@ class FullForm:
         self.output = self._model.output(trained=grad is not None)
 
     def states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
-        return self._model.states(batch.ids)
+        return self._model.states(batch.ids, self._trunk)
 
     def prepare(self, texts: Sequence[Tokens]) -> None:
         """Nothing: all that is computed depends on the steps before."""

@@ -23,8 +23,8 @@ TRUNK_TOKENS = 4096  # in one pass of the trunk
 class HeadForm:
     """What head training trains of a model: see `whet.adapt.slots.Form`."""
 
-    def __init__(self, model: LanguageModel, cache_bytes: int) -> None:
-        self._model = model
+    def __init__(self, model: LanguageModel, cache_bytes: int, compiled: bool) -> None:
+        self._model, self._trunk = model, model.compiled() if compiled else None
         self._layer = model.network.get_output_embeddings()
         self.start = {"weight": self._layer.weight.detach()}
         self.output = model.output()
@@ -70,7 +70,7 @@ class HeadForm:
                 part = [new[position] for position in positions[first : first + size]]
                 batch = Batch.of(part, length, self._model.start).to(self._model.device)
                 with torch.no_grad():
-                    states = self._model.states(batch.ids)
+                    states = self._model.states(batch.ids, self._trunk)
                 for text, row in zip(part, states, strict=True):
                     self._cached[_key(text)] = row[: len(text)].clone()
         for key in wanted:

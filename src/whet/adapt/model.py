@@ -142,13 +142,16 @@ class LanguageModel:
             raise ValueError(f"text {text[:20]!r} has no tokens: nothing to learn from it")
         return tokens
 
-    def states(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """What the last layer is given; differentiable."""
-        output = self.network.base_model(
-            input_ids=ids, past_key_values=unkept(self.network.config), use_cache=False
-        )
+    def states(self, ids: Int[Tensor, "b t"], trunk: Any = None) -> Float[Tensor, "b t d"]:
+        """What the last layer is given; differentiable. `trunk` for the network's own, compiled."""
+        read = self.network.base_model if trunk is None else trunk
+        output = read(input_ids=ids, past_key_values=unkept(self.network.config), use_cache=False)
         states: Tensor = output.last_hidden_state
         return states
+
+    def compiled(self) -> Any:
+        """A trunk for `states` that torch compiles when it is first used, once for all lengths."""
+        return torch.compile(self.network.base_model, dynamic=True)
 
     def output(self, *, trained: bool = False) -> Output:
         """The last layer; where it is `trained`, with its gradients to be added to."""

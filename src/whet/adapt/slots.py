@@ -56,7 +56,11 @@ class Form(Protocol):
 
 
 class Slots:
-    """`count` slots on `model`. Nothing of the model changes but within `attached`."""
+    """`count` slots on `model`. Nothing of the model changes but within `attached`.
+
+    With `compiled`, torch compiles the trunk in the first step, which takes a minute and a C++
+    compiler; not for LoRA, whose layers it cannot read.
+    """
 
     def __init__(
         self,
@@ -66,12 +70,14 @@ class Slots:
         *,
         count: int = 1,
         cache_bytes: int = CACHE_BYTES,
+        compiled: bool = False,
     ) -> None:
         as_count(count, "count")
         if isinstance(adaptation, Full) and count > 1:
             raise ValueError(f"count is {count}: full training has one slot, the network itself")
+        check_compiled(adaptation, compiled)
         self.model, self.adaptation = model, adaptation
-        self._form = _form(model, adaptation, cache_bytes)
+        self._form = _form(model, adaptation, cache_bytes, compiled)
         dtype = next(model.network.parameters()).dtype
         self.bank = Bank(self._form.start, count, adaptation.lr, optimiser or Optimiser(), dtype)
         self.width = count  # texts in one pass; lowered when memory runs out
@@ -220,18 +226,28 @@ class Slots:
         log.warning("out of memory: going on with %d texts at once", self.width)
 
 
+def check_compiled(adaptation: Adaptation, compiled: bool) -> None:
+    """Refuse what torch cannot compile.
+
+    Raises:
+        ValueError: If that is asked.
+    """
+    if compiled and isinstance(adaptation, LoRA):
+        raise ValueError("compiled is for full and head training: leave it out for LoRA")
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _form(model: LanguageModel, adaptation: Adaptation, cache_bytes: int) -> Form:
+def _form(model: LanguageModel, adaptation: Adaptation, cache_bytes: int, compiled: bool) -> Form:
     match adaptation:
         case Full():
-            return FullForm(model)
+            return FullForm(model, compiled)
         case LoRA():
             return LoRAForm(model, adaptation)
         case Head():
-            return HeadForm(model, cache_bytes)
+            return HeadForm(model, cache_bytes, compiled)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from types import TracebackType
 from whet.adapt.adaptation import Adaptation, Full, Optimiser
 from whet.adapt.decode import Sampling
 from whet.adapt.model import LanguageModel
-from whet.adapt.slots import Slots
+from whet.adapt.slots import Slots, check_compiled
 from whet.engine.lessons import lessons, rate
 from whet.engine.lockstep import Lockstep
 from whet.engine.query import Answer, Query, StopReason, Trace, Training
@@ -68,6 +68,7 @@ class Engine:
         slots: int | None = None,
         waiting: int = 256,
         niceness: int = 0,
+        compiled: bool = False,
     ) -> None:
         """Costs nothing yet; the slots are made for the first prompt.
 
@@ -82,17 +83,23 @@ class Engine:
             waiting: Prompts that may wait for a slot.
             niceness: How far this engine's threads give way to others where there are too few
                 cores: 0 to 19, as Unix means it; on Linux only.
+            compiled: Have torch compile the network in the first step: a minute, and a C++
+                compiler, for steps of full training that take 4 % less from then on. Not for LoRA.
+
+        Raises:
+            ValueError: If `compiled` is asked for LoRA.
         """
         options = options or Options()
         self.options = options if space is None else calibrated(space, options)
         self.model = model
         self.adaptation = adaptation or model.adaptation("full")
+        check_compiled(self.adaptation, compiled)
         self.optimiser = optimiser or Optimiser()
         self.training = training or Training()
         count = 1 if isinstance(self.adaptation, Full) else slots or SLOTS
         self._space, self._slots, self._ahead = space, count, count + waiting
         self._lockstep = Lockstep(
-            lambda: Slots(model, self.adaptation, self.optimiser, count=count),
+            lambda: Slots(model, self.adaptation, self.optimiser, count=count, compiled=compiled),
             self._plan,
             self._way,
             waiting,
