@@ -64,9 +64,27 @@ def test_the_page_tells_what_was_measured_and_what_was_not(tmp_path):
     (tmp_path / "table1.json").write_text(json.dumps(made))
     text = page(collect(tmp_path))
     row = next(line for line in text.splitlines() if line.startswith("| 1 |"))
-    assert "-1.50 [-2.50, -0.500] | 30 | `whet reproduce table1` | **holds** |" in row
+    assert "-1.50 [-2.50, -0.500] | 30 | 4 | `whet reproduce table1` | **holds** |" in row
     assert text.count(f"**{UNMEASURED}**") == len(CLAIMS) - 1
     assert f"1 {HOLDS}, 0 {WEAKLY}" in text
+
+
+def test_artefacts_made_anew_replace_those_of_another_study(tmp_path):
+    number = {"value": -1.5, "low": -2.5, "high": -0.5, "n": 30}
+    made = {"study": STUDY, "command": "", "caption": "", "n": 9, "commit": "0"}
+    before = {
+        "artefacts": {
+            name: made | {"numbers": {own: number}}
+            for name, own in (("table1", "SIFT − NN"), ("fig13", "NN, reversed − NN"))
+        }
+    }
+    anew = made | {"study": STUDY | {"n": 50, "prompts": 260}, "name": "table1"}
+    anew |= {"numbers": {"SIFT − NN": number | {"n": 260}}}
+    (tmp_path / "table1.json").write_text(json.dumps(anew))
+    text = page(collect(tmp_path, before))
+    assert "| 260 | 50 | `whet reproduce table1`" in text
+    assert "| 30 | 4 | `whet reproduce fig13`" in text
+    assert text.index("* 50 gradient steps: a and b") < text.index("* 4 gradient steps")
 
 
 def test_every_insight_has_a_claim_on_an_artefact_that_there_is():

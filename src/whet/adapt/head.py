@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from whet.adapt.batches import Batch, Tokens, grouped, rounded
 from whet.adapt.model import LanguageModel
-
-TRUNK_TOKENS = 4096  # in one pass of the trunk
+from whet.adapt.reading import CPU_TOKENS, TOKENS
 
 
 class HeadForm:
@@ -51,7 +50,8 @@ class HeadForm:
         )
 
     def states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
-        self.prepare(texts)
+        if any(_key(text) not in self._cached for text in texts):
+            self.prepare(texts)
         length = batch.ids.shape[1]
         kept = [self._cached[_key(text)] for text in texts]
         return torch.stack([functional.pad(row, (0, 0, 0, length - len(row))) for row in kept])
@@ -63,9 +63,10 @@ class HeadForm:
         """
         wanted = {_key(text): text for text in texts}
         new = [text for key, text in wanted.items() if key not in self._cached]
+        most = CPU_TOKENS if self._model.device.type == "cpu" else TOKENS
         lengths = [rounded(len(text), self._model.context) for text in new]
         for length, positions in grouped(lengths).items():
-            size = max(1, TRUNK_TOKENS // length)
+            size = max(1, most // length)
             for first in range(0, len(positions), size):
                 part = [new[position] for position in positions[first : first + size]]
                 batch = Batch.of(part, length, self._model.start).to(self._model.device)

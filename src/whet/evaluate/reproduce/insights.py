@@ -5,6 +5,7 @@ The page docs/insights.md is made of a committed results file by `page`.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,26 @@ HEAD = """# The paper's insights, measured
 Made by `docs/make_insights.py` of `benchmarks/results/insights.json`; do not edit.
 
 The fifteen insights and the formal statements of SIFT
-([arXiv 2410.08020](https://arxiv.org/abs/2410.08020)), each with one number of ours. Study:
-{models} (main, small) on {prompts} prompts, {n} gradient steps, a data space of {documents:,}
-documents (`{space}`, embedder {embedder}). The paper: GPT-2 and larger, 1,812 prompts, 50 steps,
-210 million documents. This study is small: a verdict is about these data, never about the paper.
+([arXiv 2410.08020](https://arxiv.org/abs/2410.08020)), each with one number of ours, of the study
+with as many steps:
+
+{studies}
+
+The paper: GPT-2 and larger, 1,812 prompts, 50 steps, 210 million documents. Ours are small: a
+verdict is about these data, never about the paper.
 
 **The rule.** A claim states a range for its number. *Holds*: the whole 90 % interval is within it
 and n is at least 10. *Holds weakly*: the value is within it. *Not seen on this data*: it is not.
 *Not measured here*: the study has no such number. Differences are paired by prompt; lower bits per
 byte are better. Here: {told}.
 
-| insight | claim | number | claimed | measured [90 %] | n | command | verdict |
-|---|---|---|---|---|---|---|---|
+| insight | claim | number | claimed | measured [90 %] | n | steps | command | verdict |
+|---|---|---|---|---|---|---|---|---|
 """
+STUDY = (
+    "* {n} gradient steps: {models} (main, small), up to {prompts} prompts, a data space of "
+    "{documents:,} documents (`{space}`, embedder {embedder})"
+)
 FEWEST = 10
 
 
@@ -127,18 +135,20 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def collect(folder: Path) -> dict[str, Any]:
+def collect(folder: Path, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The numbers of the artefacts in `folder`, as the results file keeps them.
+
+    Those of the results `before` that are not made anew are kept, and so is what they are of.
 
     Raises:
         SourceError: If there are none, or they are of different studies.
     """
     found: dict[str, Any] = {}
-    studies = []
+    studies = list[dict[str, Any]]()
     for path in sorted(folder.glob("*.json")):
         made = json.loads(path.read_text(encoding="utf-8"))
         if "numbers" in made:
-            keys = ("command", "caption", "numbers", "n", "commit")
+            keys = ("command", "caption", "numbers", "n", "commit", "study")
             found[made["name"]] = {key: made[key] for key in keys}
             studies.append(made["study"])
     if not found:
@@ -147,31 +157,39 @@ def collect(folder: Path) -> dict[str, Any]:
         raise SourceError(
             f"{folder} holds artefacts of different studies: choose another --study for each"
         )
-    return {"study": studies[0], "artefacts": found}
+    for name, made in before["artefacts"].items() if before else ():
+        found.setdefault(name, made)
+    return {"artefacts": dict(sorted(found.items()))}
 
 
 def page(results: dict[str, Any]) -> str:
     """docs/insights.md: a row a claim with its number, n, command and verdict."""
-    study = results["study"]
-    models = " and ".join(study["models"])
     rows = [_row(claim, results["artefacts"]) for claim in CLAIMS]
     tally = {v: sum(row.endswith(f"**{v}** |") for row in rows)
              for v in (HOLDS, WEAKLY, UNSEEN, UNMEASURED)}  # fmt: skip
     told = ", ".join(f"{count} {verdict}" for verdict, count in tally.items())
-    head = HEAD.format(
-        models=models, prompts=study["prompts"], n=study["n"], documents=study["documents"],
-        space=study["space"], embedder=study["embedder"], told=told,
-    )  # fmt: skip
+    head = HEAD.format(studies="\n".join(_studies(results["artefacts"])), told=told)
     return head + "\n".join(rows) + "\n" + _vacuous(results["artefacts"])
+
+
+def _studies(artefacts: dict[str, Any]) -> list[str]:
+    """A line a study that a claim's number is of, the one with the most steps first."""
+    claimed = {claim.artefact for claim in CLAIMS} & artefacts.keys()
+    studies = {json.dumps(artefacts[name]["study"], sort_keys=True) for name in claimed}
+    known = sorted(map(json.loads, studies), key=lambda study: -study["n"])
+    return [STUDY.format(**study | {"models": " and ".join(study["models"])}) for study in known]
 
 
 def _row(claim: Claim, artefacts: dict[str, Any]) -> str:
     measured = _measured(claim.artefact, claim.number, artefacts)
     what = f"{claim.number.partition(': ')[2] or claim.number}, {claim.unit}"
-    value, n = (spelled(measured), str(measured.n)) if measured else ("–", "–")
+    value, n, steps = "–", "–", "–"
+    if measured:
+        value, n = spelled(measured), str(measured.n)
+        steps = str(artefacts[claim.artefact]["study"]["n"])
     command = f"`whet reproduce {claim.artefact}`"
     verdict = f"**{claim.verdict(measured)}**"
-    cells = (claim.name, claim.says, what, claim.range, value, n, command, verdict)
+    cells = (claim.name, claim.says, what, claim.range, value, n, steps, command, verdict)
     return "| " + " | ".join(cells) + " |"
 
 
