@@ -50,8 +50,7 @@ class HeadForm:
         )
 
     def states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
-        if any(_key(text) not in self._cached for text in texts):
-            self.prepare(texts)
+        self.prepare(texts)
         length = batch.ids.shape[1]
         kept = [self._cached[_key(text)] for text in texts]
         return torch.stack([functional.pad(row, (0, 0, 0, length - len(row))) for row in kept])
@@ -59,7 +58,7 @@ class HeadForm:
     def prepare(self, texts: Sequence[Tokens]) -> None:
         """Run the trunk on those of `texts` whose states are not at hand, batched by length.
 
-        The states used longest ago make room, but never those of `texts`.
+        The states used longest ago make room for new ones, but never those of `texts`.
         """
         wanted = {_key(text): text for text in texts}
         new = [text for key, text in wanted.items() if key not in self._cached]
@@ -76,6 +75,8 @@ class HeadForm:
                     self._cached[_key(text)] = row[: len(text)].clone()
         for key in wanted:
             self._cached.move_to_end(key)
+        if not new:
+            return
         held = sum(states.nbytes for states in self._cached.values())
         while held > self._room and len(self._cached) > len(wanted):
             held -= self._cached.popitem(last=False)[1].nbytes
