@@ -167,6 +167,14 @@ def test_eval_then_report(folder, tmp_path):
     made = json.loads(whet("report", tmp_path / "run", "--json", "--plot", tmp_path / "c.png"))
     assert made["n"] == 2 and (tmp_path / "c.png").exists()
     assert "| NN |" in " ".join(whet("report", tmp_path / "run").split())
+    words[words.index(tmp_path / "run")] = tmp_path / "other"
+    own = ["--set", f"model='{folder / 'model'}'", "--set", "methods=['random']"]
+    whet(*words, *own)
+    both = [tmp_path / "run", tmp_path / "other"]
+    [line, *_] = json.loads(whet("report", *both, "--json"))["lines"]
+    assert line["methods"].keys() > {"sift", "random"}
+    done = run("report", *both, tmp_path / "other")
+    assert done.exit_code == 1 and "has 'random', which is there already" in done.output
     page = tmp_path / "page.html"
     whet("report", tmp_path / "run", "--html", page, "--texts", folder / "space")
     assert page.read_text().startswith("<!doctype html>") and '"texts":["' in page.read_text()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 
 from whet.maths.arrays import as_count, as_positive
 
+PRECISIONS = ("fp32", "bf16")  # that a model computes in
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimiser:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from whet.adapt.adaptation import PRECISIONS
 from whet.errors import ModelError, optional
 
 BUNDLED = ("whet-nano", "whet-pico")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
 KINDS = {"AutoModel": "a language model", "AutoModelForCausalLM": "a causal language model"}
 
 

@@ -69,7 +69,7 @@ def evaluate(
 
 
 @click.command()
-@click.argument("run", type=PATH)
+@click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
 @click.option("--step", type=int, help="Gradient steps [default: the last scored].")
 @click.option("--plot", type=PATH, help="Also draw the curves (.png, .svg).")
 @click.option("--html", type=PATH, help="Also write it as one page, with the picks of each prompt.")
@@ -80,21 +80,24 @@ def evaluate(
 @DROP_LEAKS
 @JSON
 def report(
-    run: Path, step: int | None, plot: Path | None, html: Path | None, texts: Path | None,
-    view: str, worth: float, drop_leaks: bool, as_json: bool,
+    runs: tuple[Path, ...], step: int | None, plot: Path | None, html: Path | None,
+    texts: Path | None, view: str, worth: float, drop_leaks: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """The table of a run: bits per byte in % of the base model's, set by set.
 
+    Several runs of one model stand side by side, on the prompts that all of them have.
     Other views: what σ knows and when to stop, seconds and tokens, when sharpening is worth it.
     """
     if texts and not html:
         raise click.UsageError("--texts is of the page: name it with --html FILE")
     if step is not None and view == "advice":
         raise click.UsageError("--step is not for --view advice, which weighs all scored steps")
+    from whet.evaluate.reproduce.study import join
     from whet.evaluate.runs import Run
     from whet.evaluate.sheets import VIEWS
 
-    opened = Run.open(run).without_leaks() if drop_leaks else Run.open(run)
+    opened = join([Run.open(run) for run in runs])
+    opened = opened.without_leaks() if drop_leaks else opened
     if plot:
         from whet.evaluate.render import curves
 
@@ -171,7 +174,7 @@ def _advise(space: str, folder: Path, prompt: str, worth: float, as_json: bool) 
 
 
 def _print(*renderables: Any) -> None:
-    width = 200 if not sys.stdout.isatty() else None
+    width = 400 if not sys.stdout.isatty() else None
     console = Console(width=width, highlight=False, markup=False)
     for renderable in renderables:
         console.print(renderable, soft_wrap=isinstance(renderable, str))

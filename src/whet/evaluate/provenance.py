@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from whet.space.space import DataSpace
 
 
@@ -47,7 +45,7 @@ def provenance() -> dict[str, Any]:
         "machine": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": _gpu(),
             "system": platform.platform(),
         },
         "commit": _commit(),
@@ -67,6 +65,12 @@ def _commit() -> str | None:
         check=False,
     )
     return said.stdout.strip() or None
+
+
+def _gpu() -> str | None:
+    import torch  # not needed to read a run
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _cpu() -> str:

@@ -7,8 +7,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from whet.adapt.adaptation import Optimiser, adaptation
-from whet.adapt.loading import DTYPES
+from whet.adapt.adaptation import PRECISIONS, Optimiser, adaptation
 from whet.maths.arrays import as_count, as_positive
 from whet.select.table import selector
 from whet.settings import arguments, parsed
@@ -34,7 +33,7 @@ CHOICES = {
     "use": ("steps", "context", "both"),
     "sign": ("own", "both", "positive"),
     "duplicates": ("kept", "dropped"),
-    "dtype": tuple(DTYPES),
+    "dtype": PRECISIONS,
 }
 
 

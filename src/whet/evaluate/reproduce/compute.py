@@ -15,7 +15,7 @@ from whet.evaluate.uncertainty import ALPHAS, calibration, correlation, stopped_
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate, resampled
 
-PLANE = ("sift", "sift(0.1)", "nearest", "hull", "mmr", "random", "uncertainty")
+PLANE = ("sift", "sift(0.1)", "nearest", "hull", "hull(reuse=2)", "mmr", "random", "uncertainty")
 DENSE = 400  # points from which a density is drawn instead of them
 
 

@@ -34,7 +34,7 @@ PLANS = {
     "core": Plan(methods=CORE),
     "lambda": Plan(methods=LAMBDAS),
     "context": Plan(methods=("sift(use=context)", "sift(use=both)")),
-    "rivals": Plan(methods=("random", "mmr", "hull", "dynamic")),
+    "rivals": Plan(methods=("random", "mmr", "hull", "hull(reuse=2)", "dynamic")),
     "order": Plan(methods=("nearest(order=reversed)",)),
     "modes": Plan(methods=("sift(mode=lora)", "sift(mode=head)")),
     "candidates": Plan(methods=("sift(k=50)", "sift(k=100)", "sift(k=1000)")),

@@ -142,7 +142,8 @@ def join(runs: list[Run]) -> Run:
     """Runs of the same prompts as one, with the methods of all; prompts that not all have are out.
 
     Raises:
-        RunError: If the runs are not of one model, step count and leakage, or share no prompt.
+        RunError: If the runs are not of one model, step count and leakage, share a method, or
+            share no prompt.
     """
     first, *rest = runs
     if not rest:
@@ -157,6 +158,11 @@ def join(runs: list[Run]) -> Run:
                     f"{first.folder} has {key} {mine!r}, but {run.folder} {other!r}: runs are "
                     "joined where they differ in their methods alone"
                 )
+        if again := set(methods) & set(run.methods):
+            raise RunError(
+                f"{run.folder} has {again.pop()!r}, which is there already: runs are joined where "
+                "no method is in two of them"
+            )
         kept &= set(run.prompts["prompt"].to_pylist())
         methods += run.methods
         table = pa.concat_tables([table, run.table])

@@ -23,6 +23,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
 COLOURS = {
     "sift": RED, "nearest": INK, "nearest-repeated": MUTED, "uncertainty": BLUE, "random": SKY,
     "mmr": GREEN, "hull": PURPLE, "dynamic": ORANGE, "sift(0.1)": ORANGE, "sift(10)": "#8a2be2",
+    "hull(reuse=2)": "#8c4a6e",
 }  # fmt: skip
 CLEAR = 3  # bands that can lie over each other and still be told apart
 SERIES = (RED, BLUE, GREEN, ORANGE, PURPLE, SKY, INK, MUTED)
