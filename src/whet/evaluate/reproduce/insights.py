@@ -41,7 +41,7 @@ byte are better. Here: {told}.
 |---|---|---|---|---|---|---|---|---|
 """
 STUDY = (
-    "* {n} gradient steps: {models} (main, small), up to {prompts} prompts, a data space of "
+    "* {n} gradient steps: {models} (main, small), a data space of "
     "{documents:,} documents (`{space}`, embedder {embedder})"
 )
 FEWEST = 10
