@@ -2,7 +2,7 @@
 
 const run = JSON.parse(document.getElementById("run").textContent);
 const place = (id) => document.getElementById(id);
-const methods = run.methods.map((method, i) => ({ ...method, i, color: i % 8, again: i > 7 }));
+const methods = run.methods.map((method, i) => ({ ...method, i, color: i % 12, again: i > 11 }));
 const state = { hidden: new Set(), set: run.curves[0].name, step: run.steps.indexOf(run.step), prompt: 0, find: "", order: 0, room: 60 };
 const shown = () => methods.filter((method) => !state.hidden.has(method.i));
 const percent = (prompt, i, step) => (100 * prompt.bits[i][step]) / prompt.base;
