@@ -32,6 +32,11 @@ def test_new_key_opens_and_only_its_hash_is_stored(tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_a_file_of_keys_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(ValueError, match="is not there: make it with `whet key"):
+        Keys.read(tmp_path / "keys.toml", Limits())
+
+
 @given(st.one_of(st.text(), st.from_regex(r"whet_[a-z0-9]{8}_[A-Za-z0-9_-]{43}", fullmatch=True)))
 def test_nothing_else_opens(text):
     keys = Keys(list(serving.KEYS))

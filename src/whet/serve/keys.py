@@ -112,10 +112,12 @@ class Keys:
         """The keys of a TOML file.
 
         Raises:
-            ValueError: If it is not as the head of this module says.
+            ValueError: If it is not there, or not as the head of this module says.
         """
         try:
             return cls._of(read_toml(path), default)
+        except FileNotFoundError as error:
+            raise ValueError(f"{path} is not there: make it with `whet key {path} NAME`") from error
         except (ValueError, TypeError) as error:  # TypeError: a field is missing
             raise ValueError(f"{path} is not a file of keys: {error}") from error
 

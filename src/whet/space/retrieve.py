@@ -171,7 +171,7 @@ class Retriever:
         if self.nominated_by == "bm25":
             rows = self.space.by_words(prompt, self.k, self.where)
             if not len(rows):
-                raise ValueError("prompt shares no word with the data space: bm25 finds nothing")
+                raise NothingNear("prompt shares no word with the data space: bm25 finds nothing")
             return self.space.measured(query, rows)
         [near] = self.space.search(query, self.k, sign=self.sign, where=self.where)
         if self.nominated_by == "vectors":
