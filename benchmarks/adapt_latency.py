@@ -293,6 +293,14 @@ def rendered(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def into_readme(name: str, table: str) -> None:
+    """Put the table between the marks called `name` in the README beside this file."""
+    readme = ROOT / "benchmarks" / "README.md"
+    first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = readme.read_text().split(f"{first}\n")
+    readme.write_text(f"{before}{first}\n{table}\n{last}{rest.split(last, 1)[1]}")
+
+
 def machine() -> dict[str, Any]:
     known = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((x.split(":")[1].strip() for x in known if "model name" in x), platform.machine())
@@ -315,13 +323,7 @@ def main(
     prompts: int, texts: int, count: int,
 ) -> None:  # fmt: skip
     if render:
-        readme = ROOT / "benchmarks" / "README.md"
-        before, rest = readme.read_text().split("<!-- adapt_latency -->\n")
-        after = rest.split("<!-- end of adapt_latency -->", 1)[1]
-        table = rendered(json.loads(render.read_text()))
-        readme.write_text(
-            f"{before}<!-- adapt_latency -->\n{table}\n<!-- end of adapt_latency -->{after}"
-        )
+        into_readme("adapt_latency", rendered(json.loads(render.read_text())))
         return
     model = LanguageModel.load("whet-nano")
     with tempfile.TemporaryDirectory() as folder:

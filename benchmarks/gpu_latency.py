@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from adapt_latency import ROOT, Plan, in_slots, machine, peft_loop
+from adapt_latency import ROOT, Plan, in_slots, into_readme, machine, peft_loop
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
@@ -220,13 +220,7 @@ def rendered(results: dict[str, Any]) -> str:
 @click.option("--render", type=Path, help="Put this file's table into the README, time nothing.")
 def main(case: tuple[str, ...], path: Path | None, render: Path | None) -> None:
     if render:
-        readme = ROOT / "benchmarks" / "README.md"
-        before, rest = readme.read_text().split("<!-- gpu_latency -->\n")
-        after = rest.split("<!-- end of gpu_latency -->", 1)[1]
-        table = rendered(json.loads(render.read_text()))
-        readme.write_text(
-            f"{before}<!-- gpu_latency -->\n{table}\n<!-- end of gpu_latency -->{after}"
-        )
+        into_readme("gpu_latency", rendered(json.loads(render.read_text())))
         return
     found = json.loads(path.read_text()) if path and path.exists() else {"rows": {}}
     found["machine"] = machine() | {"gpu": torch.cuda.get_device_name()} | floors()

@@ -73,7 +73,7 @@ class Graphs:
         filled = torch.tensor([*slots, *[slots[-1]] * (rows - len(slots))])
         batch = Batch.of(texts, length, start, rows)
         self._seen[key] += 1
-        if key not in self._recorded and self._seen[key] > 1 and not self.given_up:
+        if key not in self._recorded and self._seen[key] > 1:
             self._record(key, filled, batch)
         if key in self._recorded:
             self._recorded.move_to_end(key)

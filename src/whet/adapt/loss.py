@@ -5,7 +5,6 @@ the memory is one chunk's whatever the number of texts, their length and the voc
 lent by whoever computes step after step, as fresh memory of that size costs more than a softmax.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from whet.adapt.batches import Batch
 
-ALIGNMENT = 8
 CHUNK, GPU_CHUNK = 2**22, 2**26  # logits at a time: 16 MiB stay in a cache; a GPU wants more
 
 
@@ -38,39 +36,26 @@ class Output:
         grad = None if self.weight_grad is None else self.weight_grad[row]
         return replace(self, weight=self.weight[row], weight_grad=grad)
 
-    @property
-    def stride(self) -> int:
-        """Numbers of a row of logits in `room`: a GPU multiplies three times as fast by whole 16
-        bytes."""
-        return -(-self.weight.shape[-2] // ALIGNMENT) * ALIGNMENT
-
     def room(self) -> Float[Tensor, " c"]:
         """Memory for the logits of a chunk."""
         chunk = CHUNK if self.weight.is_cpu else GPU_CHUNK
-        return self.weight.new_empty(max(chunk, self.stride))
+        return self.weight.new_empty(max(chunk, self.weight.shape[-2]))
 
     def logits(
         self, states: Float[Tensor, "t d"], room: Float[Tensor, " c"] | None = None
     ) -> Float[Tensor, "t v"]:
-        """The logits of `states`.
-
-        Made in `room`, if that is given, they fill its rows up with logits of −∞.
-        """
+        """The logits of `states`; in `room`, if that is given and wide enough a type for them."""
         t, v = len(states), len(self.weight)
-        whole = None if room is None else room[: t * self.stride].view(t, self.stride)
-        out = None if whole is None else whole[:, :v]
+        out = None if room is None else room[: t * v].view(t, v)
         if self.bias is None:
             logits = torch.mm(states, self.weight.mT, out=out)
         else:
             logits = torch.addmm(self.bias, states, self.weight.mT, out=out)
-        logits = logits if whole is None else whole
         if self.scale != 1:
             logits *= self.scale
         if self.cap:
             logits = self.cap * torch.tanh(logits / self.cap)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        logits[:, v:] = -math.inf
-        return logits
+        return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def mean_losses(
@@ -99,8 +84,7 @@ def mean_losses(
         slope.scatter_add_(1, goal, -total)
         if bend is not None:
             slope *= bend
-        slope = slope.to(hidden.dtype)[:, : own.weight.shape[0]]
-        part = (part * own.scale / total).to(hidden.dtype)
+        slope, part = slope.to(hidden.dtype), (part * own.scale / total).to(hidden.dtype)
         if gradient is not None:
             gradient[rows, times] = (slope @ own.weight * part).view_as(gradient[rows, times])
         if own.weight_grad is not None:
@@ -117,7 +101,7 @@ def _pieces(
 ) -> Iterator[tuple[slice, slice]]:
     """Rows and times of one chunk after another: whole rows where several fit."""
     b, t, _ = states.shape
-    fits = room // output.stride
+    fits = room // output.weight.shape[-2]
     together = max(1, fits // t) if output.weight.dim() == 2 else 1
     within = t if t <= fits else max(1, fits)
     for row in range(0, b, together):
