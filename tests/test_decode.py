@@ -1,8 +1,12 @@
 """Continuations a token at a time: as transformers makes them, and cut where told."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
+import torch
 
+from whet.adapt.continuations import Continuations
 from whet.adapt.decode import Decoder, Sampling
 from whet.adapt.model import LanguageModel
 
@@ -13,10 +17,24 @@ def model(request, tmp_path_factory):
 
 
 def pieces(model, prompt, **options):
+    continuations = Continuations(model, lambda slots: model.output())
     decoder, told = Decoder(model, prompt, Sampling(**options)), []
     while not decoder.finish:
-        told.append(decoder.step())
+        told.append(continuations.step({0: decoder})[0])
     return decoder, told
+
+
+def together(model, arriving):
+    """Continue the decoders of `arriving`, lists of those that begin at each step."""
+    continuations = Continuations(model, lambda slots: model.output())
+    arriving, going, slot = list(arriving), {}, 0
+    while arriving or going:
+        for decoder in arriving.pop(0) if arriving else ():
+            going[slot] = decoder
+            slot += 1
+        told = continuations.step(going)
+        assert told.keys() == going.keys()
+        going = {slot: decoder for slot, decoder in going.items() if not decoder.finish}
 
 
 def test_greedy_text_is_that_of_transformers(model):
@@ -45,8 +63,50 @@ def test_a_seed_draws_the_same_beside_others(model):
     options = {"max_tokens": 9, "temperature": 1.5, "top_p": 0.9}
     alone = [pieces(model, "abc", seed=seed, **options)[0].text for seed in range(3)]
     beside = [Decoder(model, "abc", Sampling(seed=seed, **options)) for seed in range(3)]
-    while not all(decoder.finish for decoder in beside):
-        for decoder in beside:
-            if not decoder.finish:
-                decoder.step()
+    together(model, [beside])
     assert [decoder.text for decoder in beside] == alone and len(set(alone)) > 1
+
+
+def test_continuations_of_any_length_come_and_go(model):
+    asked = [("abc", 20), ("a", 3), ("a longer prompt", 9), ("b", 25), ("abcdefgh", 1), ("c", 12)]
+    alone = [pieces(model, prompt, max_tokens=most)[0] for prompt, most in asked]
+    read = []
+    handle = model.network.base_model.register_forward_pre_hook(
+        lambda _, args, given: read.append(len(given["input_ids"])), with_kwargs=True
+    )
+    beside = [Decoder(model, prompt, Sampling(max_tokens=most)) for prompt, most in asked]
+    together(model, [beside[:3], [], beside[3:5], [], [], [], beside[5:]])
+    handle.remove()
+    assert [(d.text, d.finish) for d in beside] == [(d.text, d.finish) for d in alone]
+    assert sum(read) == sum(len(decoder.tokens) for decoder in beside) and max(read) == 4
+
+
+def test_one_that_is_given_up_is_forgotten(model):
+    continuations = Continuations(model, lambda slots: model.output())
+    short, long = (Decoder(model, "a" * n, Sampling(max_tokens=9)) for n in (2, 12))
+    goal = pieces(model, "aa", max_tokens=9)[0].text
+    continuations.step({0: short, 1: long})
+    other = Decoder(model, "abc", Sampling(max_tokens=9))
+    continuations.step({0: short, 1: other})  # another prompt in the second slot
+    while not short.finish:
+        continuations.step({0: short})
+    assert short.text == goal and len(other.tokens) == 1
+
+
+def test_what_is_not_a_number_fails_its_own_prompt(model):
+    decoders = {slot: Decoder(model, "abc", Sampling(max_tokens=9)) for slot in range(3)}
+    goal = pieces(model, "abc", max_tokens=9)[0].text
+
+    def use(slots):
+        output = model.output()
+        weights = output.weight.repeat(len(slots), 1, 1)
+        if 1 in slots:
+            weights[slots.index(1)] = torch.nan
+        return replace(output, weight=weights)
+
+    continuations = Continuations(model, use)
+    told = continuations.step(decoders)
+    assert "not finite at token 1" in str(told[1]) and isinstance(told[0], str)
+    while not decoders[0].finish:
+        continuations.step({0: decoders[0], 2: decoders[2]})
+    assert decoders[0].text == decoders[2].text == goal

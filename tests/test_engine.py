@@ -16,6 +16,7 @@ from hashing import HashingEmbedder
 import whet
 from whet.adapt.adaptation import Full, Head, LoRA
 from whet.adapt.model import LanguageModel
+from whet.adapt.slots import Slots
 from whet.engine import Engine, Query, Sampling, Step, Training
 from whet.errors import AdaptationFailed, EngineClosed, ModelError, QueueFull
 from whet.space.documents import Document
@@ -108,6 +109,37 @@ def test_greedy_text_is_the_oracle_s(engine, model, space):
         tokens = model.fitting(prompt, 12)
         output = model.network.generate(tokens[None], max_new_tokens=12, do_sample=False)
     assert answer.text == model.tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("mode", MODES[:2], ids=name)
+def test_answers_are_continued_together_each_by_its_own_weights(space, model, mode):
+    queries = [query(i, n=1 + i % 3, sampling=Sampling(max_tokens=4 + i)) for i in range(6)]
+    engines = [Engine(space, model, mode, options=Options(k=10), slots=n) for n in (3, 1)]
+    read = []
+    hook = model.network.base_model.register_forward_pre_hook(
+        lambda _, args, given: read.append(given["input_ids"].shape), with_kwargs=True
+    )
+    beside, alone = ([answer.text for answer in engine.run(queries)] for engine in engines)
+    hook.remove()
+    assert beside == alone
+    assert sum(columns == 1 and rows > 1 for rows, columns in read) > 4
+
+
+def test_an_answer_that_cannot_be_continued_fails_alone(space, model, monkeypatch):
+    engine = Engine(space, model, MODES[0], options=Options(n=2, k=10), slots=2)
+    begun = threading.Event()
+
+    def full(*args, **options):
+        begun.set()
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.network.base_model, "forward", full)
+        patch.setattr(Slots, "step", lambda slots, texts: {slot: [1.0] for slot in texts})
+        failed = engine.submit(query(1, sampling=Sampling(max_tokens=3)))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            failed.result(30)
+    assert begun.is_set() and engine.generate(words(1), max_tokens=3).text
 
 
 def test_a_stream_tells_picks_steps_and_text(engine):

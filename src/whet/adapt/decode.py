@@ -1,19 +1,14 @@
-"""The continuation of a prompt, a token at a time, so that many prompts can take turns.
-
-Keeps the keys and values of what was read. Whatever the weights are when a step is taken, they make
-that token.
-"""
+"""How a prompt is continued: which token is drawn, what of the text is certain, where it ends."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
 if TYPE_CHECKING:
@@ -52,21 +47,19 @@ class Sampling:
 
 
 class Decoder:
-    """A continuation in the making.
+    """A continuation in the making: the tokens drawn, and what of the text is certain.
 
     Raises:
         ValueError: If prompt and answer together exceed the model's context.
-        ModelError: By `step`, if what the model says is not finite.
     """
 
     def __init__(
         self, model: "LanguageModel", prompt: str | Sequence[int], sampling: Sampling
     ) -> None:
-        self._model = model
-        self._sampling = sampling
-        self._unread = model.fitting(prompt, sampling.max_tokens)
-        self._cache: Any = None
-        self._tokens: list[int] = []
+        self._model, self._sampling = model, sampling
+        self.prompt: Int[Tensor, " t"] = model.fitting(prompt, sampling.max_tokens)
+        self.tokens: list[int] = []
+        """Those drawn so far."""
         self._random = torch.Generator(model.device).manual_seed(sampling.seed)
         self._told = 0
         self.text = ""
@@ -74,34 +67,8 @@ class Decoder:
         self.finish: str | None = None
         """stop or length, once there is no more to come."""
 
-    @property
-    def count(self) -> int:
-        """Tokens so far."""
-        return len(self._tokens)
-
-    @torch.no_grad()
-    def step(self) -> str:
-        """One token more; returns what it makes certain of the text, maybe nothing."""
-        output = self._model.network.base_model(
-            input_ids=self._unread[None], past_key_values=self._cache, use_cache=True
-        )
-        self._cache = output.past_key_values
-        [logits] = self._model.output().logits(output.last_hidden_state[0, -1:])
-        if not logits.isfinite().all():
-            raise ModelError(
-                f"logits of {self._model.name} are not finite at token {self.count + 1} of its "
-                "answer: lower the learning rate, or load the model as float32"
-            )
-        token = self._draw(logits)
-        self._unread = token[None]
-        self._tokens.append(int(token))
-        if self._tokens[-1] in self._model.ends:
-            self.finish = "stop"
-        elif len(self._tokens) == self._sampling.max_tokens:
-            self.finish = "length"
-        return self._tell()
-
-    def _draw(self, logits: Float[Tensor, " v"]) -> Tensor:
+    def draw(self, logits: Float[Tensor, " v"]) -> Int[Tensor, ""]:
+        """The next token, which `take` is to be given."""
         sampling = self._sampling
         if not sampling.temperature:
             return logits.argmax()
@@ -113,9 +80,18 @@ class Decoder:
         shares[shares.cumsum(0) - shares >= sampling.top_p] = 0  # the first one always stays
         return tokens[torch.multinomial(shares, 1, generator=self._random)[0]]
 
+    def take(self, token: int) -> str:
+        """One token more; returns what it makes certain of the text, maybe nothing."""
+        self.tokens.append(token)
+        if token in self._model.ends:
+            self.finish = "stop"
+        elif len(self.tokens) == self._sampling.max_tokens:
+            self.finish = "length"
+        return self._tell()
+
     def _tell(self) -> str:
         """Cut the text at a stop text; hold back what may still become one, or is half a letter."""
-        text = str(self._model.tokenizer.decode(self._tokens, skip_special_tokens=True))
+        text = str(self._model.tokenizer.decode(self.tokens, skip_special_tokens=True))
         cuts = [at for stop in self._sampling.stop if (at := text.find(stop)) >= 0]
         if cuts:
             text, self.finish = text[: min(cuts)], "stop"

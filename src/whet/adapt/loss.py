@@ -57,6 +57,12 @@ class Output:
             logits = self.cap * torch.tanh(logits / self.cap)
         return logits.float() if logits.dtype.itemsize < 4 else logits
 
+    def of_rows(self, states: Float[Tensor, "b d"]) -> Float[Tensor, "b v"]:
+        """The logits of one state of every row."""
+        if self.weight.dim() == 2:
+            return self.logits(states)
+        return torch.cat([self.row(i).logits(states[i : i + 1]) for i in range(len(states))])
+
 
 def mean_losses(
     states: Float[Tensor, "b t d"], output: Output, batch: Batch, room: Float[Tensor, " c"]

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from whet.adapt.adaptation import Adaptation, adaptation
+from whet.adapt.caches import unkept
+from whet.adapt.continuations import Continuations
 from whet.adapt.decode import Decoder, Sampling
 from whet.adapt.loading import load, start_token
 from whet.adapt.loss import Output
-from whet.adapt.unkept import unkept
 from whet.adapt.windows import alike, windows
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
@@ -198,9 +199,12 @@ class LanguageModel:
                 of range.
         """
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        decoder = Decoder(self, prompt, sampling)
+        decoder, output = Decoder(self, prompt, sampling), self.output()
+        continuations = Continuations(self, lambda _: output)
         while not decoder.finish:
-            decoder.step()
+            for told in continuations.step({0: decoder}).values():
+                if isinstance(told, ModelError):
+                    raise told
         return decoder.text
 
     def fitting(self, prompt: str | Sequence[int], max_tokens: int) -> Int[Tensor, " t"]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from whet.adapt.adaptation import Adaptation, Full, Head, LoRA, Optimiser
 from whet.adapt.bank import Bank, Slotted
 from whet.adapt.batches import Batch, Tokens, grouped, rounded
+from whet.adapt.continuations import Continuations
+from whet.adapt.decode import Decoder
 from whet.adapt.full import FullForm
 from whet.adapt.graphs import Graphs
 from whet.adapt.head import HeadForm
@@ -84,6 +86,7 @@ class Slots:
         self._room = self._form.output.room()
         self._used: list[int] = []  # the slots whose own rows the form computes with
         self._grad = self.bank.gradients([0])
+        self._continuations = Continuations(model, self._reading)
         self._graphs = (
             Graphs(self._recordable, model, count)
             if model.device.type == "cuda" and not isinstance(adaptation, Head)
@@ -109,14 +112,18 @@ class Slots:
             stack.enter_context(self.model.lent())
             stack.enter_context(_frozen(self.model.network))
             stack.enter_context(self._form.attached())
+            stack.callback(self.proceed, {})  # nothing stays of those that were not finished
             self.as_slot(0)
             yield
 
     def as_slot(self, slot: int) -> LanguageModel:
-        """The model as `slot` has it until the next step, to be scored or continued with."""
-        self._used = []
-        self._form.use(self.bank.views(self.bank.weights([slot])), None)
+        """The model as `slot` has it until the next step, to be scored."""
+        self._reading([slot])
         return self.model
+
+    def proceed(self, decoders: Mapping[int, Decoder]) -> dict[int, str | ModelError]:
+        """One token more of every slot's continuation, in one pass: see `Continuations.step`."""
+        return self._continuations.step(decoders)
 
     def prepare(self, texts: Sequence[Tokens]) -> None:
         """Texts that will be stepped on: what can be computed for all of them at once, is."""
@@ -205,6 +212,12 @@ class Slots:
         self._use(slots)
         self._used = []  # what it computed with is the graph's own
         return self._computed(slots, (), batch)
+
+    def _reading(self, slots: Sequence[int]) -> Output:
+        """Compute with `slots` and keep no gradients; gives the last layer."""
+        self._used = []
+        self._form.use(self.bank.views(self.bank.weights(slots)), None)
+        return self._form.output
 
     def _use(self, slots: Slotted) -> None:
         """Compute with `slots`, again and again where the form needs no copy of their rows."""

@@ -2,8 +2,8 @@
 
 What a prompt will learn is planned beside it, while the prompt waits, so that a search that takes
 long holds up its own prompt only. Every prompt's way is a generator (`whet.engine.way`).
-A tick asks each for its next lesson and takes them together; a slot whose way has ended takes the
-next prompt in the same tick.
+A tick asks each what it wants next, takes all lessons together and then a token of all answers; a
+slot whose way has ended takes the next prompt in the same tick.
 """
 
 import os
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
+from whet.adapt.decode import Decoder
 from whet.adapt.slots import Slots
 from whet.engine.lessons import Lesson
 from whet.engine.way import Job, Losses, Plan, Wanted, Way
@@ -123,22 +124,25 @@ class Lockstep:
                     return
 
     def _ticks(self, slots: Slots, ended: list[Callable[[], None]]) -> None:
-        losses: dict[int, Losses | ModelError] = {}
+        given: dict[int, Losses | str | Exception] = {}
         while True:
             began = time.perf_counter()
             lessons: dict[int, Lesson] = {}
+            decoders: dict[int, Decoder] = {}
             plans: list[Future[Plan]] = []
             for slot in range(len(slots)):
-                match self._advance(slots, slot, losses.get(slot), ended):
+                match self._advance(slots, slot, given.get(slot), ended):
                     case Lesson() as lesson:
                         lessons[slot] = lesson
+                    case Decoder() as decoder:
+                        decoders[slot] = decoder
                     case Future() as plan:
                         plans.append(plan)
             if not self._active:
                 return
             while ended:
                 ended.pop(0)()
-            losses = self._learn(slots, lessons) if lessons else {}
+            given = _learn(slots, lessons) | _proceed(slots, decoders)
             if lessons:
                 self.tick_s = time.perf_counter() - began
             elif len(plans) == len(self._active):
@@ -155,44 +159,25 @@ class Lockstep:
         self,
         slots: Slots,
         slot: int,
-        losses: Losses | ModelError | None,
+        given: Losses | str | Exception | None,
         ended: list[Callable[[], None]],
-    ) -> Wanted:
-        """Send the way in `slot` its losses, or begin the next; gives what it wants now."""
+    ) -> Wanted | None:
+        """Send the way in `slot` what it wanted, or begin the next; gives what it wants now."""
         while True:
             if slot not in self._active:
                 if (job := self._next()) is None:
                     return None
                 self._active[slot] = job, self._way(job, slots, slot)
-                losses = None
+                given = None
             job, way = self._active[slot]
             try:
-                return way.throw(losses) if isinstance(losses, ModelError) else way.send(losses)
+                return way.throw(given) if isinstance(given, Exception) else way.send(given)
             except StopIteration as stop:
                 end = partial(job.answer.set_result, stop.value)
             except Exception as error:  # this prompt's own: whoever waits for it is told
                 end = partial(job.answer.set_exception, error)
             ended.append(end)
             del self._active[slot]
-
-    def _learn(self, slots: Slots, lessons: dict[int, Lesson]) -> dict[int, Losses | ModelError]:
-        """Take the lessons together; if that fails, each alone, so that one fails for itself."""
-        slots.repeat([slot for slot, lesson in lessons.items() if lesson.reused])
-        fresh = {
-            slot: [part.tokens for part in lesson.parts]
-            for slot, lesson in lessons.items()
-            if not lesson.reused
-        }
-        losses: dict[int, Losses | ModelError] = {}
-        try:
-            losses |= slots.step(fresh)
-        except ModelError:
-            for slot, texts in fresh.items():
-                try:
-                    losses |= slots.step({slot: texts})
-                except ModelError as error:
-                    losses[slot] = error
-        return losses
 
     def _next(self) -> Job | None:
         with self._change:
@@ -204,3 +189,31 @@ class Lockstep:
                 if job.answer.set_running_or_notify_cancel():  # else its future was cancelled
                     return job
             return None
+
+
+def _learn(slots: Slots, lessons: dict[int, Lesson]) -> dict[int, Losses | str | Exception]:
+    """Take the lessons together; if that fails, each alone, so that one fails for itself."""
+    slots.repeat([slot for slot, lesson in lessons.items() if lesson.reused])
+    fresh = {
+        slot: [part.tokens for part in lesson.parts]
+        for slot, lesson in lessons.items()
+        if not lesson.reused
+    }
+    losses: dict[int, Losses | str | Exception] = {}
+    try:
+        losses |= slots.step(fresh)
+    except ModelError:
+        for slot, texts in fresh.items():
+            try:
+                losses |= slots.step({slot: texts})
+            except ModelError as error:
+                losses[slot] = error
+    return losses
+
+
+def _proceed(slots: Slots, decoders: dict[int, Decoder]) -> dict[int, Losses | str | Exception]:
+    """A token of all answers; if that fails, as for want of memory, they fail and no others."""
+    try:
+        return {**slots.proceed(decoders)}
+    except Exception as error:
+        return dict.fromkeys(decoders, error)

@@ -1,8 +1,7 @@
 """One prompt's way through a slot, as if it were alone: learn, score or continue.
 
-A generator that gives a lesson whenever it wants to learn and is sent the losses. It gives the
-future of its plan while it waits for that, and nothing when it has done something else, so that the
-others have their turn.
+A generator that gives a lesson whenever it wants to learn and is sent the losses; its decoder when
+it wants a token, and is sent the piece of text; the future of its plan while it waits for that.
 """
 
 import math
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from whet.adapt.adapters import Adapter
 from whet.adapt.decode import Decoder
@@ -35,8 +35,9 @@ class Plan:
     retrieval: Retrieval | None
 
 
-Wanted = Lesson | Future[Plan] | None
-Way = Generator[Wanted, Losses | None, Answer]
+Wanted = Lesson | Decoder | Future[Plan]
+Given = Any  # losses for a lesson, none if it reused a gradient; a piece of text for a decoder
+Way = Generator[Wanted, Given, Answer]
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +101,7 @@ class Pupil:
         )
         trace = Trace(tuple(self._steps), "cancelled" if self._job.cancelled else reason)
         adapter = Adapter.of(self._slots, self._slot) if query.keep else None
-        tokens = 0 if decoder is None else decoder.count
+        tokens = 0 if decoder is None else len(decoder.tokens)
         return Answer(
             query, text, trace, planned.retrieval, finish, self._scores, adapter, self.seconds,
             tokens,
@@ -108,7 +109,7 @@ class Pupil:
 
     def _learn(
         self, plan: Plan, tick_s: Callable[[], float]
-    ) -> Generator[Lesson, Losses | None, tuple[int, StopReason]]:
+    ) -> Generator[Lesson, Given, tuple[int, StopReason]]:
         losses: Losses = []
         for number, lesson in enumerate(plan.lessons, start=1):
             if self._job.cancelled or self._job.late(tick_s()):
@@ -145,18 +146,16 @@ class Pupil:
             )
         self._scores[steps] = score
 
-    def _continue(self, decoder: Decoder) -> Generator[None, Losses | None, None]:
+    def _continue(self, decoder: Decoder) -> Generator[Decoder, Given, None]:
         while not (decoder.finish or self._job.cancelled):
-            self._slots.as_slot(self._slot)
             try:
-                piece = decoder.step()
+                piece = yield decoder
             except ModelError as error:
                 if not self._steps:
                     raise
                 raise AdaptationFailed(str(error), Trace(tuple(self._steps))) from error
             if piece:
                 self._job.tell(piece)
-            yield
 
     def _lap(self, name: str, start: float) -> float:
         end = time.perf_counter()
