@@ -144,6 +144,16 @@ def test_generate_answers_with_its_trace(folder):
     assert whet(*words, "--max-tokens", 4) == answer["text"] + "\n"
 
 
+def test_generate_compares_with_the_base_model(folder):
+    words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
+    words += ["--max-tokens", 4, "--lr", 0.1]
+    base = json.loads(whet(*words, "-n", 0, "--json"))["text"]
+    compared = json.loads(whet(*words, "--compare", "--json"))
+    assert compared["base"] == base != compared["text"]
+    plain = f"base model:\n{base}\n\nsharpened:\n{compared['text']}\n"
+    assert whet(*words, "--compare") == plain
+
+
 def test_what_was_learned_is_told_on_stderr_unless_quiet(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
     told = run(*words, "--max-tokens", 2).stderr

@@ -16,7 +16,7 @@ import world
 from world import text
 
 from whet.adapt.model import LanguageModel
-from whet.errors import RunError, SpaceError
+from whet.errors import ModelError, RunError, SpaceError
 from whet.evaluate.data import Data
 from whet.evaluate.kept import append, pack
 from whet.evaluate.processes import Processes
@@ -78,6 +78,14 @@ def test_a_finished_run_of_any_mode_is_the_same_run_again(here, tmp_path, mode):
     once = world.run(here, tmp_path / "run", per_set=1, methods=methods)
     again = world.run(here, tmp_path / "run", per_set=1, methods=methods)
     assert measured(again) == measured(once)
+
+
+def test_the_model_runs_where_it_is_told(here, tmp_path):
+    run = world.run(here, tmp_path / "cpu", per_set=1, device="cpu")
+    assert run.meta["switches"]["device"] == "cpu" and len(run) == 2
+    with pytest.raises(ModelError, match="device 'nowhere' cannot be used"):
+        world.run(here, tmp_path / "nowhere", device="nowhere")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_line_cut_short_is_measured_again(here, finished, tmp_path):

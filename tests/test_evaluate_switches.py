@@ -38,7 +38,7 @@ def test_a_method_has_switches_of_its_own():
 @pytest.mark.parametrize(
     "lines, message",
     [
-        (["steps=3"], "sets 'steps': expected model, dtype, methods"),
+        (["steps=3"], "sets 'steps': expected model, dtype, device, methods"),
         (["data.space_of=3"], "--set data sets 'space_of': expected space, source"),
         (["data=3"], "--set data is 3: expected a table"),
         (["n=-1"], "n is -1"),

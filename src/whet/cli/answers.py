@@ -29,6 +29,7 @@ from whet.evaluate.switches import Switches
 @click.option("--max-tokens", default=128, show_default=True, help="Length of the answer.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is the likeliest answer.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--compare", is_flag=True, help="Also tell what the base model says.")
 @JSON
 def generate(
     space: Path,
@@ -36,6 +37,7 @@ def generate(
     max_tokens: int,
     temperature: float,
     seed: int,
+    compare: bool,
     quiet: bool,
     as_json: bool,
     **rest: Any,
@@ -44,12 +46,15 @@ def generate(
 
     With -n 0 the base model answers.
     """
-    prompt = read(prompt)
-    answer = _engine(space, **rest).generate(
-        prompt, max_tokens=max_tokens, temperature=temperature, seed=seed
-    )
+    prompt, engine = read(prompt), _engine(space, **rest)
+    asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    base = engine.model.generate(prompt, **asked) if compare else None
+    answer = engine.generate(prompt, **asked)
     _tell(answer, quiet or as_json)
-    show({"prompt": prompt, **_record(answer)}, as_json, answer.text)
+    record, plain = {"prompt": prompt, **_record(answer)}, answer.text
+    if base is not None:
+        record, plain = record | {"base": base}, f"base model:\n{base}\n\nsharpened:\n{plain}"
+    show(record, as_json, plain)
 
 
 @click.command()

@@ -162,7 +162,8 @@ def _advise(space: str, folder: Path, prompt: str, worth: float, as_json: bool) 
 
     run = Run.open(folder)
     asked = run.meta["switches"]
-    model = LanguageModel.load(asked["model"], dtype=DTYPES[asked.get("dtype", "fp32")])
+    dtype = DTYPES[asked.get("dtype", "fp32")]
+    model = LanguageModel.load(asked["model"], device=asked.get("device"), dtype=dtype)
     plan = Advisor(run, worth).plan(open_space(space), model, prompt)
     plain = (
         f"{plan.steps} steps of {plan.method}: {plan.saved:.4f} bits per byte less in "

@@ -100,7 +100,8 @@ def _own(space: str, switches: Switches) -> Evaluator:
 
 
 def _model(switches: Switches) -> LanguageModel:
-    return LanguageModel.load(switches.model, dtype=DTYPES[switches.dtype])
+    dtype = DTYPES[switches.dtype]
+    return LanguageModel.load(switches.model, device=switches.device, dtype=dtype)
 
 
 def begin(folder: Path, meta: dict[str, Any]) -> None:

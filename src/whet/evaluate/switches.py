@@ -18,6 +18,7 @@ DYNAMIC = "dynamic"  # the method that trains on the query itself and selects no
 OF_THE_RUN = (
     "model",
     "dtype",
+    "device",
     "methods",
     "n",
     "score_at",
@@ -45,6 +46,8 @@ class Switches:
     """Bundled model, folder, or Hugging Face id."""
     dtype: str = "fp32"
     """Precision that the model computes in; what is trained is kept in fp32."""
+    device: str | None = None
+    """Where the model runs, as cpu or cuda:1; none for a GPU if there is one."""
     methods: tuple[str, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
     """Methods compared: see `method`."""
     n: int = 50
