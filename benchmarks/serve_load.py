@@ -35,7 +35,7 @@ from whet.space.documents import Document, read_documents
 from whet.space.space import DataSpace
 from whet.spaces import Options, open_space, retrieve
 
-STEPS, TOKENS, PROMPTS = 8, 16, 32
+STEPS, TOKENS, LONG, PROMPTS = 8, 16, 128, 32
 
 
 class Server:
@@ -64,8 +64,10 @@ class Server:
             if body["stream"]:
                 connection.getresponse().readline()
 
-    def complete(self, prompt: str, *, base: bool = False, **adapt: Any) -> dict[str, Any]:
-        body: dict[str, Any] = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
+    def complete(
+        self, prompt: str, *, base: bool = False, tokens: int = TOKENS, **adapt: Any
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {"prompt": prompt, "max_tokens": tokens, "temperature": 0}
         body["model"] = "whet-nano@base" if base else "whet-nano"
         if not base:
             body["adapt"] = {"n": STEPS, "cache": "off"} | adapt
@@ -129,9 +131,9 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def all_at(server: Server, prompts: list[str], at_once: int) -> None:
+def all_at(server: Server, prompts: list[str], at_once: int, **options: Any) -> None:
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(server.complete, prompts))
+        list(pool.map(partial(server.complete, **options), prompts))
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -139,12 +141,25 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def throughput(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
+    return at_once(space, prompts, runs)
+
+
+def answers(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
+    """The same with long answers, by the sharpened model and by the base model."""
+    return {
+        name: at_once(space, prompts, runs, base=base, tokens=LONG)
+        for name, base in (("sharpened", False), ("base", True))
+    }
+
+
+def at_once(space: Path, prompts: list[str], runs: int, **options: Any) -> dict[str, Any]:
+    """Requests a second, one at a time and sixteen."""
     with serving(space, slots=16) as server:
-        all_at(server, prompts[:4], 2)
+        all_at(server, prompts[:4], 2, **options)
         pairs = [
             (
-                seconds(lambda: all_at(server, prompts, 1)),
-                seconds(lambda: all_at(server, prompts, 16)),
+                seconds(lambda: all_at(server, prompts, 1, **options)),
+                seconds(lambda: all_at(server, prompts, 16, **options)),
             )
             for _ in range(runs)
         ]
@@ -307,7 +322,7 @@ def a_turn(server: Server, texts: list[str], i: int) -> None:
             server.ask("/v1/select", {"prompt": prompt, "n": 5})
 
 
-PIECES = {f.__name__: f for f in (throughput, overhead, base, first, soak)}
+PIECES = {f.__name__: f for f in (throughput, answers, overhead, base, first, soak)}
 
 
 @click.command()

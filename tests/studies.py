@@ -30,7 +30,10 @@ def run(folder, name, *, methods, prompts=9, model="whet-nano", percent=draw, pi
     folder = folder / name
     folder.mkdir(parents=True)
     space = {"documents": 40, "embedder": "hashing", "sha256": "0"}
-    meta = {"format": FORMAT, "switches": switches.record(), "space": space}
+    meta = {
+        "format": FORMAT, "switches": switches.record(), "space": space, "adaptations": {},
+        "prompts": "sha256:0",
+    }  # fmt: skip
     (folder / META).write_text(json.dumps(meta))
     for i in range(prompts):
         rows = [

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ from whet.evaluate.reproduce.measures import LAMBDAS, aligned, noise
 from whet.evaluate.reproduce.shown import number, spelled
 from whet.evaluate.reproduce.study import join
 from whet.evaluate.reproduce.style import spread
+from whet.evaluate.switches import Switches
 from whet.maths.statistics import Estimate
 
 NEEDS_MORE = {"SIFT − NN where few", "share with % of base"}  # other picks; a third set
@@ -69,7 +71,7 @@ def test_every_artefact_is_a_table_two_pictures_and_a_record(shown_of, name, tmp
     kept = json.loads(record.read_text())
     assert kept["columns"] == list(shown.columns) and kept["numbers"].keys() == shown.numbers.keys()
     assert png.read_bytes()[:4] == b"\x89PNG" and "<svg" in svg.read_text()
-    assert f"n = {shown.n:,}" in caption_of(artefact, shown)
+    assert f"n = {shown.n:,}" in caption_of(artefact, shown, Switches())
     assert shown.table(artefact.title).row_count == len(shown.rows)
 
 
@@ -154,11 +156,18 @@ def test_fig6_groups_by_different_picks(tmp_path):
     assert shown.numbers["different texts"].value == pytest.approx((4 * 1 + 5 * 4) / 9)
     gap = mean("core", "sift", ("core", "nearest-repeated"), prompts=range(4, 9))
     assert shown.numbers["SIFT − NN-F where many"].value == pytest.approx(gap)
-    share = np.mean([
-        100 * studies.draw("core", "sift", i, 4) / studies.draw("core", "nearest", i, 4)
-        for i in range(4, 9)
-    ])  # fmt: skip
+    share = 100 * mean("core", "sift", prompts=range(4, 9))
+    share /= mean("core", "nearest", prompts=range(4, 9))  # not a mean of ratios
     assert shown.rows[1][2].value == pytest.approx(share)
+
+
+def test_a_caption_says_what_is_so_of_the_study(runs):
+    artefact, shown = CATALOGUE["table1"], tables.by_set(runs["core"])
+    assert "stand in for GPT-2, Phi-3 and the Pile; queries are the first halves" in caption_of(
+        artefact, shown, Switches()
+    )
+    other = caption_of(artefact, shown, Switches(model="gpt2", leakage="whole"))
+    assert "stand in" not in other and "halves" not in other
 
 
 def test_fig5_and_fig16_compare_models_by_prompt(runs):
@@ -185,7 +194,8 @@ def test_fig8_and_fig26_stop_where_sigma_says(runs):
             want.add((scored, studies.draw("core", "sift", i, scored)))  # a prompt once a step
             own.append((scored, studies.draw("core", "sift", i, scored)))
         fixed = [mean("core", "sift", step=s) for s in studies.STEPS]
-        even = np.interp(np.mean([s for s, _ in own]), studies.STEPS, fixed)
+        taken_on_average = np.mean([s for s, _ in own])
+        even = np.interp(np.log1p(taken_on_average), np.log1p(studies.STEPS), fixed)
         gaps.append(np.mean([percent for _, percent in own]) - even)
     assert sorted(taken) == sorted(steps for steps, _ in want)
     assert sorted(reached) == pytest.approx(sorted(percent for _, percent in want))
@@ -313,6 +323,13 @@ def test_joined_runs_have_the_methods_of_all_and_the_prompts_of_each(runs, tmp_p
     np.testing.assert_array_equal(both.bits("mmr"), fewer.bits("mmr"))
     with pytest.raises(RunError, match="has model 'main-model', but .* 'small-model'"):
         join([runs["core"], runs["small"]])
+    for key, value in [("seed", 1), ("lr", 0.5)]:
+        meta = fewer.meta | {"switches": fewer.meta["switches"] | {key: value}}
+        with pytest.raises(RunError, match=f"has {key} .*, but .*{value}"):
+            join([runs["core"], replace(fewer, meta=meta)])
+    for key in ("space", "prompts"):
+        with pytest.raises(RunError, match=f"has {key} .*, but .*another"):
+            join([runs["core"], replace(fewer, meta=fewer.meta | {key: "another"})])
     assert len(aligned(runs["core"], fewer)[0]) == 5
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from whet.cli.shared import JSON, PATH, QUIET, RAY, read, show
+from whet.cli.shared import JSON, PATH, QUIET, RAY, read, show, tell
 
 WORTH = click.option(
     "--worth", default=0.0, show_default=True, help="Bits per byte that a second must save."
@@ -58,7 +57,7 @@ def evaluate(
         per_set=per_set or made.data.per_set,
     )
     if data.space and advise is not None:
-        _advise(data.space, out, read(advise), worth, as_json)
+        _advise(data.space, out, read(advise), worth, drop_leaks, as_json)
         return
     if not data.space or not data.prompts:
         raise click.UsageError("name SPACE and --prompts, or a FILE.toml whose [data] does")
@@ -112,7 +111,7 @@ def report(
     if as_json:
         print(json.dumps({sheet.title: sheet.record for sheet in sheets}))
     else:
-        _print(*(sheet.table() for sheet in sheets))
+        tell(*(sheet.table() for sheet in sheets))
 
 
 @click.command()
@@ -142,7 +141,7 @@ def _report(run: Any, step: int | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(made.record()))
         return
-    _print(table(made), caption(made))
+    tell(table(made), caption(made))
 
 
 def _page(run: Any, step: int | None, html: Path, texts: Path | None) -> None:
@@ -153,7 +152,9 @@ def _page(run: Any, step: int | None, html: Path, texts: Path | None) -> None:
     print(f"wrote {html}", file=sys.stderr)
 
 
-def _advise(space: str, folder: Path, prompt: str, worth: float, as_json: bool) -> None:
+def _advise(
+    space: str, folder: Path, prompt: str, worth: float, drop_leaks: bool, as_json: bool
+) -> None:
     from whet.adapt.loading import DTYPES
     from whet.adapt.model import LanguageModel
     from whet.evaluate.advise import Advisor
@@ -161,6 +162,7 @@ def _advise(space: str, folder: Path, prompt: str, worth: float, as_json: bool) 
     from whet.spaces import open_space
 
     run = Run.open(folder)
+    run = run.without_leaks() if drop_leaks else run
     asked = run.meta["switches"]
     dtype = DTYPES[asked.get("dtype", "fp32")]
     model = LanguageModel.load(asked["model"], device=asked.get("device"), dtype=dtype)
@@ -172,10 +174,3 @@ def _advise(space: str, folder: Path, prompt: str, worth: float, as_json: bool) 
         else "no step: none is worth its seconds"
     )
     show(asdict(plan), as_json, plain)
-
-
-def _print(*renderables: Any) -> None:
-    width = 400 if not sys.stdout.isatty() else None
-    console = Console(width=width, highlight=False, markup=False)
-    for renderable in renderables:
-        console.print(renderable, soft_wrap=isinstance(renderable, str))

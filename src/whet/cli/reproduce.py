@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from whet.cli.shared import PATH, QUIET
+from whet.cli.shared import PATH, QUIET, tell
 from whet.errors import WhetError
 
 if TYPE_CHECKING:
@@ -77,8 +76,6 @@ def _make(names: list[str], study: "Study") -> None:
     """Make and show each artefact; where there are several, go on after one that cannot be made."""
     from whet.evaluate.reproduce.make import make
 
-    width = 240 if not sys.stdout.isatty() else None
-    console = Console(width=width, highlight=False, markup=False)
     missing = []
     for each in names:
         try:
@@ -89,8 +86,7 @@ def _make(names: list[str], study: "Study") -> None:
             missing.append(each)
             print(f"{each} is left out: {error}", file=sys.stderr)
             continue
-        console.print(made.shown.table(made.title))
-        console.print(made.caption, soft_wrap=True)
+        tell(made.shown.table(made.title), made.caption)
         print("wrote", ", ".join(str(path) for path in made.paths), file=sys.stderr)
     if missing:
         raise WhetError(

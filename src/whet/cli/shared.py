@@ -89,6 +89,17 @@ def line(text: str) -> str:
     return flat if len(flat) <= 80 else flat[:79] + "…"
 
 
+def tell(*renderables: Any) -> None:
+    """Print tables as wide as they are, for the terminal to wrap, and lines of text."""
+    from rich.console import Console
+
+    from whet.evaluate.render import WIDE
+
+    console = Console(width=WIDE, highlight=False, markup=False)
+    for each in renderables:
+        console.print(each, soft_wrap=isinstance(each, str))
+
+
 def show(record: dict[str, Any], as_json: bool, plain: str) -> None:
     from whet.space.jsonl import as_json as line_of
 

@@ -18,12 +18,14 @@ from sklearn.preprocessing import StandardScaler
 
 from whet.adapt.model import LanguageModel
 from whet.errors import RunError
+from whet.evaluate.provenance import space_record
 from whet.evaluate.runs import Run
 from whet.evaluate.switches import DYNAMIC, Switches
 from whet.evaluate.trial import retriever
 from whet.evaluate.uncertainty import ALPHAS, stopped_at
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate
+from whet.settings import arguments
 from whet.space.space import DataSpace
 
 FEWEST = 10  # prompts of a calibration run
@@ -89,7 +91,8 @@ class Advisor:
         if len(run) < FEWEST:
             raise RunError(f"{run.folder} holds {len(run)} prompts: advice needs {FEWEST}")
         self._run, self._worth = run, worth
-        self._methods = [m for m in run.methods if run.tokens(m).any() and m != DYNAMIC]
+        trained = [m for m in run.methods if run.tokens(m).any()]
+        self._methods = [m for m in trained if m.partition("(")[0] != DYNAMIC]
         self._plans = [(m, s) for m in self._methods for s in run.steps if s]
         if not self._plans:
             raise RunError(f"{run.folder} has no method that selects and steps: nothing to advise")
@@ -100,20 +103,26 @@ class Advisor:
         """The plan for `prompt`; of no step where none is worth it. Costs a selection a method.
 
         Raises:
+            RunError: If the run is of another data space.
             ValueError: If the prompt is empty, or shares nothing with the data space.
         """
-        known = []
-        switches = Switches(**_tuples(self._run.meta["switches"]))
+        run, known = self._run, []
+        if space_record(space) != run.meta["space"]:
+            raise RunError(f"{run.folder} is of another data space, or of this one before a change")
+        told = {name: v for name, v in run.meta["switches"].items() if v is not None}
+        switches = Switches(**arguments(Switches, told, str(run.folder)))
         asked = model.score(prompt).bits_per_byte
+        [near] = space.search(space.embedder.encode([prompt]), min(switches.k, len(space)))
+        cosine = np.abs(near.scores).max()
         for name in self._methods:
             method = switches.method(name)
             found = retriever(space, method).select(prompt, method.switches.n)
             if method.switches.alpha is not None:
                 found = found.until(method.switches.alpha)
-            sigma, cosine = found.selection.sigma, np.abs(found.candidates.scores).max()
+            sigma = found.selection.sigma
             known += [
                 _features(sigma[min(step, len(sigma) - 1)], cosine, asked)
-                for step in self._run.steps
+                for step in run.steps
                 if step
             ]
         saved = self._predict(self._models, np.stack(known)[None])
@@ -193,7 +202,3 @@ class Advisor:
 def _features(sigma: Any, cosine: Any, asked: Any) -> Float[Array, "..."]:
     """σ, the base bits per byte of the prompt, their product (σ̂), and the largest |cosine|."""
     return np.stack(np.broadcast_arrays(sigma, asked, sigma * asked, cosine), axis=-1)
-
-
-def _tuples(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}

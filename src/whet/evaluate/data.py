@@ -63,21 +63,23 @@ class Data:
                 among them.
         """
         digest, by_set = hashlib.sha256(), dict[str, list[Document]]()
-        name, seen = self.set_field.removeprefix("meta."), set[str]()
+        name, seen, sets = self.set_field.removeprefix("meta."), set[str](), set[str]()
         for document in read_documents(self.prompts, text_field=self.text_field):
             if document.id in seen:
                 raise SourceError(f"{self.prompts} holds two prompts of id {document.id!r}")
             seen.add(document.id)
             digest.update(f"{document.id}\0{document.text}\0".encode())
+            own_set = str(document.meta.get(name, "all"))
+            sets.add(own_set)
             if fraction(document.text) >= self.share:
                 continue
-            own = by_set.setdefault(str(document.meta.get(name, "all")), [])
+            own = by_set.setdefault(own_set, [])
             if not self.per_set or len(own) < self.per_set:
                 own.append(document)
-        if missing := [name for name in self.sets if name not in by_set]:
+        if missing := [name for name in self.sets if name not in sets]:
             raise SourceError(
                 f"{self.prompts} holds no prompts of set {missing[0]!r}, only of "
-                f"{', '.join(sorted(by_set))}: correct data.sets or data.set_field"
+                f"{', '.join(sorted(sets))}: correct data.sets or data.set_field"
             )
         kept = {s: own for s, own in by_set.items() if not self.sets or s in self.sets}
         return Prompts(f"sha256:{digest.hexdigest()[:16]}", tuple(_in_turn(kept)))

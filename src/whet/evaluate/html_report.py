@@ -77,7 +77,8 @@ def headline(made: Report, method: str) -> str:
 
 
 def _overall(made: Report) -> Line:
-    return next((line for line in made.lines if line.name == "all, by prompt"), made.lines[0])
+    lines = [line for line in made.lines if line.name == "all, by prompt"]  # a set may be called so
+    return lines[-1] if lines else made.lines[0]
 
 
 def _told(estimate: Estimate, sign: str = "", unit: str = "%") -> str:
@@ -131,8 +132,8 @@ def _curves(run: Run) -> list[dict[str, Any]]:
     """% of base and its interval by method and step: of all prompts, and of each set of several."""
     sets = run.column("set")
     names = sorted(set(sets.tolist()))
-    parts = {"all": np.ones(len(run), bool)} if len(names) > 1 else {}
-    parts |= {name: sets == name for name in names}
+    parts = [("all prompts", np.ones(len(run), bool))] if len(names) > 1 else []
+    parts += [(name, sets == name) for name in names]
     ratios = [[run.ratio(method, step) for step in run.steps] for method in run.methods]
     return [
         {
@@ -140,7 +141,7 @@ def _curves(run: Run) -> list[dict[str, Any]]:
             "n": int(mask.sum()),
             "values": [[_triple(mean_estimate(r[mask])) for r in own] for own in ratios],
         }
-        for name, mask in parts.items()
+        for name, mask in parts
     ]
 
 

@@ -136,7 +136,7 @@ def _journal(folder: Path) -> tuple[int, list[dict[str, Any]]]:
     """How many bytes of the journal are whole lines, and their records.
 
     Raises:
-        RunError: If a line that was not cut short is not JSON.
+        RunError: If a line that was not cut short is no record of a prompt.
     """
     path = folder / JOURNAL
     if not path.exists():
@@ -146,11 +146,18 @@ def _journal(folder: Path) -> tuple[int, list[dict[str, Any]]]:
         if not line.endswith(b"\n"):
             break
         try:
-            records.append(json.loads(line))
+            records.append(_record(json.loads(line)))
         except ValueError as error:
             raise RunError(f"{path}, line {number}: {error}: delete that line") from error
         whole += len(line)
     return whole, records
+
+
+def _record(read: Any) -> dict[str, Any]:
+    if not (isinstance(read, dict) and isinstance(read.get("prompt"), str)
+            and ("error" in read or {"rows", "set"} <= read.keys())):  # fmt: skip
+        raise ValueError("no record of a prompt")
+    return read
 
 
 def column(table: pa.Table, name: str) -> pa.Array:

@@ -48,8 +48,7 @@ def find_leak(space: DataSpace, query: str, text: str, whole: str, switches: Swi
     rows = np.union1d(near_query.rows, near_whole.rows)
     texts = space.texts(rows)
     overlap = float(_shares(whole, text, texts).max())
-    wanted, part = _flat(whole), _flat(text)
-    exact = any(wanted == flat or part in flat for flat in map(_flat, texts))
+    exact = bool(_exact(whole, text, texts).any())
     cosine = float(near_whole.scores.max())
     near = exact or cosine >= switches.near_cosine or overlap >= switches.near_overlap
     by_size = np.argsort(-np.abs(near_query.scores), kind="stable")
@@ -60,10 +59,19 @@ def near_duplicates(
     space: DataSpace, candidates: Near, text: str, whole: str, switches: Switches
 ) -> Bool[Array, " k"]:
     """Which candidates of a prompt's query are near-duplicates of it, as `find_leak` has it."""
-    shares = _shares(whole, text, space.texts(candidates.rows))
-    near: Bool[Array, " k"] = shares >= switches.near_overlap
+    texts = space.texts(candidates.rows)
+    near: Bool[Array, " k"] = _exact(whole, text, texts) | (
+        _shares(whole, text, texts) >= switches.near_overlap
+    )
     cosines = space.measured(space.embedder.encode([whole]), candidates.rows).scores
     return near | (cosines >= switches.near_cosine)
+
+
+def _exact(whole: str, text: str, others: list[str]) -> Bool[Array, " k"]:
+    """Which are the whole text, or hold the scored one, but for white space."""
+    wanted, part = _flat(whole), _flat(text)
+    flats = map(_flat, others)
+    return np.array([wanted == flat or (part != "" and part in flat) for flat in flats], bool)
 
 
 def _shares(whole: str, text: str, others: list[str]) -> Float[Array, " k"]:

@@ -12,6 +12,8 @@ from whet.evaluate.report import SHORT, Report
 from whet.evaluate.runs import Run
 from whet.maths.statistics import Estimate, mean_estimate
 
+WIDE = 10_000  # columns: a table is as wide as it is, and never cut
+
 
 def table(report: Report) -> Table:
     """Per set: n, those with a near-duplicate, base, % of base (best in bold), Δ, SIFT − NN."""
@@ -37,13 +39,14 @@ def table(report: Report) -> Table:
         delta = "" if line.delta is None else f"{line.delta:+.1f}"
         paired = [_paired(line.paired.get(m)) for m in sifts]
         counts = [str(n), str(line.near)] if near else [str(n)]
-        out.add_row(line.name, *counts, f"{line.base:.3f}", *cells, delta, *paired)
+        name = " ".join(line.name.split()).replace("|", "\\|")
+        out.add_row(name, *counts, f"{line.base:.3f}", *cells, delta, *paired)
     return out
 
 
 def markdown(report: Report) -> str:
     """The table as Markdown, one line a row."""
-    console = Console(width=400, file=StringIO(), markup=False)
+    console = Console(width=WIDE, file=StringIO(), markup=False)
     console.print(table(report))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join(line.strip() for line in lines if line.strip())

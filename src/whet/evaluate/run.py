@@ -127,8 +127,8 @@ def _assert_same(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) ->
         if old == value:
             continue
         if key == "switches":
-            name = next(n for n in value if known.get(n) != value[n])
-            old, value, key = known.get(name), value[name], name
+            name = next(n for n in known | value if known.get(n) != value.get(n))
+            old, value, key = known.get(name), value.get(name), name
         raise RunError(
             f"{folder} holds a run with {key} {old!r}, but {value!r} is asked: "
             "choose another --out, or delete that folder"

@@ -156,6 +156,8 @@ class Run:
         method = pc.index_in(
             table["method"].cast(pa.string()), value_set=pa.array(self.methods, pa.string())
         )
+        if prompt.null_count or method.null_count:
+            raise RunError(f"{self.folder} holds rows of no prompt or method: delete that run")
         shape = (len(self), len(self.methods), self.steps[-1] + 1)
         cells = (prompt.to_numpy(), method.to_numpy(), table["step"].to_numpy())
         return np.ravel_multi_index(cells, shape), shape
@@ -169,13 +171,21 @@ class Run:
 
     @cached_property
     def _bits(self) -> Float[Array, "n m s"]:
+        scored = self._cube(self.table["bits"].is_valid().to_numpy())[:, :, list(self.steps)]
+        if (scored != self.column("parts")[:, None, None]).any():
+            raise RunError(f"{self.folder} lacks rows of its prompts: delete that run")
         return self._cube(self.table["bits"].fill_null(0.0).to_numpy())
 
     @cached_property
     def _sigma(self) -> Float[Array, "n m s"]:
-        sigma = self.table["sigma"].to_numpy()
-        known = ~np.isnan(sigma)
-        total, count = self._cube(np.where(known, sigma, 0.0)), self._cube(known)
+        sigma, part = self.table["sigma"].to_numpy(), self.table["part"].to_numpy()
+        total, count = (np.zeros(self._cells[1]) for _ in range(2))
+        for each in np.unique(part):  # a part that stopped keeps its σ while the others go on
+            known = (part == each) & ~np.isnan(sigma)
+            own, there = self._cube(np.where(known, sigma, 0.0)), self._cube(known) > 0
+            last = np.maximum.accumulate(np.where(there, np.arange(own.shape[2]), 0), axis=2)
+            total += np.take_along_axis(own, last, axis=2)
+            count += np.take_along_axis(there, last, axis=2)
         mean: Float[Array, "n m s"] = np.full(total.shape, np.nan)
         np.divide(total, count, out=mean, where=count > 0)
         return mean

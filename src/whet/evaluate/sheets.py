@@ -80,7 +80,8 @@ def cost(run: Run, step: int | None = None, worth: float = 0.0) -> Iterator[Shee
         f"{made.measuring:.0f} % of the other seconds"
     )
     headings = ["method", "step", "% of base", "seconds", *phases, "tokens"]
-    yield Sheet(title, asdict(made), headings, rows)
+    record = asdict(made) | {"points": [asdict(p) for p in points]}
+    yield Sheet(title, record, headings, rows)
 
 
 def advice(run: Run, step: int | None = None, worth: float = 0.0) -> Iterator[Sheet]:

@@ -27,6 +27,7 @@ OF_THE_RUN = (
     "left_context",
     "seed",
 )
+OF_METHOD = re.compile(r"""(?:[^,"']|"[^"]*"|'[^']*')+""")  # between commas that are not quoted
 CHOICES = {
     "leakage": ("split", "whole", "score-first"),
     "order": ("selected", "reversed", "shuffled", "length"),
@@ -151,13 +152,13 @@ class Switches:
         Raises:
             ValueError: If it names no method, or no switch or value of one.
         """
-        match = re.fullmatch(r"([\w-]+)(?:\(([^()]+)\))?", spelled)
+        match = re.fullmatch(r"([\w-]+)(?:\((.+)\))?", spelled)
         if not match:
             raise ValueError(f"method is {spelled!r}: expected a selector, as in sift or sift(0.1)")
         name, own = match[1], dict[str, Any]()
         if name != DYNAMIC:
             selector(name)
-        for item in (match[2] or "").split(",") if match[2] else ():
+        for item in OF_METHOD.findall(match[2] or ""):
             line = item.strip() if "=" in item else f"lam={item.strip()}"
             new = parsed(line, spelled)
             if again := own.keys() & new.keys():

@@ -107,8 +107,12 @@ def proportional(run: Run) -> Shown:
 
 
 def over_fixed(run: Run) -> Estimate:
-    """% of base of adaptive SIFT minus that of as many steps for all, the mean over α."""
+    """% of base of adaptive SIFT minus that of as many steps for all, the mean over α.
+
+    Between scored steps the curve is a line in log(1 + steps): it is far from one in the steps.
+    """
     steps = np.array(run.steps, np.float64)
+    at_steps = np.log1p(steps)
     percent = np.stack([run.ratio("sift", step) for step in run.steps], axis=1)
     places = [stopped_at(run, "sift", alpha) for alpha in ALPHAS]
 
@@ -117,7 +121,8 @@ def over_fixed(run: Run) -> Estimate:
         made = np.zeros(len(draws))
         for at in places:
             taken = steps[at[draws]].mean(axis=1)
-            even = [np.interp(s, steps, line) for s, line in zip(taken, fixed, strict=True)]
+            pairs = zip(np.log1p(taken), fixed, strict=True)
+            even = [np.interp(s, at_steps, line) for s, line in pairs]
             made += percent[draws, at[draws]].mean(axis=1) - even
         return made / len(places)
 
@@ -185,7 +190,8 @@ def inference(run: Run) -> Shown:
          p.total.value / once)
         for p in last
     ]  # fmt: skip
-    ratio = mean_estimate(run.seconds("sift") / run.column("base_s"))
+    used, scoring = run.seconds("sift"), run.column("base_s")
+    ratio = resampled(len(run), lambda rows: used[rows].sum(1) / scoring[rows].sum(1))
     chosen = run.seconds("sift", phases=("embed_s", "search_s", "select_s"))
     return Shown(
         columns=("method", "tokens", *phases, "seconds", "× one scoring"),

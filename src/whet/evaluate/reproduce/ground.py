@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from whet.errors import SourceError
 from whet.evaluate.data import Prompts
 from whet.evaluate.leakage import Task
 from whet.evaluate.reproduce import style
@@ -39,14 +40,23 @@ class Ground:
     space: DataSpace
     queries: Float[Array, "n d"]
     k: int = 200
+    set_field: str = "set"
+    """Field of a document's `meta` that names its set."""
 
     @classmethod
-    def of(cls, space: DataSpace, prompts: Prompts) -> "Ground":
-        """Embeds the first half of every prompt; leaves out those that share nothing with it."""
+    def of(cls, space: DataSpace, prompts: Prompts, set_field: str) -> "Ground":
+        """Embeds the first half of every prompt; leaves out those that share nothing with it.
+
+        Raises:
+            SourceError: If none is left.
+        """
         split = Switches()
-        texts = [Task.of(p.document.text, split)[-1].query for p in prompts.prompts]
-        rows = space.embedder.encode(texts)
-        return cls(space, rows[rows.any(axis=1)], min(200, len(space)))
+        texts = [p.document.text for p in prompts.prompts if len(p.document.text) > 1]
+        rows = space.embedder.encode([Task.of(text, split)[-1].query for text in texts])
+        if not rows.any():
+            raise SourceError("no prompt shares a term with the data space")
+        name = set_field.removeprefix("meta.")
+        return cls(space, rows[rows.any(axis=1)], min(200, len(space)), name)
 
     def candidates(self, k: int | None = None) -> list[Float[Array, "k d"]]:
         """Of every prompt, the vectors of the nearest by |cosine|."""
@@ -253,7 +263,7 @@ def _overhead(axes: Any, sizes: list[int], ratios: dict[int, Estimate]) -> None:
 
 def corpus(ground: Ground) -> Shown:
     """Appendix I.1: documents and bytes of the data space by set."""
-    sizes = _bytes_by_set(ground.space)
+    sizes = _bytes_by_set(ground)
     total = sum(sum(own) for own in sizes.values())
     by_size = sorted(sizes, key=lambda name: -sum(sizes[name]))
     shares = {name: 100 * sum(sizes[name]) / total for name in by_size}
@@ -275,12 +285,12 @@ def corpus(ground: Ground) -> Shown:
     )
 
 
-def _bytes_by_set(space: DataSpace) -> dict[str, list[int]]:
+def _bytes_by_set(ground: Ground) -> dict[str, list[int]]:
     sizes: dict[str, list[int]] = {}
-    rows = space.rows
+    space, rows = ground.space, ground.space.rows
     for start in range(0, len(rows), 1024):
         for document in space.documents(rows[start : start + 1024]):
-            name = str(document.meta.get("set", "all"))
+            name = str(document.meta.get(ground.set_field, "all"))
             sizes.setdefault(name, []).append(len(document.text.encode()))
     return sizes
 
@@ -297,7 +307,7 @@ def _corpus(axes: Any, names: list[str], shares: list[float]) -> None:
 
 def boundary(run: Run, ground: Ground) -> Shown:
     """Figure 12: what SIFT gains on a set against the set's share of the data space."""
-    sizes = _bytes_by_set(ground.space)
+    sizes = _bytes_by_set(ground)
     total = sum(sum(own) for own in sizes.values())
     parts = {name: part for name, part in sets(run).items() if name in sizes}
     shares = {name: 100 * sum(sizes[name]) / total for name in parts}

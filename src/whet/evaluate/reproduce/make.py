@@ -4,12 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whet.adapt.loading import BUNDLED
 from whet.evaluate.provenance import provenance
-from whet.evaluate.reproduce.catalogue import CATALOGUE, STAND_IN, Artefact
+from whet.evaluate.reproduce.catalogue import CATALOGUE, Artefact
 from whet.evaluate.reproduce.shown import Shown
 from whet.evaluate.reproduce.study import Study
+from whet.evaluate.switches import Switches
 
 FEW = 30  # prompts under which a caption warns
+STAND_IN = "whet's models and data stand in for GPT-2, Phi-3 and the Pile"
+HALF = "queries are the first halves of the prompts, the second halves are scored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ def make(name: str, study: Study, out: Path) -> Made:
     """
     artefact = CATALOGUE[name]
     shown = artefact.show(study)
-    caption = caption_of(artefact, shown)
+    caption = caption_of(artefact, shown, study.switches)
     about = {
         "name": name,
         "title": artefact.title,
@@ -48,15 +52,20 @@ def make(name: str, study: Study, out: Path) -> Made:
     return Made(name, shown, caption, shown.write(out, name, about))
 
 
-def caption_of(artefact: Artefact, shown: Shown) -> str:
+def caption_of(artefact: Artefact, shown: Shown, switches: Switches) -> str:
     """What the numbers are, over how many, and what sets them apart from the paper's."""
     parts = [f"n = {shown.n:,}; brackets and bands: 90 % bootstrap intervals."]
     if shown.n < FEW:
         parts.append("Few: read the intervals, not the means.")
     if shown.note:
         parts.append(shown.note)
-    differs = f"{STAND_IN}; {artefact.differs}" if artefact.differs else STAND_IN
-    parts.append(f"Not the paper's: {differs}.")
+    differs = [
+        STAND_IN if switches.model in BUNDLED else "",
+        HALF if artefact.runs and switches.leakage == "split" else "",
+        artefact.differs,
+    ]
+    if any(differs):
+        parts.append(f"Not the paper's: {'; '.join(filter(None, differs))}.")
     return " ".join(parts)
 
 
@@ -67,7 +76,6 @@ def described(study: Study) -> dict[str, Any]:
         "space": Path(study.data.space).name,
         "documents": len(study.space),
         "embedder": study.space.embedder.name,
-        "prompts": len(study.prompts.prompts),
         "fingerprint": study.prompts.fingerprint,
         "n": study.switches.n,
         "leakage": study.switches.leakage,

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from whet.errors import RunError
 from whet.evaluate.runs import Run
 from whet.maths.arrays import Array
-from whet.maths.statistics import Estimate, bootstrap, mean_estimate
+from whet.maths.statistics import Estimate, bootstrap, mean_estimate, resampled
 
 LAMBDAS = ("sift(1e-08)", "sift(0.0001)", "sift", "sift(0.1)", "sift(1)", "sift(10)")
 
@@ -48,8 +48,12 @@ def apart(run: Run, method: str, other: str, step: int | None = None) -> Estimat
 
 
 def relative(run: Run, method: str, other: str) -> Estimate:
-    """Mean over prompts of bits per byte in % of what `other` reaches."""
-    return mean_estimate(100 * run.bits(method) / run.bits(other))
+    """What a method reaches, mean % of base, in % of what `other` does.
+
+    Not a mean of ratios: a prompt that `other` brings near 0 would weigh as much as many.
+    """
+    own, base = run.ratio(method), run.ratio(other)
+    return resampled(len(run), lambda rows: 100 * own[rows].mean(1) / base[rows].mean(1))
 
 
 def curve(run: Run, method: str) -> list[Estimate]:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from whet.embedders import embedder_of
 from whet.errors import RunError, SourceError
@@ -20,10 +21,11 @@ from whet.evaluate.data import Data, Prompts, fraction
 from whet.evaluate.demo import LONGEST, SHORTEST, modules, parts, source
 from whet.evaluate.processes import Processes
 from whet.evaluate.provenance import space_record
+from whet.evaluate.reproduce.measures import aligned
 from whet.evaluate.reproduce.plans import EMBEDDED, PLANS, Plan
 from whet.evaluate.run import evaluate
 from whet.evaluate.runs import Run
-from whet.evaluate.switches import Switches
+from whet.evaluate.switches import DYNAMIC, Switches
 from whet.space.documents import Document
 from whet.space.embed import LSA
 from whet.space.files import replacing
@@ -67,7 +69,9 @@ class Study:
                 )
             data = replace(self.data, space=str(self._part(plan)))
             model = self.small if plan.model == "small" else self.switches.model
-            switches = replace(self.switches, model=model, methods=plan.methods)
+            whole = self.switches.leakage == "whole"  # the query is the scored text
+            methods = tuple(m for m in plan.methods if not (whole and m == DYNAMIC))
+            switches = replace(self.switches, model=model, methods=methods)
             evaluate(data, folder, switches, processes=self.processes, progress=self.progress)
             self._runs[name] = Run.open(folder)
         return self._runs[name]
@@ -142,17 +146,15 @@ def join(runs: list[Run]) -> Run:
     """Runs of the same prompts as one, with the methods of all; prompts that not all have are out.
 
     Raises:
-        RunError: If the runs are not of one model, step count and leakage, share a method, or
-            share no prompt.
+        RunError: If the runs differ in more than their methods, share one, or share no prompt.
     """
     first, *rest = runs
     if not rest:
         return first
-    table, kept = first.table, set(first.prompts["prompt"].to_pylist())
-    methods = list(first.methods)
+    methods, adaptations = list(first.methods), first.meta["adaptations"]
     for run in rest:
-        for key in ("model", "n", "score_at", "leakage", "left_context"):
-            mine, other = first.meta["switches"][key], run.meta["switches"][key]
+        for key, mine in _common(first).items():
+            other = _common(run)[key]
             if mine != other:
                 raise RunError(
                     f"{first.folder} has {key} {mine!r}, but {run.folder} {other!r}: runs are "
@@ -163,17 +165,25 @@ def join(runs: list[Run]) -> Run:
                 f"{run.folder} has {again.pop()!r}, which is there already: runs are joined where "
                 "no method is in two of them"
             )
-        kept &= set(run.prompts["prompt"].to_pylist())
         methods += run.methods
-        table = pa.concat_tables([table, run.table])
-    if not kept:
-        raise RunError(f"{first.folder} and {rest[0].folder} share no prompt: finish both first")
+        adaptations = adaptations | run.meta["adaptations"]
+    runs = aligned(*runs)
     switches = first.meta["switches"] | {"methods": methods}
-    prompts = first.prompts.filter(pc.is_in(first.prompts["prompt"], pa.array(sorted(kept))))
-    own = pc.is_in(table["prompt"].cast(pa.string()), pa.array(sorted(kept)))
-    table = table.filter(own).unify_dictionaries()
+    table = pa.concat_tables([run.table for run in runs]).unify_dictionaries()
+    peaks = np.max([run.column("peak_mib") for run in runs], axis=0)
+    prompts = runs[0].prompts
+    at = prompts.column_names.index("peak_mib")
+    prompts = prompts.set_column(at, prompts.schema.field(at), pa.array(peaks))
     errors = {name: why for run in runs for name, why in run.errors.items()}
-    return Run(first.folder, first.meta | {"switches": switches}, table, prompts, errors)
+    meta = first.meta | {"switches": switches, "adaptations": adaptations}
+    return Run(first.folder, meta, table, prompts, errors)
+
+
+def _common(run: Run) -> dict[str, Any]:
+    """What runs that are joined have in common: all but their methods."""
+    switches = Switches().record() | run.meta["switches"]  # a newer switch was at its default
+    del switches["methods"]
+    return {**switches, "space": run.meta["space"], "prompts": run.meta["prompts"]}
 
 
 def standard_library(folder: Path, per_set: int, progress: bool) -> Data:

@@ -21,7 +21,7 @@ from whet.evaluate.reproduce.measures import (
     sets,
     share,
 )
-from whet.evaluate.reproduce.shown import Rows, Shown, number
+from whet.evaluate.reproduce.shown import Rows, Shown
 from whet.evaluate.runs import Run
 from whet.evaluate.uncertainty import KINDS, correlations
 from whet.maths.statistics import Estimate
@@ -192,7 +192,7 @@ def predictive(run: Run) -> Shown:
             "σ̂ with bits per byte": cells["σ̂ of the text", "bits per byte", "Pearson"],
             "σ with gain": cells["σ", "gain", "Spearman"],
         },
-        note=f"After {number(run.steps[-1])} steps.",
+        note=f"After {run.steps[-1]} steps.",
     )
 
 
