@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from whet.adapt.adaptation import Full, LoRA
+from whet.adapt.adaptation import Full, Head, LoRA
 from whet.adapt.adapters import Adapter
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
@@ -61,6 +61,21 @@ def test_merged_weights_need_no_slot(model, tmp_path):
     bits = learned(model, tmp_path)
     Adapter.read(tmp_path).merge(model)
     assert model.score(TEXT).bits == pytest.approx(bits, rel=1e-5)
+
+
+def test_hidden_states_of_before_a_merge_are_not_used_after_it(model, tmp_path):
+    learned(model, tmp_path)
+    slots, text = Slots(model, Head()), [model.lesson("some text")]
+    with slots.attached():
+        before = slots.step({0: text})
+    Adapter.read(tmp_path).merge(model)
+    fresh = Slots(model, Head())
+    for each in (slots, fresh):
+        each.reset(0)
+    with slots.attached():
+        after = slots.step({0: text})
+    with fresh.attached():
+        assert after == fresh.step({0: text}) != before
 
 
 def test_an_adapter_of_another_model_is_refused(model, tmp_path):

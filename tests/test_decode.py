@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from transformers import AutoModelForCausalLM, Phi3Config
 
 from whet.adapt.continuations import Continuations
 from whet.adapt.decode import Decoder, Sampling
@@ -51,6 +52,29 @@ def test_a_stop_text_ends_the_continuation_before_it(model):
     decoder, told = pieces(model, "abc", max_tokens=20, stop=(stop, "never said"))
     assert decoder.text == "".join(told) == whole[: whole.index(stop)]
     assert decoder.finish == "stop"
+
+
+def test_a_stop_text_is_held_back_letter_by_letter(model):
+    decoder = Decoder(model, "q", Sampling(max_tokens=20, stop=("abé",)))
+    told = [decoder.take(token) for token in model.tokens("xabé").tolist()]
+    assert "".join(told) == decoder.text == "x" and decoder.finish == "stop"
+
+
+def test_an_answer_is_its_own_where_positions_turn_with_the_longest_row():
+    config = Phi3Config(
+        vocab_size=257, pad_token_id=256, original_max_position_embeddings=16,
+        rope_scaling={"type": "longrope", "rope_type": "longrope", "short_factor": [1.0] * 4,
+                      "long_factor": [4.0] * 4}, **tiny.SIZES,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(config)
+    model = LanguageModel(network, tiny.tokenizer(), "longrope")
+    assert model.turn == 16 and (model.rounded(15), model.rounded(17)) == (16, 32)
+    test_greedy_text_is_that_of_transformers(model)  # beyond the turn
+    alone = pieces(model, "abc", max_tokens=6)[0].text
+    short, long = (Decoder(model, text, Sampling(max_tokens=6)) for text in ("abc", "a" * 20))
+    together(model, [[short, long]])
+    assert short.text == alone
 
 
 def test_one_likeliest_token_is_greedy_at_any_temperature(model):

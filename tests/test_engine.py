@@ -1,6 +1,7 @@
 """Many prompts through one engine: each as if it were alone, whatever happens to the others."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import reference_slot
 import tiny
+import torch
 from hashing import HashingEmbedder
 
 import whet
@@ -123,6 +125,26 @@ def test_answers_are_continued_together_each_by_its_own_weights(space, model, mo
     hook.remove()
     assert beside == alone
     assert sum(columns == 1 and rows > 1 for rows, columns in read) > 4
+
+
+def test_a_prompt_that_cannot_be_read_fails_alone(space, model, monkeypatch):
+    engine = Engine(None, model, MODES[0], slots=2)
+    begun, read = threading.Event(), model.network.base_model.forward
+
+    def small(*args, input_ids, **options):
+        if input_ids.shape[1] > 20:
+            raise torch.OutOfMemoryError("no room")
+        return read(*args, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model.network.base_model, "forward", small)
+    sampling = Sampling(max_tokens=8)
+    good = engine.submit(Query("abc", adapt=False, sampling=sampling), lambda _: begun.set())
+    assert begun.wait(60)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.submit(Query("a" * 22, adapt=False, sampling=sampling)).result(60)
+    with pytest.raises(ValueError, match="has tokens from"):
+        engine.submit(Query("", tokens=(1, 999), adapt=False, sampling=sampling)).result(60)
+    assert good.result(60).finish == "length"
 
 
 def test_an_answer_that_cannot_be_continued_fails_alone(space, model, monkeypatch):
@@ -246,6 +268,90 @@ def test_a_slow_search_holds_up_its_own_prompt_only(tmp_path, model):
         assert all(len(answer.trace) == 4 for answer in [first.result(60), *others])
 
 
+def test_a_slow_search_takes_no_slot_and_can_be_cancelled(space, model, monkeypatch):
+    gone_on = threading.Event()
+    search = Engine._retrieve
+
+    def slow(engine, query):
+        if query.prompt == words(101, 3):
+            assert gone_on.wait(60)
+        return search(engine, query)
+
+    monkeypatch.setattr(Engine, "_retrieve", slow)
+    with Engine(space, model, Full(lr=1e-3), options=Options(n=4, k=10)) as engine:
+        first = engine.submit(query(1, text=TEXT))
+        assert len(engine.submit(query(2, text=TEXT)).result(60).trace) == 4  # one slot, and free
+        first.cancel()
+        assert first.result(60).finish == "cancelled"
+        gone_on.set()
+
+
+class Panic(BaseException):
+    pass
+
+
+def test_what_kills_a_search_kills_its_prompt_alone(space, model, monkeypatch):
+    search = Engine._retrieve
+
+    def panics(engine, query):
+        if query.prompt == words(101, 3):
+            raise Panic
+        return search(engine, query)
+
+    monkeypatch.setattr(Engine, "_retrieve", panics)
+    engine = Engine(space, model, MODES[0], options=Options(n=2, k=10), slots=2)
+    first, second = (engine.submit(query(i, text=TEXT)) for i in (1, 2))
+    with pytest.raises(Panic):
+        first.result(60)
+    assert len(second.result(60).trace) == 2
+
+
+def test_one_slow_step_does_not_end_all_training(model):
+    given = tuple(Document(f"g{i}", words(i), {}) for i in range(3))
+    engine = Engine(None, model, MODES[0], slots=1)
+    engine.submit(query(1, text=TEXT, documents=given)).result(60)
+    engine._lockstep.tick_s = 9.0  # as after a step while the machine slept
+    asked = query(1, text=TEXT, documents=given, deadline_s=5.0)
+    taken = [len(engine.submit(asked).result(60).trace) for _ in range(9)]
+    assert taken[0] == 0 and taken[-1] == 3
+
+
+def test_who_is_interrupted_gets_the_model_back_first(space, model, monkeypatch):
+    before = model.score(TEXT)
+    engine = Engine(space, model, Full(lr=1e-1), options=Options(n=2000, k=10))
+
+    def interrupted(handle, timeout_s=None):
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("whet.engine.engine.Handle.result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(words(1), max_tokens=2)
+    assert model.score(TEXT) == before
+    events = engine.stream(query(1, text=TEXT))
+    assert isinstance(next(events), Retrieval) and isinstance(next(events), Step)
+    events.close()
+    assert model.score(TEXT) == before
+
+
+def test_python_ends_in_peace_while_a_prompt_is_on_its_way(tmp_path):
+    tiny.save(tmp_path)
+    script = (
+        "import sys, threading, whet\n"
+        "from whet.engine import Engine, Query, Step\n"
+        "begun = threading.Event()\n"
+        "model = whet.LanguageModel.load(sys.argv[1])\n"
+        "asked = Query('a', text='b', documents=(whet.Document('d', 'a text', {}),) * 5000)\n"
+        "tell = lambda event: begun.set() if isinstance(event, Step) else None\n"
+        "handle = Engine(None, model).submit(asked, tell)\n"
+        "assert begun.wait(60) and not handle.future.done()\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_a_long_queue_is_answered_in_full_and_in_order(engine):
     asked = [query(i, text=TEXT, n=40 if i % 8 == 0 else 1) for i in range(40)]
     assert [(a.query, len(a.trace)) for a in engine.run(asked)] == [(q, q.n) for q in asked]
@@ -321,6 +427,19 @@ def test_a_loss_that_is_not_finite_fails_with_its_trace(space, model):
     assert calm.score(TEXT, prompt=words(1)).score
 
 
+@pytest.mark.parametrize("mode", MODES, ids=name)
+def test_slots_are_not_made_of_another_s_weights(model, mode):
+    true = model.score(TEXT)
+    engine = Engine(None, model, mode)
+    with Slots(model, Full(lr=1e-2)).attached() as _, pytest.raises(ModelError, match="already"):
+        model.network.get_input_embeddings().weight.data = torch.ones_like(
+            model.network.get_input_embeddings().weight
+        )
+        engine.submit(Query("", text=TEXT, adapt=False)).result(30)
+    answer = engine.submit(Query("", text=TEXT, adapt=False)).result(30)
+    assert answer.base == true == model.score(TEXT)
+
+
 def test_a_model_lent_elsewhere_is_an_error_not_a_wait(engine, model):
     with model.lent(), pytest.raises(ModelError, match="is being adapted already"):
         engine.generate(words(1))
@@ -383,6 +502,7 @@ def test_carried_state_makes_a_second_answer_another(model):
         (lambda: Query(prompt="x", text=""), "text to score is empty"),
         (lambda: Sampling(top_p=0.0), "top_p is 0.0"),
         (lambda: Sampling(temperature=-1.0), "temperature is -1.0"),
+        (lambda: Sampling(top_k=-1), "top_k is -1"),
         (lambda: Sampling(stop=("",)), "stop holds an empty text"),
         (lambda: Training(order="sideways"), "order is 'sideways': expected selected, rev"),
         (lambda: Training(reuse=2, texts_per_update=2), "one of them must be 1"),
@@ -391,6 +511,12 @@ def test_carried_state_makes_a_second_answer_another(model):
 def test_requests_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["slots", "waiting"])
+def test_an_engine_of_no_slots_or_no_queue_is_refused(model, name):
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        Engine(None, model, MODES[0], **{name: 0})
 
 
 def test_answers_and_engines_are_shown_in_one_short_line(engine):

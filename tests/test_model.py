@@ -7,6 +7,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models
 from transformers import GPT2LMHeadModel
 
 from whet.adapt.model import LanguageModel
@@ -114,6 +115,27 @@ def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
 def test_a_twin_shares_the_weights_and_is_lent_by_itself(model):
     twin = model.twin()
     mine, its = (dict(m.network.named_parameters()) for m in (model, twin))
-    assert mine.keys() == its.keys() and all(mine[name] is its[name] for name in mine)
+    assert mine.keys() == its.keys()
+    assert all(mine[name].data_ptr() == its[name].data_ptr() for name in mine)
+    its["lm_head.weight" if "lm_head.weight" in its else next(iter(its))].requires_grad_(False)
+    assert all(own.requires_grad for own in mine.values())  # flags and gradients are its own
     with model.lent(), twin.lent():
         assert twin.score("one text") == model.score("one text")
+    with model.lent(), pytest.raises(ModelError, match="is being adapted already"):
+        model.twin()
+
+
+def test_ids_of_a_tokenizer_may_have_gaps(tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.model = models.BPE(
+        vocab=tokenizer.get_vocab() | {"z": 262}, merges=[]
+    )
+    network = LanguageModel.load(tiny.save(tmp_path, "gpt2")).network  # has 264 rows
+    model = LanguageModel(network, tokenizer, "gaps")
+    assert model.vocabulary == 263 and model.tokens("z").tolist() == [262]
+    assert model.score("zebra").bits > 0
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(model):
+    with pytest.raises(ValueError, match=r"prompt has tokens from 1 to 99999, but .* knows 0 to"):
+        model.fitting([1, 99999], 4)

@@ -255,6 +255,17 @@ def test_out_of_memory_halves_what_is_computed_at_once(some_model, caplog):
     ]
 
 
+def test_head_without_memory_for_a_prompt_s_texts_takes_them_one_by_one(some_model):
+    texts = [some_model.lesson(text) for text in ("one", "two", "six")]
+    slots, hook = Slots(some_model, Head(lr=1e-2)), limited(some_model, 1)
+    try:
+        with slots.attached():
+            slots.prepare(texts)
+            assert all(slots.step({0: [text]})[0][0] > 0 for text in texts)
+    finally:
+        hook.remove()
+
+
 def test_out_of_memory_on_one_text_is_an_error(some_model):
     slots, hook = Slots(some_model, MANY[0], count=2), limited(some_model, 0)
     try:

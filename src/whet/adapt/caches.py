@@ -29,12 +29,23 @@ def unkept(config: Any) -> Any:
 def kept(network: Any) -> Any:
     """An empty cache that can be `joined`; none if the network cannot read rows of other lengths.
 
-    That takes attention in all layers, and positions and a mask that can be told.
+    That takes attention in all layers, and positions and a mask that can be told and that turn a
+    row alike whatever the longest one beside it.
     """
     takes = inspect.signature(network.base_model.forward).parameters
-    if not (_attends(network.config) and {"position_ids", "attention_mask"} <= takes.keys()):
-        return None
-    return _cache(_classes()[1])
+    told = {"position_ids", "attention_mask"} <= takes.keys()
+    joins = told and _attends(network.config) and turn(network.config) is None
+    return _cache(_classes()[1]) if joins else None
+
+
+def turn(config: Any) -> int | None:
+    """The tokens beyond which longrope turns all positions otherwise, if the network has it."""
+    told = getattr(config, "rope_parameters", None) or {}
+    kinds = [told, *(one for one in told.values() if isinstance(one, dict))]
+    turns = [
+        k.get("original_max_position_embeddings") for k in kinds if k.get("rope_type") == "longrope"
+    ]
+    return min(filter(None, turns), default=None)
 
 
 def joined(caches: Sequence[Any], length: int) -> Any:

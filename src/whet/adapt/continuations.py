@@ -70,7 +70,7 @@ class Continuations:
         self._groups: list[_Rows] = []
 
     @torch.no_grad()
-    def step(self, decoders: Mapping[int, Decoder]) -> dict[int, str | ModelError]:
+    def step(self, decoders: Mapping[int, Decoder]) -> dict[int, str | Exception]:
         """One token more of each slot's; what it makes certain of the text, or why there is none.
 
         A continuation that is not named is forgotten.
@@ -83,32 +83,42 @@ class Continuations:
             for slot, decoder in decoders.items()
             if slot not in begun
         ]
-        told: dict[int, str | ModelError] = {}
-        for rows in self._groups:
-            told |= self._read(rows)
+        told: dict[int, str | Exception] = {}
+        groups, self._groups = self._groups, []
+        for rows in groups:
+            try:
+                told |= self._read(rows)
+            except Exception as error:  # theirs, as a prompt for which there is no memory
+                told |= dict.fromkeys(rows.slots, error)
+            else:
+                self._groups.append(rows)
         if len(self._groups) > 1 and self._joins:
             self._groups = [_joined(self._groups)]
         return told
 
-    def _read(self, rows: _Rows) -> dict[int, str | ModelError]:
+    def _read(self, rows: _Rows) -> dict[int, str | Exception]:
+        if rows.length and rows.length == self._model.turn:  # what was read turns otherwise now
+            [own] = rows.decoders
+            said = own.prompt.new_tensor(own.tokens)
+            rows.cache, rows.length, rows.unread = None, 0, torch.cat([own.prompt, said])[None]
         output = self._use(rows.slots)
         read = self._model.network.base_model(
             input_ids=rows.unread, past_key_values=rows.cache, use_cache=True, **rows.places()
         )
+        if not hasattr(read, "past_key_values"):
+            raise ModelError(
+                f"model {self._model.name} keeps nothing of what it has read, so that it cannot "
+                "continue a prompt here: load another"
+            )
+        rows.cache, rows.length = read.past_key_values, rows.length + rows.unread.shape[1]
         logits = output.of_rows(read.last_hidden_state[:, -1])
         finite = logits.isfinite().all(1).tolist()
-        pairs = list(zip(rows.decoders, finite, strict=True))
-        drawn = torch.stack(
-            [
-                own.draw(row) if ok else row.argmax()
-                for (own, ok), row in zip(pairs, logits, strict=True)
-            ]
-        )
-        rows.cache, rows.length = read.past_key_values, rows.length + rows.unread.shape[1]
+        known = zip(rows.decoders, logits, finite, strict=True)
+        drawn = torch.stack([own.draw(row) if ok else row.argmax() for own, row, ok in known])
         rows.unread = drawn[:, None]
-        taken = zip(rows.slots, pairs, drawn.tolist(), strict=True)
+        taken = zip(rows.slots, rows.decoders, finite, drawn.tolist(), strict=True)
         return {
-            slot: own.take(token) if ok else self._unsaid(own) for slot, (own, ok), token in taken
+            slot: own.take(token) if ok else self._unsaid(own) for slot, own, ok, token in taken
         }
 
     def _unsaid(self, decoder: Decoder) -> ModelError:
@@ -120,11 +130,16 @@ class Continuations:
 
 def _joined(groups: Sequence[_Rows]) -> _Rows:
     length = max(rows.length for rows in groups)
+    slots = [slot for rows in groups for slot in rows.slots]
+    decoders = [own for rows in groups for own in rows.decoders]
+    pads = [pad + length - rows.length for rows in groups for pad in rows.pads]
+    order = sorted(range(len(slots)), key=slots.__getitem__)  # neighbours' weights are not copied
+    cache = joined([rows.cache for rows in groups], length)
     return _Rows(
-        [slot for rows in groups for slot in rows.slots],
-        [own for rows in groups for own in rows.decoders],
-        torch.cat([rows.unread for rows in groups]),
-        joined([rows.cache for rows in groups], length),
-        [pad + length - rows.length for rows in groups for pad in rows.pads],
+        [slots[row] for row in order],
+        [decoders[row] for row in order],
+        torch.cat([rows.unread for rows in groups])[order],
+        cache if order == [*range(len(order))] else chosen(cache, order, length),
+        [pads[row] for row in order],
         length,
     )

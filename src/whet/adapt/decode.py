@@ -40,8 +40,8 @@ class Sampling:
             raise ValueError(f"temperature is {self.temperature}: expected 0 or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: expected more than 0, at most 1")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}: expected 0 or more")
+        if self.top_k:
+            as_count(self.top_k, "top_k")
         if "" in self.stop:
             raise ValueError("stop holds an empty text: every continuation would end at once")
 
@@ -98,10 +98,11 @@ class Decoder:
         self.text = text
         certain = len(text)
         if not self.finish:
-            certain = len(text.rstrip(HALF))
+            whole = text.rstrip(HALF)  # what is cut off may go on as a stop text does
+            certain = len(whole)
             for stop in self._sampling.stop:
-                held = (n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
-                certain = min(certain, len(text) - next(held, 0))
+                held = (n for n in range(len(stop) - 1, 0, -1) if whole.endswith(stop[:n]))
+                certain = min(certain, len(whole) - next(held, 0))
         piece = text[self._told : certain]
         self._told = max(self._told, certain)
         return piece

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whet.adapt.batches import Batch, Tokens, grouped, rounded
+from whet.adapt.batches import Batch, Tokens, grouped
 from whet.adapt.model import LanguageModel
 from whet.adapt.reading import CPU_TOKENS, TOKENS
 
@@ -29,10 +29,15 @@ class HeadForm:
         self.output = model.output()
         self._cached: OrderedDict[bytes, Tensor] = OrderedDict()
         self._room = cache_bytes
+        self._version = 0
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         tied = self._layer.weight
+        version = sum(p._version for p in self._model.network.parameters())
+        if version != self._version:  # as after `Adapter.merge`
+            self._cached.clear()
+            self._version = version
         self._layer.weight = nn.Parameter(tied.detach(), requires_grad=False)
         try:
             yield
@@ -63,7 +68,7 @@ class HeadForm:
         wanted = {_key(text): text for text in texts}
         new = [text for key, text in wanted.items() if key not in self._cached]
         most = CPU_TOKENS if self._model.device.type == "cpu" else TOKENS
-        lengths = [rounded(len(text), self._model.context) for text in new]
+        lengths = [self._model.rounded(len(text)) for text in new]
         for length, positions in grouped(lengths).items():
             size = max(1, most // length)
             for first in range(0, len(positions), size):

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from whet.adapt.adaptation import Adaptation, adaptation
-from whet.adapt.caches import unkept
+from whet.adapt.batches import rounded
+from whet.adapt.caches import turn, unkept
 from whet.adapt.continuations import Continuations
 from whet.adapt.decode import Decoder, Sampling
 from whet.adapt.loading import load, start_token
@@ -58,7 +59,8 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self.context = _context(network.config, name)
-        self.vocabulary = len(tokenizer)  # logits beyond it are padding of the matrix
+        self.vocabulary = 1 + max(tokenizer.get_vocab().values())  # logits beyond it are padding
+        self.turn = turn(network.config)
         self._lent = threading.Lock()
         if (rows := network.get_output_embeddings().weight.shape[0]) < self.vocabulary:
             raise ModelError(
@@ -95,8 +97,13 @@ class LanguageModel:
 
         Not for full training, which moves the weights.
         """
-        weights = {id(tensor): tensor for tensor in self.network.parameters()}
-        return LanguageModel(copy.deepcopy(self.network, weights), self.tokenizer, self.name)
+        weights = {  # the same numbers; flags and gradients of its own
+            id(own): torch.nn.Parameter(own.detach(), own.requires_grad)
+            for own in self.network.parameters()
+        }
+        with self.lent():
+            network = copy.deepcopy(self.network, weights)
+        return LanguageModel(network, self.tokenizer, self.name)
 
     def adaptation(self, mode: str, **options: object) -> Adaptation:
         """The adaptation called `mode`; without `lr`, at the rate the model's configuration tells.
@@ -149,6 +156,11 @@ class LanguageModel:
         output = read(input_ids=ids, past_key_values=unkept(self.network.config), use_cache=False)
         states: Tensor = output.last_hidden_state
         return states
+
+    def rounded(self, tokens: int) -> int:
+        """The length at which a text of so many tokens is computed beside others."""
+        short = self.turn is not None and tokens <= self.turn
+        return rounded(tokens, self.turn if short and self.turn else self.context)
 
     def compiled(self) -> Any:
         """A trunk for `states` that torch compiles when it is first used, once for all lengths."""
@@ -203,7 +215,7 @@ class LanguageModel:
         continuations = Continuations(self, lambda _: output)
         while not decoder.finish:
             for told in continuations.step({0: decoder}).values():
-                if isinstance(told, ModelError):
+                if isinstance(told, Exception):
                     raise told
         return decoder.text
 
@@ -218,6 +230,11 @@ class LanguageModel:
             if isinstance(prompt, str)
             else torch.tensor(prompt, dtype=torch.long, device=self.device)
         )
+        if len(given) and not 0 <= int(given.min()) <= int(given.max()) < self.vocabulary:
+            raise ValueError(
+                f"prompt has tokens from {int(given.min())} to {int(given.max())}, but {self.name} "
+                f"knows 0 to {self.vocabulary - 1}"
+            )
         tokens = self._started(given)
         if len(tokens) + as_count(max_tokens, "max_tokens") > self.context:
             raise ValueError(

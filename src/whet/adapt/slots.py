@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from whet.adapt.adaptation import Adaptation, Full, Head, LoRA, Optimiser
 from whet.adapt.bank import Bank, Slotted
-from whet.adapt.batches import Batch, Tokens, grouped, rounded
+from whet.adapt.batches import Batch, Tokens, grouped
 from whet.adapt.continuations import Continuations
 from whet.adapt.decode import Decoder
 from whet.adapt.full import FullForm
@@ -79,7 +79,8 @@ class Slots:
             raise ValueError(f"count is {count}: full training has one slot, the network itself")
         check_compiled(adaptation, compiled)
         self.model, self.adaptation = model, adaptation
-        self._form = _form(model, adaptation, cache_bytes, compiled)
+        with model.lent():  # else it would take a borrower's weights for the model's
+            self._form = _form(model, adaptation, cache_bytes, compiled)
         dtype = next(model.network.parameters()).dtype
         self.bank = Bank(self._form.start, count, adaptation.lr, optimiser or Optimiser(), dtype)
         self.width = count  # texts in one pass; lowered when memory runs out
@@ -121,13 +122,17 @@ class Slots:
         self._reading([slot])
         return self.model
 
-    def proceed(self, decoders: Mapping[int, Decoder]) -> dict[int, str | ModelError]:
+    def proceed(self, decoders: Mapping[int, Decoder]) -> dict[int, str | Exception]:
         """One token more of every slot's continuation, in one pass: see `Continuations.step`."""
         return self._continuations.step(decoders)
 
     def prepare(self, texts: Sequence[Tokens]) -> None:
         """Texts that will be stepped on: what can be computed for all of them at once, is."""
-        self._form.prepare(texts)
+        try:
+            self._form.prepare(texts)
+        except RuntimeError as error:  # a step computes them too, as few at once as it must
+            if not _is_out_of_memory(error):
+                raise
 
     def reset(self, slot: int, *, optimiser: bool = True) -> None:
         """Put `slot` back to the start, bit for bit."""
@@ -180,10 +185,10 @@ class Slots:
 
         One slot by itself pads nothing, but for graphs, which are of one length each.
         """
-        context, slots = self.model.context, list(texts)
+        slots = list(texts)
         lengths = [len(text) for text in texts.values()]
         if len(self.bank) > 1 or self._graphs is not None:
-            lengths = [rounded(length, context) for length in lengths]
+            lengths = [self.model.rounded(length) for length in lengths]
         for length, positions in grouped(lengths).items():
             for first in range(0, len(positions), self.width):
                 yield [slots[i] for i in positions[first : first + self.width]], length

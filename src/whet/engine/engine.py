@@ -5,6 +5,7 @@ and Section 6.
 """
 
 import queue
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from whet.engine.lockstep import Lockstep
 from whet.engine.query import Answer, Query, StopReason, Trace, Training
 from whet.engine.way import Event, Job, Plan, Pupil, Way
 from whet.errors import WhetError
+from whet.maths.arrays import as_count
 from whet.space.retrieve import Retrieval
 from whet.space.space import DataSpace
 from whet.spaces import Options, calibrated, retrieve
@@ -29,8 +31,8 @@ SLOTS = 8
 class Handle:
     """A prompt that was submitted."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, cancel: Callable[[Job], None]) -> None:
+        self.job, self._cancel = job, cancel
         self.future = job.answer
         """The same as a future, for those who wait for many."""
 
@@ -46,7 +48,7 @@ class Handle:
 
     def cancel(self) -> None:
         """Stop at the next tick; the answer is what there is by then."""
-        self._job.cancelled = True
+        self._cancel(self.job)
 
 
 class Engine:
@@ -96,8 +98,10 @@ class Engine:
         check_compiled(self.adaptation, compiled)
         self.optimiser = optimiser or Optimiser()
         self.training = training or Training()
-        count = 1 if isinstance(self.adaptation, Full) else slots or SLOTS
-        self._space, self._slots, self._ahead = space, count, count + waiting
+        count = as_count(SLOTS if slots is None else slots, "slots")
+        count = 1 if isinstance(self.adaptation, Full) else count
+        self._space, self._slots = space, count
+        self._ahead = count + as_count(waiting, "waiting")
         self._lockstep = Lockstep(
             lambda: Slots(model, self.adaptation, self.optimiser, count=count, compiled=compiled),
             self._plan,
@@ -144,7 +148,7 @@ class Engine:
         """
         job = _job(query, on_event or (lambda event: None))
         self._lockstep.submit(job)
-        return Handle(job)
+        return Handle(job, self._lockstep.cancel)
 
     def stream(self, query: Query | str) -> Iterator[Event | Answer]:
         """The events of one prompt as they happen, the answer last; to stop early cancels it."""
@@ -156,7 +160,7 @@ class Engine:
                 yield event
             yield handle.result()
         finally:
-            handle.cancel()
+            self._lockstep.withdraw([handle.job])
 
     def run(self, queries: Iterable[Query | str]) -> Iterator[Answer]:
         """The answers to many prompts, in their order; to stop early cancels the rest.
@@ -181,8 +185,7 @@ class Engine:
             while pending:
                 yield _outcome(pending)
         finally:
-            for job in pending:
-                job.cancelled = True
+            self._lockstep.withdraw(pending)
 
     def close(self) -> None:
         """Take no more prompts; returns when those taken are answered."""
@@ -207,8 +210,9 @@ class Engine:
         handle = self.submit(query)
         try:
             return handle.result()
-        finally:
-            handle.cancel()  # if whoever waits is interrupted
+        except BaseException:  # whoever waits was interrupted, or the prompt has failed
+            self._lockstep.withdraw([handle.job])
+            raise
 
     def _retrieve(self, query: Query) -> Retrieval:
         if self._space is None:
@@ -228,6 +232,7 @@ class Engine:
     def _plan(self, job: Job) -> Plan:
         query = job.query
         n = self.options.n if query.n is None else query.n
+        began = time.perf_counter()
         if job.cancelled or not query.adapt or n == 0:
             return Plan((), "n", None)
         if query.documents is not None:
@@ -237,7 +242,8 @@ class Engine:
         found = self._retrieve(query)
         sigmas = found.selection.sigma[1:].tolist()
         reason: StopReason = "n" if len(found) == n else "alpha"
-        return Plan(lessons(found.documents, sigmas, self.model, self.training), reason, found)
+        learned = lessons(found.documents, sigmas, self.model, self.training)
+        return Plan(learned, reason, found, time.perf_counter() - began)
 
 
 def _job(query: Query | str, tell: Callable[[Event], None]) -> Job:

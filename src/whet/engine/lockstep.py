@@ -1,19 +1,22 @@
 """The one thread that owns the weights: prompts in slots, a step of each in every tick.
 
-What a prompt will learn is planned beside it, while the prompt waits, so that a search that takes
-long holds up its own prompt only. Every prompt's way is a generator (`whet.engine.way`).
-A tick asks each what it wants next, takes all lessons together and then a token of all answers; a
-slot whose way has ended takes the next prompt in the same tick.
+What a prompt will learn is planned beside it, and only then it gets a slot, so that a long search
+holds up its own prompt alone, unless `PLANNERS` of them are under way. Every prompt's way is a
+generator (`whet.engine.way`). A tick asks each what it wants next, takes all lessons together, then
+a token of all answers; a slot whose way has ended takes the next prompt in the same tick.
 """
 
+import atexit
 import os
 import sys
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
+from itertools import islice
 
 from whet.adapt.decode import Decoder
 from whet.adapt.slots import Slots
@@ -22,6 +25,7 @@ from whet.engine.way import Job, Losses, Plan, Wanted, Way
 from whet.errors import EngineClosed, ModelError, QueueFull
 
 PLANNERS = 2
+FADING = 0.9  # a tick that was slow once does not keep all later prompts from any step
 AHEAD = 16  # prompts that wait with a plan or get one; a plan holds its candidates' vectors
 
 
@@ -56,7 +60,8 @@ class Lockstep:
         self._thread: threading.Thread | None = None
         self._closed = False
         self.tick_s = 0.0
-        """How long the last tick took."""
+        """About how long a tick takes that trains."""
+        _known.add(self)
 
     def submit(self, job: Job, *, wait: bool = False) -> None:
         """Queue a job; with `wait`, until there is room.
@@ -83,6 +88,22 @@ class Lockstep:
                 self._thread.start()
             self._change.notify_all()
 
+    def cancel(self, job: Job) -> None:
+        """Stop a job at the next tick."""
+        with self._change:
+            job.cancelled = True
+            self._change.notify_all()
+
+    def withdraw(self, jobs: Iterable[Job]) -> None:
+        """Cancel jobs and wait for those that had begun; the model is back unless others use it."""
+        jobs = list(jobs)
+        begun = [job.answer for job in jobs if not job.answer.cancel()]
+        for job in jobs:
+            self.cancel(job)
+        wait(begun)
+        with self._change:
+            self._change.wait_for(lambda: not self._thread or self._active or self._waiting)
+
     def close(self) -> None:
         """Take no more jobs and wait until those taken have ended."""
         with self._change:
@@ -92,6 +113,17 @@ class Lockstep:
         if thread is not None:
             thread.join()
         self._planners.shutdown()
+
+    def stop(self) -> None:
+        """Give up all jobs and wait for the tick under way."""
+        with self._change:
+            self._closed = True
+            thread, active = self._thread, list(self._active.values())
+            for job in (*self._waiting, *(job for job, _ in active)):
+                job.cancelled = True
+            self._change.notify_all()
+        if thread is not None:
+            thread.join()
 
     def _begin(self, job: Job) -> None:
         job.plan = self._planners.submit(self._plan, job)
@@ -110,50 +142,54 @@ class Lockstep:
                 self._slots = self._slots or self._make()
                 with self._slots.attached():
                     self._ticks(self._slots, ended)
-            except Exception as error:  # nobody may wait for ever: they are all told
+            except BaseException as error:  # nobody may wait for ever: they are all told
                 jobs = [job for job, _ in self._active.values()]
                 self._active.clear()
-                while job := self._next():
-                    jobs.append(job)
+                with self._change:
+                    waiting, self._waiting = self._waiting, deque()
+                    self._change.notify_all()
+                jobs += [job for job in waiting if job.answer.set_running_or_notify_cancel()]
                 ended += [partial(job.answer.set_exception, error) for job in jobs]
             for end in ended:
                 end()
             with self._change:
                 if not self._waiting:
                     self._thread = None
+                    self._change.notify_all()
                     return
 
     def _ticks(self, slots: Slots, ended: list[Callable[[], None]]) -> None:
         given: dict[int, Losses | str | Exception] = {}
         while True:
-            began = time.perf_counter()
             lessons: dict[int, Lesson] = {}
             decoders: dict[int, Decoder] = {}
-            plans: list[Future[Plan]] = []
             for slot in range(len(slots)):
                 match self._advance(slots, slot, given.get(slot), ended):
                     case Lesson() as lesson:
                         lessons[slot] = lesson
                     case Decoder() as decoder:
                         decoders[slot] = decoder
-                    case Future() as plan:
-                        plans.append(plan)
-            if not self._active:
-                return
-            while ended:
+            while ended and (self._active or self._waiting):
                 ended.pop(0)()
+            if not self._active:
+                if not self._rest():
+                    return
+                continue
+            began = time.perf_counter()
             given = _learn(slots, lessons) | _proceed(slots, decoders)
             if lessons:
                 self.tick_s = time.perf_counter() - began
-            elif len(plans) == len(self._active):
-                self._rest(plans, room=len(plans) < len(slots))
 
-    def _rest(self, plans: Sequence[Future[Plan]], *, room: bool) -> None:
-        """Until one of the plans is there, or another prompt for which there is a slot."""
+    def _rest(self) -> bool:
+        """Until a prompt that waits can begin; False if none waits."""
         with self._change:
-            self._change.wait_for(
-                lambda: any(plan.done() for plan in plans) or (room and self._waiting)
-            )
+            self._change.wait_for(lambda: not self._waiting or self._ready() is not None)
+            return bool(self._waiting)
+
+    def _ready(self) -> Job | None:
+        """The first that waits for nothing but a slot."""
+        ahead = islice(self._waiting, AHEAD)
+        return next((job for job in ahead if job.cancelled or job.plan.done()), None)
 
     def _advance(
         self,
@@ -168,22 +204,23 @@ class Lockstep:
                 if (job := self._next()) is None:
                     return None
                 self._active[slot] = job, self._way(job, slots, slot)
+                self.tick_s *= FADING
                 given = None
             job, way = self._active[slot]
             try:
                 return way.throw(given) if isinstance(given, Exception) else way.send(given)
             except StopIteration as stop:
                 end = partial(job.answer.set_result, stop.value)
-            except Exception as error:  # this prompt's own: whoever waits for it is told
+            except BaseException as error:  # this prompt's own: whoever waits for it is told
                 end = partial(job.answer.set_exception, error)
             ended.append(end)
             del self._active[slot]
 
     def _next(self) -> Job | None:
         with self._change:
-            while self._waiting:
+            while (job := self._ready()) is not None:
                 self._change.notify()
-                job = self._waiting.popleft()
+                self._waiting.remove(job)
                 if len(self._waiting) >= AHEAD:
                     self._begin(self._waiting[AHEAD - 1])
                 if job.answer.set_running_or_notify_cancel():  # else its future was cancelled
@@ -217,3 +254,13 @@ def _proceed(slots: Slots, decoders: dict[int, Decoder]) -> dict[int, Losses | s
         return {**slots.proceed(decoders)}
     except Exception as error:
         return dict.fromkeys(decoders, error)
+
+
+_known: weakref.WeakSet[Lockstep] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop() -> None:
+    """A thread that is within torch when Python ends would abort the process."""
+    for each in list(_known):
+        each.stop()

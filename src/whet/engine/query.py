@@ -146,8 +146,8 @@ class Answer:
     adapter: Adapter | None = None
     """What was learned, if the query said to keep it."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall time of queue, select, train, and answer. Texts are selected while a prompt queues:
-    `select` is what it still waited for them in its slot."""
+    """Wall time of queue, select, train, and answer. Texts are selected while a prompt queues: that
+    time counts as `select` alone."""
     tokens: int = 0
     """Length of the continuation."""
     error: WhetError | ValueError | None = None

@@ -1,7 +1,7 @@
 """One prompt's way through a slot, as if it were alone: learn, score or continue.
 
-A generator that gives a lesson whenever it wants to learn and is sent the losses; its decoder when
-it wants a token, and is sent the piece of text; the future of its plan while it waits for that.
+A generator that gives a lesson whenever it wants to learn and is sent the losses, and its decoder
+when it wants a token and is sent the piece of text.
 """
 
 import math
@@ -33,9 +33,11 @@ class Plan:
     reason: StopReason
     """Why there are no more."""
     retrieval: Retrieval | None
+    seconds: float = 0.0
+    """What it took to make."""
 
 
-Wanted = Lesson | Decoder | Future[Plan]
+Wanted = Lesson | Decoder
 Given = Any  # losses for a lesson, none if it reused a gradient; a piece of text for a decoder
 Way = Generator[Wanted, Given, Answer]
 
@@ -48,7 +50,7 @@ class Job:
     tell: Callable[[Event], None]
     answer: "Future[Answer]" = field(default_factory=Future)
     plan: Future[Plan] = field(init=False)
-    """Set while it waits."""
+    """Set while it waits, and done when it gets its slot."""
     cancelled: bool = False
     submitted: float = field(default_factory=time.perf_counter)
 
@@ -65,31 +67,30 @@ class Pupil:
         self._job, self._slots, self._slot = job, slots, slot
         self._steps: list[Step] = []
         self._scores: dict[int, Score] = {}
-        self.seconds = {"queue": time.perf_counter() - job.submitted}
+        self.seconds: dict[str, float] = {}
 
     def way(self, tick_s: Callable[[], float]) -> Way:
-        """Wait for the plan, learn, answer.
+        """Learn what is planned, answer.
 
         Raises:
             AdaptationFailed: If a loss, the score or what the model says is not finite.
         """
         query, decoder = self._job.query, None
-        start = time.perf_counter()
-        while not (self._job.cancelled or self._job.plan.done()):
-            yield self._job.plan
+        begun = time.perf_counter()
         if self._job.cancelled:  # before its turn
             return Answer(query, query.text or "", Trace((), "cancelled"), finish="cancelled")
         if query.text is None:  # what cannot be answered is refused before any step is taken
             prompt = query.prompt if query.tokens is None else query.tokens
             decoder = Decoder(self._slots.model, prompt, query.sampling)
         planned = self._job.plan.result()
+        waited = begun - self._job.submitted
+        self.seconds["select"] = min(planned.seconds, waited)
+        self.seconds["queue"] = waited - self.seconds["select"]
         if planned.retrieval is not None:
             self._job.tell(planned.retrieval)
-        selected = self._lap("select", start)
-        self._slots.prepare([part.tokens for one in planned.lessons for part in one.parts])
         self._score(0)
         taken, reason = yield from self._learn(planned, tick_s)
-        trained = self._lap("train", selected)
+        trained = self._lap("train", begun)
         self._score(taken)
         if decoder is not None:
             yield from self._continue(decoder)
@@ -114,6 +115,8 @@ class Pupil:
         for number, lesson in enumerate(plan.lessons, start=1):
             if self._job.cancelled or self._job.late(tick_s()):
                 return number - 1, "cancelled" if self._job.cancelled else "deadline"
+            if number == 1:
+                self._slots.prepare([part.tokens for one in plan.lessons for part in one.parts])
             start = time.perf_counter()
             losses = (yield lesson) or losses
             self._note(lesson, losses, time.perf_counter() - start)

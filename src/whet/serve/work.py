@@ -50,7 +50,7 @@ class Work:
                 documents=() if kept else self._choice.documents,
                 deadline_s=asked.deadline_s,
                 adapter=kept.adapter if kept else None,
-                keep=self._keeps,
+                keep=self._keeps and not kept,
             )
             answer = await self._submit(query)
             base = answer
