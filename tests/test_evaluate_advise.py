@@ -89,6 +89,22 @@ def test_a_plan_is_of_the_run_s_own_selection(here, run):
         Advisor(replace(run, meta=run.meta | {"switches": switches})).plan(space, model, "alpha")
 
 
+def test_advice_is_of_the_run_s_own_data_space(run, tmp_path):
+    world.build(tmp_path, texts=31)
+    model = LanguageModel.load(tmp_path / "model")
+    with pytest.raises(RunError, match="is of another data space"):
+        Advisor(run).plan(open_space(tmp_path / "space"), model, "alpha")
+
+
+def test_steps_on_the_prompt_itself_are_no_plan_at_any_rate(run):
+    names = ["dynamic(lr=0.1)" if m == "dynamic" else m for m in run.methods]
+    methods = pa.array(["dynamic(lr=0.1)" if m == "dynamic" else m
+                        for m in run.table["method"].to_pylist()])  # fmt: skip
+    table = run.table.set_column(run.table.column_names.index("method"), "method", methods)
+    meta = run.meta | {"switches": run.meta["switches"] | {"methods": names}}
+    assert Advisor(replace(run, table=table, meta=meta)).policies() == Advisor(run).policies()
+
+
 def test_too_small_a_run_and_a_negative_worth_are_refused(here, run, tmp_path):
     few = np.arange(20) < 9
     with pytest.raises(RunError, match="holds 9 prompts: advice needs 10"):

@@ -270,6 +270,28 @@ def test_the_name_of_a_set_is_no_markup(run):
     made = report(run)
     lines = tuple(replace(line, name=f"[/{line.name}]") for line in made.lines)
     assert "| [/a] " in markdown(replace(made, lines=lines))
+    lines = tuple(replace(line, name=f"{line.name}|x\ny") for line in made.lines)
+    assert "| a\\|x y " in markdown(replace(made, lines=lines))
+
+
+def test_tables_are_never_cut(run):
+    line = report(run).lines[0]
+    methods = {f"sift(lam={i}, alpha=0.25)": line.methods["sift"] for i in range(40)}
+    wide = replace(report(run), lines=(replace(line, methods=methods),))
+    assert "…" not in markdown(wide) and all(name[4:] in markdown(wide) for name in methods)
+
+
+def test_sigma_of_parts_that_stop_apart_does_not_rise(tmp_path):
+    run = world.run(
+        world.build(tmp_path), tmp_path / "run", leakage="score-first", chunks=3,
+        methods=("sift", "sift(alpha=1.0)"), score_at=(4,), lam=0.1,
+    )  # fmt: skip
+    sigma = run.trajectories("sift(alpha=1.0)")
+    assert (np.diff(sigma, axis=1) <= 1e-12).all()
+    parts = run.table.to_pandas().query("method == 'sift(alpha=1.0)'")
+    last = parts.dropna(subset="sigma").groupby(["prompt", "part"])["sigma"].min()
+    wanted = last.groupby("prompt").mean()[run.prompts["prompt"].to_pylist()]
+    np.testing.assert_allclose(sigma[:, -1], wanted)
 
 
 def test_a_run_is_opened_while_it_is_packed(run, tmp_path, monkeypatch):

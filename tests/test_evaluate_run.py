@@ -80,6 +80,12 @@ def test_a_finished_run_of_any_mode_is_the_same_run_again(here, tmp_path, mode):
     assert measured(again) == measured(once)
 
 
+def test_more_candidates_than_there_are_texts_are_all_of_them(here, tmp_path):
+    methods = ("nearest", "sift", "sift(k=30)")
+    run = world.run(here, tmp_path / "run", per_set=1, k=1000, methods=methods)
+    assert run.picks("p0", "sift") == run.picks("p0", "sift(k=30)") and len(run) == 2
+
+
 def test_the_model_runs_where_it_is_told(here, tmp_path):
     run = world.run(here, tmp_path / "cpu", per_set=1, device="cpu")
     assert run.meta["switches"]["device"] == "cpu" and len(run) == 2
@@ -244,6 +250,8 @@ def test_a_run_of_the_first_format_is_refused_in_one_line(tmp_path):
         ("meta.json", "{", "is corrupt"),
         ("rows.parquet", "no parquet", "cannot be read"),
         ("journal.jsonl", "no json\n{}\n", "line 1: .*delete that line"),
+        ("journal.jsonl", "[]\n", "line 1: no record of a prompt: delete that line"),
+        ("journal.jsonl", '{"prompt": "p"}\n', "line 1: no record of a prompt"),
     ],
 )
 def test_a_broken_file_is_named(here, tmp_path, name, content, message):
@@ -253,10 +261,32 @@ def test_a_broken_file_is_named(here, tmp_path, name, content, message):
         Run.open(run.folder)
 
 
+def test_a_run_without_its_rows_has_no_numbers(here, tmp_path):
+    run = world.run(here, tmp_path / "run", per_set=1)
+    (run.folder / "rows.parquet").unlink()
+    with pytest.raises(RunError, match="lacks rows of its prompts: delete that run"):
+        Run.open(run.folder).bits("sift")
+    world.run(here, tmp_path / "other", per_set=1)
+    meta = json.loads((tmp_path / "other" / "meta.json").read_text())
+    meta["switches"]["methods"].pop()
+    (tmp_path / "other" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(RunError, match="holds rows of no prompt or method"):
+        Run.open(tmp_path / "other").bits("nearest")
+
+
+def test_a_run_by_a_newer_whet_is_another_run(here, tmp_path):
+    world.run(here, tmp_path / "run", per_set=1)
+    path = tmp_path / "run" / "meta.json"
+    meta = json.loads(path.read_text())
+    meta["switches"]["newer"] = 1
+    path.write_text(json.dumps(meta))
+    with pytest.raises(RunError, match="holds a run with newer 1, but None is asked"):
+        world.run(here, tmp_path / "run", per_set=1)
+
+
 def test_what_cannot_be_done_is_refused_before_anything_is_written(here, tmp_path):
-    for changes in ({"k": 31}, {"methods": ("sift(k=31)",)}):
-        with pytest.raises(ValueError, match="k is 31, but the data space holds 30 documents"):
-            world.run(here, tmp_path / "run", **changes)
+    with pytest.raises(ValueError, match="k is 31, but the data space holds 30 documents"):
+        world.run(here, tmp_path / "run", methods=("sift(k=31)",))
     with pytest.raises(ValueError, match="reuse is 2: .*one of them must be 1"):
         world.run(here, tmp_path / "run", methods=("hull(reuse=2, texts_per_update=2)",))
     assert not (tmp_path / "run").exists()

@@ -33,6 +33,8 @@ def test_a_method_has_switches_of_its_own():
     both = run.method("sift(lam=1, mode=lora, rank=4, use=both)").switches
     assert (both.lam, both.mode, both.rank, both.use) == (1.0, "lora", 4, "both")
     assert run.method("dynamic(lr=1e-3)").name == "dynamic"
+    where = run.method("""sift(0.1, where='kind in ["a", "(b)"]')""").switches
+    assert where.where == 'kind in ["a", "(b)"]' and where.lam == 0.1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import world
+from hashing import HashingEmbedder
 from world import text
 
 from whet.adapt.adaptation import Full
@@ -15,11 +16,14 @@ from whet.adapt.slots import Slots
 from whet.evaluate.data import Prompt
 from whet.evaluate.incontext import InContext
 from whet.evaluate.leakage import Task
+from whet.evaluate.leaks import find_leak, near_duplicates
+from whet.evaluate.switches import Switches
 from whet.evaluate.trial import Evaluator
 from whet.select.baselines import nearest
 from whet.select.sift import sift
 from whet.space.documents import Document
 from whet.space.retrieve import Retriever
+from whet.space.space import DataSpace
 from whet.spaces import open_space
 
 
@@ -181,6 +185,19 @@ def test_a_near_duplicate_is_one_of_the_whole_text(tmp_path, model):
     prompt, methods = Document("p", " ".join(words), {}), ("sift", "sift(duplicates=dropped)")
     made = rows(folder, model, prompt, methods=methods)
     assert "turned" in picks(made, "sift") and "turned" not in picks(made, methods[1])
+
+
+def test_what_holds_the_scored_text_is_near_though_it_shares_no_words(tmp_path):
+    """Without spaces a text is one word, of which 13-grams and this embedder see nothing."""
+    query, scored = "的一是不了人我在有他", "这中大来上个国到说们"
+    texts = [f"前言{query}{scored}后记", f"{scored}后记", query, scored[::-1]]
+    documents = [Document(f"d{i}", text, {}) for i, text in enumerate(texts)]
+    space = DataSpace.build(documents, tmp_path / "space", HashingEmbedder(24))
+    [near] = space.search(space.embedder.encode([query]), 4)
+    found = near_duplicates(space, near, scored, query + scored, Switches())
+    assert {space.ids[row] for row in near.rows[found]} == {"d0", "d1"}
+    assert find_leak(space, query, scored, query + scored, Switches(k=4)).exact
+    assert not find_leak(space, query, "  ", query + "  是", Switches(k=4)).exact
 
 
 def test_score_first_asks_each_chunk_with_what_came_before(here, model):

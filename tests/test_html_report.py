@@ -54,6 +54,13 @@ def test_the_numbers_of_the_page_are_those_of_the_run(run):
     assert line["paired"][3][0] == pytest.approx(ours.lines[-1].paired["sift"].value, abs=1e-3)
 
 
+def test_a_set_may_have_the_name_of_all(tmp_path):
+    run = made.run(tmp_path / "run", sets=("all", "all, by prompt"))
+    told = embedded(page(run))
+    assert [curve["name"] for curve in told["curves"]] == ["all prompts", "all", "all, by prompt"]
+    assert [curve["n"] for curve in told["curves"]] == [24, 12, 12]
+
+
 def test_the_picks_and_sigma_of_every_prompt_are_there(run):
     told = embedded(page(run))
     for i, prompt in enumerate(told["prompts"]):

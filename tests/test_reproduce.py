@@ -9,9 +9,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import studies
+from hashing import HashingEmbedder
 from scipy import stats
 
-from whet.errors import RunError
+from whet.errors import RunError, SourceError
+from whet.evaluate.data import Prompt, Prompts
 from whet.evaluate.reproduce import compute, figures, ground, tables
 from whet.evaluate.reproduce.catalogue import CATALOGUE, named
 from whet.evaluate.reproduce.insights import CLAIMS
@@ -22,6 +24,8 @@ from whet.evaluate.reproduce.study import join
 from whet.evaluate.reproduce.style import spread
 from whet.evaluate.switches import Switches
 from whet.maths.statistics import Estimate
+from whet.space.documents import Document
+from whet.space.space import DataSpace
 
 NEEDS_MORE = {"SIFT − NN where few", "share with % of base"}  # other picks; a third set
 
@@ -88,6 +92,17 @@ def test_the_same_picture_is_the_same_file(runs, tmp_path):
     shown = tables.by_set(runs["core"])
     once, twice = (shown.write(tmp_path / x, "t", {}) for x in "ab")
     assert [p.read_bytes() for p in once] == [p.read_bytes() for p in twice]
+
+
+def test_sets_go_by_the_field_that_names_them(tmp_path):
+    documents = [Document(f"d{i}", f"w{i} alpha beta", {"kind": "ab"[i % 2]}) for i in range(20)]
+    space = DataSpace.build(documents, tmp_path / "space", HashingEmbedder(24))
+    prompts = tuple(Prompt(Document(f"p{i}", text, {}), "a") for i, text in
+                    enumerate(["alpha beta", "x"]))  # fmt: skip
+    base = ground.Ground.of(space, Prompts("", prompts), "meta.kind")  # "x" has no two halves
+    assert len(base.queries) == 1 and {row[0] for row in ground.corpus(base).rows} == {"a", "b"}
+    with pytest.raises(SourceError, match="no prompt shares a term"):
+        ground.Ground.of(space, Prompts("", prompts[1:] * 2), "set")
 
 
 def test_table1_pairs_sift_with_nn(runs):

@@ -44,7 +44,7 @@ def find_leak(space: DataSpace, query: str, text: str, whole: str, switches: Swi
         ValueError: If the query or the text shares nothing with the data space.
     """
     vectors = space.embedder.encode([query or text, whole])
-    near_query, near_whole = space.search(vectors, switches.k)
+    near_query, near_whole = space.search(vectors, min(switches.k, len(space)))
     rows = np.union1d(near_query.rows, near_whole.rows)
     texts = space.texts(rows)
     overlap = float(_shares(whole, text, texts).max())

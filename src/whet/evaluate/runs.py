@@ -166,7 +166,8 @@ class Run:
         """The sum of `values`, one a row, over the parts of each prompt."""
         cells, shape = self._cells
         size = int(np.prod(shape))
-        cube: Float[Array, "n m s"] = np.bincount(cells, values, size).reshape(shape)
+        sums = np.bincount(cells, values, size).astype(np.float64)  # of no rows, whole numbers
+        cube: Float[Array, "n m s"] = sums.reshape(shape)
         return cube
 
     @cached_property

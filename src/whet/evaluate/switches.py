@@ -65,7 +65,7 @@ class Switches:
     seed: int = 0
     """Of the methods that draw, and of a shuffled order; joined with the prompt's id."""
     k: int = 200
-    """Candidates nearest the query."""
+    """Candidates nearest the query, or as many as there are; a method's own must be there."""
     candidates: str = "vectors"
     """Who nominates them: vectors, bm25 (the query's words) or hybrid (both)."""
     where: str | None = None

@@ -92,7 +92,8 @@ class Evaluator:
             for spelled, m in self._methods.items()
         }
         for method in (switches, *(m.switches for m in self._methods.values())):
-            Retriever(space, k=method.k, where=method.filter())  # refuses a k that is too large
+            own = None if method.k == switches.k else method.k  # the run's may exceed the space
+            space.holds(own, method.filter())  # refuses it, or a filter that nothing passes
             training(method, 0)  # refuses what does not go together
         some = space.vectors(space.rows[: switches.k])
         sift(np.ones(space.dimension), some, 1)  # compiling is no prompt's cost
@@ -240,13 +241,14 @@ def retriever(space: DataSpace, method: Method, seed: int = 0) -> Retriever:
     """What selects for a method that is no `dynamic`; `seed` is a prompt's, for who draws.
 
     Raises:
-        ValueError: If fewer than k documents pass the method's filter.
+        ValueError: If no document passes the method's filter.
     """
-    switches = method.switches
+    switches, where = method.switches, method.switches.filter()
+    k = min(switches.k, len(space) if where is None else max(1, space.store.count(where)))
     sign: Any = None if switches.sign == "own" else switches.sign
     return Retriever(
-        space, selector=chooser(method, seed), k=switches.k, lam=switches.lam, sign=sign,
-        where=switches.filter(), candidates=switches.candidates,
+        space, selector=chooser(method, seed), k=k, lam=switches.lam, sign=sign,
+        where=where, candidates=switches.candidates,
     )  # fmt: skip
 
 
