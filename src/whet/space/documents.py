@@ -75,11 +75,11 @@ def read_documents(
     """The documents of `source`, in its own order, holding one at a time.
 
     `source` is a file of records (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`, `.csv`, `.tsv`,
-    `.json` that holds an array of objects, one object, or JSON lines), any other single file (one document), a folder of
-    either kind (sorted, recursive; an id is the path within it), `-` for JSON lines from stdin, or
-    `hf:owner/name`, `hf:owner/name:split`, `hf:./folder` for a Hugging Face data set, streamed
-    (split `train` unless named). A record without an `id` is called by its file and line; its
-    fields other than `id` and `text_field` become `meta`.
+    `.json` that holds an array of objects, one, or one a line), any other single file (one
+    document), a folder of either kind (sorted, recursive; an id is the path within it), `-` for
+    JSON lines from stdin, or `hf:owner/name`, `hf:owner/name:split`, `hf:./folder` for a Hugging
+    Face data set, streamed (split `train` unless named). A record without an `id` is called by its
+    file and line; its fields other than `id` and `text_field` become `meta`.
 
     Args:
         source: Where to read.
