@@ -100,6 +100,7 @@ def test_a_filter_is_obeyed_and_a_wrong_one_told(space):
         "sett == 1": "'sett' is in no document",
         "year ==": "cannot be read",
         "year == 'a'": "holds number",
+        "set == 5": 'but it holds text: write it in quotes, as "5"',
         "year": "expected `field == value`",
     }
     for wrong, message in wrongs.items():

@@ -42,7 +42,7 @@ class Adapter:
     """Whether the layers are GPT-2's, which store their weights transposed."""
 
     def __repr__(self) -> str:
-        return f"Adapter({self.options}, {len(self.weights) // 2} layers, of {self.base!r})"
+        return f"Adapter({self.base!r}, rank {self.options.rank}, {len(self.weights) // 2} layers)"
 
     @classmethod
     def of(cls, slots: Slots, slot: int) -> "Adapter":
