@@ -113,7 +113,11 @@ def both(one: Filter | None, other: Filter | None) -> Filter | None:
 
 
 def comparisons(filter: Filter) -> list[Compare | In]:
-    """The leaves."""
+    """The leaves.
+
+    Raises:
+        ValueError: If there is anything else in it, such as a text.
+    """
     match filter:
         case Compare() | In():
             return [filter]
@@ -121,7 +125,9 @@ def comparisons(filter: Filter) -> list[Compare | In]:
             return [leaf for part in filters for leaf in comparisons(part)]
         case Not(inner):
             return comparisons(inner)
-    raise AssertionError(filter)
+    raise ValueError(
+        f"filter is {filter!r}: expected Compare, In, And, Or or Not; `parse` reads a text"
+    )
 
 
 def check_fields(filter: Filter, fields: Mapping[str, set[str]]) -> None:
