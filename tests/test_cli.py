@@ -255,7 +255,6 @@ BAD = [
     (1, ["eval", "{space}", "--prompts", "nowhere", "--out", "{out}"], "nowhere"),
     (2, ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--set", "x=1"], "sets 'x'"),
     (2, ["eval", "{space}", "--out", "{out}"], "name SPACE and --prompts"),
-    (2, ["serve", "--port", "0"], "name SPACE, or --config FILE"),
     (1, ["report", "nowhere"], "holds no run"),
     (1, ["report", "{space}"], "holds no run"),
     (1, ["select", "{texts}", "alpha"], "is a file"),

@@ -55,10 +55,6 @@ def query(seed, **options):
     return Query(prompt=words(100 + seed, 3), **options)
 
 
-def test_what_is_trained_may_be_named(space, model):
-    assert Engine(space, model, "lora").adaptation == model.adaptation("lora")
-
-
 @pytest.mark.parametrize("mode", MODES, ids=name)
 def test_an_answer_is_the_oracle_s(space, model, mode):
     engine = Engine(space, model, mode, options=Options(n=4, k=10))

@@ -18,6 +18,7 @@ from whet import DataSpace, Document, Engine, LanguageModel, Query, Retriever
 model = LanguageModel.load("model", device="cpu")
 s = DataSpace.build(["red fox", "blue whale", "red whale"], "space")
 engine = Engine(s, model, options=whet.Options(n=1))
+assert Engine(s, model, "lora").adaptation == model.adaptation("lora")
 class Unfinished:
     name, dimension = "words", 3
     def __repr__(self): return "Unfinished()"
