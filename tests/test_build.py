@@ -188,7 +188,7 @@ def test_a_fault_of_the_source_leaves_nothing(tmp_path):
         DataSpace.build(stops(), tmp_path / "s", HashingEmbedder())
     with pytest.raises(ValueError, match="nothing to fit lsa on"):
         DataSpace.build([Document("a", " ", {})], tmp_path / "s")
-    told = r"at least one \(document 0: no field 'text', only 'body'.*, and 1 others\)"
+    told = r"at least one \(document 0: no field 'text', only 'body'.*, and 1 more\)"
     with pytest.raises(SourceError, match=told):
         DataSpace.build([{"body": "a"}, ""], tmp_path / "s")
     assert not list(tmp_path.iterdir())

@@ -267,7 +267,7 @@ def _commit(writer: SegmentsWriter, staging: Staging, embedder: Embedder, progre
 
 def _nothing(failures: list[dict[str, str]]) -> SourceError:
     """Why there is no document to make a data space of."""
-    others = f", and {len(failures) - 1:,} others" if len(failures) > 1 else ""
+    others = f", and {len(failures) - 1:,} more" if len(failures) > 1 else ""
     told = f" ({failures[0]['reason']}{others})" if failures else ""
     return SourceError(f"no documents: a data space needs at least one{told}")
 
