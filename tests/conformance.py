@@ -211,8 +211,10 @@ def test_what_cannot_be_added_is_refused_whole(store, rows, vectors):
     assert store.snapshot().count() == 60 and store.snapshot().version == before
 
 
-@pytest.mark.parametrize("asked", [{}, {"ids": [1], "where": Compare("i", "==", 1)}])
-def test_delete_takes_ids_or_a_filter(store, asked):
+@pytest.mark.parametrize(
+    "asked", [{}, {"ids": [1], "where": Compare("i", "==", 1)}, {"ids": "1"}, {"ids": ["1"]}]
+)
+def test_delete_takes_rows_or_a_filter(store, asked):
     with pytest.raises(ValueError):
         store.delete(**asked)
 

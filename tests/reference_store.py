@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from whet.space.filters import And, Compare, In, Not, Or, check_fields, kind
+from whet.space.rows import as_numbers
 from whet.space.store import COLUMNS, SCHEMA, Candidates
 
 TIE = 1e-9
@@ -159,7 +160,7 @@ class ReferenceWriter:
     def delete(self, *, ids=None, where=None):
         if (ids is None) == (where is None):
             raise ValueError("give ids or a filter")
-        gone = set(self.snapshot().ids(where).tolist() if ids is None else np.asarray(ids).tolist())
+        gone = set(self.snapshot().ids(where).tolist() if ids is None else as_numbers(ids).tolist())
         left = [row for row in self.rows if row.id not in gone]
         self.version += len(left) < len(self.rows)
         self.rows = left

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from hashing import HashingEmbedder
 
-from whet.errors import ModelError, SourceError, SpaceError
+from whet.errors import EmbedderMismatch, ModelError, SourceError, SpaceError
 from whet.space import build
 from whet.space.documents import Document, as_document
 from whet.space.embed import LSA
 from whet.space.filters import Compare, parse
 from whet.space.manifest import Labels
 from whet.space.space import DataSpace
+from whet.space.writer import delete_documents
 from whet.spaces import build_space
 
 TESTS = Path(__file__).parent
@@ -187,6 +188,9 @@ def test_a_fault_of_the_source_leaves_nothing(tmp_path):
         DataSpace.build(stops(), tmp_path / "s", HashingEmbedder())
     with pytest.raises(ValueError, match="nothing to fit lsa on"):
         DataSpace.build([Document("a", " ", {})], tmp_path / "s")
+    told = r"at least one \(document 0: no field 'text', only 'body'.*, and 1 more\)"
+    with pytest.raises(SourceError, match=told):
+        DataSpace.build([{"body": "a"}, ""], tmp_path / "s")
     assert not list(tmp_path.iterdir())
     space = DataSpace.build(documents(5), tmp_path / "s", HashingEmbedder())
     with pytest.raises(SourceError, match="torn"):
@@ -221,6 +225,8 @@ def test_lsa_learns_no_word_of_what_is_not_public(tmp_path):
     assert "weather" in terms and not {"zebra", "yacht", "ann", "bob"} & set(terms)
     with pytest.raises(ValueError, match="lsa would be fitted on texts that not everybody may"):
         DataSpace.build(labelled(), tmp_path / "no", labels=Labels(field="who"))
+    with pytest.raises(SourceError, match="none has field 'who' with the public value 'alll'"):
+        DataSpace.build(labelled(), tmp_path / "no", labels=Labels(field="who", public="alll"))
     assert not (tmp_path / "no").exists()
 
 
@@ -243,16 +249,26 @@ def test_a_bound_space_shows_its_own_and_is_not_written(tmp_path):
 
 def test_documents_are_deleted_by_id_or_filter(tmp_path):
     space = DataSpace.build(documents(10), tmp_path / "s", HashingEmbedder())
-    left = space.delete(ids=["d3", "none"]).delete(where=parse("i >= 8"))
+    left = space.delete(ids=["d3", "none"]).delete(where="i >= 8")
     assert list(left.ids) == ["d0", "d1", "d2", "d4", "d5", "d6", "d7"] and len(space) == 10
+    for one in (lambda: space.delete(ids="12"), lambda: delete_documents(left.path, "12")):
+        with pytest.raises(ValueError, match=r"ids is '12': expected a list of them, as \['12'\]"):
+            one()
     with pytest.raises(ValueError, match="either ids or a filter"):
         space.delete()
     back = left.extend(documents(10))
     assert len(back) == 10 and back.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 10, 11, 12]
 
 
+def test_a_space_of_a_python_embedder_is_extended_in_python(tmp_path):
+    space = DataSpace.build(documents(3), tmp_path / "s", HashingEmbedder())
+    with pytest.raises(EmbedderMismatch, match=r"embedder 'hashing': add .* in Python, with `Data"):
+        build_space(tmp_path, space.path)
+    assert len(DataSpace.open(space.path, HashingEmbedder()).extend(documents(5))) == 5
+
+
 def test_texts_and_mappings_are_documents_too(tmp_path):
-    first = ["a b", {"id": "x", "text": "c d", "meta": {"y": 1}, "n": 2}, Document("z", "e", {})]
+    first = ["a b", {"id": "x", "text": "c d", "meta": {"y": 1}, "n": 2}, Document("z", "e")]
     space = DataSpace.build(first, tmp_path / "s", HashingEmbedder())
     assert space.ids == ["0", "x", "z"]
     assert space.documents(space.rows)[1] == Document("x", "c d", {"y": 1, "n": 2})

@@ -236,6 +236,7 @@ BAD = [
     (2, ["select", "{space}", "alpha", "-k", "9", "--selector", "best"], "'best' is not one of"),
     (1, ["select", "nowhere", "alpha"], "nowhere"),
     (1, ["index", "nowhere.jsonl", "{out}"], "nowhere.jsonl"),
+    (1, ["index", "{texts}", "{texts}"], "is a file, but a data space is a folder: choose"),
     (2, ["index", "{texts}", "{out}", "--embedder", "word2vec"], "embedder is 'word2vec'"),
     (1, ["index", "{texts}", "{space}", "--embedder", "hf:x"], "was made by embedder lsa"),
     (1, ["generate", "{space}", "alpha", "-k", "9", "--model", "nowhere"], "cannot load model"),

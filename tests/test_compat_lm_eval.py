@@ -1,8 +1,11 @@
 """Tasks of lm-evaluation-harness with sharpening: scores are the engine's, and leak nothing."""
 
+import inspect
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import world
@@ -32,6 +35,13 @@ def engine(place, model):
     loaded = model._engine.model
     adaptation = loaded.adaptation("full", lr=1e-2)
     return Engine(open_space(place / "space"), loaded, adaptation, options=Options(n=3, k=10))
+
+
+def test_the_page_names_every_argument():
+    page = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page.partition("## Tasks of lm-eval")[2], re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(inspect.signature(Sharpened).parameters)
 
 
 def ask(*texts):

@@ -104,11 +104,12 @@ def test_csv_gives_a_document_a_row(tmp_path):
         ]
 
 
-def test_a_json_array_gives_its_objects_and_other_json_is_a_text(tmp_path):
-    path = write(tmp_path / "d.json", json.dumps(RECORDS).encode())
-    assert list(read_documents(path)) == [*WANTED, Document("d.json:3", "three", {})]
-    for text in ('{"a": 1}', "[1, 2]"):
-        assert [d.text for d in read_documents(write(path, text.encode()))] == [text]
+def test_json_gives_the_objects_of_an_array_or_of_lines_or_the_one_that_it_is(tmp_path):
+    for content in (json.dumps(RECORDS).encode(), json_lines(RECORDS)):
+        path = write(tmp_path / "d.json", content)
+        assert list(read_documents(path)) == [*WANTED, Document("d.json:3", "three", {})]
+    write(path, b'{\n "text": "a",\n "n": 1\n}\n')
+    assert list(read_documents(path)) == [Document("d.json", "a", {"n": 1})]
 
 
 WHOLE = gzip.compress(json_lines(RECORDS) * 2000, mtime=0)
@@ -132,6 +133,11 @@ BAD = [
     ("d.parquet", b"PAR1 and no more", "d.parquet: cannot be read as Parquet"),
     ("d.json", b'[{"text": "a"}, 5]', "d.json, record 2: holds a int, expected an object"),
     ("d.json", b'[{"text": "a"}', "d.json: not valid JSON"),
+    ("d.json", b'{"text": "a"}\n{"text": \n', "d.json, line 2: not valid JSON"),
+    ("d.json", b'{"a": 1}', "d.json: no field 'text', only 'a'"),
+    ("d.json", b"[1, 2]", "d.json: holds no object: expected one, an array of them"),
+    ("d.json", b'"a text"', "d.json: holds no object"),
+    ("d.json", b"\n", "d.json: is empty"),
     ("d.csv", b"text,n\na,1\nb\n", "d.csv, row 2: holds 1 fields, expected 2"),
     ("d.csv", b"body,n\na,1\n", "d.csv: no field 'text', only 'body', 'n'"),
     ("d.csv", b"text,n\n,1\n", "d.csv, row 1: field 'text' is an empty text"),

@@ -42,7 +42,7 @@ def test_lsa_of_a_text_without_known_terms_is_zero():
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_lsa_of_few_texts_has_as_many_dimensions(n):
     lsa = LSA.fit(list(TOPICS.values())[:n])
-    assert lsa.dimension == n
+    assert lsa.dimension == n and repr(lsa).endswith(f" terms, dimension {n})")
     np.testing.assert_allclose(lengths(lsa.encode(list(TOPICS.values())[:n])), 1, atol=1e-5)
 
 

@@ -67,3 +67,8 @@ def test_import_whet_loads_numpy_and_jaxtyping_only():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "['jaxtyping', 'numpy']"
+
+
+def test_every_public_name_completes_and_loads():
+    assert set(whet.__all__) <= set(dir(whet))
+    assert all(getattr(whet, name) is not None for name in whet.__all__)

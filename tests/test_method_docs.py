@@ -9,6 +9,14 @@ from whet.select.table import SELECTORS
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def test_the_code_about_adapters_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", (DOCS / "method.md").read_text(), re.DOTALL)
+    exec(code, {"__name__": "page"})
+    assert capsys.readouterr().out.startswith("Adapter('whet-nano', rank 4, ")
+    assert (tmp_path / "bees" / "adapter_config.json").exists()
+
+
 @pytest.mark.parametrize("page", ["method.md", "notation.md"])
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (DOCS / page).read_text())

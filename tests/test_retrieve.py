@@ -80,6 +80,25 @@ def test_more_candidates_than_documents_are_refused(space):
         Retriever(space, k=2).select("red", 0)
 
 
+def test_an_explanation_tells_rows_of_the_data_space(space):
+    found = Retriever(space, k=2, where="i >= 2").select("red fox blue whale", 3)
+    assert [pick.row for pick in found.explain().picks] == found.rows.tolist()
+    assert min(found.rows) >= 2 > max(found.selection.indices)
+
+
+def test_a_selector_and_a_filter_may_be_given_in_words(space):
+    named = Retriever(space, k=2, selector="nearest", where="i > 1")
+    made = Retriever(space, k=2, selector=whet.nearest, where=Compare("i", ">", 1))
+    assert named.sign == made.sign == "positive"
+    assert named.select("red fox", 2).rows.tolist() == made.select("red fox", 2).rows.tolist()
+    bound = space.restricted("i > 1")
+    assert len(bound) == 4 and bound.restricted("i < 3").rows.tolist() == [2]
+    assert DataSpace.open(space.path, space.embedder, where="i > 1").rows.tolist() == [2, 3, 4, 5]
+    assert Options(where=Compare("i", ">", 1)).filter() == Options(where="i > 1").filter()
+    with pytest.raises(ValueError, match="filter holds `i`"):
+        Retriever(space, where="i")
+
+
 def test_without_k_the_candidates_are_200_or_all_that_pass(space):
     few = Compare("i", "<", 2)
     assert Retriever(space).k == 6 and Retriever(space, where=few).k == 2

@@ -72,6 +72,50 @@ def test_malformed_body_is_a_bad_request(server, path, body):
     assert whole(reply) == 400
 
 
+FAULTS = {
+    b"{": ("body is no JSON: Expecting property name", None),
+    b"[]": ("body is []: expected an object", None),
+    b"": ("body is missing", None),
+    b'{"prompt": "x"}': ("model is missing", "model"),
+    b'{"model": "tiny", "prompt": "x", "surprise": 1}': (
+        "there is no field surprise: expected model, stream,",
+        "surprise",
+    ),
+    b'{"model": "tiny", "prompt": "x", "temprature": 1}': (
+        "there is no field temprature: expected temperature",
+        "temprature",
+    ),
+    b'{"model": "tiny", "prompt": "x", "\\ud800": 1}': ("there is no field ?: expected", "?"),
+    b'{"model": "tiny", "prompt": "x", "adapt": {"n": -1}}': (
+        "adapt.n is -1: expected greater than or equal to 0",
+        "adapt.n",
+    ),
+    b'{"model": "tiny", "prompt": ["a", "b"]}': (
+        "prompt: prompt is a list of 2: expected one",
+        "prompt",
+    ),
+    b'{"model": "tiny", "prompt": "x", "stop": 5}': ("stop is 5: expected a valid string", "stop"),
+}
+
+
+@pytest.mark.parametrize("body", FAULTS, ids=lambda body: body[-24:].decode("latin-1"))
+def test_a_fault_of_a_body_is_told_in_plain_words(server, body):
+    reply = server.send("POST", "/v1/completions", body, **{"content-type": "application/json"})
+    message, param = FAULTS[body]
+    assert whole(reply) == 400 and reply.error["message"].startswith(message), reply.error
+    assert reply.error["param"] == param and "Input should" not in reply.error["message"]
+
+
+@pytest.mark.parametrize("method, path, status", [("GET", "/v1/no", 404), ("PUT", "/health", 405)])
+def test_a_path_that_is_not_there_is_told(server, method, path, status):
+    reply = server.send(method, path)
+    assert whole(reply) == status
+    assert (
+        reply.error["message"]
+        == f"there is no {method} {path}: see /openapi.json for what there is"
+    )
+
+
 def test_huge_body_is_refused_whether_announced_or_not(server):
     body = json.dumps(ASK | {"prompt": "x" * 100_000})
     assert whole(server.send("POST", "/v1/completions", body)) == 413

@@ -114,7 +114,7 @@ def test_check_tells_what_it_tried(tmp_path, model):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["serve"], "spaces is empty"),
+        (["serve"], "Error: name SPACE, or --config FILE"),
         (["serve", "missing.whet", "--check"], "missing.whet"),
         (["serve", "missing.whet", "--host", "0.0.0.0"], "whet key"),
         (["serve", "missing.whet", "--port", "99999"], "port"),

@@ -159,7 +159,9 @@ def test_a_selection_can_be_continued(shape):
     whole = whet.sift(prompt, candidates, 40)
     parts = Sifting(prompt, candidates)
     lazily = [pick for pick in itertools.islice(parts, 7)]
-    assert len(parts) == 7 and [p.index for p in lazily] == list(whole.indices[:7])
+    told = f"Sifting(7 picks of {shape[0]} candidates, σ {whole.sigma[7]:.3f})"
+    assert repr(parts) == told and len(parts) == 7
+    assert [p.index for p in lazily] == list(whole.indices[:7])
     np.testing.assert_array_equal([p.sigma for p in lazily], whole.sigma[1:8])
     np.testing.assert_array_equal(parts.advance(33).indices, whole.indices)
     np.testing.assert_array_equal(parts.selection().variance, whole.variance)
@@ -274,6 +276,10 @@ BAD = [
     ({"exclude": [300]}, "exclude holds 300, but rows go from 0 to 299"),
     ({"exclude": [-1]}, "exclude holds -1"),
     ({"exclude": [0.5]}, "expected whole numbers"),
+    (
+        {"exclude": np.ones(300, bool)},
+        r"exclude is an array of bool, shape \(300,\): expected whole",
+    ),
     ({"exclude": range(300)}, "exclude names all 300 candidates"),
     ({"n": 301, "repeats": False}, "n is 301, but without repeats 300 candidates are left"),
     ({"threads": 0}, "threads is 0"),
@@ -324,6 +330,11 @@ def test_whatever_comes_in_is_refused_or_rightly_chosen_from(data):
     if np.abs(rows).max() < 10 and np.abs(prompt).max() < 10:
         dense = reference.variance(prompt, rows[chosen.indices], lam)
         assert chosen.variance[-1] == pytest.approx(dense, rel=1e-4, abs=1e-4)
+
+
+def test_a_batch_of_no_threads_is_refused():
+    with pytest.raises(ValueError, match="threads is 0: expected a whole number"):
+        whet.sift_batch(np.eye(2), np.ones((2, 1, 2)), 1, threads=0)
 
 
 def test_a_batch_names_the_prompt_that_is_wrong():

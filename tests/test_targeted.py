@@ -76,12 +76,13 @@ def test_a_record_a_document_with_its_count_first_pick_and_share(space):
 
 def test_a_file_of_picks_is_a_source_of_texts_and_replaces_the_old(space, tmp_path):
     made = training_set(space, ["ash birch", "oak"], 9, k=10, lam=LAM)
-    out = tmp_path / "picks.jsonl"
+    out = tmp_path / "new" / "picks.jsonl"
+    made.write(out)
     out.write_text("old")
     made.write(out)
     assert [json.loads(line) for line in out.read_text().splitlines()] == list(made.records())
     assert [d.text for d in read_documents(out)] == [d.text for d in made.documents]
-    assert list(tmp_path.iterdir()) == [out]
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_a_write_that_fails_leaves_the_old_file(space, tmp_path, monkeypatch):
@@ -115,6 +116,7 @@ def test_many_targets_need_no_more_than_as_many_as_dimensions(space):
     "change, message",
     [
         ({"targets": []}, "targets is empty"),
+        ({"targets": "oak"}, r"targets is 'oak': expected a list of them, as \['oak'\]"),
         ({"targets": ["oak", " \n"]}, r"target 1 is ' \\n': expected a text"),
         ({"n": 0}, "n is 0"),
         ({"n": -3}, "n is -3"),

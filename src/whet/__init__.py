@@ -12,6 +12,7 @@ from whet.select.sifting import Pick, Sifting
 
 if TYPE_CHECKING:
     from whet.adapt.adaptation import Full, Head, LoRA, Optimiser
+    from whet.adapt.adapters import Adapter
     from whet.adapt.decode import Sampling
     from whet.adapt.model import LanguageModel
     from whet.engine import Answer, Engine, Query, Training
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LATER = {  # loaded when first used: `import whet` needs NumPy alone
+    "Adapter": "whet.adapt.adapters",
     "Answer": "whet.engine",
     "DataSpace": "whet.space.space",
     "Document": "whet.space.documents",
@@ -45,6 +47,7 @@ _LATER = {  # loaded when first used: `import whet` needs NumPy alone
 }
 
 __all__ = [
+    "Adapter",
     "Answer",
     "DataSpace",
     "Document",
@@ -83,3 +86,7 @@ def __getattr__(name: str) -> Any:
         with naming_extras():
             return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'whet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

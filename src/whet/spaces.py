@@ -11,7 +11,7 @@ from whet.select.table import selector
 from whet.space.calibrate import GRID, calibrate
 from whet.space.cluster import SCHEME, find
 from whet.space.documents import try_documents
-from whet.space.filters import Filter, parse
+from whet.space.filters import Filter, as_filter
 from whet.space.manifest import FILE, Labels, read_manifest
 from whet.space.retrieve import Retrieval, Retriever, check_candidates
 from whet.space.space import LOADED, DataSpace
@@ -35,7 +35,7 @@ class Options:
     chooses it on held-out documents of the data space, as `calibrated` tells."""
     alpha: float | Auto | None = None
     """Stop before the first step m with σ_m > 1 / (α m); none takes all n steps, auto chooses."""
-    where: str | None = None
+    where: Filter | str | None = None
     """What a candidate must pass, such as `set == "github" and year >= 2010`."""
     candidates: str = "vectors"
     """Who nominates them: vectors, bm25 (the prompt's words) or hybrid (both)."""
@@ -55,7 +55,7 @@ class Options:
 
     def filter(self) -> Filter | None:
         """`where`, read."""
-        return None if self.where is None else parse(self.where)
+        return as_filter(self.where)
 
 
 def retrieve(space: DataSpace, prompt: str, options: Options) -> Retrieval:
@@ -134,6 +134,11 @@ def build_space(
     made = embedder_of(embedder) if same_model else None
     if made is not None and made.fingerprint != manifest.fingerprint:
         same_model = made.name == made_by  # of one name with other weights: `open` tells these
+    if not same_model and made_by.partition(":")[0] not in ("lsa", *LOADED):
+        raise EmbedderMismatch(
+            f"data space {path} was made by the Python embedder {made_by!r}: add to it in Python, "
+            "with `DataSpace.open(path, embedder).extend(documents)`, or choose another place"
+        )
     if not same_model:
         raise EmbedderMismatch(
             f"data space {path} was made by embedder {made_by}, not {embedder}: "

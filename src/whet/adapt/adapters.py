@@ -27,7 +27,7 @@ MORE = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_s
 PREFIX, SUFFIX = "base_model.model.", ".weight"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Adapter:
     """The matrices that LoRA has trained, and of which model."""
 
@@ -40,6 +40,9 @@ class Adapter:
     """Tells its weights from others; empty if the adapter was made elsewhere."""
     transposed: bool
     """Whether the layers are GPT-2's, which store their weights transposed."""
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.base!r}, rank {self.options.rank}, {len(self.weights) // 2} layers)"
 
     @classmethod
     def of(cls, slots: Slots, slot: int) -> "Adapter":

@@ -23,6 +23,8 @@ def serve(space: Path | None, path: Path | None, check: bool, **given: Any) -> N
 
     Without keys only this machine may ask. SIGTERM ends it when all that was asked is answered.
     """
+    if space is None and path is None:
+        raise ValueError("name SPACE, or --config FILE")
     from whet.errors import optional
 
     optional("fastapi", "serve")

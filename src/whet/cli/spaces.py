@@ -46,7 +46,8 @@ def verify(space: Path, as_json: bool) -> None:
     found = faults(space)
     show({"faults": found}, as_json, "\n".join(found) or f"{space}: every file is as written")
     if found:
-        raise SpaceError(f"{space} has {len(found)} faults: restore those files, or rebuild it")
+        faulty = f"{len(found):,} fault" + ("s" if len(found) > 1 else "")
+        raise SpaceError(f"{space} has {faulty}: restore what is named above, or rebuild it")
 
 
 @space.command()
@@ -74,12 +75,11 @@ def compact(space: Path, as_json: bool, quiet: bool) -> None:
 @JSON
 def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) -> None:
     """Delete documents from SPACE by IDS, or those that pass --where."""
-    from whet.space.filters import parse
     from whet.space.writer import delete_documents
 
     if bool(ids) == (where is not None):
         raise click.UsageError("give either IDS or --where FILTER")
-    gone = delete_documents(space, ids, None if where is None else parse(where))
+    gone = delete_documents(space, ids, where)
     show({"space": str(space), "deleted": gone}, as_json, f"{space}: {gone:,} deleted")
 
 
@@ -91,9 +91,8 @@ def export(space: Path, out: Path | None, where: str | None) -> None:
     """The documents of SPACE as JSON lines, which `whet index` reads."""
     from whet.space.care import documents
     from whet.space.files import replacing
-    from whet.space.filters import parse
 
-    lines = documents(space, None if where is None else parse(where))
+    lines = documents(space, where)
     if out is None:
         sys.stdout.writelines(lines)
         return
@@ -117,12 +116,11 @@ def doctor(
 ) -> None:
     """Duplicates, prompts that SPACE holds already, and whether sharpening on it will pay."""
     from whet.space.doctor import diagnose
-    from whet.space.filters import parse
     from whet.spaces import open_space
 
     opened = open_space(space)
     if where is not None:
-        opened = opened.restricted(parse(where))
+        opened = opened.restricted(where)
     found = diagnose(opened, list(_texts(prompts, most)), n=n, k=k)
     show({**asdict(found), "verdict": found.verdict()}, as_json, str(found))
 

@@ -129,14 +129,13 @@ def _select_targeted(
             "--alpha, --candidates and auto are for one PROMPT, not for --targets"
         )
     from whet.space.documents import read_documents
-    from whet.space.filters import parse
     from whet.space.targeted import training_set
     from whet.spaces import open_space
 
     texts = [document.text for document in read_documents(targets)]
     opened = open_space(space)
     if where is not None:
-        opened = opened.restricted(parse(where))
+        opened = opened.restricted(where)
     made = training_set(opened, texts, n, k=k, lam=lam, repeats=repeats, selector=selector)
     summary: dict[str, Any] = {
         "targets": len(texts),

@@ -21,7 +21,7 @@ from whet.engine.query import Answer, Query, StopReason, Trace, Training
 from whet.engine.way import Event, Job, Plan, Pupil, Way
 from whet.errors import WhetError
 from whet.maths.arrays import as_count
-from whet.space.retrieve import Retrieval
+from whet.space.retrieve import Retrieval, check_space
 from whet.space.space import DataSpace
 from whet.spaces import Options, calibrated, retrieve
 
@@ -62,7 +62,7 @@ class Engine:
         self,
         space: DataSpace | None,
         model: LanguageModel,
-        adaptation: Adaptation | None = None,
+        adaptation: Adaptation | str | None = None,
         *,
         optimiser: Optimiser | None = None,
         options: Options | None = None,
@@ -77,7 +77,7 @@ class Engine:
         Args:
             space: What to select from; none if every query brings its documents.
             model: What is sharpened.
-            adaptation: What is trained of it.
+            adaptation: What is trained of it, or by name: full, lora or head.
             optimiser: How.
             options: How texts are selected, where a query does not say.
             training: How texts become gradient steps.
@@ -89,8 +89,18 @@ class Engine:
                 compiler, for steps of full training that take 4 % less from then on. Not for LoRA.
 
         Raises:
-            ValueError: If `compiled` is asked for LoRA.
+            ValueError: If `space`, `model` or `adaptation` is of another kind, or `compiled` is
+                asked for LoRA.
         """
+        if space is not None:
+            check_space(space)
+        if not isinstance(model, LanguageModel):
+            raise ValueError(
+                f"model is {model!r}: expected a LanguageModel, as "
+                "`whet.LanguageModel.load(NAME)` gives"
+            )
+        if isinstance(adaptation, str):
+            adaptation = model.adaptation(adaptation)
         options = options or Options()
         self.options = options if space is None else calibrated(space, options)
         self.model = model
@@ -247,7 +257,11 @@ class Engine:
 
 
 def _job(query: Query | str, tell: Callable[[Event], None]) -> Job:
-    return Job(Query(query) if isinstance(query, str) else query, tell)
+    if isinstance(query, str):
+        query = Query(query)
+    if not isinstance(query, Query):
+        raise ValueError(f"query is {query!r}: expected a text or a whet.Query")
+    return Job(query, tell)
 
 
 def _outcome(pending: deque[Job]) -> Answer:

@@ -86,6 +86,14 @@ class Query:
     """Give what was learned with the answer; for LoRA."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"prompt is {self.prompt!r}: expected one text")
+        for given in self.documents or ():
+            if not isinstance(given, Document):
+                raise ValueError(
+                    f"documents holds {given!r}: expected a Document, as "
+                    'whet.Document("its id", "its text")'
+                )
         if self.n not in (None, 0):
             as_count(self.n, "n")
         for name in ("lam", "alpha"):

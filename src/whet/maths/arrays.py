@@ -70,7 +70,10 @@ def as_indices(indices: Any, name: str, count: int) -> Int[Array, " n"]:
     if array.size == 0:
         return np.empty(0, dtype=np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(f"{name} is {indices!r}: expected whole numbers, one a row")
+        raise ValueError(
+            f"{name} is an array of {array.dtype}, shape {array.shape}: expected whole numbers, "
+            "one a row; of a mask, np.flatnonzero gives them"
+        )
     if array.min() < 0 or array.max() >= count:
         wrong = array[(array < 0) | (array >= count)][0]
         raise ValueError(f"{name} holds {wrong}, but rows go from 0 to {count - 1}")

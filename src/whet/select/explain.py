@@ -27,7 +27,7 @@ class Pick:
     step: int
     """Its place in the order, from 1."""
     row: int
-    """The candidate chosen."""
+    """The candidate chosen; in what a `Retrieval` explains, its row in the data space."""
     times: int
     """How often the whole selection chose this candidate."""
     gain: float

@@ -105,7 +105,7 @@ def sift_batch(
         except ValueError as error:
             raise ValueError(f"prompt {b}: {error}") from error
 
-    threads = min(as_count(threads or cores(), "threads"), len(prompts))
+    threads = min(as_count(cores() if threads is None else threads, "threads"), len(prompts))
     if threads <= 1:
         return [one(b) for b in range(len(prompts))]
     left, found = iter(range(len(prompts))), dict[int, Selection | ValueError]()

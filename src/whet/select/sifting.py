@@ -87,6 +87,10 @@ class Sifting:
     def __len__(self) -> int:
         return len(self._greedy.picks)
 
+    def __repr__(self) -> str:
+        sigma = np.sqrt(self._greedy.trace[-1] / self._greedy.trace[0])
+        return f"Sifting({len(self)} picks of {self._open} candidates, σ {sigma:.3f})"
+
     def __iter__(self) -> Iterator[Pick]:
         """Further picks, made when asked for; endless with repeats."""
         while not self._once or len(self) < self._open:

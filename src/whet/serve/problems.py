@@ -19,6 +19,11 @@ TYPES = {
 }  # fmt: skip
 SHOWN = 300
 """Characters of a message: a caller's own text may be in it."""
+VALUE = 40  # characters of a value that is refused
+SHOULD = "Input should be "
+OBJECT = SHOULD + "an object"
+UNKNOWN = "unknown_field"
+"""The type of pydantic's error of a field that there is not."""
 log = logging.getLogger("whet.serve")
 
 
@@ -50,9 +55,11 @@ class Refused(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, Any]:
-        message = str(self)[:SHOWN].encode("utf-8", "replace").decode()
         error = ErrorObject(
-            message=message, type=TYPES[self.status], param=self.param, code=self.code
+            message=_shown(str(self)),
+            type=TYPES[self.status],
+            param=None if self.param is None else _shown(self.param),
+            code=self.code,
         )
         return ErrorBody(error=error).model_dump()
 
@@ -79,14 +86,15 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"] if p not in ("body", "query", "path"))
-        return Refused(400, f"{place or 'body'}: {first['msg']}", param=place or None).response()
+        return _told(error.errors()[0]).response()
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
         status = error.status_code if error.status_code in TYPES else 400
-        return Refused(status, str(error.detail)).response()
+        asked, told = f"{request.method} {request.url.path}", str(error.detail)
+        if status in (404, 405):  # of the router: what a route does not find is `Refused`
+            told = f"there is no {asked}: see /openapi.json for what there is"
+        return Refused(status, told).response()
 
     @app.exception_handler(ValidationError)
     async def own(_: Request, error: ValidationError) -> JSONResponse:
@@ -96,6 +104,35 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(WhetError)
     async def foreseen(request: Request, error: ValueError | WhetError) -> JSONResponse:
         return refusal(error, request.state.id).response()
+
+
+def _told(error: dict[str, Any]) -> Refused:
+    """The first of pydantic's errors, in the words of ours."""
+    kind, told, loc = error["type"], str(error["msg"]), error["loc"][1:]
+    if kind == "json_invalid":
+        return Refused(400, f"body is no JSON: {error['ctx']['error']}")
+    places = [str(p) for p in loc if isinstance(p, int) or p.isidentifier()]  # no union's members
+    if kind == UNKNOWN:
+        places.append(error["ctx"]["field"])
+    param = ".".join(places) or None
+    place = param or "body"
+    if kind == UNKNOWN:
+        return Refused(400, told, param=param)
+    if kind == "missing":
+        return Refused(400, f"{place} is missing", param=param)
+    wanted = OBJECT if kind in ("model_attributes_type", "model_type", "dict_type") else told
+    if wanted.startswith(SHOULD):
+        value = repr(error["input"])
+        value = value if len(value) <= VALUE else value[:VALUE] + "…"
+        return Refused(
+            400, f"{place} is {value}: {wanted.replace(SHOULD, 'expected ')}", param=param
+        )
+    return Refused(400, f"{place}: {told.removeprefix('Value error, ')}", param=param)
+
+
+def _shown(text: str) -> str:
+    """`text` so far as it is shown; half a surrogate pair cannot be sent."""
+    return text[:SHOWN].encode("utf-8", "replace").decode()
 
 
 def refusal(error: ValueError | WhetError, request: str) -> Refused:

@@ -4,11 +4,16 @@ A field that OpenAI's API has and whet does not do is accepted at its neutral va
 that a client asks for is left out in silence.
 """
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from whet.select.table import SELECTORS, selector
+from whet.serve.problems import UNKNOWN
+
+LONGEST = 64  # characters of an unknown field that are told
 
 
 def _whole(text: str) -> str:
@@ -42,9 +47,21 @@ SelectorName = Annotated[
 
 
 class Strict(BaseModel):
-    """Unknown fields are errors."""
+    """Unknown fields are errors, which name what there is, or what is spelled alike."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        fields = [field.alias or name for name, field in cls.model_fields.items()]
+        for name in given if isinstance(given, dict) else ():
+            if name not in fields and name not in cls.model_fields:
+                name = name[:LONGEST].encode("utf-8", "replace").decode()
+                there = ", ".join(get_close_matches(name, fields) or fields)
+                told = "there is no field {field}: expected {there}"
+                raise PydanticCustomError(UNKNOWN, told, {"field": name, "there": there})
+        return given
 
 
 class Looking(Strict):

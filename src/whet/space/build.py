@@ -170,8 +170,13 @@ def _fitted(writer: SegmentsWriter, staging: Staging, progress: bool) -> LSA:
         labels = writer.manifest.labels
         kept = None if labels is None else lambda meta: label_of(meta, labels) == labels.public
         texts = Texts(staging, kept)
-        if not len(texts):
-            raise SourceError("no documents to fit lsa on: it needs at least one")
+        if not staging.parts:
+            raise _nothing(list(staging.failures(FAILED)))
+        if labels is not None and not len(texts):
+            raise SourceError(
+                f"no document to fit lsa on: none has field {labels.field!r} with the public value "
+                f"{labels.public!r}. Correct these, or choose a pretrained embedder (st:NAME)"
+            )
         with bar("fitting lsa", None, show=progress), replacing(folder) as new:
             LSA.fit(texts).save(new)
     return LSA.load(folder)
@@ -243,8 +248,7 @@ def _commit(writer: SegmentsWriter, staging: Staging, embedder: Embedder, progre
     total = sum(len(batch.ids) for batch in staging.batches(first))
     failures = list(staging.failures(FAILED))
     if not total and not first:
-        told = f" ({failures[0]['reason']}, and others)" if failures else ""
-        raise SourceError(f"no documents: a data space needs at least one{told}")
+        raise _nothing(failures)
     with bar("writing", total, show=progress) as done:
         names = seal(staging.folder, "sealed", lambda: staging.batches(first),
                      embedder.dimension, labels, done, indexed=_normalized(embedder))  # fmt: skip
@@ -259,6 +263,13 @@ def _commit(writer: SegmentsWriter, staging: Staging, embedder: Embedder, progre
         if (staging.folder / EMBEDDER).exists():
             (staging.folder / EMBEDDER).rename(path / EMBEDDER)
     writer.adopt(staging.folder, names, **changes)
+
+
+def _nothing(failures: list[dict[str, str]]) -> SourceError:
+    """Why there is no document to make a data space of."""
+    others = f", and {len(failures) - 1:,} more" if len(failures) > 1 else ""
+    told = f" ({failures[0]['reason']}{others})" if failures else ""
+    return SourceError(f"no documents: a data space needs at least one{told}")
 
 
 def _normalized(embedder: Embedder) -> bool:

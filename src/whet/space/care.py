@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.errors import SpaceError
-from whet.space.filters import Filter
+from whet.space.filters import Filter, as_filter
 from whet.space.jsonl import as_json
 from whet.space.manifest import SEGMENTS, STAGING, read_manifest
 from whet.space.segment import Segment
@@ -79,7 +79,7 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def documents(path: Path, where: Filter | None = None) -> Iterator[str]:
+def documents(path: Path, where: Filter | str | None = None) -> Iterator[str]:
     """The documents as JSON lines, some read at a time.
 
     Raises:
@@ -87,7 +87,7 @@ def documents(path: Path, where: Filter | None = None) -> Iterator[str]:
         ValueError: If the filter has a field that no document has.
     """
     store = Segments.open(path)
-    ids = store.ids(where)
+    ids = store.ids(as_filter(where))
     for start in range(0, len(ids), STEP):
         for row in store.rows(ids[start : start + STEP]).to_pylist():
             yield as_json({**row, "meta": json.loads(row["meta"])}) + "\n"

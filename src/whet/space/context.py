@@ -8,6 +8,7 @@ comes last, nearest the question.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import Float, Int
 
 from whet.maths.arrays import Array, as_count
@@ -52,7 +53,8 @@ def context(
         separator: What stands between two texts; it is counted too.
 
     Raises:
-        ValueError: If `budget` < 1, or the sequences differ in length.
+        ValueError: If `budget` < 1, the sequences differ in length, or `count_tokens` gives no
+            whole number.
     """
     as_count(budget, "budget")
     picked = [int(row) for row in rows]
@@ -74,6 +76,11 @@ def context(
     for text in sorted(told, key=told.__getitem__, reverse=True):
         longer = separator.join([text, *used])
         count = measure(longer)
+        if not isinstance(count, int | np.integer):
+            raise ValueError(
+                f"count_tokens gave a {type(count).__name__}: expected a number of tokens, as "
+                "lambda text: len(tokenizer(text).input_ids)"
+            )
         if count > budget:
             left_out.append(text)
         else:

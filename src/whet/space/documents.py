@@ -7,13 +7,15 @@ would rather go on, that error in the record's place.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from whet.errors import SourceError
 from whet.space.chunks import Spans, chunker
 from whet.space.sources import Record, records
+
+SHOWN = 40  # characters of a text that a message shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Document:
 
     id: str
     text: str
-    meta: dict[str, Any]
+    meta: dict[str, Any] = field(default_factory=dict)
     """What else its source says of it; must be JSON to be stored."""
 
 
@@ -45,6 +47,17 @@ def as_document(item: Any, number: int) -> Document | SourceError:
     return _document(Record(str(number), f"document {number}", dict(item)), "text")
 
 
+def refuse_one(texts: Any, name: str) -> None:
+    """Refuse one text in the place of several, which Python would take letter by letter.
+
+    Raises:
+        ValueError: If `texts` is a text.
+    """
+    if isinstance(texts, str):
+        shown = repr(texts if len(texts) <= SHOWN else texts[:SHOWN] + "…")
+        raise ValueError(f"{name} is {shown}: expected a list of them, as [{shown}]")
+
+
 def broken(document: Document) -> str | None:
     """What of it cannot be written to a file, if anything."""
     meta = json.dumps(document.meta, ensure_ascii=False, default=str)
@@ -62,11 +75,11 @@ def read_documents(
     """The documents of `source`, in its own order, holding one at a time.
 
     `source` is a file of records (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`, `.csv`, `.tsv`,
-    `.json` that holds an array of objects), any other single file (one document), a folder of
-    either kind (sorted, recursive; an id is the path within it), `-` for JSON lines from stdin, or
-    `hf:owner/name`, `hf:owner/name:split`, `hf:./folder` for a Hugging Face data set, streamed
-    (split `train` unless named). A record without an `id` is called by its file and line; its
-    fields other than `id` and `text_field` become `meta`.
+    `.json` that holds an array of objects, one, or one a line), any other single file (one
+    document), a folder of either kind (sorted, recursive; an id is the path within it), `-` for
+    JSON lines from stdin, or `hf:owner/name`, `hf:owner/name:split`, `hf:./folder` for a Hugging
+    Face data set, streamed (split `train` unless named). A record without an `id` is called by its
+    file and line; its fields other than `id` and `text_field` become `meta`.
 
     Args:
         source: Where to read.

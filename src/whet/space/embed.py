@@ -51,6 +51,26 @@ class Embedder(Protocol):
         ...
 
 
+def check_embedder(embedder: Any) -> None:
+    """Refuse what is neither an `Embedder` nor None, such as an embedder's name.
+
+    Raises:
+        ValueError: Saying how it is had by name, or what it lacks.
+    """
+    if isinstance(embedder, str):
+        raise ValueError(
+            f"embedder is {embedder!r}: expected an object, as "
+            f"`whet.embedders.embedder_of({embedder!r})` gives, or None for lsa"
+        )
+    needed = ("name", "dimension", "fingerprint", "encode")
+    missing = [] if embedder is None else [part for part in needed if not hasattr(embedder, part)]
+    if missing:
+        raise ValueError(
+            f"embedder is {embedder!r}, without {missing[0]}: expected {', '.join(needed)}, as "
+            "whet.space.embed.Embedder has them"
+        )
+
+
 class LSA:
     """Latent semantic analysis of the data space's own texts."""
 
@@ -100,6 +120,9 @@ class LSA:
             _, _, right = randomized_svd(weighted, rank, n_iter=1, random_state=seed)
         weights = (tfidf.idf_[:, None] * right.T).astype(np.float32)
         return cls(counter.get_feature_names_out().tolist(), weights)
+
+    def __repr__(self) -> str:
+        return f"LSA({len(self._terms):,} terms, dimension {self.dimension})"
 
     def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
         """Texts without a term that was fitted give zero rows. About 6,000 texts a second."""

@@ -35,7 +35,11 @@ def load(path: Path, *, mapped: bool = False) -> Array:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file, or flat folder, that takes the place of `path`: all or nothing, and for good."""
+    """A new file, or flat folder, that takes the place of `path`: all or nothing, and for good.
+
+    Parents that are missing are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
     if new.is_dir():  # of a writer that was killed
         shutil.rmtree(new)

@@ -113,7 +113,11 @@ def both(one: Filter | None, other: Filter | None) -> Filter | None:
 
 
 def comparisons(filter: Filter) -> list[Compare | In]:
-    """The leaves."""
+    """The leaves.
+
+    Raises:
+        ValueError: If there is anything else in it, such as a text.
+    """
     match filter:
         case Compare() | In():
             return [filter]
@@ -121,7 +125,9 @@ def comparisons(filter: Filter) -> list[Compare | In]:
             return [leaf for part in filters for leaf in comparisons(part)]
         case Not(inner):
             return comparisons(inner)
-    raise AssertionError(filter)
+    raise ValueError(
+        f"filter is {filter!r}: expected Compare, In, And, Or or Not; `parse` reads a text"
+    )
 
 
 def check_fields(filter: Filter, fields: Mapping[str, set[str]]) -> None:
@@ -143,8 +149,10 @@ def check_fields(filter: Filter, fields: Mapping[str, set[str]]) -> None:
         for value in leaf.values if isinstance(leaf, In) else (leaf.value,):
             if kind(value) not in fields[leaf.field]:
                 kinds = " and ".join(sorted(fields[leaf.field]))
+                how = f': write it in quotes, as "{value}"' if kinds == "text" else ""
                 raise ValueError(
                     f"the filter compares field {leaf.field!r} with {value!r}, but it holds {kinds}"
+                    + how
                 )
 
 
@@ -169,6 +177,19 @@ def parse(text: str) -> Filter:
             f"filter {text!r} cannot be read ({error}): "
             'expected such as `set == "github" and year >= 2010`'
         ) from error
+
+
+def as_filter(where: Filter | str | None) -> Filter | None:
+    """`where` as a filter: a text is read by `parse`, and None passes all.
+
+    Raises:
+        ValueError: If it is none of these, or a text that is none of the grammar.
+    """
+    if where is None or isinstance(where, Filter):
+        return where
+    if isinstance(where, str):
+        return parse(where)
+    raise ValueError(f"where is {where!r}: expected a text such as `year >= 2010`, or a filter")
 
 
 def _filter(node: ast.expr) -> Filter:

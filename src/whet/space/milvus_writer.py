@@ -25,6 +25,7 @@ from whet.space.milvus import (
     read_record,
 )
 from whet.space.milvus_filters import key, spelled
+from whet.space.rows import as_numbers
 from whet.space.store import COLUMNS, Reader
 from whet.space.vectors import as_stored, odd_lengths
 
@@ -89,7 +90,7 @@ class MilvusWriter:
             raise ValueError("delete takes either ids or a filter: give one of them")
         live = self.snapshot().ids(where)
         if ids is not None:
-            live = np.intersect1d(live, np.asarray(ids, dtype=np.int64))
+            live = np.intersect1d(live, as_numbers(ids))
         if not len(live):
             return self._record.version
         for start in range(0, len(live), PIECE):

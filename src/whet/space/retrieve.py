@@ -6,6 +6,8 @@ Source: SIFT, arXiv 2410.08020, Algorithm 1 over the k nearest of Section 4.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,9 +17,10 @@ from whet.select.baselines import nearest, nearest_repeated
 from whet.select.explain import Explanation, explain
 from whet.select.selection import Selection, Selector
 from whet.select.sift import sift
+from whet.select.table import selector as selector_of
 from whet.space.context import Context, context
 from whet.space.documents import Document
-from whet.space.filters import Filter
+from whet.space.filters import Filter, as_filter
 from whet.space.space import DataSpace
 from whet.space.store import Near, Sign
 
@@ -29,6 +32,14 @@ def check_candidates(name: str) -> None:
     """Raises ValueError if nothing nominates candidates by that name."""
     if name not in CANDIDATES:
         raise ValueError(f"candidates is {name!r}: expected vectors, bm25 or hybrid")
+
+
+def check_space(space: Any) -> None:
+    """Raises ValueError if `space` is no opened data space, but a path, say."""
+    if not isinstance(space, DataSpace):
+        shown = repr(str(space) if isinstance(space, Path) else space)
+        how = f", as `whet.open_space({shown})` gives" if isinstance(space, str | Path) else ""
+        raise ValueError(f"space is {shown}: expected a DataSpace{how}")
 
 
 class NothingNear(ValueError):
@@ -58,11 +69,13 @@ class Retrieval:
         return replace(self, documents=self.documents[:n], rows=self.rows[:n], selection=selection)
 
     def explain(self) -> Explanation:
-        """For each pick what it told, and which earlier pick it is most like."""
+        """For each pick what it told, its row here, and which earlier pick it is most like."""
         names = [""] * len(self.candidates.rows)
         for place, document in zip(self.selection.indices, self.documents, strict=True):
             names[place] = f"{document.id} {document.text}"
-        return explain(self.selection, self.query, self.candidates.vectors, names=names)
+        told = explain(self.selection, self.query, self.candidates.vectors, names=names)
+        picks = zip(told.picks, self.rows.tolist(), strict=True)
+        return replace(told, picks=tuple(replace(pick, row=row) for pick, row in picks))
 
     def to_prompt(
         self,
@@ -105,36 +118,38 @@ class Retriever:
         self,
         space: DataSpace,
         *,
-        selector: Selector = sift,
+        selector: Selector | str = sift,
         k: int | None = None,
         lam: float = 0.01,
         sign: Sign | None = None,
-        where: Filter | None = None,
+        where: Filter | str | None = None,
         candidates: str = "vectors",
     ) -> None:
         """See `select`.
 
         Args:
             space: Where to look.
-            selector: Orders the candidates.
+            selector: Orders the candidates; or its name in `whet.select.table`.
             k: Number of candidates; without, 200 or all documents that pass.
             lam: λ' of the paper, for the selector.
             sign: Candidates by |cosine| (`both`) or by cosine (`positive`); None means `positive`
                 for `nearest` and `nearest_repeated`, else `both`.
-            where: What a document must pass to be a candidate.
+            where: What a document must pass to be a candidate: a filter, or a text as `--where`.
             candidates: The k nearest by `vectors`, the k best by their words (`bm25`), or the union
                 of both (`hybrid`): see `DataSpace.by_words`. The selector sees their vectors
                 whoever nominates them.
 
         Raises:
-            ValueError: If a number is out of range, fewer than `k` documents pass, `candidates` is
-                none of these, or the filter has a field of no document.
+            ValueError: If a number is out of range, fewer than `k` documents pass, `space`,
+                `selector` or `candidates` is none, or the filter has a field of no document.
         """
         check_candidates(candidates)
+        check_space(space)
         self.nominated_by = candidates
-        self.space, self.selector, self.where = space, selector, where
-        self.k, self.lam = space.holds(k, where), as_positive(lam, "lam")
-        self.sign: Sign = sign or ("positive" if selector in NEAREST else "both")
+        self.space, self.where = space, as_filter(where)
+        self.selector = selector_of(selector) if isinstance(selector, str) else selector
+        self.k, self.lam = space.holds(k, self.where), as_positive(lam, "lam")
+        self.sign: Sign = sign or ("positive" if self.selector in NEAREST else "both")
 
     def select(self, prompt: str, n: int) -> Retrieval:
         """Choose `n` documents for `prompt`, repeats included.
@@ -143,6 +158,8 @@ class Retriever:
             ValueError: If `n` < 1, or the prompt is blank or shares nothing with the data space.
         """
         as_count(n, "n")
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt is {prompt!r}: expected one text")
         if not prompt.strip():
             raise NothingNear(f"prompt is {prompt!r}: expected a text")
         start = time.perf_counter()

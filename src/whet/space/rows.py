@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -95,3 +95,15 @@ class RowsWriter:
 
 def as_strings(column: pa.Array | pa.ChunkedArray) -> list[str]:
     return cast(list[str], column.to_pylist())
+
+
+def as_numbers(ids: Any) -> Int[Array, " n"]:
+    """Rows' numbers as an array.
+
+    Raises:
+        ValueError: If they are no whole numbers, but documents' own ids, say.
+    """
+    numbers = np.asarray(ids).reshape(-1)
+    if numbers.size and numbers.dtype.kind not in "iu":
+        raise ValueError(f"ids is {ids!r}: expected rows' numbers, which `find` has of ids")
+    return numbers.astype(np.int64)

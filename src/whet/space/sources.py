@@ -69,7 +69,8 @@ def _file(path: Path, name: str, text_field: str, *, passing: bool = False) -> R
             if name.endswith(LINES):
                 yield from _json_lines(file, name, str(path))
             elif name.endswith(".json"):
-                yield from _array(file.read(), name, str(path), text_field)
+                if not (passing and _no_text(file.read(1))):
+                    yield from _json_file(file, name, str(path))
             elif name.endswith(tuple(SEPARATORS)):
                 separator = SEPARATORS[path.suffix]
                 yield from _table(file, name, str(path), separator, text_field)
@@ -122,19 +123,35 @@ def _record(fields: Any, name: str, where: str) -> Record | SourceError:
     return Record(name, where, fields)
 
 
-def _array(content: bytes, name: str, where: str, text_field: str) -> Records:
-    """The records of an array of objects; any other JSON is one text, as any other file."""
-    text = _utf8(content, where)
+def _json_file(file: IO[bytes], name: str, where: str) -> Records:
+    """The records of an array of objects, of one object, or of JSON Lines that are called JSON."""
+    file.seek(0)
+    text = _utf8(file.read(), where)
+    if isinstance(text, SourceError):
+        yield text
+        return
+    if not text.strip():
+        yield SourceError(f"{where}: is empty, expected records")
+        return
     try:
-        rows = json.loads(text) if isinstance(text, str) and text.lstrip().startswith("[") else []
+        rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        yield SourceError(f"{where}: not valid JSON ({error})")
+        lines = text.strip().split("\n")
+        if len(lines) > 1 and isinstance(_json(lines[0], name, where), Record):
+            file.seek(0)
+            yield from _json_lines(file, name, where)
+        else:
+            yield SourceError(f"{where}: not valid JSON ({error})")
         return
-    if not any(isinstance(fields, dict) for fields in rows):
-        yield _plain(content, name, where, text_field)
-        return
-    for number, fields in enumerate(rows, start=1):
-        yield _record(fields, f"{name}:{number}", f"{where}, record {number}")
+    if isinstance(rows, dict):
+        yield Record(name, where, rows)
+    elif isinstance(rows, list) and any(isinstance(fields, dict) for fields in rows):
+        for number, fields in enumerate(rows, start=1):
+            yield _record(fields, f"{name}:{number}", f"{where}, record {number}")
+    else:
+        yield SourceError(
+            f"{where}: holds no object: expected one, an array of them, or a line each"
+        )
 
 
 def _table(file: IO[bytes], name: str, where: str, separator: str, text_field: str) -> Records:

@@ -12,9 +12,9 @@ from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.build import Reading
 from whet.space.cluster import SCHEME, Cluster, find
-from whet.space.documents import Document
-from whet.space.embed import LSA, Embedder, SentenceEncoder
-from whet.space.filters import Filter, both
+from whet.space.documents import Document, refuse_one
+from whet.space.embed import LSA, Embedder, SentenceEncoder, check_embedder
+from whet.space.filters import Filter, as_filter, both
 from whet.space.lexical import BM25
 from whet.space.manifest import Labels, Manifest
 from whet.space.segments import Segments
@@ -82,9 +82,10 @@ class DataSpace:
         Raises:
             SourceError: If there are no documents, or the source cannot go on.
             SpaceError: If `path` holds anything else, or cannot be written.
-            ValueError: If a document is of another kind, or `lsa` would be fitted on documents
-                that are not public.
+            ValueError: If a document or `embedder` is of another kind, or `lsa` would be fitted
+                on documents that are not public.
         """
+        check_embedder(embedder)
         build.build(documents, Path(path), embedder, source, labels, progress, ray)
         return cls.open(path, embedder)
 
@@ -94,7 +95,7 @@ class DataSpace:
         path: str | Path,
         embedder: Embedder | None = None,
         *,
-        where: Filter | None = None,
+        where: Filter | str | None = None,
         partial: bool = False,
     ) -> "DataSpace":
         """Open the data space at `path`; nothing is read but what is needed to check it.
@@ -104,15 +105,18 @@ class DataSpace:
         Args:
             path: Its folder; or `ray:HOST:PORT/NAME`, where it is served by a Ray cluster.
             embedder: The one that made it.
-            where: Only what passes can be seen, whatever is asked later.
+            where: Only what passes can be seen, whatever is asked later: a filter, or a text as
+                `--where` takes.
             partial: Leave out segments that are broken, or shards that do not answer, instead of
                 refusing.
 
         Raises:
             SpaceError: If it is missing, of another format, or its files are broken.
             EmbedderMismatch: If another embedder made it.
-            ValueError: If the filter has a field that no document has.
+            ValueError: If the filter cannot be read, or has a field that no document has.
         """
+        check_embedder(embedder)
+        where = as_filter(where)
         store: Segments | Cluster
         if str(path).startswith(SCHEME):
             store = find(str(path), partial=partial)
@@ -132,13 +136,16 @@ class DataSpace:
         opened = cls(path, manifest, embedder, store)
         return opened if where is None else opened.restricted(where)
 
-    def restricted(self, where: Filter) -> "DataSpace":
+    def restricted(self, where: Filter | str) -> "DataSpace":
         """The same, of which only what passes `where` can be seen, whatever is asked later.
 
         Raises:
-            ValueError: If the filter has a field that no document has.
+            ValueError: If the filter cannot be read, or has a field that no document has.
         """
-        store, bound = self.store.restricted(where), both(self.where, where)
+        own = as_filter(where)
+        if own is None:
+            return self
+        store, bound = self.store.restricted(own), both(self.where, own)
         return DataSpace(self.path, self.manifest, self.embedder, store, bound)
 
     def extend(
@@ -164,16 +171,18 @@ class DataSpace:
         build.extend(documents, self.path, self.embedder, source, progress, ray)
         return DataSpace.open(self.path, self.embedder)
 
-    def delete(self, *, ids: Sequence[str] = (), where: Filter | None = None) -> "DataSpace":
+    def delete(self, *, ids: Sequence[str] = (), where: Filter | str | None = None) -> "DataSpace":
         """Delete documents by id, or those that pass a filter, and open the data space again.
 
         An id that is not there is none to delete. The disk is given back by `compact`.
 
         Raises:
-            ValueError: If neither or both are given, or the filter has a field of no document.
+            ValueError: If neither or both are given, `ids` is one text, or the filter has a field
+                of no document.
             SpaceError: If another process is writing.
         """
         self._assert_whole()
+        refuse_one(ids, "ids")
         if bool(ids) == (where is not None):
             raise ValueError("delete takes either ids or a filter: give one of them")
         delete_documents(self.path, ids, where)
@@ -225,7 +234,7 @@ class DataSpace:
         k: int,
         *,
         sign: Sign = "both",
-        where: Filter | None = None,
+        where: Filter | str | None = None,
         exact: bool = False,
         effort: float | None = None,
     ) -> list[Near]:
@@ -238,11 +247,12 @@ class DataSpace:
             ValueError: If k < 1, or fewer documents pass; if a query is zero, not finite or of
                 another dimension; if the filter has a field that no document has.
         """
+        where = as_filter(where)
         self.holds(k, where)
         found = self.store.search(queries, k, sign=sign, where=where, exact=exact, effort=effort)
         return [found.of(line) for line in range(len(found.ids))]
 
-    def by_words(self, prompt: str, k: int, where: Filter | None = None) -> Int[Array, " m"]:
+    def by_words(self, prompt: str, k: int, where: Filter | str | None = None) -> Int[Array, " m"]:
         """Rows of the `k` documents that answer best to the prompt's words, ascending (BM25).
 
         Fewer if fewer share a word with it. The first call with a filter reads all texts that pass,
@@ -251,6 +261,7 @@ class DataSpace:
         Raises:
             ValueError: If no text holds a word, or the filter has a field that no document has.
         """
+        where = as_filter(where)
         if where not in self._words:
             visible = self.store.ids(where)
             self._words[where] = visible, BM25(self.texts(visible))
@@ -272,12 +283,13 @@ class DataSpace:
         if self.where is not None:
             raise SpaceError(f"{self.path} is open for a part of it: open it whole to write")
 
-    def holds(self, k: int | None = None, where: Filter | None = None) -> int:
+    def holds(self, k: int | None = None, where: Filter | str | None = None) -> int:
         """`k` if so many documents pass; without `k`, 200 or as many as pass.
 
         Raises:
             ValueError: If k < 1, or fewer documents pass.
         """
+        where = as_filter(where)
         passing = self._count if where is None else self.store.count(where)
         asked = min(DEFAULT_K, max(1, passing)) if k is None else as_count(k, "k")
         if asked <= passing:

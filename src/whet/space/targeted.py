@@ -18,7 +18,7 @@ from whet.errors import optional
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection
 from whet.select.sift import sift
-from whet.space.documents import Document
+from whet.space.documents import Document, refuse_one
 from whet.space.jsonl import as_json
 from whet.space.space import DataSpace
 from whet.space.vectors import cosines
@@ -67,6 +67,7 @@ class TrainingSet:
     def write(self, path: str | Path) -> None:
         """Write the records to `path`, whole or not at all; what was there is replaced."""
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
         try:
             with aside.open("w", encoding="utf-8") as out:
@@ -116,8 +117,9 @@ def training_set(
     targets cost no more than d do: the sum of variances depends on them through TᵀT alone.
 
     Raises:
-        ValueError: If there are no targets, one is blank or shares nothing with the data space, a
-            number is not positive, `k` exceeds the documents, or `n` cannot be had without repeats.
+        ValueError: If there are no targets, or one text in their place, one is blank or shares
+            nothing with the data space, a number is not positive, `k` exceeds the documents, or
+            `n` cannot be had without repeats.
     """
     as_count(n, "n")
     goals = _embed(space, targets)
@@ -166,10 +168,11 @@ def _along(
 
 
 def _embed(space: DataSpace, targets: Sequence[str]) -> Float[Array, "m d"]:
-    if not targets:
+    refuse_one(targets, "targets")
+    if not len(targets):
         raise ValueError("targets is empty: expected at least one text")
     for i, text in enumerate(targets):
-        if not text.strip():
+        if not isinstance(text, str) or not text.strip():
             raise ValueError(f"target {i} is {text!r}: expected a text")
     goals = space.embedder.encode(targets)
     strange = np.flatnonzero(~goals.any(axis=1))

@@ -18,10 +18,11 @@ from jaxtyping import Float
 from whet import __version__
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
+from whet.space.documents import refuse_one
 from whet.space.files import locked, naming_no_room, replacing, sync
-from whet.space.filters import Filter
+from whet.space.filters import Filter, as_filter
 from whet.space.manifest import FILE, SEGMENTS, STAGING, Manifest, read_manifest
-from whet.space.rows import ROWS
+from whet.space.rows import ROWS, as_numbers
 from whet.space.sealing import Batch, Batches, seal
 from whet.space.segment import MOST, Segment, removed
 from whet.space.segments import Segments, deleted_ids
@@ -106,7 +107,7 @@ class SegmentsWriter:
         now = self.snapshot()
         live = now.ids(where)
         if ids is not None:
-            live = np.intersect1d(live, np.asarray(ids, dtype=np.int64))
+            live = np.intersect1d(live, as_numbers(ids))
         now.close()
         if not len(live):
             return self.manifest.version
@@ -229,6 +230,8 @@ def _live(left: Segments) -> Iterator[Batch]:
 
 
 def _make_folder(path: Path) -> None:
+    if path.is_file():
+        raise SpaceError(f"{path} is a file, but a data space is a folder: choose another place")
     try:
         path.mkdir(parents=True, exist_ok=True)
         sync(path.parent)
@@ -236,13 +239,17 @@ def _make_folder(path: Path) -> None:
         raise SpaceError(f"{path} cannot be made: {error.strerror}") from error
 
 
-def delete_documents(path: str | Path, ids: Sequence[str] = (), where: Filter | None = None) -> int:
+def delete_documents(
+    path: str | Path, ids: Sequence[str] = (), where: Filter | str | None = None
+) -> int:
     """Delete documents by id or by filter; gives how many there were. Needs no embedder.
 
     Raises:
         SpaceError: If there is no whole data space at `path`, or another process is writing.
-        ValueError: If the filter has a field that no document has.
+        ValueError: If `ids` is one text, or the filter has a field that no document has.
     """
+    refuse_one(ids, "ids")
+    where = as_filter(where)
     with SegmentsWriter(path) as writer:
         before = writer.snapshot().count()
         if where is None:

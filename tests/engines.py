@@ -1,0 +1,26 @@
+"""Prompts and documents for engines: few words, so that texts have much in common."""
+
+import numpy as np
+
+from whet.adapt.adaptation import Full, Head, LoRA
+from whet.engine import Query
+from whet.space.documents import Document
+from whet.space.space import DataSpace
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+MODES = [LoRA(lr=1e-2, rank=4), Head(lr=1e-2), Full(lr=1e-3)]
+TEXT = " after it"
+name = lambda mode: type(mode).__name__  # noqa: E731
+
+
+def words(seed, count=4):
+    return " ".join(np.random.default_rng(seed).choice(WORDS, count))
+
+
+def query(seed, **options):
+    return Query(prompt=words(100 + seed, 3), **options)
+
+
+def space_of(folder):
+    documents = [Document(f"d{i}", words(i), {}) for i in range(30)]
+    return DataSpace.build(documents, folder)

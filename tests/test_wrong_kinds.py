@@ -1,0 +1,83 @@
+"""What is of a wrong kind is refused in a line, in a process as users have it: without the checker
+of types that other tests run under."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+RUN = """
+import json, sys
+from pathlib import Path
+import whet
+from whet import DataSpace, Document, Engine, LanguageModel, Query, Retriever
+model = LanguageModel.load("model", device="cpu")
+s = DataSpace.build(["red fox", "blue whale", "red whale"], "space")
+engine = Engine(s, model, options=whet.Options(n=1))
+assert Engine(s, model, "lora").adaptation == model.adaptation("lora")
+class Unfinished:
+    name, dimension = "words", 3
+    def __repr__(self): return "Unfinished()"
+class Tokens(dict): pass
+def told(call):
+    try:
+        eval(call)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+print(json.dumps([told(call) for call in json.load(sys.stdin)]))
+"""
+CASES = {
+    "Retriever('space')": "space is 'space': expected a DataSpace, as `whet.open_space('space')`",
+    "Retriever(None)": "space is None: expected a DataSpace",
+    "Retriever(s, selector='closest')": "selector is 'closest': expected one of sift,",
+    "Retriever(s, where=5)": "where is 5: expected a text such as `year >= 2010`, or a filter",
+    "Retriever(s).select(['a', 'b'], 1)": "prompt is ['a', 'b']: expected one text",
+    "Retriever(s).select(None, 1)": "prompt is None: expected one text",
+    "Retriever(s).select('fox', 1).to_prompt(8, count_tokens=lambda text: Tokens())": (
+        "count_tokens gave a Tokens: expected a number of tokens, as lambda text: len("
+    ),
+    "DataSpace.build(['a b'], 'new/one', 'st:x')": (
+        "embedder is 'st:x': expected an object, as `whet.embedders.embedder_of('st:x')` gives"
+    ),
+    "DataSpace.build(['a b'], 'new/one', Unfinished())": (
+        "embedder is Unfinished(), without fingerprint: expected name, dimension, fingerprint"
+    ),
+    "DataSpace.open('space', 'lsa')": "embedder is 'lsa': expected an object",
+    "whet.training_set(s, 'fox', 2)": "targets is 'fox': expected a list of them, as ['fox']",
+    "Engine('space', model)": "space is 'space': expected a DataSpace",
+    "Engine(s, 'whet-nano')": "model is 'whet-nano': expected a LanguageModel, as",
+    "Engine(s, model, 'LoRA')": "mode is 'LoRA': expected full, lora, head",
+    "engine.generate(['a'])": "prompt is ['a']: expected one text",
+    "list(engine.run([{'prompt': 'x'}]))": "query is {'prompt': 'x'}: expected a text or a whet.Q",
+    "Query('x', documents=['a text'])": "documents holds 'a text': expected a Document, as",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    tiny.save(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], input=json.dumps(list(CASES)), text=True, cwd=folder,
+        capture_output=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("call", CASES)
+def test_a_wrong_kind_is_refused_in_a_line(told, call):
+    assert told[call].startswith("ValueError: " + CASES[call]) and "\n" not in told[call]
+
+
+def test_a_refused_embedder_leaves_nothing_on_the_disk(told, folder):
+    assert not Path(folder / "new").exists()
