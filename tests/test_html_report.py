@@ -169,7 +169,7 @@ def test_arrow_keys_tell_the_values_of_a_plot(run, shown):
     [told] = find(shown, "#steps .tip")
     assert "after 10" in told.text and value in told.text
     find(shown, "#sets svg")[0].send_keys(Keys.ARROW_DOWN)
-    assert find(shown, "#sets .tip p")[0].text == "all"
+    assert find(shown, "#sets .tip p")[0].text == "all prompts"
     find(shown, "#sets svg")[0].send_keys(Keys.ESCAPE)
     assert not find(shown, "#sets .tip")
 
