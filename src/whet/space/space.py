@@ -143,8 +143,8 @@ class DataSpace:
             ValueError: If the filter cannot be read, or has a field that no document has.
         """
         own = as_filter(where)
-        if own is None:
-            return self
+        if own is None:  # as a key's labels that were forgotten
+            raise ValueError("where is None: expected a filter, or a text as `year >= 2010`")
         store, bound = self.store.restricted(own), both(self.where, own)
         return DataSpace(self.path, self.manifest, self.embedder, store, bound)
 
