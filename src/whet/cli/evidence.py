@@ -84,7 +84,7 @@ def report(
 ) -> None:  # fmt: skip
     """The table of a run: bits per byte in % of the base model's, set by set.
 
-    Several runs of one model stand side by side, on the prompts that all of them have.
+    Several runs that differ in their methods alone stand side by side, on the prompts of all.
     Other views: what σ knows and when to stop, seconds and tokens, when sharpening is worth it.
     """
     if texts and not html:
