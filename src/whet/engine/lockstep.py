@@ -219,7 +219,7 @@ class Lockstep:
     def _next(self) -> Job | None:
         with self._change:
             while (job := self._ready()) is not None:
-                self._change.notify()
+                self._change.notify_all()
                 self._waiting.remove(job)
                 if len(self._waiting) >= AHEAD:
                     self._begin(self._waiting[AHEAD - 1])
