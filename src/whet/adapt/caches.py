@@ -48,11 +48,12 @@ def turn(config: Any) -> int | None:
     return min(filter(None, turns), default=None)
 
 
-def joined(caches: Sequence[Any], length: int) -> Any:
-    """The rows of all of them in one, each padded at the left to `length` tokens."""
+def joined(caches: Sequence[Any], order: Sequence[int], length: int) -> Any:
+    """The rows of all of them in one, in `order`, each padded at the left to `length` tokens."""
 
     def side_by_side(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([functional.pad(p, (0, 0, length - p.shape[-2], 0)) for p in parts])
+        padded = [functional.pad(part, (0, 0, length - part.shape[-2], 0)) for part in parts]
+        return torch.cat(padded)[list(order)]
 
     whole = _cache(_classes()[1])
     for i, layers in enumerate(zip(*(given.layers for given in caches), strict=True)):

@@ -134,12 +134,11 @@ def _joined(groups: Sequence[_Rows]) -> _Rows:
     decoders = [own for rows in groups for own in rows.decoders]
     pads = [pad + length - rows.length for rows in groups for pad in rows.pads]
     order = sorted(range(len(slots)), key=slots.__getitem__)  # neighbours' weights are not copied
-    cache = joined([rows.cache for rows in groups], length)
     return _Rows(
         [slots[row] for row in order],
         [decoders[row] for row in order],
         torch.cat([rows.unread for rows in groups])[order],
-        cache if order == [*range(len(order))] else chosen(cache, order, length),
+        joined([rows.cache for rows in groups], order, length),
         [pads[row] for row in order],
         length,
     )

@@ -32,7 +32,7 @@ class Handle:
     """A prompt that was submitted."""
 
     def __init__(self, job: Job, cancel: Callable[[Job], None]) -> None:
-        self.job, self._cancel = job, cancel
+        self._job, self._cancel = job, cancel
         self.future = job.answer
         """The same as a future, for those who wait for many."""
 
@@ -48,7 +48,7 @@ class Handle:
 
     def cancel(self) -> None:
         """Stop at the next tick; the answer is what there is by then."""
-        self._cancel(self.job)
+        self._cancel(self._job)
 
 
 class Engine:
@@ -170,7 +170,7 @@ class Engine:
                 yield event
             yield handle.result()
         finally:
-            self._lockstep.withdraw([handle.job])
+            self._lockstep.withdraw([handle._job])
 
     def run(self, queries: Iterable[Query | str]) -> Iterator[Answer]:
         """The answers to many prompts, in their order; to stop early cancels the rest.
@@ -221,7 +221,7 @@ class Engine:
         try:
             return handle.result()
         except BaseException:  # whoever waits was interrupted, or the prompt has failed
-            self._lockstep.withdraw([handle.job])
+            self._lockstep.withdraw([handle._job])
             raise
 
     def _retrieve(self, query: Query) -> Retrieval:
