@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from whet.adapt.adaptation import Full, Head, LoRA
-from whet.adapt.lora import DOWN, linear_layers, widths
+from whet.adapt.config import FullFineTuning, LMHead, LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
-from whet.space.documents import read_documents
-from whet.spaces import Options, build_space, retrieve
+from whet.adapt.tuners.lora import DOWN, linear_layers, widths
+from whet.data.documents import read_documents
+from whet.spaces import SelectionConfig, build_space, retrieve
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("WHET_CORPUS_FOLDER", "corpus"))
@@ -44,7 +44,7 @@ Plan = list[Tensor]  # the texts of one prompt
 def workload(model: LanguageModel, space: Path, prompts: int, texts: int) -> list[Plan]:
     """The nearest `texts` of each of the first `prompts` of valid, as tokens, uncut."""
     opened = build_space(CORPUS / "space.jsonl.gz", space)
-    options = Options(selector="nearest", n=texts, k=max(texts, 20))
+    options = SelectionConfig(selector="nearest", n=texts, k=max(texts, 20))
     asked = list(read_documents(CORPUS / "valid.jsonl.gz"))[:prompts]
     return [
         [model.lesson(found.text) for found in retrieve(opened, prompt.text, options).documents]
@@ -103,17 +103,17 @@ def loop(
             with torch.no_grad():
                 for parameter, old in zip(parameters, saved, strict=True):
                     parameter.copy_(old)
-            optimiser = torch.optim.Adam(parameters, lr, fused=True)
+            optimizer = torch.optim.Adam(parameters, lr, fused=True)
             own = []
             for text in plan:
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 text = text.to(parameters[0].device)
                 ids = functional.pad(text, (1, 0), value=start)[None, :-1]
                 logits = network(input_ids=ids, use_cache=False).logits[0, :, :vocabulary].float()
                 loss = functional.cross_entropy(logits, text)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimiser.step()
+                optimizer.step()
                 own.append(loss.item())
             losses.append(own)
         return losses
@@ -228,8 +228,8 @@ def lora(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
 
 def full(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
     peer = plain(model)
-    slots, trained = Slots(model, Full()), list(peer.network.parameters())
-    made = Slots(LanguageModel.load(model.name), Full(), compiled=True)
+    slots, trained = Slots(model, FullFineTuning()), list(peer.network.parameters())
+    made = Slots(LanguageModel.from_pretrained(model.name), FullFineTuning(), compiled=True)
     theirs = loop(peer.network, peer.start, peer.vocabulary, trained, 5e-5)
     found, plans = {}, uncut(plans)
     for name, own in (("full", slots), ("full, compiled", made)):
@@ -241,10 +241,10 @@ def full(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
 
 
 def head(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
-    peer, found = LanguageModel.load(model.name), {}
-    whole, plans = Slots(peer, Full()), uncut(plans)
+    peer, found = LanguageModel.from_pretrained(model.name), {}
+    whole, plans = Slots(peer, FullFineTuning()), uncut(plans)
     for name, room in (("not cached", 0), ("cached", 2**30)):  # 0 holds one prompt's texts
-        slots = Slots(model, Head(), cache_bytes=room)
+        slots = Slots(model, LMHead(), cache_bytes=room)
         with whole.attached(), slots.attached():
             ours = in_slots(slots)
             ours(plans)  # fills the cache
@@ -325,7 +325,7 @@ def main(
     if render:
         into_readme("adapt_latency", rendered(json.loads(render.read_text())))
         return
-    model = LanguageModel.load("whet-nano")
+    model = LanguageModel.from_pretrained("whet-nano")
     with tempfile.TemporaryDirectory() as folder:
         plans = workload(model, space or Path(folder) / "space", prompts, texts)
     found = json.loads(path.read_text()) if path and path.exists() else {"rows": {}}

@@ -25,11 +25,11 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
-from whet.adapt.adaptation import LoRA
-from whet.adapt.decode import Decoder, Sampling
-from whet.adapt.lora import DOWN, UP, linear_layers
+from whet.adapt.config import LoRA
 from whet.adapt.model import LanguageModel
+from whet.adapt.sampling import SamplingParams, SequenceState
 from whet.adapt.slots import Slots
+from whet.adapt.tuners.lora import DOWN, UP, linear_layers
 
 Work = Callable[[], list[list[int]]]
 
@@ -64,10 +64,12 @@ def prompts(model: LanguageModel, count: int) -> list[list[int]]:
 
 def in_slots(slots: Slots, asked: list[list[int]], tokens: int, together: int) -> Work:
     """whet, `together` prompts in a pass."""
-    sampling = Sampling(max_tokens=tokens)
+    sampling = SamplingParams(max_tokens=tokens)
 
     def work() -> list[list[int]]:
-        decoders = {i: Decoder(slots.model, prompt, sampling) for i, prompt in enumerate(asked)}
+        decoders = {
+            i: SequenceState(slots.model, prompt, sampling) for i, prompt in enumerate(asked)
+        }
         for first in range(0, len(asked), together):
             part = {i: decoders[i] for i in range(first, min(first + together, len(asked)))}
             while any(not decoder.finish for decoder in part.values()):
@@ -193,7 +195,7 @@ def main(path: Path | None, render: Path | None, tokens: int, rounds: int) -> No
         into_readme("decode_latency", rendered(json.loads(render.read_text())))
         return
     found: dict[str, Any] = {"tokens": tokens, "rounds": rounds, "rows": {}}
-    for model in (LanguageModel.load("whet-nano"), gpt2_size()):
+    for model in (LanguageModel.from_pretrained("whet-nano"), gpt2_size()):
         model.ends = frozenset()
         found["rows"][f"{model.name}, LoRA, P={P}"] = lora(model, tokens, rounds)
         found["machine"] = machine()

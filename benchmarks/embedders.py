@@ -23,13 +23,13 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from whet.embedders import embedder_of
-from whet.evaluate.data import Data
-from whet.evaluate.run import evaluate
-from whet.evaluate.runs import Run
-from whet.evaluate.switches import Switches
+from whet.data.documents import Document, read_documents
+from whet.embed.registry import get_embedder
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import Data
+from whet.evaluate.results import Run
+from whet.evaluate.runner import evaluate
 from whet.maths.statistics import mean_estimate
-from whet.space.documents import Document, read_documents
 from whet.space.space import DataSpace
 
 EMBEDDERS = ("lsa", "st:minilm", "hf:whet-nano", "ntk:whet-nano")
@@ -50,7 +50,7 @@ def main(
     corpus: Path, embedders: tuple[str, ...], methods: tuple[str, ...], model: str, every: int,
     n: int, per_set: int, out: Path, target: Path | None,
 ) -> None:  # fmt: skip
-    switches = Switches(model=model, n=n, score_at=(0, n), methods=methods)
+    switches = EvalConfig(model=model, n=n, score_at=(0, n), methods=methods)
     lines: list[dict[str, Any]] = []
     for embedder in embedders:
         name = f"{re.sub('[^a-z0-9]+', '-', embedder)}-{every}"
@@ -75,7 +75,9 @@ def index(source: Path, space: Path, embedder: str, every: int) -> dict[str, Any
         start = time.perf_counter()
         documents: Iterator[Document] = islice(read_documents(source), 0, None, every)
         part = f"every {every} of {source}"
-        made = DataSpace.build(documents, space, embedder_of(packaged(embedder)), True, source=part)
+        made = DataSpace.build(
+            documents, space, get_embedder(packaged(embedder)), True, source=part
+        )
         seconds = time.perf_counter() - start
         record = {"documents": len(made), "dimension": made.dimension, "seconds": seconds}
         told.write_text(json.dumps(record))

@@ -19,17 +19,17 @@ import click
 import torch
 
 from whet.adapt.model import LanguageModel
-from whet.engine import Engine, Query
-from whet.evaluate.data import Prompt
+from whet.data.documents import Document
+from whet.engine import Engine, Request
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import Prompt
 from whet.evaluate.demo import LONGEST, choose, modules, parts, source
-from whet.evaluate.kept import append
-from whet.evaluate.leakage import Task
+from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.provenance import provenance
-from whet.evaluate.switches import Switches
-from whet.evaluate.trial import Evaluator
-from whet.space.documents import Document
+from whet.evaluate.run_storage import append
+from whet.evaluate.tasks import ScoringTask
 from whet.space.space import DataSpace
-from whet.spaces import Options
+from whet.spaces import SelectionConfig
 
 METHODS = ("nearest", "sift")
 
@@ -40,7 +40,7 @@ METHODS = ("nearest", "sift")
 @click.option("-n", default=20, show_default=True)
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the numbers.")
 def main(model: str, count: int, n: int, target: Path | None) -> None:
-    switches = Switches(model=model, n=n, methods=METHODS)
+    switches = EvalConfig(model=model, n=n, methods=METHODS)
     with tempfile.TemporaryDirectory() as folder:
         space, documents = library(Path(folder) / "space", count + 1)
         pairs = measure(space, documents, switches, Path(folder))
@@ -68,17 +68,17 @@ def library(folder: Path, held_out: int) -> tuple[DataSpace, list[Document]]:
 
 
 def measure(
-    space: DataSpace, documents: list[Document], switches: Switches, folder: Path
+    space: DataSpace, documents: list[Document], switches: EvalConfig, folder: Path
 ) -> list[tuple[float, float]]:
     """Seconds of the engine and of evaluation for every prompt but the first, which warms up."""
-    model = LanguageModel.load(switches.model)
+    model = LanguageModel.from_pretrained(switches.model)
     evaluator = Evaluator(space, model, switches)
-    options = {m: Options(selector=m, n=switches.n, k=switches.k) for m in switches.methods}
+    options = {m: SelectionConfig(selector=m, n=switches.n, k=switches.k) for m in switches.methods}
     engines = {m: Engine(space, model, options=own) for m, own in options.items()}
     pairs = []
     for document in documents:
-        [task] = Task.of(document.text, switches)
-        query = Query(prompt=task.query, text=task.text, score_at=switches.steps)
+        [task] = ScoringTask.of(document.text, switches)
+        query = Request(prompt=task.query, text=task.text, score_at=switches.steps)
         start = time.perf_counter()
         answers = {name: engine.submit(query).result() for name, engine in engines.items()}
         between = time.perf_counter()

@@ -24,7 +24,7 @@ from adapt_latency import ROOT, Plan, in_slots, into_readme, machine, peft_loop
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from whet.adapt.adaptation import Adaptation, Full, LoRA
+from whet.adapt.config import Adaptation, FullFineTuning, LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 
@@ -50,7 +50,7 @@ def network(kind: str, folder: Path) -> LanguageModel:
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<0>")),
         bos_token="<0>", eos_token="<0>",
     ).save_pretrained(folder)  # fmt: skip
-    return LanguageModel.load(folder, dtype=torch.bfloat16)
+    return LanguageModel.from_pretrained(folder, dtype=torch.bfloat16)
 
 
 def plain(model: LanguageModel) -> LanguageModel:
@@ -166,10 +166,12 @@ def floors() -> dict[str, float]:
 def measure(case: str, folder: Path) -> dict[str, Any]:
     lora = LoRA(lr=5e-4, rank=32, alpha=64)
     if case == "nano":
-        model = LanguageModel.load(ROOT / "src/whet/assets/whet-nano", dtype=torch.bfloat16)
+        model = LanguageModel.from_pretrained(
+            ROOT / "src/whet/assets/whet-nano", dtype=torch.bfloat16
+        )
         rows = small_lora(model, lora, 32, (128, 512))
         rows = {f"whet-nano LoRA, {key}": value for key, value in rows.items()}
-        whole = alone(model, Full(), 512, None)
+        whole = alone(model, FullFineTuning(), 512, None)
         return rows | {f"whet-nano full, {key}": value for key, value in whole.items()}
     kind = "1B-size" if case == "1B" else "GPT-2-size"
     model = network(kind, folder / case)
@@ -177,7 +179,7 @@ def measure(case: str, folder: Path) -> dict[str, Any]:
         rows = small_lora(model, lora, 32, (32, 128, 256, 1024))
         return {f"GPT-2-size LoRA, {key}": value for key, value in rows.items()}
     if case == "gpt2-full":
-        rows = alone(model, Full(), 1024, SERIAL_FLOOR_S["GPT-2-size full"])
+        rows = alone(model, FullFineTuning(), 1024, SERIAL_FLOOR_S["GPT-2-size full"])
         return {f"GPT-2-size full, {key}": value for key, value in rows.items()}
     rows = alone(model, LoRA(rank=16, alpha=32), 1024, SERIAL_FLOOR_S["1B-size LoRA"], p=16)
     return {f"1B-size LoRA, {key}": value for key, value in rows.items()}

@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 import whet
 from whet.maths.convergence import rising_gains
 from whet.select import sifting
-from whet.select.plain import Plain
+from whet.select.numpy_backend import NumpyGreedy
 
 N, LAM = 50, 0.01
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,9 @@ def spread(values: list[float]) -> list[float]:
 
 def plain(prompt: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
     """The picks of the plain form."""
-    form = Plain(rows, np.float64(prompt)[None], np.ones(len(rows), bool), lam=LAM, once=False)
+    form = NumpyGreedy(
+        rows, np.float64(prompt)[None], np.ones(len(rows), bool), lam=LAM, once=False
+    )
     form.advance(n)
     return form.picks
 
@@ -281,7 +283,7 @@ def gpu(runs: int) -> dict[str, Any]:
     """On a GPU: one prompt of a million rows, and 1,024 prompts of 200."""
     import torch
 
-    from whet.select.device import sift_torch
+    from whet.select.torch_backend import sift_torch
 
     result = {}
     for b, k in ((1, 10**6), (1024, 200)):

@@ -28,12 +28,12 @@ from typing import Any
 
 import click
 
-from whet.engine import Query, Sampling
+from whet.data.documents import Document, read_documents
+from whet.engine import Request, SamplingParams
 from whet.serve.config import Config
-from whet.serve.run import engines_of
-from whet.space.documents import Document, read_documents
+from whet.serve.main import engines_of
 from whet.space.space import DataSpace
-from whet.spaces import Options, open_space, retrieve
+from whet.spaces import SelectionConfig, open_space, retrieve
 
 STEPS, TOKENS, LONG, PROMPTS = 8, 16, 128, 32
 
@@ -174,11 +174,11 @@ def overhead(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     """By HTTP over the same by the engine alone, in this process; who is first takes turns."""
     opened = open_space(space)
     engine = engines_of(Config(spaces={"docs": space}))["lora"]
-    greedy = Sampling(max_tokens=TOKENS)
+    greedy = SamplingParams(max_tokens=TOKENS)
 
     def direct(prompt: str) -> None:
-        found = retrieve(opened, prompt, Options(n=STEPS, k=200))
-        engine.submit(Query(prompt=prompt, documents=found.documents, sampling=greedy)).result()
+        found = retrieve(opened, prompt, SelectionConfig(n=STEPS, k=200))
+        engine.submit(Request(prompt=prompt, documents=found.documents, sampling=greedy)).result()
 
     with serving(space) as server, engine:
         ways = [server.complete, direct]
@@ -238,15 +238,17 @@ def first(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     opened, shares = open_space(space), []
     with engine:
         for prompt in prompts[: 4 * runs]:
-            found = retrieve(opened, prompt, Options(n=2, k=200))
+            found = retrieve(opened, prompt, SelectionConfig(n=2, k=200))
             times: list[tuple[str, float]] = []
 
             def note(event: Any, times: list[tuple[str, float]] = times) -> None:
                 times.append((type(event).__name__, time.perf_counter()))
 
-            asked = Query(prompt=prompt, documents=found.documents, sampling=Sampling(max_tokens=4))
+            asked = Request(
+                prompt=prompt, documents=found.documents, sampling=SamplingParams(max_tokens=4)
+            )
             engine.submit(asked, note).result()
-            last = max(at for name, at in times if name == "Step")
+            last = max(at for name, at in times if name == "TrainStep")
             said = min((at for name, at in times if name == "str"), default=None)
             still = [seconds(lambda p=prompt: engine.model.score(p)) for _ in range(3)]  # type: ignore[misc]
             shares += [] if said is None else [(said - last) / statistics.median(still)]

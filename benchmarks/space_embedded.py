@@ -26,12 +26,12 @@ import faiss
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from whet.space.documents import Document, read_documents
-from whet.space.embed import LSA, Embedder, SentenceEncoder
-from whet.space.filters import Compare, Filter
-from whet.space.segments import Segments
+from whet.data.documents import Document, read_documents
+from whet.data.filters import Compare, Filter
+from whet.embed.lsa import LSA, Embedder, SentenceEncoder
 from whet.space.space import DataSpace
-from whet.space.store import Sign
+from whet.space.store.protocol import Sign
+from whet.space.store.reader import Segments
 
 CLUSTERS, NOISE, ROUNDS = 2000, 1.2, 7
 RECALL = 0.93

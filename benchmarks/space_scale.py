@@ -25,12 +25,12 @@ import pyarrow as pa
 from corpus_vectors import lsa_vectors
 
 from whet.evaluate.provenance import provenance
-from whet.space.manifest import Manifest
-from whet.space.sealing import Batch
-from whet.space.segments import Segments
-from whet.space.store import SCHEMA
-from whet.space.vectors import as_stored
-from whet.space.writer import SegmentsWriter
+from whet.space.store.manifest import Manifest
+from whet.space.store.protocol import SCHEMA
+from whet.space.store.reader import Segments
+from whet.space.store.sealing import Batch
+from whet.space.store.vectors import as_stored
+from whet.space.store.writer import SegmentsWriter
 
 D, PIECE, K = 256, 20_000, 1000
 RESULTS = Path(__file__).parent / "results" / "space_scale.json"
@@ -105,7 +105,7 @@ def nodes(space: Path, prompts: int, target: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from whet.space.cluster import find, serve
+    from whet.space.ray.cluster import find, serve
 
     cluster, size = Cluster(), {"num_cpus": 1, "object_store_memory": 200 * 2**20}
     cluster.add_node(node_ip_address="127.0.0.2", include_dashboard=False, **size)

@@ -22,13 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from whet.adapt.model import LanguageModel
-from whet.adapt.slot import adapting
+from whet.adapt.session import adapted
+from whet.data.documents import read_documents
 from whet.evaluate.provenance import provenance
 from whet.maths.statistics import mean_estimate
-from whet.space.documents import read_documents
 from whet.space.progress import bar
 from whet.space.space import DataSpace
-from whet.space.targeted import training_set
+from whet.space.training_set import training_set
 from whet.spaces import open_space
 
 PATH = click.Path(exists=True, path_type=Path)
@@ -53,7 +53,7 @@ def main(
     held_out: int, n: int, k: int, lams: tuple[float, ...], shuffle: bool, seed: int,
     out: Path | None,
 ) -> None:  # fmt: skip
-    opened, loaded = open_space(space), LanguageModel.load(model)
+    opened, loaded = open_space(space), LanguageModel.from_pretrained(model)
     adaptation = loaded.adaptation("full", lr=lr)
     every = list(read_documents(prompts))
     rows: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ def main(
             base = [loaded.score(text).bits_per_byte for text in others]
             for method, chosen in lists(opened, asked, n, k, lams, seed).items():
                 start, documents = time.perf_counter(), opened.documents(chosen)
-                with adapting(loaded, adaptation) as slot:
+                with adapted(loaded, adaptation) as slot:
                     for place in order:
                         slot.step(documents[place].text)
                         advance(1)

@@ -15,10 +15,10 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from whet.evaluate.data import Data
-from whet.evaluate.run import evaluate
-from whet.evaluate.runs import Run
-from whet.evaluate.switches import Switches
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import Data
+from whet.evaluate.results import Run
+from whet.evaluate.runner import evaluate
 from whet.maths.statistics import mean_estimate
 
 METHODS = ("nearest", "sift(0.001)", "sift(0.01)", "sift(0.1)", "sift(1)")
@@ -41,7 +41,9 @@ def main(
 ) -> None:  # fmt: skip
     lines, meta = [], {}
     for rate in rates:
-        switches = Switches(model=model, mode=mode, lr=rate, n=n, score_at=(0, n), methods=methods)
+        switches = EvalConfig(
+            model=model, mode=mode, lr=rate, n=n, score_at=(0, n), methods=methods
+        )
         folder = out / f"{Path(model).name}-{space.stem}-{mode}-{rate:g}-{'+'.join(methods)}"
         evaluate(Data(space=str(space), prompts=str(valid), per_set=per_set), folder, switches)
         run = Run.open(folder)

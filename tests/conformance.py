@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference_store import ReferenceWriter
 
-from whet.space.filters import And, Compare, In, Not, Or, parse
-from whet.space.manifest import Manifest
-from whet.space.store import SCHEMA
-from whet.space.writer import SegmentsWriter
+from whet.data.filters import And, Compare, In, Not, Or, parse
+from whet.space.store.manifest import Manifest
+from whet.space.store.protocol import SCHEMA
+from whet.space.store.writer import SegmentsWriter
 
 D = 8
 

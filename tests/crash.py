@@ -20,13 +20,15 @@ import faiss  # noqa: F401  # once, not in every child
 import numpy as np
 from hashing import HashingEmbedder
 
-from whet.space import build, index, segment
-from whet.space.documents import Document
-from whet.space.filters import Compare
-from whet.space.manifest import FILE, SEGMENTS
-from whet.space.segments import Segments
+from whet.data.documents import Document
+from whet.data.filters import Compare
+from whet.space import build
 from whet.space.space import DataSpace
-from whet.space.writer import SegmentsWriter
+from whet.space.store import ann_index as index
+from whet.space.store import segment
+from whet.space.store.manifest import FILE, SEGMENTS
+from whet.space.store.reader import Segments
+from whet.space.store.writer import SegmentsWriter
 
 EMBEDDER = HashingEmbedder()
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from whet.adapt.adaptation import Full, Head, LoRA
-from whet.engine import Query
-from whet.space.documents import Document
+from whet.adapt.config import FullFineTuning, LMHead, LoRA
+from whet.data.documents import Document
+from whet.engine import Request
 from whet.space.space import DataSpace
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
-MODES = [LoRA(lr=1e-2, rank=4), Head(lr=1e-2), Full(lr=1e-3)]
+MODES = [LoRA(lr=1e-2, rank=4), LMHead(lr=1e-2), FullFineTuning(lr=1e-3)]
 TEXT = " after it"
 name = lambda mode: type(mode).__name__  # noqa: E731
 
@@ -18,7 +18,7 @@ def words(seed, count=4):
 
 
 def query(seed, **options):
-    return Query(prompt=words(100 + seed, 3), **options)
+    return Request(prompt=words(100 + seed, 3), **options)
 
 
 def space_of(folder):

@@ -12,7 +12,7 @@ import numpy as np
 import serving
 import tiny
 
-from whet.serve.keys import Limits
+from whet.serve.auth import Limits
 
 READS = {"legal": {"public", "legal"}, "medical": {"public", "medical"}, "nobody": {"public"}}
 ASKS = ("select", "search", "completions", "chat/completions", "adapters", "score")

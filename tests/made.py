@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from whet.evaluate.kept import FORMAT, META, append, pack
+from whet.evaluate.config import EvalConfig
 from whet.evaluate.provenance import provenance
-from whet.evaluate.runs import Run
-from whet.evaluate.switches import Switches
-from whet.space.files import write_json
+from whet.evaluate.results import Run
+from whet.evaluate.run_storage import FORMAT, META, append, pack
+from whet.io import write_json
 
 METHODS = ("uncertainty", "nearest", "nearest-repeated", "sift", "sift(alpha=0.3)", "dynamic")
 LEVELS = {"uncertainty": 0.9, "nearest": 0.86, "nearest-repeated": 0.97, "sift": 0.83}
@@ -15,7 +15,7 @@ LEVELS = {"uncertainty": 0.9, "nearest": 0.86, "nearest-repeated": 0.97, "sift":
 def run(folder, *, prompts=24, sets=("arxiv", "github"), n=10, names=None, space=None, seed=0):
     """A run of `prompts` prompts of `sets` in turn, whose picks are called by `names`."""
     names = names or [f"document {i}" for i in range(200)]
-    switches = Switches(n=n, score_at=(0, 1, 2, 5, 10, 20), methods=METHODS)
+    switches = EvalConfig(n=n, score_at=(0, 1, 2, 5, 10, 20), methods=METHODS)
     meta = {"format": FORMAT, "switches": switches.record(), "prompts": "sha256:0"}
     meta["space"] = space or {"documents": len(names), "embedder": "lsa", "sha256": "0"}
     folder.mkdir(parents=True)

@@ -21,7 +21,7 @@ def sift(prompt, candidates, n, lam):
     for _ in range(n):
         after = [variance(prompt, candidates[[*chosen, j]], lam) for j in range(len(candidates))]
         before = variance(prompt, candidates[chosen], lam)
-        chosen.append(first_of_equals([before - a for a in after]))
+        chosen.append(argmax_first([before - a for a in after]))
     return chosen
 
 
@@ -31,7 +31,7 @@ def uncertainty(prompt, candidates, n, lam):
     for _ in range(n):
         left = np.array([variance(x, candidates[chosen], lam) for x in candidates])
         tied = left >= left.max() * (1 - TIE)
-        chosen.append(first_of_equals(np.where(tied, np.abs(cosines(prompt, candidates)), -1)))
+        chosen.append(argmax_first(np.where(tied, np.abs(cosines(prompt, candidates)), -1)))
     return chosen
 
 
@@ -40,7 +40,7 @@ def nearest(prompt, candidates, n):
     score = cosines(prompt, candidates)
     chosen = []
     for _ in range(n):
-        chosen.append(first_of_equals(score))
+        chosen.append(argmax_first(score))
         score[chosen[-1]] = -np.inf
     return chosen
 
@@ -49,7 +49,7 @@ def cosines(prompt, candidates):
     return np.array([x @ prompt / np.linalg.norm(x) / np.linalg.norm(prompt) for x in candidates])
 
 
-def first_of_equals(values):
+def argmax_first(values):
     best = max(values)
     return next(i for i, v in enumerate(values) if v >= best - TIE * abs(best))
 

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from reference import TIE, cosines, first_of_equals, variance
+from reference import TIE, argmax_first, cosines, variance
 
 
 def unit(rows):
@@ -20,7 +20,7 @@ def once(k, n, value):
     chosen = []
     for _ in range(n):
         chosen.append(
-            first_of_equals([-np.inf if j in chosen else value(chosen, j) for j in range(k)])
+            argmax_first([-np.inf if j in chosen else value(chosen, j) for j in range(k)])
         )
     return chosen
 
@@ -29,7 +29,7 @@ def again(k, n, value):
     """Greedy with repeats."""
     chosen = []
     for _ in range(n):
-        chosen.append(first_of_equals([value(chosen, j) for j in range(k)]))
+        chosen.append(argmax_first([value(chosen, j) for j in range(k)]))
     return chosen
 
 
@@ -106,14 +106,14 @@ def information(prompt, row, observed, lam):
 
 def mixture(prompt, rows, support, steps=250):
     """Frank–Wolfe on the vectors themselves: towards the best vertex, as far as it helps."""
-    start = first_of_equals([-np.sum((prompt - x) ** 2) for x in rows])
+    start = argmax_first([-np.sum((prompt - x) ** 2) for x in rows])
     weights = np.eye(len(rows))[start]
     for _ in range(steps):
         mean = weights @ rows
         slope = rows @ (prompt - mean)
         if np.count_nonzero(weights) >= support:
             slope[weights == 0] = -np.inf
-        best = first_of_equals(slope)
+        best = argmax_first(slope)
         gap = (rows[best] - mean) @ (prompt - mean)
         if gap <= TIE:
             break

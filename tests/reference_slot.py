@@ -12,21 +12,21 @@ import torch
 from reference_trainable import Parameters, trainable
 from torch.nn import functional
 
-from whet.adapt.adaptation import Adaptation, Full, Optimiser
+from whet.adapt.config import Adaptation, FullFineTuning, OptimizerConfig
 from whet.adapt.model import LanguageModel, Score
 from whet.errors import ModelError
 
 
-class Slot:
-    """A model while it is lent to one prompt. Made by `adapting`."""
+class AdaptationSession:
+    """A model while it is lent to one prompt. Made by `adapted`."""
 
     def __init__(
-        self, model: LanguageModel, parameters: Parameters, lr: float, optimiser: Optimiser
+        self, model: LanguageModel, parameters: Parameters, lr: float, optimizer: OptimizerConfig
     ) -> None:
         self._model = model
         self._parameters = parameters
-        self._clip = optimiser.clip
-        self._optimiser = _torch_optimiser(parameters, lr, optimiser)
+        self._clip = optimizer.clip
+        self._optimiser = _torch_optimiser(parameters, lr, optimizer)
         self.steps = 0
 
     def step(self, text: str) -> float:
@@ -66,9 +66,11 @@ class Slot:
 
 
 @contextmanager
-def adapting(
-    model: LanguageModel, adaptation: Adaptation | None = None, optimiser: Optimiser | None = None
-) -> Iterator[Slot]:
+def adapted(
+    model: LanguageModel,
+    adaptation: Adaptation | None = None,
+    optimizer: OptimizerConfig | None = None,
+) -> Iterator[AdaptationSession]:
     """Lend `model` to one prompt; on leaving, even by an error, it is as before, bit for bit.
 
     Costs a copy of what is trained, and the optimiser's state, which starts anew each time.
@@ -76,9 +78,9 @@ def adapting(
     Raises:
         ModelError: If the model is lent out already.
     """
-    adaptation = adaptation or Full()
-    with model.lent(), trainable(model.network, adaptation) as parameters:
-        yield Slot(model, parameters, adaptation.lr, optimiser or Optimiser())
+    adaptation = adaptation or FullFineTuning()
+    with model.exclusive(), trainable(model.network, adaptation) as parameters:
+        yield AdaptationSession(model, parameters, adaptation.lr, optimizer or OptimizerConfig())
 
 
 def mean_loss(model: LanguageModel, text: str) -> torch.Tensor:
@@ -90,7 +92,7 @@ def mean_loss(model: LanguageModel, text: str) -> torch.Tensor:
 
 
 def _torch_optimiser(
-    parameters: Parameters, lr: float, options: Optimiser
+    parameters: Parameters, lr: float, options: OptimizerConfig
 ) -> torch.optim.Optimizer:
     if options.kind == "sgd":
         return torch.optim.SGD(parameters, lr, weight_decay=options.weight_decay)

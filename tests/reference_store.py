@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from whet.space.filters import And, Compare, In, Not, Or, check_fields, kind
-from whet.space.rows import as_numbers
-from whet.space.store import COLUMNS, SCHEMA, Candidates
+from whet.data.filters import And, Compare, In, Not, Or, check_fields, kind
+from whet.space.store.protocol import COLUMNS, SCHEMA, SearchResults
+from whet.space.store.records import as_numbers
 
 TIE = 1e-9
 
@@ -89,7 +89,7 @@ class ReferenceReader:
             for place, (score, row) in enumerate(near[:k]):
                 ids[line, place], scores[line, place] = row.id, score
                 stored[line, place] = row.vector
-        return Candidates(ids, scores, stored if vectors else None, self.version, True)
+        return SearchResults(ids, scores, stored if vectors else None, self.version, True)
 
     def ids(self, where=None):
         return np.array([row.id for row in self._rows(where)], np.int64)

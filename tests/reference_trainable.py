@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whet.adapt.adaptation import Adaptation, Full, Head, LoRA
-from whet.adapt.lora import linear_layers, widths
+from whet.adapt.config import Adaptation, FullFineTuning, LMHead, LoRA
+from whet.adapt.tuners.lora import linear_layers, widths
 
 Parameters = list[nn.Parameter]
 
@@ -25,11 +25,11 @@ def trainable(network: nn.Module, adaptation: Adaptation) -> Iterator[Parameters
     with ExitStack() as stack:
         stack.enter_context(_frozen(network))
         match adaptation:
-            case Full():
+            case FullFineTuning():
                 yield stack.enter_context(_full(network))
             case LoRA():
                 yield stack.enter_context(_lora(network, adaptation))
-            case Head():
+            case LMHead():
                 yield stack.enter_context(_head(network))
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from whet.data.documents import Document
 from whet.serve.app import create_app
+from whet.serve.auth import Key, Keys, digest
 from whet.serve.config import Config
-from whet.serve.keys import Key, Keys, digest
-from whet.serve.run import engines_of
-from whet.space.documents import Document
-from whet.space.manifest import Labels
+from whet.serve.main import engines_of
 from whet.space.space import DataSpace
+from whet.space.store.manifest import Labels
 
 WORDS = "bee honey dance flower wax queen hive nectar pollen sting smoke".split()
 SECRET = "s" * 43

@@ -5,12 +5,12 @@ import json
 import numpy as np
 from hashing import HashingEmbedder
 
-from whet.evaluate.kept import FORMAT, META, append, pack
+from whet.data.documents import Document
+from whet.evaluate.config import EvalConfig
 from whet.evaluate.reproduce.ground import Ground
 from whet.evaluate.reproduce.plans import PLANS
-from whet.evaluate.runs import Run
-from whet.evaluate.switches import Switches
-from whet.space.documents import Document
+from whet.evaluate.results import Run
+from whet.evaluate.run_storage import FORMAT, META, append, pack
 from whet.space.space import DataSpace
 
 STEPS = (0, 1, 2, 4)
@@ -26,7 +26,7 @@ def draw(name, method, prompt, step):
 
 def run(folder, name, *, methods, prompts=9, model="whet-nano", percent=draw, picks=None):
     """A run of `methods` in which `percent(name, method, prompt, step)` was reached."""
-    switches = Switches(model=model, methods=methods, n=STEPS[-1], score_at=STEPS)
+    switches = EvalConfig(model=model, methods=methods, n=STEPS[-1], score_at=STEPS)
     folder = folder / name
     folder.mkdir(parents=True)
     space = {"documents": 40, "embedder": "hashing", "sha256": "0"}

@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 
-from whet.adapt.adaptation import Full, Head, LoRA
 from whet.adapt.adapters import Adapter
+from whet.adapt.config import FullFineTuning, LMHead, LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.errors import ModelError
@@ -23,7 +23,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture
 def model(folder):
-    return LanguageModel.load(folder)
+    return LanguageModel.from_pretrained(folder)
 
 
 def learned(model, path):
@@ -46,7 +46,9 @@ def test_logits_are_the_same_through_peft(folder, model, tmp_path):
     import peft
 
     bits, base = learned(model, tmp_path / "a"), logits(model.network, model)
-    theirs = peft.PeftModel.from_pretrained(LanguageModel.load(folder).network, tmp_path / "a")
+    theirs = peft.PeftModel.from_pretrained(
+        LanguageModel.from_pretrained(folder).network, tmp_path / "a"
+    )
     theirs.save_pretrained(tmp_path / "b")
     slots = Slots(model, MODE, count=3)
     with slots.attached():
@@ -65,11 +67,11 @@ def test_merged_weights_need_no_slot(model, tmp_path):
 
 def test_hidden_states_of_before_a_merge_are_not_used_after_it(model, tmp_path):
     learned(model, tmp_path)
-    slots, text = Slots(model, Head()), [model.lesson("some text")]
+    slots, text = Slots(model, LMHead()), [model.lesson("some text")]
     with slots.attached():
         before = slots.step({0: text})
     Adapter.read(tmp_path).merge(model)
-    fresh = Slots(model, Head())
+    fresh = Slots(model, LMHead())
     for each in (slots, fresh):
         each.reset(0)
     with slots.attached():
@@ -85,7 +87,7 @@ def test_an_adapter_of_another_model_is_refused(model, tmp_path):
         next(model.network.parameters()).flatten()[0] += 1
     with pytest.raises(ModelError, match="not for .*: its weights are others"):
         adapter.merge(model)
-    other = LanguageModel.load("whet-pico")
+    other = LanguageModel.from_pretrained("whet-pico")
     with pytest.raises(ModelError, match="adapter was made for .*, not for whet-pico: it has no"):
         adapter.merge(other)
 
@@ -95,7 +97,7 @@ def test_slots_of_another_form_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="rank 4, alpha 64.0 and .* the slots 2, 64.0"):
         Adapter.read(tmp_path).put(Slots(model, LoRA(rank=2)), 0)
     with pytest.raises(ValueError, match="slots learn by Full: expected LoRA"):
-        Adapter.of(Slots(model, Full()), 0)
+        Adapter.of(Slots(model, FullFineTuning()), 0)
 
 
 def test_what_is_no_adapter_is_one_clear_line(model, tmp_path):

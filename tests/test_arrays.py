@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from whet.maths.arrays import as_count, as_positive, row_groups
+from whet.maths.arrays import as_count, as_positive, duplicate_groups
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, "3", None, True, np.float64(2)])
@@ -18,4 +18,4 @@ def test_a_noise_is_a_positive_finite_number(x):
 
 def test_identical_rows_share_the_lowest_index():
     rows = np.array([[1.0, 2], [3, 4], [1, 2], [3, 4], [5, 6]])
-    assert list(row_groups(rows)) == [0, 1, 0, 1, 4]
+    assert list(duplicate_groups(rows)) == [0, 1, 0, 1, 4]

@@ -8,9 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import whet
-from whet.compat.activeft import Retriever
-from whet.settings import parsed
-from whet.spaces import Options
+from whet.config import parsed
+from whet.integrations.activeft import Retriever
+from whet.spaces import SelectionConfig
 
 ONCE = [whet.nearest, whet.random]  # each candidate at most once
 ANY = [whet.sift, whet.nearest_repeated, whet.uncertainty]
@@ -228,6 +228,6 @@ def test_a_line_that_is_no_toml_is_told_with_its_source():
 
 
 def test_no_steps_are_an_option_and_fewer_are_not():
-    assert Options(n=0).n == 0 and Options().k is None
+    assert SelectionConfig(n=0).n == 0 and SelectionConfig().k is None
     with pytest.raises(ValueError, match="n is -1"):
-        Options(n=-1)
+        SelectionConfig(n=-1)

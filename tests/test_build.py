@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from hashing import HashingEmbedder
 
-from whet.errors import EmbedderMismatch, ModelError, SourceError, SpaceError
+from whet.data.documents import Document, as_document
+from whet.data.filters import Compare, parse
+from whet.embed.lsa import LSA
+from whet.errors import EmbedderMismatchError, ModelError, SourceError, SpaceError
 from whet.space import build
-from whet.space.documents import Document, as_document
-from whet.space.embed import LSA
-from whet.space.filters import Compare, parse
-from whet.space.manifest import Labels
 from whet.space.space import DataSpace
-from whet.space.writer import delete_documents
+from whet.space.store.manifest import Labels
+from whet.space.store.writer import delete_documents
 from whet.spaces import build_space
 
 TESTS = Path(__file__).parent
@@ -262,7 +262,9 @@ def test_documents_are_deleted_by_id_or_filter(tmp_path):
 
 def test_a_space_of_a_python_embedder_is_extended_in_python(tmp_path):
     space = DataSpace.build(documents(3), tmp_path / "s", HashingEmbedder())
-    with pytest.raises(EmbedderMismatch, match=r"embedder 'hashing': add .* in Python, with `Data"):
+    with pytest.raises(
+        EmbedderMismatchError, match=r"embedder 'hashing': add .* in Python, with `Data"
+    ):
         build_space(tmp_path, space.path)
     assert len(DataSpace.open(space.path, HashingEmbedder()).extend(documents(5))) == 5
 

@@ -4,11 +4,11 @@ import tiny
 from hashing import HashingEmbedder
 
 import whet
+from whet.data.documents import Document
 from whet.select.selection import Selection
-from whet.space.calibrate import GRID, _alpha, calibrate
-from whet.space.documents import Document
 from whet.space.space import DataSpace
-from whet.spaces import Options, calibrated
+from whet.space.tuning import GRID, _alpha, calibrate
+from whet.spaces import SelectionConfig, calibrated
 
 SETTING = {"n": 8, "k": 20, "prompts": 16}
 
@@ -61,7 +61,7 @@ def test_alpha_takes_the_steps_that_it_promises(space):
         near = space.search(query, 21)[0]
         candidates = near.vectors[near.rows != row]
         chosen = whet.sift(query[0], candidates, 8, lam=found.lam)
-        taken.append(len(chosen.until(found.alpha)))
+        taken.append(len(chosen.stop_at(found.alpha)))
     assert np.mean(taken) == found.steps
 
 
@@ -87,15 +87,15 @@ def test_errors_are_those_of_ridge_regression_without_the_document(space, select
 
 
 def test_a_fixed_lam_leaves_alpha_to_choose(space):
-    options = calibrated(space, Options(n=8, k=20, lam=0.3, alpha="auto"), prompts=16)
+    options = calibrated(space, SelectionConfig(n=8, k=20, lam=0.3, alpha="auto"), prompts=16)
     assert options.lam == 0.3
     assert options.alpha == calibrate(space, lams=[0.3], **SETTING).alpha
-    kept = Options(n=8, k=20)
+    kept = SelectionConfig(n=8, k=20)
     assert calibrated(space, kept) is kept
 
 
 def test_auto_is_a_choice_made_once(space):
-    options = calibrated(space, Options(n=8, k=20, lam="auto", alpha=0.5), prompts=16)
+    options = calibrated(space, SelectionConfig(n=8, k=20, lam="auto", alpha=0.5), prompts=16)
     assert options.lam == calibrate(space, **SETTING).lam and options.alpha == 0.5
     assert calibrated(space, options) is options
 
@@ -104,8 +104,8 @@ def test_alpha_of_all_steps_stops_no_held_out_prompt():
     trace = np.array([1.0, 0.5, 0.4])
     other = np.array([1.0, 0.9, 0.85])
     both = [Selection(np.zeros(2, int), -np.diff(t), t) for t in (trace, other)]
-    assert [len(s.until(_alpha(both, 2))) for s in both] == [2, 2]
-    assert sum(len(s.until(_alpha(both, 1))) for s in both) == 2
+    assert [len(s.stop_at(_alpha(both, 2))) for s in both] == [2, 2]
+    assert sum(len(s.stop_at(_alpha(both, 1))) for s in both) == 2
 
 
 @pytest.mark.parametrize("selector", [whet.nearest, whet.random])
@@ -137,8 +137,8 @@ def test_a_space_of_texts_that_cannot_be_split_is_refused(tmp_path):
 
 
 def test_an_engine_calibrates_once(space, tmp_path, monkeypatch):
-    model = whet.LanguageModel.load(tiny.save(tmp_path / "model"))
-    engine = whet.Engine(space, model, options=Options(n=3, k=9, lam="auto", alpha="auto"))
+    model = whet.LanguageModel.from_pretrained(tiny.save(tmp_path / "model"))
+    engine = whet.Engine(space, model, options=SelectionConfig(n=3, k=9, lam="auto", alpha="auto"))
     assert engine.options.lam in GRID and engine.options.alpha > 0
     monkeypatch.setattr("whet.spaces.calibrate", None)
     assert len(engine.select(space.text(0))) <= 3

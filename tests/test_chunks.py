@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from whet.space.chunks import TOKEN, chunker
+from whet.data.chunking import TOKEN, chunker
 
 rules = st.tuples(st.sampled_from(["tokens", "paragraph"]), st.integers(1, 30))
 texts = st.text(st.sampled_from("ab é二\n\n\n  .-"), max_size=80)

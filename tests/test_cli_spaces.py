@@ -4,8 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from whet.cli import main
-from whet.space.doctor import diagnose
-from whet.space.filters import Compare
+from whet.data.filters import Compare
+from whet.space.diagnostics import diagnose
 from whet.spaces import open_space
 
 WORDS = "red green blue fox whale frog runs sings sleeps tree stone river".split()

@@ -19,13 +19,13 @@ from conformance import assert_same, in_segments, table, units
 from hashing import DyingOnce, HashingEmbedder
 
 from whet.cli import main
+from whet.data.documents import Document
+from whet.data.filters import Compare, parse
 from whet.errors import SpaceError
-from whet.space.cluster import Opening, find, serve
-from whet.space.documents import Document
-from whet.space.filters import Compare, parse
-from whet.space.shard import parts
+from whet.space.ray.cluster import Opening, find, serve
+from whet.space.ray.shard import parts
 from whet.space.space import DataSpace
-from whet.space.writer import SegmentsWriter
+from whet.space.store.writer import SegmentsWriter
 
 
 def ray():

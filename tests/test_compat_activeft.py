@@ -10,7 +10,7 @@ import pytest
 import reference
 
 import whet
-from whet.compat.activeft import Retriever
+from whet.integrations.activeft import Retriever
 
 faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed (extra: bench)")
 
@@ -336,7 +336,7 @@ def test_d17_another_device_is_warned_about():
 
 
 def test_an_index_need_not_be_of_faiss():
-    class Plain:
+    class NumpyGreedy:
         d, ntotal, metric_type = 16, 300, 0
 
         def search(self, x, k):
@@ -348,7 +348,7 @@ def test_an_index_need_not_be_of_faiss():
             scores, ids = self.search(x, k)
             return scores, ids, ROWS[ids]
 
-    found = Retriever(Plain()).search(QUERIES[0], N=9, K=40)[1]
+    found = Retriever(NumpyGreedy()).search(QUERIES[0], N=9, K=40)[1]
     np.testing.assert_array_equal(found, Retriever(flat(ROWS)).search(QUERIES[0], N=9, K=40)[1])
 
 

@@ -13,9 +13,9 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from whet.compat.lm_eval import Sharpened
 from whet.engine import Engine
-from whet.spaces import Options, open_space
+from whet.integrations.lm_eval import WhetLM
+from whet.spaces import SelectionConfig, open_space
 
 CONTEXT, CHOICES = "alpha beta gamma", [" delta", " kappa"]
 
@@ -27,21 +27,23 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(place):
-    return Sharpened(str(place / "space"), str(place / "model"), lr=1e-2, n=3, k=10)
+    return WhetLM(str(place / "space"), str(place / "model"), lr=1e-2, n=3, k=10)
 
 
 @pytest.fixture(scope="module")
 def engine(place, model):
     loaded = model._engine.model
     adaptation = loaded.adaptation("full", lr=1e-2)
-    return Engine(open_space(place / "space"), loaded, adaptation, options=Options(n=3, k=10))
+    return Engine(
+        open_space(place / "space"), loaded, adaptation, options=SelectionConfig(n=3, k=10)
+    )
 
 
 def test_the_page_names_every_argument():
     page = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", page.partition("## Tasks of lm-eval")[2], re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(named) == sorted(inspect.signature(Sharpened).parameters)
+    assert sorted(named) == sorted(inspect.signature(WhetLM).parameters)
 
 
 def ask(*texts):
@@ -121,6 +123,6 @@ def test_a_task_runs_with_the_model_whet(place, tmp_path):
 
 
 def test_its_command_line_is_lm_eval_s():
-    command = [sys.executable, "-m", "whet.compat.lm_eval", "run", "--help"]
+    command = [sys.executable, "-m", "whet.integrations.lm_eval", "run", "--help"]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--model_args" in told.stdout

@@ -1,4 +1,4 @@
-"""Continuations a token at a time: as transformers makes them, and cut where told."""
+"""BatchDecoder a token at a time: as transformers makes them, and cut where told."""
 
 from dataclasses import replace
 
@@ -7,19 +7,19 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, Phi3Config
 
-from whet.adapt.continuations import Continuations
-from whet.adapt.decode import Decoder, Sampling
+from whet.adapt.batch_decoding import BatchDecoder
 from whet.adapt.model import LanguageModel
+from whet.adapt.sampling import SamplingParams, SequenceState
 
 
 @pytest.fixture(scope="module", params=[*tiny.CONFIGS, *tiny.MORE])
 def model(request, tmp_path_factory):
-    return LanguageModel.load(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+    return LanguageModel.from_pretrained(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
 
 
 def pieces(model, prompt, **options):
-    continuations = Continuations(model, lambda slots: model.output())
-    decoder, told = Decoder(model, prompt, Sampling(**options)), []
+    continuations = BatchDecoder(model, lambda slots: model.output())
+    decoder, told = SequenceState(model, prompt, SamplingParams(**options)), []
     while not decoder.finish:
         told.append(continuations.step({0: decoder})[0])
     return decoder, told
@@ -27,7 +27,7 @@ def pieces(model, prompt, **options):
 
 def together(model, arriving):
     """Continue the decoders of `arriving`, lists of those that begin at each step."""
-    continuations = Continuations(model, lambda slots: model.output())
+    continuations = BatchDecoder(model, lambda slots: model.output())
     arriving, going, slot = list(arriving), {}, 0
     while arriving or going:
         for decoder in arriving.pop(0) if arriving else ():
@@ -55,7 +55,7 @@ def test_a_stop_text_ends_the_continuation_before_it(model):
 
 
 def test_a_stop_text_is_held_back_letter_by_letter(model):
-    decoder = Decoder(model, "q", Sampling(max_tokens=20, stop=("abé",)))
+    decoder = SequenceState(model, "q", SamplingParams(max_tokens=20, stop=("abé",)))
     told = [decoder.take(token) for token in model.tokens("xabé").tolist()]
     assert "".join(told) == decoder.text == "x" and decoder.finish == "stop"
 
@@ -72,7 +72,9 @@ def test_an_answer_is_its_own_where_positions_turn_with_the_longest_row():
     assert model.turn == 16 and (model.rounded(15), model.rounded(17)) == (16, 32)
     test_greedy_text_is_that_of_transformers(model)  # beyond the turn
     alone = pieces(model, "abc", max_tokens=6)[0].text
-    short, long = (Decoder(model, text, Sampling(max_tokens=6)) for text in ("abc", "a" * 20))
+    short, long = (
+        SequenceState(model, text, SamplingParams(max_tokens=6)) for text in ("abc", "a" * 20)
+    )
     together(model, [[short, long]])
     assert short.text == alone
 
@@ -86,7 +88,9 @@ def test_one_likeliest_token_is_greedy_at_any_temperature(model):
 def test_a_seed_draws_the_same_beside_others(model):
     options = {"max_tokens": 9, "temperature": 1.5, "top_p": 0.9}
     alone = [pieces(model, "abc", seed=seed, **options)[0].text for seed in range(3)]
-    beside = [Decoder(model, "abc", Sampling(seed=seed, **options)) for seed in range(3)]
+    beside = [
+        SequenceState(model, "abc", SamplingParams(seed=seed, **options)) for seed in range(3)
+    ]
     together(model, [beside])
     assert [decoder.text for decoder in beside] == alone and len(set(alone)) > 1
 
@@ -98,7 +102,9 @@ def test_continuations_of_any_length_come_and_go(model):
     handle = model.network.base_model.register_forward_pre_hook(
         lambda _, args, given: read.append(len(given["input_ids"])), with_kwargs=True
     )
-    beside = [Decoder(model, prompt, Sampling(max_tokens=most)) for prompt, most in asked]
+    beside = [
+        SequenceState(model, prompt, SamplingParams(max_tokens=most)) for prompt, most in asked
+    ]
     together(model, [beside[:3], [], beside[3:5], [], [], [], beside[5:]])
     handle.remove()
     assert [(d.text, d.finish) for d in beside] == [(d.text, d.finish) for d in alone]
@@ -106,11 +112,11 @@ def test_continuations_of_any_length_come_and_go(model):
 
 
 def test_one_that_is_given_up_is_forgotten(model):
-    continuations = Continuations(model, lambda slots: model.output())
-    short, long = (Decoder(model, "a" * n, Sampling(max_tokens=9)) for n in (2, 12))
+    continuations = BatchDecoder(model, lambda slots: model.output())
+    short, long = (SequenceState(model, "a" * n, SamplingParams(max_tokens=9)) for n in (2, 12))
     goal = pieces(model, "aa", max_tokens=9)[0].text
     continuations.step({0: short, 1: long})
-    other = Decoder(model, "abc", Sampling(max_tokens=9))
+    other = SequenceState(model, "abc", SamplingParams(max_tokens=9))
     continuations.step({0: short, 1: other})  # another prompt in the second slot
     while not short.finish:
         continuations.step({0: short})
@@ -118,7 +124,9 @@ def test_one_that_is_given_up_is_forgotten(model):
 
 
 def test_what_is_not_a_number_fails_its_own_prompt(model):
-    decoders = {slot: Decoder(model, "abc", Sampling(max_tokens=9)) for slot in range(3)}
+    decoders = {
+        slot: SequenceState(model, "abc", SamplingParams(max_tokens=9)) for slot in range(3)
+    }
     goal = pieces(model, "abc", max_tokens=9)[0].text
 
     def use(slots):
@@ -128,7 +136,7 @@ def test_what_is_not_a_number_fails_its_own_prompt(model):
             weights[slots.index(1)] = torch.nan
         return replace(output, weight=weights)
 
-    continuations = Continuations(model, use)
+    continuations = BatchDecoder(model, use)
     told = continuations.step(decoders)
     assert "not finite at token 1" in str(told[1]) and isinstance(told[0], str)
     while not decoders[0].finish:

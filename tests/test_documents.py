@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from whet.data.documents import Document, read_documents, try_documents
 from whet.errors import SourceError
-from whet.space.documents import Document, read_documents, try_documents
 
 RECORDS = [
     {"id": "a", "text": "one", "meta": {"set": "x"}},

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whet.adapt.embed import HiddenStates
-from whet.embedders import embedder_of
-from whet.errors import EmbedderMismatch, ModelError, SpaceError
-from whet.space.embed import LSA, SentenceEncoder
+from whet.embed.hidden_states import HiddenStates
+from whet.embed.lsa import LSA, SentenceEncoder
+from whet.embed.registry import get_embedder
+from whet.errors import EmbedderMismatchError, ModelError, SpaceError
 from whet.space.space import DataSpace
 from whet.spaces import build_space, open_space
 
@@ -62,7 +62,7 @@ def test_lsa_of_a_text_does_not_depend_on_its_batch():
 
 
 def test_lsa_fits_a_seeded_sample_of_a_large_space(monkeypatch):
-    monkeypatch.setattr("whet.space.embed.SAMPLE", 30)
+    monkeypatch.setattr("whet.embed.lsa.SAMPLE", 30)
     first, same, other = (LSA.fit(TEXTS, dimension=4, seed=seed) for seed in (0, 0, 1))
     assert first.fingerprint == same.fingerprint != other.fingerprint
 
@@ -85,7 +85,7 @@ def test_a_broken_lsa_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("spec", ["LSA", "bert", "st:", "hf:", "", "hf:@layer=1", "tf:x"])
 def test_an_unknown_embedder_is_told_those_that_exist(spec):
     with pytest.raises(ValueError, match=r"expected lsa, st:NAME .* hf:NAME"):
-        embedder_of(spec)
+        get_embedder(spec)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_an_unknown_embedder_is_told_those_that_exist(spec):
 )
 def test_a_wrong_option_is_named_with_what_is_right(tiny, options, message):
     with pytest.raises(ValueError, match=message):
-        embedder_of(f"hf:{tiny}@{options}")
+        get_embedder(f"hf:{tiny}@{options}")
 
 
 def minilm():
@@ -112,14 +112,14 @@ def minilm():
 
 
 def test_a_sentence_encoder_gives_unit_rows_and_zero_for_blanks():
-    encoder = embedder_of(minilm())
+    encoder = get_embedder(minilm())
     rows = encoder.encode(["A dog runs.", "The dog is running.", "Stocks fell.", " "])
     assert rows.shape == (4, 384) and encoder.dimension == 384
     np.testing.assert_allclose(lengths(rows), [1, 1, 1, 0], atol=1e-5)
     assert rows[0] @ rows[1] > 0.7 > rows[0] @ rows[2]
     with pytest.raises(ValueError, match="surrogates not allowed"):
         encoder.encode(["\ud800"])
-    raw = embedder_of(f"{minilm()}@normalize=false")
+    raw = get_embedder(f"{minilm()}@normalize=false")
     assert raw.name.endswith("@normalize=false") and not raw.normalized
     assert raw.fingerprint != encoder.fingerprint
 
@@ -187,7 +187,7 @@ def test_a_layer_that_is_not_there_is_refused(tiny, layer):
 def test_hidden_states_come_in_the_order_of_the_texts(tiny, monkeypatch, limit):
     texts = ["abcdefgh"[: 1 + i % 8] + "xyz"[i % 3] for i in range(18)]
     alone = np.concatenate([HiddenStates(str(tiny)).encode([text]) for text in texts])
-    monkeypatch.setattr(f"whet.adapt.reading.{limit}", 4)
+    monkeypatch.setattr(f"whet.embed.encoder.{limit}", 4)
     np.testing.assert_allclose(HiddenStates(str(tiny)).encode(texts), alone, atol=1e-5)
 
 
@@ -226,10 +226,10 @@ def test_bf16_is_near_fp32_and_told_apart(tiny):
 
 def test_a_name_opens_the_same_embedder_again(tiny):
     first = HiddenStates(str(tiny), layer=2, pool="last", dtype="bf16", context=5, normalize=False)
-    again = embedder_of(first.name)
+    again = get_embedder(first.name)
     assert first.name.endswith("@layer=2,pool=last,dtype=bf16,context=5,normalize=false")
     assert (again.name, again.fingerprint) == (first.name, first.fingerprint)
-    assert embedder_of("hf:whet-pico@pool=mean,normalize=true").name == "hf:whet-pico"
+    assert get_embedder("hf:whet-pico@pool=mean,normalize=true").name == "hf:whet-pico"
 
 
 def test_a_folder_is_known_by_its_whole_path(tiny, tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_a_folder_is_known_by_its_whole_path(tiny, tmp_path, monkeypatch):
     made = build_space("texts.jsonl", "s", "hf:model@pool=last")
     assert made.embedder.name == f"hf:{tmp_path / 'model'}@pool=last"
     assert len(build_space("texts.jsonl", "s", "hf:model@pool=last")) == 2
-    with pytest.raises(EmbedderMismatch, match="was made by embedder hf:"):
+    with pytest.raises(EmbedderMismatchError, match="was made by embedder hf:"):
         build_space("texts.jsonl", "s", "hf:model")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

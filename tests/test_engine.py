@@ -12,12 +12,12 @@ import tiny
 from engines import MODES, TEXT, name, query, space_of, words
 
 import whet
-from whet.adapt.adaptation import Head
+from whet.adapt.config import LMHead
 from whet.adapt.model import LanguageModel
-from whet.engine import Engine, Query, Sampling, Step, Training
-from whet.space.documents import Document
+from whet.data.documents import Document
+from whet.engine import Engine, Request, SamplingParams, TrainingConfig, TrainStep
 from whet.space.retrieve import Retrieval
-from whet.spaces import Options
+from whet.spaces import SelectionConfig
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +28,25 @@ def space(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tiny.save(tmp_path_factory.mktemp("model"), "llama")
-    return LanguageModel.load(folder, device="cpu")  # bits are compared, which a GPU varies
+    return LanguageModel.from_pretrained(
+        folder, device="cpu"
+    )  # bits are compared, which a GPU varies
 
 
 @pytest.fixture
 def engine(space, model):
-    return Engine(space, model, MODES[0], options=Options(n=4, k=10), slots=3)
+    return Engine(space, model, MODES[0], options=SelectionConfig(n=4, k=10), slots=3)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=name)
 def test_an_answer_is_the_oracle_s(space, model, mode):
-    engine = Engine(space, model, mode, options=Options(n=4, k=10))
+    engine = Engine(space, model, mode, options=SelectionConfig(n=4, k=10))
     queries = [query(i, text=TEXT, score_at=(2,)) for i in range(5)]
     answers = list(engine.run(queries))
     for asked, answer in zip(queries, answers, strict=True):
         documents = engine.select(asked.prompt).documents
         bits = {0: model.score(TEXT, context=asked.prompt).bits}
-        with reference_slot.adapting(model, mode) as slot:
+        with reference_slot.adapted(model, mode) as slot:
             losses = []
             for number, document in enumerate(documents, start=1):
                 losses.append(slot.step(document.text))
@@ -69,7 +71,7 @@ def test_the_model_is_as_it_was_when_the_answer_is_there(engine, model):
     for i in range(3):
         engine.generate(words(i), max_tokens=3)
         assert model.score(TEXT) == before
-        with model.lent():
+        with model.exclusive():
             pass
 
 
@@ -84,7 +86,7 @@ def test_one_engine_serves_many_threads(engine):
 def test_greedy_text_is_the_oracle_s(engine, model, space):
     prompt = words(100, 2)
     answer = engine.generate(prompt, max_tokens=12)
-    with reference_slot.adapting(model, MODES[0]) as slot:
+    with reference_slot.adapted(model, MODES[0]) as slot:
         for document in engine.select(prompt).documents:
             slot.step(document.text)
         tokens = model.fitting(prompt, 12)
@@ -94,8 +96,8 @@ def test_greedy_text_is_the_oracle_s(engine, model, space):
 
 @pytest.mark.parametrize("mode", MODES[:2], ids=name)
 def test_answers_are_continued_together_each_by_its_own_weights(space, model, mode):
-    queries = [query(i, n=1 + i % 3, sampling=Sampling(max_tokens=4 + i)) for i in range(6)]
-    engines = [Engine(space, model, mode, options=Options(k=10), slots=n) for n in (3, 1)]
+    queries = [query(i, n=1 + i % 3, sampling=SamplingParams(max_tokens=4 + i)) for i in range(6)]
+    engines = [Engine(space, model, mode, options=SelectionConfig(k=10), slots=n) for n in (3, 1)]
     read = []
     hook = model.network.base_model.register_forward_pre_hook(
         lambda _, args, given: read.append(given["input_ids"].shape), with_kwargs=True
@@ -107,8 +109,8 @@ def test_answers_are_continued_together_each_by_its_own_weights(space, model, mo
 
 
 def test_a_stream_tells_picks_steps_and_text(engine):
-    *events, answer = engine.stream(query(1, sampling=Sampling(max_tokens=9)))
-    picks, steps = events[0], [event for event in events if isinstance(event, Step)]
+    *events, answer = engine.stream(query(1, sampling=SamplingParams(max_tokens=9)))
+    picks, steps = events[0], [event for event in events if isinstance(event, TrainStep)]
     assert isinstance(picks, Retrieval) and picks.rows.tolist() == answer.retrieval.rows.tolist()
     assert tuple(steps) == answer.trace.steps
     assert "".join(event for event in events if isinstance(event, str)) == answer.text
@@ -127,7 +129,7 @@ def test_a_deadline_gives_fewer_steps_and_none_the_base_model(engine, model):
 
 
 def test_a_query_may_ask_for_the_base_model(engine, model):
-    answer = engine.submit(query(3, adapt=False, sampling=Sampling(max_tokens=5))).result()
+    answer = engine.submit(query(3, adapt=False, sampling=SamplingParams(max_tokens=5))).result()
     assert answer.text == model.generate(answer.query.prompt, max_tokens=5)
     assert not answer.trace.steps and answer.retrieval is None
     for no_steps in ({"n": 0}, {"n": 0, "documents": (Document("a", "one text", {}),)}):
@@ -152,7 +154,7 @@ def test_what_was_learned_can_be_kept_and_begun_with(engine):
 
 def test_an_adapter_of_another_form_fails_its_prompt_alone(space, model, engine):
     adapter = engine.submit(query(1, text=TEXT, keep=True)).result().adapter
-    head = Engine(space, model, Head(), options=Options(n=1, k=5), slots=2)
+    head = Engine(space, model, LMHead(), options=SelectionConfig(n=1, k=5), slots=2)
     with pytest.raises(ValueError, match="slots learn by Head: expected LoRA"):
         head.submit(query(1, text=TEXT, adapter=adapter)).result()
     assert head.submit(query(2, text=TEXT)).result().score
@@ -164,11 +166,11 @@ def test_a_long_queue_is_answered_in_full_and_in_order(engine):
 
 
 def test_a_run_takes_plain_texts_and_reads_no_further_ahead_than_its_queue(space, model):
-    engine = Engine(space, model, MODES[0], options=Options(n=1, k=5), slots=2, waiting=3)
+    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=1, k=5), slots=2, waiting=3)
     prompts, read = [words(100 + i, 2) for i in range(20)], []
     asked = (read.append(prompt) or prompt for prompt in prompts)
     for i, answer in enumerate(engine.run(asked)):
-        assert answer.query == Query(prompts[i]) and len(read) <= i + 5
+        assert answer.query == Request(prompts[i]) and len(read) <= i + 5
     with pytest.raises(ValueError, match="queries is the text 'alpha'"):
         next(engine.run("alpha"))
 
@@ -177,7 +179,7 @@ def test_a_run_takes_plain_texts_and_reads_no_further_ahead_than_its_queue(space
 @pytest.mark.parametrize("niceness", [10, 0])
 def test_an_engine_gives_way_as_far_as_told(space, model, niceness):
     own, seen = os.getpriority(os.PRIO_PROCESS, 0), set()
-    engine = Engine(space, model, MODES[0], options=Options(n=2, k=5), niceness=niceness)
+    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=2, k=5), niceness=niceness)
     engine.submit(
         query(1, text=TEXT), lambda event: seen.add(os.getpriority(os.PRIO_PROCESS, 0))
     ).result()
@@ -188,12 +190,12 @@ def test_an_engine_gives_way_as_far_as_told(space, model, niceness):
 @pytest.mark.parametrize(
     "training, steps",
     [
-        (Training(order="reversed"), ["c", "b", "b", "b", "a"]),
-        (Training(order="length"), ["b", "b", "b", "a", "c"]),
-        (Training(texts_per_update=2), ["a", "b", "b", "b", "c"]),
-        (Training(reuse=2), ["a", "b", "b", "b", "c"]),
-        (Training(long_texts="chunks"), ["a", "b", "b", "b", "c", "c"]),
-        (Training(long_texts="random"), ["a", "b", "b", "b", "c"]),
+        (TrainingConfig(order="reversed"), ["c", "b", "b", "b", "a"]),
+        (TrainingConfig(order="length"), ["b", "b", "b", "a", "c"]),
+        (TrainingConfig(texts_per_update=2), ["a", "b", "b", "b", "c"]),
+        (TrainingConfig(reuse=2), ["a", "b", "b", "b", "c"]),
+        (TrainingConfig(long_texts="chunks"), ["a", "b", "b", "b", "c", "c"]),
+        (TrainingConfig(long_texts="random"), ["a", "b", "b", "b", "c"]),
     ],
     ids=repr,
 )
@@ -208,7 +210,7 @@ def test_texts_become_steps_as_told(model, training, steps):
 
 def test_a_reused_gradient_is_not_computed_again(model):
     given = (Document("a", "one text", {}),) * 4
-    engine = Engine(None, model, MODES[0], training=Training(reuse=2))
+    engine = Engine(None, model, MODES[0], training=TrainingConfig(reuse=2))
     losses = [
         step.loss for step in engine.submit(query(1, text=TEXT, documents=given)).result().trace
     ]
@@ -218,7 +220,7 @@ def test_a_reused_gradient_is_not_computed_again(model):
 def test_carried_state_makes_a_second_answer_another(model):
     given = (Document("a", "one text", {}),) * 4
     asked = query(1, text=TEXT, documents=given)
-    carrying = Engine(None, model, MODES[0], training=Training(carry=True), slots=1)
+    carrying = Engine(None, model, MODES[0], training=TrainingConfig(carry=True), slots=1)
     first, second = (carrying.submit(asked).result().score for _ in range(2))
     fresh = Engine(None, model, MODES[0], slots=1)
     assert first == fresh.submit(asked).result().score != second
@@ -233,7 +235,7 @@ def test_answers_and_engines_are_shown_in_one_short_line(engine):
 
 def test_the_simple_calls_are_at_the_door(space, model):
     assert whet.Engine is Engine
-    engine = Engine(space, model, options=Options(n=1, k=5))
+    engine = Engine(space, model, options=SelectionConfig(n=1, k=5))
     start = time.perf_counter()
     seconds = engine.score(TEXT, prompt=words(1)).seconds
     assert set(seconds) == {"queue", "select", "train", "answer"}

@@ -12,15 +12,15 @@ import torch
 from engines import MODES, TEXT, name, query, space_of, words
 from hashing import HashingEmbedder
 
-from whet.adapt.adaptation import Full, LoRA
+from whet.adapt.config import FullFineTuning, LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
-from whet.engine import Engine, Query, Sampling, Step, Training
-from whet.errors import AdaptationFailed, EngineClosed, ModelError, QueueFull
-from whet.space.documents import Document
+from whet.data.documents import Document
+from whet.engine import Engine, Request, SamplingParams, TrainingConfig, TrainStep
+from whet.errors import AdaptationError, EngineClosedError, ModelError, QueueFullError
 from whet.space.retrieve import Retrieval
 from whet.space.space import DataSpace
-from whet.spaces import Options
+from whet.spaces import SelectionConfig
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,14 @@ def space(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tiny.save(tmp_path_factory.mktemp("model"), "llama")
-    return LanguageModel.load(folder, device="cpu")  # bits are compared, which a GPU varies
+    return LanguageModel.from_pretrained(
+        folder, device="cpu"
+    )  # bits are compared, which a GPU varies
 
 
 @pytest.fixture
 def engine(space, model):
-    return Engine(space, model, MODES[0], options=Options(n=4, k=10), slots=3)
+    return Engine(space, model, MODES[0], options=SelectionConfig(n=4, k=10), slots=3)
 
 
 def test_a_prompt_that_cannot_be_read_fails_alone(space, model, monkeypatch):
@@ -49,18 +51,18 @@ def test_a_prompt_that_cannot_be_read_fails_alone(space, model, monkeypatch):
         return read(*args, input_ids=input_ids, **options)
 
     monkeypatch.setattr(model.network.base_model, "forward", small)
-    sampling = Sampling(max_tokens=8)
-    good = engine.submit(Query("abc", adapt=False, sampling=sampling), lambda _: begun.set())
+    sampling = SamplingParams(max_tokens=8)
+    good = engine.submit(Request("abc", adapt=False, sampling=sampling), lambda _: begun.set())
     assert begun.wait(60)
     with pytest.raises(torch.OutOfMemoryError):
-        engine.submit(Query("a" * 22, adapt=False, sampling=sampling)).result(60)
+        engine.submit(Request("a" * 22, adapt=False, sampling=sampling)).result(60)
     with pytest.raises(ValueError, match="has tokens from"):
-        engine.submit(Query("", tokens=(1, 999), adapt=False, sampling=sampling)).result(60)
+        engine.submit(Request("", tokens=(1, 999), adapt=False, sampling=sampling)).result(60)
     assert good.result(60).finish == "length"
 
 
 def test_an_answer_that_cannot_be_continued_fails_alone(space, model, monkeypatch):
-    engine = Engine(space, model, MODES[0], options=Options(n=2, k=10), slots=2)
+    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=2, k=10), slots=2)
     begun = threading.Event()
 
     def full(*args, **options):
@@ -70,7 +72,7 @@ def test_an_answer_that_cannot_be_continued_fails_alone(space, model, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(model.network.base_model, "forward", full)
         patch.setattr(Slots, "step", lambda slots, texts: {slot: [1.0] for slot in texts})
-        failed = engine.submit(query(1, sampling=Sampling(max_tokens=3)))
+        failed = engine.submit(query(1, sampling=SamplingParams(max_tokens=3)))
         with pytest.raises(RuntimeError, match="out of memory"):
             failed.result(30)
     assert begun.is_set() and engine.generate(words(1), max_tokens=3).text
@@ -84,7 +86,7 @@ def test_a_cancelled_prompt_frees_its_slot_and_leaves_nothing(engine, model):
         begun.set()
         go.wait(10)
 
-    held = engine.submit(query(1, sampling=Sampling(max_tokens=12)), hold)
+    held = engine.submit(query(1, sampling=SamplingParams(max_tokens=12)), hold)
     begun.wait(10)
     held.cancel()
     go.set()
@@ -95,7 +97,7 @@ def test_a_cancelled_prompt_frees_its_slot_and_leaves_nothing(engine, model):
 
 
 def test_a_prompt_cancelled_before_its_turn_costs_nothing(space, model):
-    engine = Engine(space, model, MODES[0], options=Options(n=1, k=5), slots=1)
+    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=1, k=5), slots=1)
     begun, go = threading.Event(), threading.Event()
     first = engine.submit(query(0, text=TEXT), lambda event: (begun.set(), go.wait(10)))
     begun.wait(10)
@@ -119,7 +121,7 @@ def test_a_slow_search_holds_up_its_own_prompt_only(tmp_path, model):
 
     documents = [Document(f"d{i}", words(i), {}) for i in range(30)]
     space = DataSpace.build(documents, tmp_path / "space", Patient())
-    with Engine(space, model, MODES[0], options=Options(n=4, k=10), slots=3) as engine:
+    with Engine(space, model, MODES[0], options=SelectionConfig(n=4, k=10), slots=3) as engine:
         first = engine.submit(query(1, text=TEXT))
         assert begun.wait(60)
         others = [engine.submit(query(i, text=TEXT)).result(60) for i in range(2, 5)]
@@ -138,7 +140,9 @@ def test_a_slow_search_takes_no_slot_and_can_be_cancelled(space, model, monkeypa
         return search(engine, query)
 
     monkeypatch.setattr(Engine, "_retrieve", slow)
-    with Engine(space, model, Full(lr=1e-3), options=Options(n=4, k=10)) as engine:
+    with Engine(
+        space, model, FullFineTuning(lr=1e-3), options=SelectionConfig(n=4, k=10)
+    ) as engine:
         first = engine.submit(query(1, text=TEXT))
         assert len(engine.submit(query(2, text=TEXT)).result(60).trace) == 4  # one slot, and free
         first.cancel()
@@ -159,7 +163,7 @@ def test_what_kills_a_search_kills_its_prompt_alone(space, model, monkeypatch):
         return search(engine, query)
 
     monkeypatch.setattr(Engine, "_retrieve", panics)
-    engine = Engine(space, model, MODES[0], options=Options(n=2, k=10), slots=2)
+    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=2, k=10), slots=2)
     first, second = (engine.submit(query(i, text=TEXT)) for i in (1, 2))
     with pytest.raises(Panic):
         first.result(60)
@@ -178,19 +182,19 @@ def test_one_slow_step_does_not_end_all_training(model):
 
 def test_who_is_interrupted_gets_the_model_back_first(space, model, monkeypatch):
     before = model.score(TEXT)
-    engine = Engine(space, model, Full(lr=1e-1), options=Options(n=2000, k=10))
+    engine = Engine(space, model, FullFineTuning(lr=1e-1), options=SelectionConfig(n=2000, k=10))
 
     def interrupted(handle, timeout_s=None):
         time.sleep(0.2)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("whet.engine.engine.Handle.result", interrupted)
+        patch.setattr("whet.engine.engine.RequestHandle.result", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.generate(words(1), max_tokens=2)
     assert model.score(TEXT) == before
     events = engine.stream(query(1, text=TEXT))
-    assert isinstance(next(events), Retrieval) and isinstance(next(events), Step)
+    assert isinstance(next(events), Retrieval) and isinstance(next(events), TrainStep)
     events.close()
     assert model.score(TEXT) == before
 
@@ -201,7 +205,7 @@ def test_python_ends_in_peace_while_a_prompt_is_on_its_way(tmp_path):
         "import sys, threading, whet\n"
         "from whet.engine import Engine, Query, Step\n"
         "begun = threading.Event()\n"
-        "model = whet.LanguageModel.load(sys.argv[1])\n"
+        "model = whet.LanguageModel.from_pretrained(sys.argv[1])\n"
         "asked = Query('a', text='b', documents=(whet.Document('d', 'a text', {}),) * 5000)\n"
         "tell = lambda event: begun.set() if isinstance(event, Step) else None\n"
         "handle = Engine(None, model).submit(asked, tell)\n"
@@ -213,12 +217,12 @@ def test_python_ends_in_peace_while_a_prompt_is_on_its_way(tmp_path):
 
 
 def test_a_full_queue_says_so(space, model):
-    engine = Engine(space, model, MODES[0], options=Options(n=1, k=5), slots=1, waiting=1)
+    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=1, k=5), slots=1, waiting=1)
     begun, go = threading.Event(), threading.Event()
     first = engine.submit(query(0, text=TEXT), lambda event: (begun.set(), go.wait(10)))
     begun.wait(10)
     second = engine.submit(query(1, text=TEXT))
-    with pytest.raises(QueueFull, match="1 prompts wait"):
+    with pytest.raises(QueueFullError, match="1 prompts wait"):
         engine.submit(query(2, text=TEXT))
     go.set()
     assert first.result().score and second.result().score
@@ -228,18 +232,18 @@ def test_a_closed_engine_answers_what_it_took_and_no_more(engine):
     handles = [engine.submit(query(i, text=TEXT)) for i in range(5)]
     engine.close()
     assert all(handle.future.done() for handle in handles)
-    with pytest.raises(EngineClosed, match="engine is closed"):
+    with pytest.raises(EngineClosedError, match="engine is closed"):
         engine.submit(query(0))
 
 
 def test_a_prompt_that_fails_fails_alone(space, model):
-    engine = Engine(space, model, MODES[0], options=Options(n=3, k=5), slots=2)
+    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=3, k=5), slots=2)
     hopeless = tuple(Document(f"h{i}", words(i), {}) for i in range(3))
     queries = [
         query(0, text=TEXT),
         replace(query(1, text=TEXT), prompt=" "),
         query(2, text=TEXT, documents=(*hopeless, Document("empty", "", {})), n=9),
-        Query(prompt="x" * 40),
+        Request(prompt="x" * 40),
         query(3, text=TEXT),
     ]
     answers = list(engine.run(queries))
@@ -252,11 +256,11 @@ def test_a_prompt_that_fails_fails_alone(space, model):
 
 
 def test_a_loss_that_is_not_finite_fails_with_its_trace(space, model):
-    wild = Engine(space, model, LoRA(lr=1e30, rank=2), options=Options(n=4, k=10), slots=2)
-    with pytest.raises(AdaptationFailed, match="loss is (nan|inf) at step .* lower") as caught:
+    wild = Engine(space, model, LoRA(lr=1e30, rank=2), options=SelectionConfig(n=4, k=10), slots=2)
+    with pytest.raises(AdaptationError, match="loss is (nan|inf) at step .* lower") as caught:
         wild.score(TEXT, prompt=words(1))
     assert len(caught.value.trace) >= 1
-    calm = Engine(space, model, MODES[0], options=Options(n=2, k=10), slots=2)
+    calm = Engine(space, model, MODES[0], options=SelectionConfig(n=2, k=10), slots=2)
     assert calm.score(TEXT, prompt=words(1)).score
 
 
@@ -264,23 +268,26 @@ def test_a_loss_that_is_not_finite_fails_with_its_trace(space, model):
 def test_slots_are_not_made_of_another_s_weights(model, mode):
     true = model.score(TEXT)
     engine = Engine(None, model, mode)
-    with Slots(model, Full(lr=1e-2)).attached() as _, pytest.raises(ModelError, match="already"):
+    with (
+        Slots(model, FullFineTuning(lr=1e-2)).attached() as _,
+        pytest.raises(ModelError, match="already"),
+    ):
         model.network.get_input_embeddings().weight.data = torch.ones_like(
             model.network.get_input_embeddings().weight
         )
-        engine.submit(Query("", text=TEXT, adapt=False)).result(30)
-    answer = engine.submit(Query("", text=TEXT, adapt=False)).result(30)
+        engine.submit(Request("", text=TEXT, adapt=False)).result(30)
+    answer = engine.submit(Request("", text=TEXT, adapt=False)).result(30)
     assert answer.base == true == model.score(TEXT)
 
 
 def test_a_model_lent_elsewhere_is_an_error_not_a_wait(engine, model):
-    with model.lent(), pytest.raises(ModelError, match="is being adapted already"):
+    with model.exclusive(), pytest.raises(ModelError, match="is being adapted already"):
         engine.generate(words(1))
     assert engine.generate(words(1), max_tokens=2).trace.steps
 
 
 def test_stopping_a_run_early_cancels_the_rest(engine):
-    run = engine.run(query(i, sampling=Sampling(max_tokens=12)) for i in range(9))
+    run = engine.run(query(i, sampling=SamplingParams(max_tokens=12)) for i in range(9))
     assert next(run).text is not None
     run.close()
     engine.close()
@@ -289,17 +296,17 @@ def test_stopping_a_run_early_cancels_the_rest(engine):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Query("x", n=-1), "n is -1"),
-        (lambda: Query("x", tokens=(1,), text="y"), "both tokens and a text"),
-        (lambda: Query(prompt="x", alpha=-1.0), "alpha is -1.0"),
-        (lambda: Query(prompt="x", deadline_s=float("nan")), "deadline_s is nan"),
-        (lambda: Query(prompt="x", text=""), "text to score is empty"),
-        (lambda: Sampling(top_p=0.0), "top_p is 0.0"),
-        (lambda: Sampling(temperature=-1.0), "temperature is -1.0"),
-        (lambda: Sampling(top_k=-1), "top_k is -1"),
-        (lambda: Sampling(stop=("",)), "stop holds an empty text"),
-        (lambda: Training(order="sideways"), "order is 'sideways': expected selected, rev"),
-        (lambda: Training(reuse=2, texts_per_update=2), "one of them must be 1"),
+        (lambda: Request("x", n=-1), "n is -1"),
+        (lambda: Request("x", tokens=(1,), text="y"), "both tokens and a text"),
+        (lambda: Request(prompt="x", alpha=-1.0), "alpha is -1.0"),
+        (lambda: Request(prompt="x", deadline_s=float("nan")), "deadline_s is nan"),
+        (lambda: Request(prompt="x", text=""), "text to score is empty"),
+        (lambda: SamplingParams(top_p=0.0), "top_p is 0.0"),
+        (lambda: SamplingParams(temperature=-1.0), "temperature is -1.0"),
+        (lambda: SamplingParams(top_k=-1), "top_k is -1"),
+        (lambda: SamplingParams(stop=("",)), "stop holds an empty text"),
+        (lambda: TrainingConfig(order="sideways"), "order is 'sideways': expected selected, rev"),
+        (lambda: TrainingConfig(reuse=2, texts_per_update=2), "one of them must be 1"),
     ],
 )
 def test_requests_out_of_range_are_refused(make, message):

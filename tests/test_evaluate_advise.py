@@ -9,8 +9,8 @@ import pytest
 import world
 
 from whet.adapt.model import LanguageModel
-from whet.errors import RunError
-from whet.evaluate.advise import Advisor
+from whet.errors import RunFolderError
+from whet.evaluate.policy import Advisor
 from whet.spaces import open_space
 
 
@@ -54,7 +54,7 @@ def test_no_step_is_advised_where_a_second_costs_too_much(here, run):
     made = policies(run, worth=1e6)
     assert made["advised"].steps == made["one plan"].steps == made["oracle"].steps == 0
     plan = Advisor(run, 1e6).plan(
-        open_space(here / "space"), LanguageModel.load(here / "model"), "alpha beta"
+        open_space(here / "space"), LanguageModel.from_pretrained(here / "model"), "alpha beta"
     )
     assert (plan.steps, plan.saved, plan.seconds) == (0, 0.0, 0.0)
 
@@ -75,7 +75,7 @@ def test_a_gain_that_follows_the_prompts_loss_is_learned(here, run):
 
 
 def test_a_plan_tells_method_steps_gain_and_seconds(here, run):
-    space, model = open_space(here / "space"), LanguageModel.load(here / "model")
+    space, model = open_space(here / "space"), LanguageModel.from_pretrained(here / "model")
     plan = Advisor(run).plan(space, model, world.text(7))
     assert plan.method in ("nearest", "sift") and plan.steps in (1, 2, 4)
     assert plan.saved > 0 and plan.seconds > 0
@@ -84,15 +84,15 @@ def test_a_plan_tells_method_steps_gain_and_seconds(here, run):
 def test_a_plan_is_of_the_run_s_own_selection(here, run):
     """Its filter holds for advice too: with nothing left to select from, there is none."""
     switches = run.meta["switches"] | {"where": 'id == "nobody"'}
-    space, model = open_space(here / "space"), LanguageModel.load(here / "model")
+    space, model = open_space(here / "space"), LanguageModel.from_pretrained(here / "model")
     with pytest.raises(ValueError, match="0 documents pass|no document passes"):
         Advisor(replace(run, meta=run.meta | {"switches": switches})).plan(space, model, "alpha")
 
 
 def test_advice_is_of_the_run_s_own_data_space(run, tmp_path):
     world.build(tmp_path, texts=31)
-    model = LanguageModel.load(tmp_path / "model")
-    with pytest.raises(RunError, match="is of another data space"):
+    model = LanguageModel.from_pretrained(tmp_path / "model")
+    with pytest.raises(RunFolderError, match="is of another data space"):
         Advisor(run).plan(open_space(tmp_path / "space"), model, "alpha")
 
 
@@ -107,11 +107,11 @@ def test_steps_on_the_prompt_itself_are_no_plan_at_any_rate(run):
 
 def test_too_small_a_run_and_a_negative_worth_are_refused(here, run, tmp_path):
     few = np.arange(20) < 9
-    with pytest.raises(RunError, match="holds 9 prompts: advice needs 10"):
+    with pytest.raises(RunFolderError, match="holds 9 prompts: advice needs 10"):
         Advisor(run.keep(few))
     with pytest.raises(ValueError, match="worth is -1"):
         Advisor(run, -1)
     table = run.table.filter(pc.equal(run.table["method"].cast(pa.string()), "dynamic"))
     switches = run.meta["switches"] | {"methods": ["dynamic"]}
-    with pytest.raises(RunError, match="no method that selects and steps"):
+    with pytest.raises(RunFolderError, match="no method that selects and steps"):
         Advisor(replace(run, table=table, meta=run.meta | {"switches": switches}))

@@ -10,15 +10,15 @@ import pytest
 import world
 from scipy import stats
 
-from whet.errors import RunError
-from whet.evaluate import kept
+from whet.errors import RunFolderError
+from whet.evaluate import run_storage as kept
+from whet.evaluate.config import EvalConfig
 from whet.evaluate.costs import costs
-from whet.evaluate.kept import PROMPTS, ROWS, append, pack
 from whet.evaluate.provenance import provenance
-from whet.evaluate.render import caption, curves, markdown, table
-from whet.evaluate.report import Report, report
-from whet.evaluate.runs import Run
-from whet.evaluate.switches import Switches
+from whet.evaluate.report.render import caption, curves, markdown, table
+from whet.evaluate.report.table import Report, report
+from whet.evaluate.results import Run
+from whet.evaluate.run_storage import PROMPTS, ROWS, append, pack
 from whet.evaluate.uncertainty import (
     KINDS,
     adaptive_steps,
@@ -133,9 +133,11 @@ def test_sets_of_one_prompt_have_no_interval_to_show(tmp_path):
 def test_another_step_is_another_table(run):
     assert report(run, 2).step == 2
     assert report(run, 0).lines[2].methods["sift"].value == 100
-    with pytest.raises(RunError, match=r"step 5 of .* was not scored: expected one of \[0, 1, 2"):
+    with pytest.raises(
+        RunFolderError, match=r"step 5 of .* was not scored: expected one of \[0, 1, 2"
+    ):
         report(run, 5)
-    with pytest.raises(RunError, match="has no method 'mmr': expected uncertainty, nearest"):
+    with pytest.raises(RunFolderError, match="has no method 'mmr': expected uncertainty, nearest"):
         run.bits("mmr")
 
 
@@ -146,7 +148,7 @@ def test_leaks_are_found_and_dropped(run):
     assert not any(prompts[f"p{i}"]["exact"] for i in range(1, 6))
     assert run.without_leaks().prompts["prompt"].to_pylist() == [f"p{i}" for i in range(1, 6)]
     assert len(run.without_leaks().table) == len(run.table) * 5 // 6
-    with pytest.raises(RunError, match="no prompt that is kept"):
+    with pytest.raises(RunFolderError, match="no prompt that is kept"):
         run.keep(np.zeros(6, bool))
 
 
@@ -239,7 +241,9 @@ def test_adaptive_steps_are_those_of_a_selection(alpha):
     rng = np.random.default_rng(1)
     sigma = np.sort(rng.uniform(0, 1, (20, 9)))[:, ::-1]
     sigma[:, 0] = 1
-    expected = [len(Selection(np.zeros(8, int), np.zeros(8), row**2).until(alpha)) for row in sigma]
+    expected = [
+        len(Selection(np.zeros(8, int), np.zeros(8), row**2).stop_at(alpha)) for row in sigma
+    ]
     assert adaptive_steps(sigma, alpha).tolist() == expected
 
 
@@ -299,7 +303,7 @@ def test_a_run_is_opened_while_it_is_packed(run, tmp_path, monkeypatch):
     folder, read = made.run(tmp_path / "run", prompts=3).folder, kept._journal
     (folder / PROMPTS).unlink()
     (folder / ROWS).unlink()
-    switches, rng = Switches(n=10, methods=made.METHODS), np.random.default_rng(0)
+    switches, rng = EvalConfig(n=10, methods=made.METHODS), np.random.default_rng(0)
     append(folder, made.record("p", "a", switches, ["d"] * 200, rng))
 
     def packed_after(path):

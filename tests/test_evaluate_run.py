@@ -16,15 +16,15 @@ import world
 from world import text
 
 from whet.adapt.model import LanguageModel
-from whet.errors import ModelError, RunError, SpaceError
-from whet.evaluate.data import Data
-from whet.evaluate.kept import append, pack
-from whet.evaluate.processes import Processes
-from whet.evaluate.run import evaluate
-from whet.evaluate.runs import Run
-from whet.evaluate.trial import Evaluator
-from whet.space.documents import Document
-from whet.space.files import locked
+from whet.data.documents import Document
+from whet.errors import ModelError, RunFolderError, SpaceError
+from whet.evaluate.dataset import Data
+from whet.evaluate.evaluator import Evaluator
+from whet.evaluate.results import Run
+from whet.evaluate.run_storage import append, pack
+from whet.evaluate.runner import evaluate
+from whet.evaluate.worker_pool import WorkerPool
+from whet.io import exclusive_lock
 from whet.space.space import DataSpace
 from whet.spaces import open_space
 
@@ -109,7 +109,7 @@ def test_a_crash_while_packing_counts_nothing_twice(here, finished, tmp_path, pa
     prompts = Data(prompts=str(here / "prompts.jsonl")).read().prompts[2:4]
     evaluator = Evaluator(
         open_space(here / "space"),
-        LanguageModel.load(here / "model"),
+        LanguageModel.from_pretrained(here / "model"),
         world.switches(here),
     )
     old = {name: (run / f"{name}.parquet").read_bytes() for name in ("rows", "prompts")}
@@ -159,7 +159,7 @@ def test_a_worker_that_dies_is_told_and_the_run_goes_on(here, finished, tmp_path
 
     killer = threading.Thread(target=kill_the_first)
     killer.start()
-    with pytest.raises(RunError, match="a worker process died.*run the same command again"):
+    with pytest.raises(RunFolderError, match="a worker process died.*run the same command again"):
         world.run(here, tmp_path / "run", workers=2)
     killer.join()
     assert len(Run.open(tmp_path / "run")) >= 2
@@ -173,13 +173,13 @@ def who(number, _):
 
 
 def test_processes_are_kept_and_begun_anew_after_a_death():
-    with Processes(1) as processes:
+    with WorkerPool(1) as processes:
         before = {*processes.each(who, 0, "abc"), *processes.each(who, 0, "d")}
-        with pytest.raises(RunError, match="a worker process died"):
+        with pytest.raises(RunFolderError, match="a worker process died"):
             list(processes.each(who, signal.SIGKILL, "e"))
         [after] = processes.each(who, 0, "f")
         os.kill(after, signal.SIGKILL)  # between two runs
-        with pytest.raises(RunError, match="a worker process died"):
+        with pytest.raises(RunFolderError, match="a worker process died"):
             while True:
                 list(processes.each(who, 0, "g"))
         after = set(processes.each(who, 0, "h"))
@@ -189,13 +189,13 @@ def test_processes_are_kept_and_begun_anew_after_a_death():
 
 def test_a_folder_of_another_run_is_refused_and_unharmed(here, finished, tmp_path):
     before = (finished.folder / "rows.parquet").read_bytes()
-    with pytest.raises(RunError, match="holds a run with n 4, but 3 is asked"):
+    with pytest.raises(RunFolderError, match="holds a run with n 4, but 3 is asked"):
         world.run(here, finished.folder, n=3)
     assert (finished.folder / "rows.parquet").read_bytes() == before
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(RunError, match="is not empty and holds no run"):
+    with pytest.raises(RunFolderError, match="is not empty and holds no run"):
         world.run(here, tmp_path)
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="holds no run"):
         Run.open(tmp_path)
 
 
@@ -205,11 +205,13 @@ def test_other_prompts_and_a_changed_data_space_are_refused(here, tmp_path):
     given = Data(space=str(tmp_path / "space"), prompts=str(prompts))
     evaluate(given, tmp_path / "run", world.switches(here), progress=False)
     world.write(prompts, [{"id": "p", "text": text(51)}])
-    with pytest.raises(RunError, match="holds a run with prompts 'sha256:.*choose another --out"):
+    with pytest.raises(
+        RunFolderError, match="holds a run with prompts 'sha256:.*choose another --out"
+    ):
         evaluate(given, tmp_path / "run", world.switches(here), progress=False)
     world.write(prompts, [{"id": "p", "text": text(50)}])
     data.extend([Document("new", text(77), {})])
-    with pytest.raises(RunError, match="holds a run with space .*'documents': 12"):
+    with pytest.raises(RunFolderError, match="holds a run with space .*'documents': 12"):
         evaluate(given, tmp_path / "run", world.switches(here), progress=False)
 
 
@@ -219,7 +221,9 @@ def test_a_run_that_carries_state_is_one_process_and_one_piece(here, tmp_path):
         world.run(here, tmp_path / "run", methods=methods, workers=2)
     world.run(here, tmp_path / "run", methods=methods, per_set=1)
     world.run(here, tmp_path / "run", methods=methods, per_set=1)  # all is done: nothing to carry
-    with pytest.raises(RunError, match="holds 2 prompts, and what their optimiser carried on"):
+    with pytest.raises(
+        RunFolderError, match="holds 2 prompts, and what their optimiser carried on"
+    ):
         world.run(here, tmp_path / "run", methods=methods)
 
 
@@ -228,19 +232,24 @@ def test_a_run_older_than_a_switch_goes_on_with_its_default(here, tmp_path):
     meta = json.loads((run.folder / "meta.json").read_text())
     del meta["switches"]["reuse"]
     (run.folder / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(RunError, match="holds a run with reuse 1, but 2 is asked"):
+    with pytest.raises(RunFolderError, match="holds a run with reuse 1, but 2 is asked"):
         world.run(here, run.folder, reuse=2)
     assert len(world.run(here, run.folder, per_set=2)) == 4
 
 
 def test_a_run_is_written_by_one_process_at_a_time(here, finished):
-    with locked(finished.folder), pytest.raises(SpaceError, match="being written by another"):
+    with (
+        exclusive_lock(finished.folder),
+        pytest.raises(SpaceError, match="being written by another"),
+    ):
         world.run(here, finished.folder)
 
 
 def test_a_run_of_the_first_format_is_refused_in_one_line(tmp_path):
     (tmp_path / "meta.json").write_text('{"format": 1, "switches": {}}')
-    with pytest.raises(RunError, match="is a run of format 1, but this version of whet reads"):
+    with pytest.raises(
+        RunFolderError, match="is a run of format 1, but this version of whet reads"
+    ):
         Run.open(tmp_path)
 
 
@@ -257,20 +266,20 @@ def test_a_run_of_the_first_format_is_refused_in_one_line(tmp_path):
 def test_a_broken_file_is_named(here, tmp_path, name, content, message):
     run = world.run(here, tmp_path / "run", per_set=1)
     (run.folder / name).write_text(content)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(RunFolderError, match=message):
         Run.open(run.folder)
 
 
 def test_a_run_without_its_rows_has_no_numbers(here, tmp_path):
     run = world.run(here, tmp_path / "run", per_set=1)
     (run.folder / "rows.parquet").unlink()
-    with pytest.raises(RunError, match="lacks rows of its prompts: delete that run"):
+    with pytest.raises(RunFolderError, match="lacks rows of its prompts: delete that run"):
         Run.open(run.folder).bits("sift")
     world.run(here, tmp_path / "other", per_set=1)
     meta = json.loads((tmp_path / "other" / "meta.json").read_text())
     meta["switches"]["methods"].pop()
     (tmp_path / "other" / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(RunError, match="holds rows of no prompt or method"):
+    with pytest.raises(RunFolderError, match="holds rows of no prompt or method"):
         Run.open(tmp_path / "other").bits("nearest")
 
 
@@ -280,7 +289,7 @@ def test_a_run_by_a_newer_whet_is_another_run(here, tmp_path):
     meta = json.loads(path.read_text())
     meta["switches"]["newer"] = 1
     path.write_text(json.dumps(meta))
-    with pytest.raises(RunError, match="holds a run with newer 1, but None is asked"):
+    with pytest.raises(RunFolderError, match="holds a run with newer 1, but None is asked"):
         world.run(here, tmp_path / "run", per_set=1)
 
 
@@ -301,5 +310,5 @@ def test_a_prompt_that_fails_is_a_row_with_its_error(here, tmp_path):
     assert "too short to split" in run.errors["short"]
     assert "shares no term" in run.errors["foreign"]
     only = world.write(tmp_path / "only.jsonl", lines[:1])
-    with pytest.raises(RunError, match="no finished prompt; the first error: document 'x'"):
+    with pytest.raises(RunFolderError, match="no finished prompt; the first error: document 'x'"):
         world.run(here, tmp_path / "none", prompts=only)

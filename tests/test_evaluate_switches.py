@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whet.errors import SourceError
-from whet.evaluate.data import Config, Data
-from whet.evaluate.leakage import Task
-from whet.evaluate.switches import Switches
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import Config, Data
+from whet.evaluate.tasks import ScoringTask
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -26,7 +26,7 @@ def test_switches_come_from_toml_and_lines(tmp_path):
 
 
 def test_a_method_has_switches_of_its_own():
-    run = Switches(lam=0.5, mode="head")
+    run = EvalConfig(lam=0.5, mode="head")
     assert run.method("nearest").switches == run
     method = run.method("sift(0.1)")
     assert method.name == "sift" and method.switches.lam == 0.1 and method.switches.mode == "head"
@@ -86,21 +86,21 @@ def test_a_file_and_lines_over_it_are_values_of_their_fields(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text("n = 3\nlr = 1\n[data]\nspace = 'a'\nsets = ['github']\n")
     config = Config.read(file, ['where=set == "github"', "data.space=b", "score_at=[1, 2]"])
-    assert config.switches == Switches(n=3, lr=1.0, where='set == "github"', score_at=(1, 2))
+    assert config.switches == EvalConfig(n=3, lr=1.0, where='set == "github"', score_at=(1, 2))
     assert config.data == Data(space="b", sets=("github",))
 
 
 @given(text=st.text(min_size=6, max_size=60), chunks=st.integers(2, 6))
 def test_the_parts_of_a_document_lose_no_character(text, chunks):
-    (half,) = Task.of(text, Switches())
+    (half,) = ScoringTask.of(text, EvalConfig())
     assert half.query + half.text == text and half.context == half.query
     assert abs(len(half.query) - len(half.text)) <= 1
-    parts = Task.of(text, Switches(leakage="score-first", chunks=chunks))
+    parts = ScoringTask.of(text, EvalConfig(leakage="score-first", chunks=chunks))
     assert "".join(part.text for part in parts) == text and len(parts) == chunks
     assert all(text.startswith(part.query + part.text) for part in parts)
-    (whole,) = Task.of(text, Switches(leakage="whole"))
-    assert whole == Task(text, "", text)
-    assert Task.of(text, Switches(left_context=False))[0].context == ""
+    (whole,) = ScoringTask.of(text, EvalConfig(leakage="whole"))
+    assert whole == ScoringTask(text, "", text)
+    assert ScoringTask.of(text, EvalConfig(left_context=False))[0].context == ""
 
 
 def prompts(tmp_path, sets="ab", each=3, **fields):

@@ -9,19 +9,19 @@ import world
 from hashing import HashingEmbedder
 from world import text
 
-from whet.adapt.adaptation import Full
+from whet.adapt.config import FullFineTuning
 from whet.adapt.model import LanguageModel
-from whet.adapt.slot import adapting
+from whet.adapt.session import adapted
 from whet.adapt.slots import Slots
-from whet.evaluate.data import Prompt
+from whet.data.documents import Document
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.contamination import find_contamination, near_duplicates
+from whet.evaluate.dataset import Prompt
+from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.incontext import InContext
-from whet.evaluate.leakage import Task
-from whet.evaluate.leaks import find_leak, near_duplicates
-from whet.evaluate.switches import Switches
-from whet.evaluate.trial import Evaluator
-from whet.select.baselines import nearest
+from whet.evaluate.tasks import ScoringTask
+from whet.select.selectors.baselines import nearest
 from whet.select.sift import sift
-from whet.space.documents import Document
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
 from whet.spaces import open_space
@@ -34,7 +34,7 @@ def here(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(here):
-    return LanguageModel.load(here / "model")
+    return LanguageModel.from_pretrained(here / "model")
 
 
 def rows(here, model, document, **changes):
@@ -62,11 +62,11 @@ PROMPT = Document("p", text(100), {})
 def test_rows_equal_the_slot_step_by_step(here, model):
     space, made = open_space(here / "space"), rows(here, model, PROMPT)
     texts = {d.id: d.text for d in space.documents(range(len(space)))}
-    (task,) = Task.of(PROMPT.text, world.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
     for method in world.switches(here).methods:
         assert made[method, 0, 0]["bits"] == model.score(task.text, context=task.context).bits
         assert made[method, 0, 0]["sigma"] == 1 and made[method, 0, 0]["embed_s"] > 0
-        with adapting(model, Full(lr=1e-2)) as slot:
+        with adapted(model, FullFineTuning(lr=1e-2)) as slot:
             for step in range(1, 5):
                 row = made[method, 0, step]
                 assert row["loss"] == slot.step(texts[row["document"]])
@@ -133,7 +133,7 @@ def test_the_sign_of_the_candidates_is_a_switch_of_a_method(here, model):
         ("sift", "sift(sign=positive)", "nearest(sign=both)"),
     )
     made = rows(here, model, PROMPT, methods=methods)
-    (task,) = Task.of(PROMPT.text, world.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
     for method, choose, sign in zip(
         methods, (sift, sift, nearest), (None, "positive", "both"), strict=True
     ):
@@ -153,8 +153,8 @@ def test_adaptive_stopping_keeps_what_it_reached(here, model):
 
 def test_dynamic_evaluation_trains_on_the_query(here, model):
     made = rows(here, model, PROMPT, methods=("dynamic",))
-    (task,) = Task.of(PROMPT.text, world.switches(here))
-    with adapting(model, Full(lr=1e-2)) as slot:
+    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
+    with adapted(model, FullFineTuning(lr=1e-2)) as slot:
         losses = [slot.step(task.query) for _ in range(4)]
         assert made["dynamic", 0, 4]["bits"] == slot.score(task.text, context=task.context).bits
     assert [made["dynamic", 0, step]["loss"] for step in (1, 2, 3, 4)] == losses
@@ -194,15 +194,15 @@ def test_what_holds_the_scored_text_is_near_though_it_shares_no_words(tmp_path):
     documents = [Document(f"d{i}", text, {}) for i, text in enumerate(texts)]
     space = DataSpace.build(documents, tmp_path / "space", HashingEmbedder(24))
     [near] = space.search(space.embedder.encode([query]), 4)
-    found = near_duplicates(space, near, scored, query + scored, Switches())
+    found = near_duplicates(space, near, scored, query + scored, EvalConfig())
     assert {space.ids[row] for row in near.rows[found]} == {"d0", "d1"}
-    assert find_leak(space, query, scored, query + scored, Switches(k=4)).exact
-    assert not find_leak(space, query, "  ", query + "  是", Switches(k=4)).exact
+    assert find_contamination(space, query, scored, query + scored, EvalConfig(k=4)).exact
+    assert not find_contamination(space, query, "  ", query + "  是", EvalConfig(k=4)).exact
 
 
 def test_score_first_asks_each_chunk_with_what_came_before(here, model):
     made = rows(here, model, PROMPT, methods=("sift",), leakage="score-first", chunks=3)
-    tasks = Task.of(PROMPT.text, world.switches(here, leakage="score-first", chunks=3))
+    tasks = ScoringTask.of(PROMPT.text, world.switches(here, leakage="score-first", chunks=3))
     assert "".join(task.text for task in tasks) == PROMPT.text
     assert all(task.query == PROMPT.text[: len(task.query)] for task in tasks)
     first = model.score(tasks[0].text).bits
@@ -212,18 +212,18 @@ def test_score_first_asks_each_chunk_with_what_came_before(here, model):
 
 
 def test_in_context_texts_fit_the_budget_and_the_first_is_nearest(model):
-    task = Task("q", "", "z" * 100)  # longer than the window of 32
+    task = ScoringTask("q", "", "z" * 100)  # longer than the window of 32
     context = InContext(model, task)
     assert context.budget == 16
     made = context.examples(["aaaa", "aaaa", "b" * 12, "cc"])
     assert model.tokenizer.decode(made) == "bbbbbbbb\n\naaaa\n\n" and len(made) == 16
-    short = InContext(model, Task("q", "", "z" * 4))
+    short = InContext(model, ScoringTask("q", "", "z" * 4))
     assert short.budget == 32 - 1 - 4
 
 
 def test_in_context_bits_are_those_of_a_loop_over_bytes(model):
     """Every byte of a long text is asked once, with the texts in front of its window."""
-    task = Task("q", "", "the second half, which is longer than a window")
+    task = ScoringTask("q", "", "the second half, which is longer than a window")
     context = InContext(model, task)
     front = [model.start, *context.examples(["some text"]).tolist()]
     body, room, total = model.tokens(task.text).tolist(), 32 - len(front), 0.0
@@ -244,7 +244,7 @@ def test_context_alone_moves_no_weight_and_both_differ(here, model):
     assert picks(made, methods[0]) == picks(made, methods[1]) == picks(made, methods[2])
     alone = made["sift(use=context)", 0, 4]
     assert alone["loss"] is None and alone["tokens"] == 0
-    (task,) = Task.of(PROMPT.text, world.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
     space = open_space(here / "space")
     texts = {d.id: d.text for d in space.documents(range(len(space)))}
     chosen = [texts[name] for name in picks(made, "sift")]
@@ -260,13 +260,13 @@ def test_a_mode_is_a_switch_of_a_method(here, model):
 
 def learned(here, model, made, method, *updates, lr=1e-2, slots=None):
     """Bits after updates done by hand; each is the steps whose texts it takes, or None: again."""
-    (task,) = Task.of(PROMPT.text, world.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
     space = open_space(here / "space")
     texts = {d.id: model.tokens(d.text) for d in space.documents(range(len(space)))}
     chunks = {s: texts[made[method, 0, s]["document"]].split(model.context) for s in range(1, 5)}
-    slots = slots or Slots(model, Full(lr=lr))
+    slots = slots or Slots(model, FullFineTuning(lr=lr))
     with slots.attached():
-        slots.reset(0, optimiser=False)
+        slots.reset(0, optimizer=False)
         for update in updates:
             if update is None:
                 slots.repeat([0])
@@ -315,7 +315,7 @@ def test_an_optimiser_that_carries_on_keeps_its_state_and_no_weight(here, model)
     first, second = (measured(carrying, PROMPT) for _ in range(2))
     assert first[method, 0, 4]["bits"] == first["nearest", 0, 4]["bits"]
     assert second["nearest", 0, 4]["bits"] == first["nearest", 0, 4]["bits"]
-    slots, steps = Slots(model, Full(lr=1e-2)), [[(step, 0)] for step in (1, 2, 3, 4)]
+    slots, steps = Slots(model, FullFineTuning(lr=1e-2)), [[(step, 0)] for step in (1, 2, 3, 4)]
     by_hand = [learned(here, model, first, method, *steps, slots=slots) for _ in range(2)]
     assert by_hand == [made[method, 0, 4]["bits"] for made in (first, second)]
     assert by_hand[0] != by_hand[1]

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whet.adapt.gradients import LossGradients
-from whet.adapt.lora import linear_layers
 from whet.adapt.model import LanguageModel
-from whet.adapt.sketch import OuterSketch
-from whet.embedders import embedder_of
+from whet.adapt.tuners.lora import linear_layers
+from whet.embed.gradients import LossGradients
+from whet.embed.registry import get_embedder
+from whet.embed.tensor_sketch import TensorSketch
 from whet.errors import ModelError
 
 TEXTS = ["a red fox", "red foxes run", "7 * 6 = 42", "x", "the court held that the appeal is lost"]
@@ -39,7 +39,7 @@ def loss(model, text):
 
 def gradients(folder, kind):
     """A row a text: the exact gradient of its loss."""
-    model = LanguageModel.load(folder)
+    model = LanguageModel.from_pretrained(folder)
     head = model.network.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())  # untied
     layers = [head] if kind == "ntk" else linear_layers(model.network).values()
@@ -68,7 +68,7 @@ def test_inner_products_are_near_those_of_the_exact_gradients(folder, kind):
 def test_a_sketch_is_linear_in_the_outer_products(left, right, t, seed):
     rng = torch.Generator().manual_seed(seed)
     u, v = torch.randn(t, left, generator=rng), torch.randn(t, right, generator=rng)
-    sketch = OuterSketch(left, right, 16, seed)
+    sketch = TensorSketch(left, right, 16, seed)
     torch.testing.assert_close(
         sketch(u, v), sum((sketch(u[i : i + 1], v[i : i + 1]) for i in range(t)), torch.zeros(16))
     )
@@ -79,7 +79,7 @@ def test_sketches_keep_inner_products_on_average():
     rng = torch.Generator().manual_seed(0)
     u, v, x, y = (torch.randn(4, 5, generator=rng) for _ in range(4))
     exact = ((u.T @ v) * (x.T @ y)).sum()
-    sketches = [OuterSketch(5, 5, 8, seed) for seed in range(1000)]
+    sketches = [TensorSketch(5, 5, 8, seed) for seed in range(1000)]
     made = torch.stack([sketch(u, v) @ sketch(x, y) for sketch in sketches])
     size = (u.T @ v).norm() * (x.T @ y).norm()
     assert abs(made.mean() - exact) < 4 * made.std() / 1000**0.5
@@ -88,9 +88,9 @@ def test_sketches_keep_inner_products_on_average():
 
 def test_blocks_of_tokens_give_the_same_sketch(monkeypatch):
     u, v = torch.randn(7, 5), torch.randn(7, 3)
-    whole = OuterSketch(5, 3, 16, 0)(u, v)
-    monkeypatch.setattr("whet.adapt.sketch.BLOCK", 2)
-    torch.testing.assert_close(OuterSketch(5, 3, 16, 0)(u, v), whole)
+    whole = TensorSketch(5, 3, 16, 0)(u, v)
+    monkeypatch.setattr("whet.embed.tensor_sketch.BLOCK", 2)
+    torch.testing.assert_close(TensorSketch(5, 3, 16, 0)(u, v), whole)
 
 
 @pytest.mark.parametrize("make", [ntk, influence])
@@ -113,22 +113,22 @@ def test_cosines_have_either_sign(make):
 def test_options_change_the_fingerprint_and_the_name_opens_it_again(folder):
     plain = LossGradients(folder, "ntk")
     for options in ("dimension=64", "seed=1", "dtype=bf16", "context=3", "normalize=false"):
-        other = embedder_of(f"ntk:{folder}@{options}")
+        other = get_embedder(f"ntk:{folder}@{options}")
         assert other.fingerprint != plain.fingerprint
         assert other.name == f"ntk:{folder}@{options}"
-    assert embedder_of(f"influence:{folder}").fingerprint != plain.fingerprint
-    assert embedder_of(f"ntk:{folder}@dimension=2048,seed=0").name == plain.name
+    assert get_embedder(f"influence:{folder}").fingerprint != plain.fingerprint
+    assert get_embedder(f"ntk:{folder}@dimension=2048,seed=0").name == plain.name
 
 
 def test_chosen_layers_are_those_of_lora(tmp_path):
     folder = str(tiny.save(tmp_path / "m", "llama"))
-    some = embedder_of(f"influence:{folder}@targets=q_proj+v_proj,dimension=64")
+    some = get_embedder(f"influence:{folder}@targets=q_proj+v_proj,dimension=64")
     assert some.name == f"influence:{folder}@targets=q_proj+v_proj,dimension=64"
     assert not np.allclose(some.encode(TEXTS), influence(folder, dimension=64).encode(TEXTS))
     with pytest.raises(ValueError, match="'k' is no linear layer: expected down_proj"):
-        embedder_of(f"influence:{folder}@targets=k")
+        get_embedder(f"influence:{folder}@targets=k")
     with pytest.raises(ValueError, match="ntk is of the head alone"):
-        embedder_of(f"ntk:{folder}@targets=q_proj")
+        get_embedder(f"ntk:{folder}@targets=q_proj")
 
 
 def test_a_tokenizer_without_a_first_token_is_one_clear_line(tmp_path):

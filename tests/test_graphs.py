@@ -7,14 +7,14 @@ import reference_slot
 import tiny
 import torch
 
-from whet.adapt.adaptation import Full, LoRA
-from whet.adapt.graphs import Graphs
+from whet.adapt.config import FullFineTuning, LoRA
+from whet.adapt.cuda_graphs import Graphs
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
-MODES = [Full(lr=1e-3), LoRA(lr=1e-2, rank=4)]
+MODES = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, rank=4)]
 PLANS = {
     0: ["a first text", "another one, longer by far", "a first text", "x"],
     1: ["Ünïcode, of 26 bytes or so", "Ünïcode, of 26 bytes or so", "then this", "y"],
@@ -36,9 +36,9 @@ class Unrecorded(Graphs):
         pass
 
 
-def recording(model, mode, count, optimiser=None):
+def recording(model, mode, count, optimizer=None):
     """Slots whose passes take the way that is recorded; on a CPU, without being recorded."""
-    slots = Slots(model, mode, optimiser, count=count)
+    slots = Slots(model, mode, optimizer, count=count)
     if model.device.type == "cpu":
         slots._graphs = Unrecorded(slots._recordable, model, count)
     return slots
@@ -63,13 +63,13 @@ def taught(slots, plans, times=3):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mode", MODES, ids=name)
 def test_recorded_passes_equal_the_oracle(folder, mode, device):
-    model = LanguageModel.load(folder, dtype=torch.float64, device=device)
-    plans = {0: PLANS[0]} if isinstance(mode, Full) else PLANS
+    model = LanguageModel.from_pretrained(folder, dtype=torch.float64, device=device)
+    plans = {0: PLANS[0]} if isinstance(mode, FullFineTuning) else PLANS
     slots = recording(model, mode, len(plans))
     with slots.attached():
         found = taught(slots, plans)
     for slot, texts in plans.items():
-        with reference_slot.adapting(model, mode) as alone:
+        with reference_slot.adapted(model, mode) as alone:
             goal = [alone.step(text) for text in texts]
             bits = alone.score(LATER).bits
         for losses, after in found:
@@ -81,7 +81,7 @@ def test_recorded_passes_equal_the_oracle(folder, mode, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_slots_take_part_in_a_pass(folder, device, dtype):
     """Five of seven, side by side or not: rows that fill up the batch change nothing."""
-    model = LanguageModel.load(folder, dtype=dtype, device=device)
+    model = LanguageModel.from_pretrained(folder, dtype=dtype, device=device)
     plans = {slot: PLANS[slot % 3] for slot in (0, 1, 3, 5, 6)}
     slots, eager = recording(model, MODES[1], 7), Slots(model, MODES[1], count=7)
     eager._graphs = None
@@ -99,7 +99,7 @@ def test_any_slots_take_part_in_a_pass(folder, device, dtype):
 
 @GPU
 def test_shapes_are_recorded_when_they_come_again(folder):
-    model = LanguageModel.load(folder, device="cuda")
+    model = LanguageModel.from_pretrained(folder, device="cuda")
     slots = Slots(model, MODES[1], count=3)
     with slots.attached():
         taught(slots, {0: ["short"] * 4}, times=1)
@@ -111,7 +111,7 @@ def test_shapes_are_recorded_when_they_come_again(folder):
 
 @GPU
 def test_a_network_that_waits_for_the_gpu_goes_on_without_graphs(folder, caplog):
-    model = LanguageModel.load(folder, device="cuda")
+    model = LanguageModel.from_pretrained(folder, device="cuda")
     slots = Slots(model, MODES[1], count=1)
     hook = model.network.base_model.register_forward_hook(
         lambda module, given, output: print(output.last_hidden_state.sum().item())

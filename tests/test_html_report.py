@@ -11,13 +11,13 @@ from hashing import HashingEmbedder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from whet.errors import RunError
-from whet.evaluate import html_report
-from whet.evaluate.html_report import headline, page, picks, twins
+from whet.data.documents import Document
+from whet.errors import RunFolderError
 from whet.evaluate.provenance import space_record
-from whet.evaluate.report import report
+from whet.evaluate.report import html as html_report
+from whet.evaluate.report.html import headline, page, picks, twins
+from whet.evaluate.report.table import report
 from whet.maths.statistics import mean_estimate
-from whet.space.documents import Document
 from whet.space.space import DataSpace
 
 HOSTILE = "</script><script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
@@ -122,7 +122,7 @@ def test_texts_and_near_duplicates_are_shown_when_asked(space, tmp_path):
 
 
 def test_texts_of_another_data_space_are_refused(run, space):
-    with pytest.raises(RunError, match="is not the data space of .*Name the run's, or leave"):
+    with pytest.raises(RunFolderError, match="is not the data space of .*Name the run's, or leave"):
         page(run, space=space)
 
 

@@ -6,10 +6,10 @@ from hashing import HashingEmbedder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whet.space.documents import Document
-from whet.space.filters import parse
-from whet.space.lexical import BM25
-from whet.space.retrieve import NothingNear, Retriever
+from whet.data.documents import Document
+from whet.data.filters import parse
+from whet.space.bm25 import BM25
+from whet.space.retrieve import NoMatchError, Retriever
 from whet.space.space import DataSpace
 
 WORDS = "alpha beta gamma delta epsilon".split()
@@ -70,12 +70,12 @@ def test_what_fails_a_filter_is_not_nominated_by_its_words(space, source):
     for retriever in (asked, bound):
         rows = retriever.select("blue whale", 1).candidates.rows.tolist()
         assert 3 in rows and min(rows) >= 3
-    with pytest.raises(NothingNear, match="shares no word"):
+    with pytest.raises(NoMatchError, match="shares no word"):
         Retriever(space, k=1, candidates="bm25", where=seen).select("fox", 1)
 
 
 def test_a_prompt_that_shares_no_word_is_refused(space):
-    with pytest.raises(NothingNear, match="shares no word"):
+    with pytest.raises(NoMatchError, match="shares no word"):
         Retriever(space, k=2, candidates="bm25").select("bears", 1)
     with pytest.raises(ValueError, match="expected vectors, bm25 or hybrid"):
         Retriever(space, k=2, candidates="words")

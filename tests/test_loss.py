@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from whet.adapt.batches import Batch
-from whet.adapt.loss import Output, mean_losses
+from whet.adapt.loss import OutputProjection, chunked_cross_entropy
 
 TEXTS = [torch.tensor([1, 2, 3, 4, 5]), torch.tensor([6, 0])]
 KINDS = list(itertools.product([None, 3.0], [False, True], [0.1, 100.0]))
@@ -31,8 +31,10 @@ def test_losses_and_gradients_are_those_of_cross_entropy(cap, biased, scale, mon
         losses.append(functional.cross_entropy(logits, text))
     goal = torch.autograd.grad(sum(losses), trained)
     grads = [torch.zeros_like(tensor) for tensor in trained[1:]]
-    output = Output(weight.detach(), None if bias is None else bias.detach(), 1.0, cap, *grads)
-    found = mean_losses(states, output, batch, output.room())
+    output = OutputProjection(
+        weight.detach(), None if bias is None else bias.detach(), 1.0, cap, *grads
+    )
+    found = chunked_cross_entropy(states, output, batch, output.room())
     torch.testing.assert_close(found, torch.stack(losses).detach())
     for mine, theirs in zip([states.grad, *grads], goal, strict=True):
         torch.testing.assert_close(mine, theirs)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from whet.maths import confidence, convergence, surrogate
-from whet.select.table import SELECTORS
+from whet.select.registry import SELECTORS
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -13,11 +13,11 @@ from conformance import D, assert_same, in_segments, table, units, used
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whet.errors import EmbedderMismatch, SpaceError
-from whet.space.filters import Compare, In, Not
-from whet.space.milvus import MilvusReader, Record
-from whet.space.milvus_writer import MilvusWriter, copied
-from whet.space.store import SCHEMA
+from whet.data.filters import Compare, In, Not
+from whet.errors import EmbedderMismatchError, SpaceError
+from whet.space.milvus.reader import MilvusReader, Record
+from whet.space.milvus.writer import MilvusWriter, copied
+from whet.space.store.protocol import SCHEMA
 
 pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is missing (extra: milvus)")
 NEW = Record(dimension=D, fingerprint="test")
@@ -112,7 +112,7 @@ def test_a_space_is_copied_once(make, tmp_path):
     np.testing.assert_allclose(found.scores, best.scores, atol=1e-6)
     names = [store.rows(one.ids[0], ["id"])["id"] for store, one in ((far, found), (near, best))]
     assert names[0] == names[1]
-    with pytest.raises(EmbedderMismatch, match="'test', not 'other'"):
+    with pytest.raises(EmbedderMismatchError, match="'test', not 'other'"):
         MilvusReader.open(uri, collection, fingerprint="other")
     with pytest.raises(SpaceError, match="no collection 'none'"):
         MilvusReader.open(uri, "none")

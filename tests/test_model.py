@@ -17,7 +17,7 @@ from whet.errors import ModelError
 
 @pytest.fixture(scope="module", params=list(tiny.CONFIGS))
 def model(request, tmp_path_factory):
-    return LanguageModel.load(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+    return LanguageModel.from_pretrained(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
 
 
 @given(tokens=st.integers(1, 60), context=st.integers(1, 20), skip=st.integers(0, 30))
@@ -45,14 +45,14 @@ def test_bits_per_byte_equal_a_token_by_token_loop(model, length, left):
 
 def test_gelu_in_one_pass_is_the_network_s_own(tmp_path):
     path, ids = tiny.save(tmp_path, "gpt2"), torch.arange(20)[None]
-    ours = LanguageModel.load(path, dtype=torch.float64, device="cpu").network
+    ours = LanguageModel.from_pretrained(path, dtype=torch.float64, device="cpu").network
     plain = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float64).eval()
     assert type(ours.transformer.h[0].mlp.act) is not type(plain.transformer.h[0].mlp.act)
     torch.testing.assert_close(ours(ids).logits, plain(ids).logits, rtol=1e-12, atol=1e-12)
 
 
 def test_padding_of_the_vocabulary_is_cut_off(tmp_path):
-    model = LanguageModel.load(tiny.save(tmp_path, "gpt2"))
+    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "gpt2"))
     before = model.score("some text").bits
     with torch.no_grad():
         rows = model.network.get_output_embeddings().weight  # 264 rows, 257 tokens
@@ -61,7 +61,7 @@ def test_padding_of_the_vocabulary_is_cut_off(tmp_path):
 
 
 def test_untrained_model_needs_about_the_entropy_of_its_vocabulary(tmp_path):
-    model = LanguageModel.load(tiny.save(tmp_path, "llama"))
+    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"))
     assert model.score("any text at all").bits_per_byte == pytest.approx(math.log2(257), rel=0.05)
 
 
@@ -101,28 +101,28 @@ def test_bad_requests_name_the_value(model):
 
 def test_unknown_model_is_one_clear_line(tmp_path):
     with pytest.raises(ModelError, match="cannot load model .*nowhere.*whet-nano") as caught:
-        LanguageModel.load(tmp_path / "nowhere")
+        LanguageModel.from_pretrained(tmp_path / "nowhere")
     assert "\n" not in str(caught.value)
 
 
 def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
-    model = LanguageModel.load(tiny.save(tmp_path, "llama"))
+    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"))
     model.tokenizer.add_tokens(["<more>", "<and more>"])
     with pytest.raises(ModelError, match="knows 257 tokens, but its tokenizer has 259"):
         LanguageModel(model.network, model.tokenizer, "mixed")
 
 
 def test_a_twin_shares_the_weights_and_is_lent_by_itself(model):
-    twin = model.twin()
+    twin = model.share_weights()
     mine, its = (dict(m.network.named_parameters()) for m in (model, twin))
     assert mine.keys() == its.keys()
     assert all(mine[name].data_ptr() == its[name].data_ptr() for name in mine)
     its["lm_head.weight" if "lm_head.weight" in its else next(iter(its))].requires_grad_(False)
     assert all(own.requires_grad for own in mine.values())  # flags and gradients are its own
-    with model.lent(), twin.lent():
+    with model.exclusive(), twin.exclusive():
         assert twin.score("one text") == model.score("one text")
-    with model.lent(), pytest.raises(ModelError, match="is being adapted already"):
-        model.twin()
+    with model.exclusive(), pytest.raises(ModelError, match="is being adapted already"):
+        model.share_weights()
 
 
 def test_ids_of_a_tokenizer_may_have_gaps(tmp_path):
@@ -130,7 +130,7 @@ def test_ids_of_a_tokenizer_may_have_gaps(tmp_path):
     tokenizer.backend_tokenizer.model = models.BPE(
         vocab=tokenizer.get_vocab() | {"z": 262}, merges=[]
     )
-    network = LanguageModel.load(tiny.save(tmp_path, "gpt2")).network  # has 264 rows
+    network = LanguageModel.from_pretrained(tiny.save(tmp_path, "gpt2")).network  # has 264 rows
     model = LanguageModel(network, tokenizer, "gaps")
     assert model.vocabulary == 263 and model.tokens("z").tolist() == [262]
     assert model.score("zebra").bits > 0

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from whet.cli import main
-from whet.evaluate.render import markdown
-from whet.evaluate.report import Report
+from whet.evaluate.report.render import markdown
+from whet.evaluate.report.table import Report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,8 +12,10 @@ import studies
 from hashing import HashingEmbedder
 from scipy import stats
 
-from whet.errors import RunError, SourceError
-from whet.evaluate.data import Prompt, Prompts
+from whet.data.documents import Document
+from whet.errors import RunFolderError, SourceError
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import Prompt, Prompts
 from whet.evaluate.reproduce import compute, figures, ground, tables
 from whet.evaluate.reproduce.catalogue import CATALOGUE, named
 from whet.evaluate.reproduce.insights import CLAIMS
@@ -22,9 +24,7 @@ from whet.evaluate.reproduce.measures import LAMBDAS, aligned, noise
 from whet.evaluate.reproduce.shown import number, spelled
 from whet.evaluate.reproduce.study import join
 from whet.evaluate.reproduce.style import spread
-from whet.evaluate.switches import Switches
 from whet.maths.statistics import Estimate
-from whet.space.documents import Document
 from whet.space.space import DataSpace
 
 NEEDS_MORE = {"SIFT − NN where few", "share with % of base"}  # other picks; a third set
@@ -75,7 +75,7 @@ def test_every_artefact_is_a_table_two_pictures_and_a_record(shown_of, name, tmp
     kept = json.loads(record.read_text())
     assert kept["columns"] == list(shown.columns) and kept["numbers"].keys() == shown.numbers.keys()
     assert png.read_bytes()[:4] == b"\x89PNG" and "<svg" in svg.read_text()
-    assert f"n = {shown.n:,}" in caption_of(artefact, shown, Switches())
+    assert f"n = {shown.n:,}" in caption_of(artefact, shown, EvalConfig())
     assert shown.table(artefact.title).row_count == len(shown.rows)
 
 
@@ -84,7 +84,7 @@ def test_a_view_refuses_a_run_without_its_methods(runs, base, name, tmp_path):
     artefact = CATALOGUE[name]
     other = studies.run(tmp_path, "other", methods=("kmeanspp",))
     given = [other for _ in artefact.runs] + [base] * artefact.ground
-    with pytest.raises(RunError, match=r"other has no method '.*': expected kmeanspp$"):
+    with pytest.raises(RunFolderError, match=r"other has no method '.*': expected kmeanspp$"):
         artefact.view(*given)
 
 
@@ -179,9 +179,9 @@ def test_fig6_groups_by_different_picks(tmp_path):
 def test_a_caption_says_what_is_so_of_the_study(runs):
     artefact, shown = CATALOGUE["table1"], tables.by_set(runs["core"])
     assert "stand in for GPT-2, Phi-3 and the Pile; queries are the first halves" in caption_of(
-        artefact, shown, Switches()
+        artefact, shown, EvalConfig()
     )
-    other = caption_of(artefact, shown, Switches(model="gpt2", leakage="whole"))
+    other = caption_of(artefact, shown, EvalConfig(model="gpt2", leakage="whole"))
     assert "stand in" not in other and "halves" not in other
 
 
@@ -336,14 +336,14 @@ def test_joined_runs_have_the_methods_of_all_and_the_prompts_of_each(runs, tmp_p
     assert both.methods == (*runs["core"].methods, "mmr") and len(both) == 5
     np.testing.assert_array_equal(both.bits("sift"), runs["core"].bits("sift")[:5])
     np.testing.assert_array_equal(both.bits("mmr"), fewer.bits("mmr"))
-    with pytest.raises(RunError, match="has model 'main-model', but .* 'small-model'"):
+    with pytest.raises(RunFolderError, match="has model 'main-model', but .* 'small-model'"):
         join([runs["core"], runs["small"]])
     for key, value in [("seed", 1), ("lr", 0.5)]:
         meta = fewer.meta | {"switches": fewer.meta["switches"] | {key: value}}
-        with pytest.raises(RunError, match=f"has {key} .*, but .*{value}"):
+        with pytest.raises(RunFolderError, match=f"has {key} .*, but .*{value}"):
             join([runs["core"], replace(fewer, meta=meta)])
     for key in ("space", "prompts"):
-        with pytest.raises(RunError, match=f"has {key} .*, but .*another"):
+        with pytest.raises(RunFolderError, match=f"has {key} .*, but .*another"):
             join([runs["core"], replace(fewer, meta=fewer.meta | {key: "another"})])
     assert len(aligned(runs["core"], fewer)[0]) == 5
 

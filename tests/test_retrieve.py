@@ -5,11 +5,11 @@ import pytest
 from hashing import HashingEmbedder
 
 import whet
-from whet.space.documents import Document, read_documents
-from whet.space.filters import Compare
+from whet.data.documents import Document, read_documents
+from whet.data.filters import Compare
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
-from whet.spaces import Options, retrieve
+from whet.spaces import SelectionConfig, retrieve
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 TEXTS = ["red fox", "red fox runs", "blue whale", "blue whale sings", "green frog", " "]
@@ -94,7 +94,10 @@ def test_a_selector_and_a_filter_may_be_given_in_words(space):
     bound = space.restricted("i > 1")
     assert len(bound) == 4 and bound.restricted("i < 3").rows.tolist() == [2]
     assert DataSpace.open(space.path, space.embedder, where="i > 1").rows.tolist() == [2, 3, 4, 5]
-    assert Options(where=Compare("i", ">", 1)).filter() == Options(where="i > 1").filter()
+    assert (
+        SelectionConfig(where=Compare("i", ">", 1)).filter()
+        == SelectionConfig(where="i > 1").filter()
+    )
     with pytest.raises(ValueError, match="filter holds `i`"):
         Retriever(space, where="i")
 
@@ -103,7 +106,7 @@ def test_without_k_the_candidates_are_200_or_all_that_pass(space):
     few = Compare("i", "<", 2)
     assert Retriever(space).k == 6 and Retriever(space, where=few).k == 2
     assert len(Retriever(space).select("red fox", 9).candidates.rows) == 6
-    assert len(retrieve(space, "red fox", Options(n=3, where="i < 2")).candidates.rows) == 2
+    assert len(retrieve(space, "red fox", SelectionConfig(n=3, where="i < 2")).candidates.rows) == 2
     with pytest.raises(ValueError, match="no document passes the filter: correct it"):
         Retriever(space, where=Compare("i", ">", 9))
     with pytest.raises(ValueError, match="k is 2, but 1 document"):
@@ -134,4 +137,4 @@ def test_what_is_retrieved_explains_itself_and_becomes_a_prompt(space):
     assert repr(found) == f"Retrieval(2 of 5 candidates: '{first.id}', '{best.id}'; σ {sigma:.3f})"
     assert found.to_prompt(100).text == f"{first.text}\n\n{best.text}"
     assert found.to_prompt(3, count_tokens=lambda text: len(text.split())).text == best.text
-    assert found.until(1e9).to_prompt(100).text == ""
+    assert found.stop_at(1e9).to_prompt(100).text == ""

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from test_select import BAD
 
 import whet
-from whet.select.diverse import facility_location, farthest_first, kmeanspp, mmr
-from whet.select.hull import hull, reconstruct, whole_counts
-from whet.select.informative import ctl, information_density, itl, undirected_vtl
-from whet.select.table import SELECTORS, selector
+from whet.select.registry import SELECTORS, selector
+from whet.select.selectors.active_learning import ctl, information_density, itl, undirected_vtl
+from whet.select.selectors.diversity import facility_location, farthest_first, kmeanspp, mmr
+from whet.select.selectors.hull import hull, reconstruct, whole_counts
 
 seeds = st.integers(0, 2**32 - 1)
 lams = st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0])

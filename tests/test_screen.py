@@ -9,14 +9,14 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whet.select import compiled
-from whet.select.compiled import Compiled
-from whet.select.plain import Plain
+from whet.select.numba_backend import state as compiled
+from whet.select.numba_backend.state import NumbaGreedy
+from whet.select.numpy_backend import NumpyGreedy
 
 pytest.importorskip("numba", reason="the compiled form needs whet[fast]")
 
-from whet.select import kernels, products
-from whet.select.screen import bounds
+from whet.select.numba_backend import kernels, products
+from whet.select.numba_backend.screen import bounds
 
 seeds = st.integers(0, 2**32 - 1)
 lams = st.sampled_from([1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1.0, 10.0])
@@ -38,7 +38,7 @@ def form(prompt, rows, lam, *, screened, shared=2**22, threads=1, **options):
         patch.setattr(compiled, "SHARED", shared)
         options = {"open": np.ones(len(rows), bool), "once": False} | options
         goals = np.atleast_2d(np.float64(prompt))
-        return Compiled(rows, goals, lam=lam, threads=threads, **options)
+        return NumbaGreedy(rows, goals, lam=lam, threads=threads, **options)
 
 
 @settings(max_examples=150)
@@ -55,7 +55,7 @@ def test_rough_numbers_are_off_by_no_more_than_the_bounds(seed, lam, dtype, m, d
     rows = pool(48, d, seed, spread=spread, lengths=lengths).astype(dtype)
     prompt = pool(m, d, seed + 1, rank=4)
     rough = form(prompt, rows, lam, screened=True)
-    exact = Plain(rows, np.float64(prompt), np.ones(48, bool), lam=lam, once=False)._posterior
+    exact = NumpyGreedy(rows, np.float64(prompt), np.ones(48, bool), lam=lam, once=False)._posterior
     for _ in range(12):
         rough.advance(1)
         exact.observe(int(rough.picks[-1]))

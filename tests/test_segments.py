@@ -12,15 +12,15 @@ import pytest
 from conformance import D, in_segments, table, units
 from hashing import HashingEmbedder
 
-from whet.errors import EmbedderMismatch, SpaceError
-from whet.space import index
-from whet.space.care import faults
-from whet.space.documents import Document
-from whet.space.filters import Compare, In
-from whet.space.manifest import Labels, Manifest, read_manifest
-from whet.space.segments import Segments
+from whet.data.documents import Document
+from whet.data.filters import Compare, In
+from whet.errors import EmbedderMismatchError, SpaceError
+from whet.space.maintenance import faults
 from whet.space.space import DataSpace
-from whet.space.writer import SegmentsWriter
+from whet.space.store import ann_index as index
+from whet.space.store.manifest import Labels, Manifest, read_manifest
+from whet.space.store.reader import Segments
+from whet.space.store.writer import SegmentsWriter
 
 TESTS = Path(__file__).parent
 FILES = ["vectors.npy", "ids.npy", "rows.arrow", "columns.arrow", "names.npy", "index.faiss",
@@ -275,7 +275,9 @@ def test_a_broken_manifest_is_refused_in_one_line(path, damage, message):
 
 
 def test_another_embedder_is_refused(path):
-    with pytest.raises(EmbedderMismatch, match="was made by embedder test with fingerprint 'test'"):
+    with pytest.raises(
+        EmbedderMismatchError, match="was made by embedder test with fingerprint 'test'"
+    ):
         Segments.open(path, fingerprint="other")
 
 

@@ -118,12 +118,12 @@ def test_sigma_survives_tiny_noise_on_a_low_rank_pool_of_near_duplicates():
 def test_adaptive_stops_before_the_first_step_over_the_line():
     # σ = 1, .5, .45, .3, .29 against 1/(αn): with α = 1 the lines are 1, .5, .333, .25
     chosen = Selection(np.arange(4), np.zeros(4), np.array([1, 0.5, 0.45, 0.3, 0.29]) ** 2)
-    assert [len(chosen.until(a)) for a in (1.0, 0.6, 1.2, 2.1, 3.0)] == [3, 4, 1, 0, 0]
+    assert [len(chosen.stop_at(a)) for a in (1.0, 0.6, 1.2, 2.1, 3.0)] == [3, 4, 1, 0, 0]
 
 
 def test_adaptive_keeps_nothing_beyond_the_first_crossing():
     chosen = Selection(np.arange(3), np.zeros(3), np.array([1, 0.9, 0.6, 0.01]) ** 2)
-    assert len(chosen.until(1.0)) == 1  # step 2 is over the line, step 3 is under it again
+    assert len(chosen.stop_at(1.0)) == 1  # step 2 is over the line, step 3 is under it again
 
 
 @pytest.mark.parametrize("selector", SELECTORS)

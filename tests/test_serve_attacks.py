@@ -16,11 +16,11 @@ import uvicorn
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
 
-from whet.serve.catalogue import Catalogue
-from whet.serve.keys import Limits
-from whet.space.documents import Document
+from whet.data.documents import Document
+from whet.serve.auth import Limits
+from whet.serve.space_registry import Catalogue
 from whet.space.space import DataSpace
-from whet.space.writer import delete_documents
+from whet.space.store.writer import delete_documents
 
 ASK = {"model": "tiny", "prompt": "bee honey", "max_tokens": 2, "adapt": {"n": 2}}
 SLOW = {"model": "tiny", "prompt": "bee", "max_tokens": 26, "adapt": {"n": 30, "cache": "off"}}

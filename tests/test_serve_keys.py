@@ -10,14 +10,14 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whet.adapt.adaptation import LoRA
 from whet.adapt.adapters import Adapter
+from whet.adapt.config import LoRA
 from whet.cli import main
-from whet.serve.adapters import Adapters, Kept, adapter_id
+from whet.serve.adapter_cache import Adapters, Kept, adapter_id
+from whet.serve.auth import Key, Keys, Limits, new_key
 from whet.serve.config import Config, is_loopback
-from whet.serve.keys import Key, Keys, Limits, new_key
-from whet.serve.meter import Meter
-from whet.serve.problems import Refused
+from whet.serve.errors import APIError
+from whet.serve.rate_limit import Meter
 
 TODAY = datetime.date(2030, 6, 1)
 
@@ -113,7 +113,7 @@ def test_minute_of_requests_fills_again():
 
     ask()
     ask()
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(APIError) as caught:
         ask()
     assert caught.value.status == 429 and caught.value.retry_after_s == pytest.approx(30)
     now[0] = 30.0
@@ -125,7 +125,7 @@ def test_tokens_are_paid_afterwards_and_debts_wait():
     meter = Meter(Limits(tokens_per_minute=60), clock=lambda: now[0])
     with meter.admitted(Key(id="a")) as account:
         account.tokens.level -= 100
-    with pytest.raises(Refused), meter.admitted(Key(id="a")):
+    with pytest.raises(APIError), meter.admitted(Key(id="a")):
         pass
     with meter.admitted(Key(id="b")):  # another's debt is not theirs
         now[0] = 41.0
@@ -135,7 +135,7 @@ def test_tokens_are_paid_afterwards_and_debts_wait():
 
 def test_requests_open_at_once_are_bounded():
     meter = Meter(Limits(concurrent=1))
-    with meter.admitted(Key(id="a")), pytest.raises(Refused), meter.admitted(Key(id="a")):
+    with meter.admitted(Key(id="a")), pytest.raises(APIError), meter.admitted(Key(id="a")):
         pass
     with meter.admitted(Key(id="a")):
         pass

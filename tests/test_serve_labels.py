@@ -5,8 +5,8 @@ import pytest
 import serving
 import tiny
 
-from whet.space.manifest import Labels
 from whet.space.space import DataSpace
+from whet.space.store.manifest import Labels
 
 SELECT = {"prompt": "honey sting", "n": 3, "k": 20}
 

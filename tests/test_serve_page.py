@@ -60,7 +60,7 @@ def test_a_prompt_is_sharpened_by_keyboard_alone_and_all_is_shown(page):
         == 5
     )
     assert one(page, "base").text and one(page, "sharp").text
-    assert one(page, "sharp-name").text == "Sharpened: 5 steps"
+    assert one(page, "sharp-name").text == "WhetLM: 5 steps"
     sources = page.find_elements(By.CSS_SELECTOR, "#sources li")
     counts = [int(s.text.split("×")[1].split()[0]) if "×" in s.text else 1 for s in sources]
     assert sum(counts) == 5 and all(source.text for source in sources)

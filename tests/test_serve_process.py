@@ -17,7 +17,7 @@ import tiny
 from click.testing import CliRunner
 
 from whet.cli import main
-from whet.space.documents import Document
+from whet.data.documents import Document
 from whet.space.space import DataSpace
 
 ADD = "/v1/data_spaces/docs/documents"

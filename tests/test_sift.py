@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 import whet
-from whet.select import compiled, sifting
-from whet.select.compiled import SPARES, Compiled
-from whet.select.plain import Plain
-from whet.select.sifting import Sifting
+from whet.select import sifting
+from whet.select.numba_backend import state as compiled
+from whet.select.numba_backend.state import SPARES, NumbaGreedy
+from whet.select.numpy_backend import NumpyGreedy
+from whet.select.sifting import SIFT
 
 pytest.importorskip("numba", reason="the compiled form needs whet[fast]")
 
@@ -40,8 +41,8 @@ def low_rank(k=180, d=64, rank=16):
 def both(prompt, candidates, n, lam, *, open=None, once=False, threads=1):
     goals = np.atleast_2d(np.float64(prompt))
     open = np.ones(len(candidates), bool) if open is None else open
-    fast = Compiled(candidates, goals, open, lam=lam, once=once, threads=threads)
-    slow = Plain(candidates, goals, open, lam=lam, once=once)
+    fast = NumbaGreedy(candidates, goals, open, lam=lam, once=once, threads=threads)
+    slow = NumpyGreedy(candidates, goals, open, lam=lam, once=once)
     for form in (fast, slow):
         form.advance(n)
     return fast, slow
@@ -119,7 +120,9 @@ def test_of_identical_rows_the_lowest_open_one_is_picked(seed, lam, dtype, d):
 def test_identical_rows_have_identical_bits_wherever_they_stand(dtype):
     for d in [*range(1, 40), 255, 1000]:
         rows = np.tile(unit(d, seed=d).astype(dtype), (9, 1))
-        fast = Compiled(rows, unit(1, d, seed=0), np.ones(9, bool), lam=1e-4, once=False, threads=1)
+        fast = NumbaGreedy(
+            rows, unit(1, d, seed=0), np.ones(9, bool), lam=1e-4, once=False, threads=1
+        )
         fast.advance(1)
         state = fast._state
         ahead = state.spares[state.slots]
@@ -157,9 +160,9 @@ def test_the_bits_do_not_depend_on_threads_or_batch_mates(dtype, shape, shared, 
 def test_a_selection_can_be_continued(shape):
     prompt, candidates = unit(shape[1], seed=0), unit(*shape, seed=1)
     whole = whet.sift(prompt, candidates, 40)
-    parts = Sifting(prompt, candidates)
+    parts = SIFT(prompt, candidates)
     lazily = [pick for pick in itertools.islice(parts, 7)]
-    told = f"Sifting(7 picks of {shape[0]} candidates, σ {whole.sigma[7]:.3f})"
+    told = f"SIFT(7 picks of {shape[0]} candidates, σ {whole.sigma[7]:.3f})"
     assert repr(parts) == told and len(parts) == 7
     assert [p.index for p in lazily] == list(whole.indices[:7])
     np.testing.assert_array_equal([p.sigma for p in lazily], whole.sigma[1:8])
@@ -170,12 +173,12 @@ def test_a_selection_can_be_continued(shape):
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.5, 1.0, 3.0])
 def test_adaptive_stopping_saves_the_work(alpha):
     prompt, candidates = unit(120, seed=0), unit(300, 120, seed=1)
-    wanted = whet.sift(prompt, candidates, 30).until(alpha)
-    lazy = Sifting(prompt, candidates)
-    got = lazy.until(alpha, 30)
+    wanted = whet.sift(prompt, candidates, 30).stop_at(alpha)
+    lazy = SIFT(prompt, candidates)
+    got = lazy.stop_at(alpha, 30)
     np.testing.assert_array_equal(got.indices, wanted.indices)
     assert len(lazy) == min(len(wanted) + 1, 30)  # the pick that crossed, none after it
-    np.testing.assert_array_equal(lazy.until(alpha, 30).indices, wanted.indices)
+    np.testing.assert_array_equal(lazy.stop_at(alpha, 30).indices, wanted.indices)
 
 
 @given(seed=seeds, lam=lams, m=st.integers(1, 4))
@@ -203,7 +206,7 @@ def test_without_repeats_each_open_row_is_picked_once(shape):
     prompt, candidates = unit(shape[1], seed=0), unit(*shape, seed=1)
     some = whet.sift(prompt, candidates, 20, lam=10.0, repeats=False, exclude=[3, 3, 5])
     assert len(some.counts()) == 20 and not {3, 5} & set(some.counts())
-    rest = Sifting(prompt, candidates[:6], exclude=[1], repeats=False)
+    rest = SIFT(prompt, candidates[:6], exclude=[1], repeats=False)
     assert sorted(p.index for p in rest) == [0, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="n is 1, but without repeats 0 candidates are left"):
         rest.advance(1)
@@ -216,7 +219,7 @@ def test_a_memory_mapped_file_serves_as_an_array_does(tmp_path, monkeypatch):
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
     a, b = whet.sift(prompt, mapped, 30, threads=2), whet.sift(prompt, rows, 30, threads=1)
     np.testing.assert_array_equal(a.indices, b.indices)
-    slow = Plain(rows, np.float64(prompt)[None], np.ones(2000, bool), lam=0.01, once=False)
+    slow = NumpyGreedy(rows, np.float64(prompt)[None], np.ones(2000, bool), lam=0.01, once=False)
     slow.advance(30)
     np.testing.assert_array_equal(a.indices, slow.picks)
 
@@ -228,7 +231,7 @@ def test_half_numbers_are_read_exactly():
     rows = rows[np.abs(np.float64(rows)).sum(1) > 0]
     goals = np.eye(8)[[3]]
     open = np.ones(len(rows), bool)
-    fast = Compiled(rows, goals, open, lam=1.0, once=False, threads=1)
+    fast = NumbaGreedy(rows, goals, open, lam=1.0, once=False, threads=1)
     np.testing.assert_array_equal(fast._state.covariance[0], np.float64(rows[:, 3]))
     np.testing.assert_allclose(fast.prior, (np.float64(rows) ** 2).sum(1), rtol=1e-15)
 

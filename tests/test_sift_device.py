@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import whet
-from whet.select import device
-from whet.select.device import sift_torch
+from whet.select import torch_backend as device
+from whet.select.torch_backend import sift_torch
 
 seeds = st.integers(0, 2**31)
 lams = st.sampled_from([1e-4, 0.01, 1.0])

@@ -3,7 +3,7 @@ import pytest
 import reference
 
 import whet
-from whet.select.lazy import sift_lazy
+from whet.select.selectors.lazy import sift_lazy
 
 
 def test_the_lazy_queue_misses_a_gain_that_rises():

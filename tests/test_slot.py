@@ -3,19 +3,19 @@ import reference_slot
 import tiny
 import torch
 
-from whet.adapt.adaptation import Full, Head, LoRA, Optimiser, adaptation
-from whet.adapt.lora import linear_layers
+from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig, adaptation
 from whet.adapt.model import LanguageModel
-from whet.adapt.slot import adapting
+from whet.adapt.session import adapted
+from whet.adapt.tuners.lora import linear_layers
 from whet.errors import ModelError
 
-MODES = [Full(lr=1e-3), LoRA(lr=1e-2, rank=4), Head(lr=1e-2)]
+MODES = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, rank=4), LMHead(lr=1e-2)]
 TEXT = "one short text"
 
 
 @pytest.fixture(scope="module", params=list(tiny.CONFIGS))
 def model(request, tmp_path_factory):
-    return LanguageModel.load(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+    return LanguageModel.from_pretrained(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
 
 
 def state(model):
@@ -32,7 +32,7 @@ def assert_same(before, after):
 @pytest.mark.parametrize("mode", MODES, ids=lambda m: type(m).__name__)
 def test_slot_learns_and_gives_the_weights_back(model, mode):
     before, base = state(model), model.score(TEXT)
-    with adapting(model, mode) as slot:
+    with adapted(model, mode) as slot:
         losses = [slot.step(TEXT) for _ in range(5)]
         assert losses[-1] < losses[0] and slot.score(TEXT).bits < base.bits
     assert_same(before, state(model))
@@ -43,7 +43,7 @@ def test_slot_learns_and_gives_the_weights_back(model, mode):
 def test_weights_come_back_after_an_error_and_a_second_use_equals_the_first(model, mode):
     before, runs = state(model), []
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), adapting(model, mode) as slot:
+        with pytest.raises(KeyboardInterrupt), adapted(model, mode) as slot:
             runs.append([slot.step(TEXT), slot.step(TEXT + "!")])
             raise KeyboardInterrupt
     assert runs[0] == runs[1]
@@ -61,7 +61,7 @@ def test_full_step_is_adam_written_out(model):
     norm = sum((g**2).sum() for g in grads).sqrt()
     before = [p.detach().double().clone() for p in network.parameters()]
     network.zero_grad()
-    with adapting(model, Full(lr=1e-3)) as slot:
+    with adapted(model, FullFineTuning(lr=1e-3)) as slot:
         slot.step(TEXT)
         for parameter, old, grad in zip(network.parameters(), before, grads, strict=True):
             clipped = grad * min(1.0, 1 / (norm + 1e-6))
@@ -73,7 +73,7 @@ def test_full_step_is_adam_written_out(model):
 def test_head_alone_moves_even_when_tied(model):
     inputs = model.network.get_input_embeddings().weight
     before = inputs.detach().clone()
-    with adapting(model, Head(lr=0.1)) as slot:
+    with adapted(model, LMHead(lr=0.1)) as slot:
         slot.step(TEXT)
         assert torch.equal(inputs, before)
         assert not torch.equal(model.network.get_output_embeddings().weight[:257], before[:257])
@@ -84,9 +84,9 @@ def test_head_alone_moves_even_when_tied(model):
 def test_lora_equals_peft(tmp_path):
     import peft
 
-    model = LanguageModel.load(tiny.save(tmp_path, "llama"))
+    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"))
     options = LoRA(lr=1e-2, rank=4, alpha=8.0, targets=("q_proj", "down_proj"))
-    with adapting(model, options, Optimiser(clip=0)) as slot:
+    with adapted(model, options, OptimizerConfig(clip=0)) as slot:
         ours = [slot.step(TEXT) for _ in range(4)]
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
     wrapped = peft.get_peft_model(model.network, config)
@@ -95,20 +95,20 @@ def test_lora_equals_peft(tmp_path):
     for down in downs:
         bound = down.shape[1] ** -0.5
         down.data.copy_(torch.empty(down.shape).uniform_(-bound, bound, generator=generator))
-    optimiser = torch.optim.Adam([p for p in wrapped.parameters() if p.requires_grad], 1e-2)
+    optimizer = torch.optim.Adam([p for p in wrapped.parameters() if p.requires_grad], 1e-2)
     theirs = []
     for _ in range(4):
         loss = reference_slot.mean_loss(model, TEXT)
         theirs.append(loss.item())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_lora_starts_at_the_base_model(model):
     base = model.score(TEXT)
-    with adapting(model, LoRA()) as slot:
+    with adapted(model, LoRA()) as slot:
         assert slot.score(TEXT) == base
 
 
@@ -117,7 +117,7 @@ def test_unknown_target_lists_the_layers_that_exist(model):
         linear_layers(model.network, ("nothing",))
     with (
         pytest.raises(ValueError, match="no linear layer"),
-        adapting(model, LoRA(targets=("nothing",))),
+        adapted(model, LoRA(targets=("nothing",))),
     ):
         raise AssertionError("never entered")
     model.score(TEXT)
@@ -125,12 +125,12 @@ def test_unknown_target_lists_the_layers_that_exist(model):
 
 def test_a_model_is_lent_once_at_a_time(model):
     with (
-        adapting(model),
+        adapted(model),
         pytest.raises(ModelError, match="is being adapted already"),
-        adapting(model),
+        adapted(model),
     ):
         raise AssertionError("never entered")
-    with adapting(model) as slot:
+    with adapted(model) as slot:
         assert slot.steps == 0
 
 
@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(model):
     before = state(model)
     with (
         pytest.raises(ModelError, match="loss is (nan|inf).* lower the learning rate"),
-        adapting(model, Full(lr=1e30), Optimiser(clip=0)) as slot,
+        adapted(model, FullFineTuning(lr=1e30), OptimizerConfig(clip=0)) as slot,
     ):
         for _ in range(9):
             slot.step(TEXT)
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(model):
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
 def test_every_optimiser_lowers_the_loss(model, kind):
     rate = 1e-1 if kind == "sgd" else 1e-3
-    with adapting(model, Full(lr=rate), Optimiser(kind=kind)) as slot:
+    with adapted(model, FullFineTuning(lr=rate), OptimizerConfig(kind=kind)) as slot:
         losses = [slot.step(TEXT) for _ in range(4)]
     assert losses[-1] < losses[0]
 
@@ -156,11 +156,11 @@ def test_every_optimiser_lowers_the_loss(model, kind):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Full(lr=0), "lr is 0"),
+        (lambda: FullFineTuning(lr=0), "lr is 0"),
         (lambda: LoRA(rank=0), "rank is 0"),
-        (lambda: Optimiser(beta1=1.0), "beta1 is 1.0"),
-        (lambda: Optimiser(clip=-1.0), "clip is -1.0"),
-        (lambda: Optimiser(clip=float("nan")), "clip is nan"),
+        (lambda: OptimizerConfig(beta1=1.0), "beta1 is 1.0"),
+        (lambda: OptimizerConfig(clip=-1.0), "clip is -1.0"),
+        (lambda: OptimizerConfig(clip=float("nan")), "clip is nan"),
         (lambda: adaptation("half"), "mode is 'half': expected full, lora, head"),
         (lambda: adaptation("head", rank=3), "mode head has no option rank: expected lr"),
     ],

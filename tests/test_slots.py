@@ -10,14 +10,14 @@ import reference_slot
 import tiny
 import torch
 
-from whet.adapt.adaptation import Full, Head, LoRA, Optimiser
+from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.errors import ModelError
 
 KINDS = [*tiny.CONFIGS, *tiny.MORE]
-MODES = [Full(lr=1e-3), LoRA(lr=1e-2, rank=4), Head(lr=1e-2)]
-MANY = [LoRA(lr=1e-2, rank=4), Head(lr=1e-2)]
+MODES = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, rank=4), LMHead(lr=1e-2)]
+MANY = [LoRA(lr=1e-2, rank=4), LMHead(lr=1e-2)]
 TEXTS = [
     ["a first text", "another one, longer by far", "a first text", "x"],
     ["Ünïcode, of 26 bytes or so", "Ünïcode, of 26 bytes or so", "then this"],
@@ -29,7 +29,7 @@ name = lambda mode: type(mode).__name__  # noqa: E731
 
 def on_cpu(folder, kind):
     """A network whose sums always have the same bits; a GPU's do not."""
-    return LanguageModel.load(tiny.save(folder, kind), device="cpu")
+    return LanguageModel.from_pretrained(tiny.save(folder, kind), device="cpu")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -44,7 +44,7 @@ def some_model(request, tmp_path_factory):
 
 @pytest.fixture
 def double(request, tmp_path):
-    return LanguageModel.load(tiny.save(tmp_path, request.param), dtype=torch.float64)
+    return LanguageModel.from_pretrained(tiny.save(tmp_path, request.param), dtype=torch.float64)
 
 
 def learn(slots, plans):
@@ -61,8 +61,8 @@ def learn(slots, plans):
     return losses
 
 
-def alone(model, mode, texts, optimiser=None):
-    with reference_slot.adapting(model, mode, optimiser) as slot:
+def alone(model, mode, texts, optimizer=None):
+    with reference_slot.adapted(model, mode, optimizer) as slot:
         losses = [slot.step(text) for text in texts]
         return losses, slot.score("what comes after").bits_per_byte
 
@@ -71,14 +71,14 @@ def alone(model, mode, texts, optimiser=None):
 @pytest.mark.parametrize("double", KINDS, indirect=True)
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_slots_equal_the_oracle_alone(double, mode, kind):
-    optimiser = Optimiser(kind=kind, clip=0.5)
+    optimizer = OptimizerConfig(kind=kind, clip=0.5)
     plans = dict(enumerate(TEXTS if mode in MANY else TEXTS[:1]))
-    slots = Slots(double, mode, optimiser, count=len(plans))
+    slots = Slots(double, mode, optimizer, count=len(plans))
     with slots.attached():
         losses = learn(slots, plans)
         scores = [slots.as_slot(slot).score("what comes after").bits_per_byte for slot in plans]
     for slot, texts in plans.items():
-        goal, score = alone(double, mode, texts, optimiser)
+        goal, score = alone(double, mode, texts, optimizer)
         assert losses[slot] == pytest.approx(goal, rel=1e-10)
         assert scores[slot] == pytest.approx(score, rel=1e-10)
 
@@ -149,7 +149,7 @@ def test_reset_is_the_base_model_bit_for_bit(some_model, mode):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 def test_a_compiled_trunk_learns_the_same(tmp_path):
-    model = LanguageModel.load(tiny.save(tmp_path, "gpt2"), dtype=torch.float64)
+    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "gpt2"), dtype=torch.float64)
     slots = Slots(model, MODES[0], compiled=True)
     for _ in range(2):  # the model comes back in between
         with slots.attached():
@@ -195,7 +195,7 @@ def test_clipping_never_couples_prompts(some_model, mode):
     """A mate with a gradient a thousand times as large changes nothing."""
     results = []
     for mate in (1.0, 1000.0):
-        slots = Slots(some_model, mode, Optimiser(kind="sgd", clip=0.1), count=2)
+        slots = Slots(some_model, mode, OptimizerConfig(kind="sgd", clip=0.1), count=2)
         with slots.attached():
             slots.bank.theta[1] *= mate
             results.append(learn(slots, {0: TEXTS[0], 1: TEXTS[0]})[0])
@@ -257,7 +257,7 @@ def test_out_of_memory_halves_what_is_computed_at_once(some_model, caplog):
 
 def test_head_without_memory_for_a_prompt_s_texts_takes_them_one_by_one(some_model):
     texts = [some_model.lesson(text) for text in ("one", "two", "six")]
-    slots, hook = Slots(some_model, Head(lr=1e-2)), limited(some_model, 1)
+    slots, hook = Slots(some_model, LMHead(lr=1e-2)), limited(some_model, 1)
     try:
         with slots.attached():
             slots.prepare(texts)
@@ -276,7 +276,7 @@ def test_out_of_memory_on_one_text_is_an_error(some_model):
 
 
 def test_hidden_states_are_kept_within_their_room(some_model):
-    slots = Slots(some_model, Head(lr=1e-2), count=2, cache_bytes=16 * 4 * 30)
+    slots = Slots(some_model, LMHead(lr=1e-2), count=2, cache_bytes=16 * 4 * 30)
     with slots.attached():
         first = learn(slots, {0: TEXTS[0], 1: TEXTS[1]})
         slots.reset(0)
@@ -285,7 +285,7 @@ def test_hidden_states_are_kept_within_their_room(some_model):
 
 
 def test_bfloat16_trains_float32_masters(tmp_path):
-    model = LanguageModel.load(tiny.save(tmp_path, "llama"), dtype=torch.bfloat16)
+    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"), dtype=torch.bfloat16)
     for mode in MODES:
         slots = Slots(model, mode)
         with slots.attached():
@@ -295,7 +295,10 @@ def test_bfloat16_trains_float32_masters(tmp_path):
 
 
 def test_full_training_gives_the_embedding_back_with_dense_gradients(some_model):
-    embedding, slots = some_model.network.get_input_embeddings(), Slots(some_model, Full())
+    embedding, slots = (
+        some_model.network.get_input_embeddings(),
+        Slots(some_model, FullFineTuning()),
+    )
     with pytest.raises(KeyboardInterrupt), slots.attached():
         learn(slots, {0: TEXTS[0]})
         raise KeyboardInterrupt
@@ -304,7 +307,7 @@ def test_full_training_gives_the_embedding_back_with_dense_gradients(some_model)
 
 def test_full_training_has_one_slot(some_model):
     with pytest.raises(ValueError, match="count is 2: full training has one slot"):
-        Slots(some_model, Full(), count=2)
+        Slots(some_model, FullFineTuning(), count=2)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=name)

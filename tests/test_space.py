@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hashing import HashingEmbedder
 
-from whet.errors import EmbedderMismatch, SourceError, SpaceError
-from whet.space.documents import Document
-from whet.space.files import locked
+from whet.data.documents import Document
+from whet.errors import EmbedderMismatchError, SourceError, SpaceError
+from whet.io import exclusive_lock
 from whet.space.space import DataSpace
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
@@ -87,7 +87,7 @@ def test_texts_that_tell_nothing_are_kept_and_never_near(tmp_path):
 
 
 def test_rows_are_found_across_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("whet.space.rows.ROWS", 7)
+    monkeypatch.setattr("whet.space.store.records.ROWS", 7)
     space = DataSpace.build(documents(23), tmp_path / "s", HashingEmbedder())
     assert space.documents(range(23)) == documents(23)
     with pytest.raises(IndexError):
@@ -115,7 +115,7 @@ def test_extending_keeps_the_fitted_lsa(tmp_path):
 
 
 def test_two_writers_are_told_apart(space):
-    with locked(space.path), pytest.raises(SpaceError, match="being written by another"):
+    with exclusive_lock(space.path), pytest.raises(SpaceError, match="being written by another"):
         space.extend(documents(50))
     assert len(space.extend(documents(50))) == 50
 
@@ -132,7 +132,9 @@ def test_no_documents_and_a_taken_place_are_refused(space, tmp_path):
 
 def test_another_embedder_is_refused_with_both_named(space):
     for other in (HashingEmbedder(dimension=8), HashingEmbedder(seed=1)):
-        with pytest.raises(EmbedderMismatch, match=r"of dimension 16 by hashing, .* rebuild it"):
+        with pytest.raises(
+            EmbedderMismatchError, match=r"of dimension 16 by hashing, .* rebuild it"
+        ):
             DataSpace.open(space.path, other)
     with pytest.raises(
         SpaceError, match="was made by the Python embedder 'hashing': open it in Python"

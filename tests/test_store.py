@@ -1,4 +1,4 @@
-"""Every store keeps the rules of `whet.space.store`."""
+"""Every store keeps the rules of `whet.space.store.protocol`."""
 
 import pytest
 from conformance import *  # noqa: F403  # its tests, and the fixture they share

@@ -10,13 +10,13 @@ import world
 from click.testing import CliRunner
 
 from whet.cli import main
-from whet.errors import RunError, SourceError
-from whet.evaluate.data import Data
+from whet.errors import RunFolderError, SourceError
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import Data
 from whet.evaluate.demo import SHORTEST, source
 from whet.evaluate.reproduce.catalogue import CATALOGUE
 from whet.evaluate.reproduce.plans import PLANS
 from whet.evaluate.reproduce.study import KINDS, Study, data_of, drawn, held_out
-from whet.evaluate.switches import Switches
 from whet.spaces import open_space
 
 
@@ -28,7 +28,7 @@ def here(tmp_path_factory):
 def study(here, folder, **changes):
     data = Data(space=str(here / "space"), prompts=str(here / "prompts.jsonl"), per_set=1)
     model, n = str(here / "model"), changes.pop("n", 2)
-    own = {"folder": folder, "data": data, "switches": Switches(model=model, n=n), "small": model}
+    own = {"folder": folder, "data": data, "switches": EvalConfig(model=model, n=n), "small": model}
     return Study(**own | {"progress": False} | changes)
 
 
@@ -38,7 +38,7 @@ def test_a_run_is_made_once_and_joined_with_others_of_its_prompts(here, tmp_path
     assert both.methods == (*PLANS["core"].methods, "nearest(order=reversed)") and len(both) == 2
     rows = own.run("core").table.to_pylist()
     assert study(here, tmp_path).run("core").table.to_pylist() == rows  # clocks and all
-    with pytest.raises(RunError, match="holds a run with n 2, but 3 is asked"):
+    with pytest.raises(RunFolderError, match="holds a run with n 2, but 3 is asked"):
         study(here, tmp_path, n=3).run("core")
 
 
@@ -74,14 +74,14 @@ def test_parts_are_of_the_data_space_that_is_asked(here, tmp_path):
     """Another space in the same study's folder is refused, not shown with the first one's runs."""
     other = world.build(tmp_path / "world", texts=200)
     given = Data(space=str(other / "space"), prompts=str(here / "prompts.jsonl"), per_set=1)
-    small = {"n": 2, "switches": Switches(model=str(here / "model"), n=2, k=20)}
+    small = {"n": 2, "switches": EvalConfig(model=str(here / "model"), n=2, k=20)}
     study(here, tmp_path, **small).run("third")
-    with pytest.raises(RunError, match="holds a run with space"):
+    with pytest.raises(RunFolderError, match="holds a run with space"):
         study(here, tmp_path, data=given, **small).run("third")
 
 
 def test_one_model_twice_and_no_prompts_are_refused(here, tmp_path):
-    with pytest.raises(RunError, match="and so is the main model: name another"):
+    with pytest.raises(RunFolderError, match="and so is the main model: name another"):
         study(here, tmp_path).run("small")
     for data in (Data(space="s.whet"), Data(space="s.toml", prompts="p.jsonl")):
         with pytest.raises(SourceError, match="name SPACE and --prompts"):

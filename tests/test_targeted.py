@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hashing import HashingEmbedder
 
-from whet.space.documents import Document, read_documents
+from whet.data.documents import Document, read_documents
 from whet.space.space import DataSpace
-from whet.space.targeted import training_set
+from whet.space.training_set import training_set
 
 WORDS = "ash birch cedar elm fir hazel larch maple oak pine".split()
 LAM = 0.05

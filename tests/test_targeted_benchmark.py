@@ -9,7 +9,7 @@ import pytest
 import tiny
 from click.testing import CliRunner
 
-from whet.space.documents import Document, read_documents
+from whet.data.documents import Document, read_documents
 from whet.space.space import DataSpace
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "targeted.py"

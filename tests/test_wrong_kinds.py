@@ -15,7 +15,7 @@ import json, sys
 from pathlib import Path
 import whet
 from whet import DataSpace, Document, Engine, LanguageModel, Query, Retriever
-model = LanguageModel.load("model", device="cpu")
+model = LanguageModel.from_pretrained("model", device="cpu")
 s = DataSpace.build(["red fox", "blue whale", "red whale"], "space")
 engine = Engine(s, model, options=whet.Options(n=1))
 assert Engine(s, model, "lora").adaptation == model.adaptation("lora")
@@ -42,7 +42,7 @@ CASES = {
         "count_tokens gave a Tokens: expected a number of tokens, as lambda text: len("
     ),
     "DataSpace.build(['a b'], 'new/one', 'st:x')": (
-        "embedder is 'st:x': expected an object, as `whet.embedders.embedder_of('st:x')` gives"
+        "embedder is 'st:x': expected an object, as `whet.embed.registry.get_embedder('st:x')` gives"
     ),
     "DataSpace.build(['a b'], 'new/one', Unfinished())": (
         "embedder is Unfinished(), without fingerprint: expected name, dimension, fingerprint"

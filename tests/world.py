@@ -5,12 +5,12 @@ import json
 import numpy as np
 import tiny
 
-from whet.evaluate.data import Data
-from whet.evaluate.processes import Processes
-from whet.evaluate.run import evaluate
-from whet.evaluate.runs import Run
-from whet.evaluate.switches import Switches
-from whet.space.documents import Document
+from whet.data.documents import Document
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import Data
+from whet.evaluate.results import Run
+from whet.evaluate.runner import evaluate
+from whet.evaluate.worker_pool import WorkerPool
 from whet.space.space import DataSpace
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
@@ -36,13 +36,13 @@ def write(path, records):
 
 def switches(world, **changes):
     small = {"n": 4, "k": 10, "score_at": (0, 2), "lr": 1e-2}
-    return Switches(**{"model": str(world / "model"), **small, **changes})
+    return EvalConfig(**{"model": str(world / "model"), **small, **changes})
 
 
 def run(world, out, *, per_set=0, workers=1, ray=None, prompts=None, **changes):
     prompts = prompts or world / "prompts.jsonl"
     data = Data(space=str(world / "space"), prompts=str(prompts), per_set=per_set)
-    with Processes(workers) as processes:
+    with WorkerPool(workers) as processes:
         own = switches(world, **changes)
         evaluate(data, out, own, processes=processes, ray=ray, progress=False)
     return Run.open(out)

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from whet.adapt.model import LanguageModel, Score
-from whet.space.documents import read_documents
+from whet.data.documents import read_documents
 
 ASSETS = Path(__file__).parents[2] / "src" / "whet" / "assets"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -78,7 +78,7 @@ def main(work: Path, name: str, valid: Path, rates: tuple[str, ...]) -> None:
 
 
 def table(folder: Path, valid: Path) -> str:
-    model = LanguageModel.load(folder)
+    model = LanguageModel.from_pretrained(folder)
     scores: dict[str, list[Score]] = defaultdict(list)
     for document in read_documents(valid):
         scores[document.meta["set"]].append(model.score(document.text))

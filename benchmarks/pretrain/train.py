@@ -97,8 +97,8 @@ def main(
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        for optimizer, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimizer.load_state_dict(saved)
         step, seconds = state["step"], state["seconds"]
     losses: list[float] = []
     while (done := max(step / steps, seconds / limit)) < 1:
@@ -107,11 +107,11 @@ def main(
         batch = torch.stack([tokens[first : first + context + 1] for first in firsts])
         losses.append(float(backward(model, batch)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
+        for optimizer in optimisers:
+            for group in optimizer.param_groups:
                 group["lr"] = lr * rate(step, done)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         seconds += time.perf_counter() - start
         if step % 50 == 0:
@@ -121,7 +121,7 @@ def main(
         if step % 50 == 0 and device == "cpu":  # a GPU's minutes are not worth its seconds
             state = {
                 "model": model.state_dict(), "step": step, "seconds": seconds,
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+                "optimisers": [optimizer.state_dict() for optimizer in optimisers],
             }  # fmt: skip
             torch.save(state, out / "checkpoint.tmp")
             (out / "checkpoint.tmp").replace(checkpoint)

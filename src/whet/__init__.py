@@ -4,68 +4,68 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from whet.errors import WhetError, naming_extras
-from whet.select.baselines import nearest, nearest_repeated, random, uncertainty
-from whet.select.lazy import sift_lazy
 from whet.select.selection import Selection, Selector
+from whet.select.selectors.baselines import nearest, nearest_repeated, random, uncertainty
+from whet.select.selectors.lazy import sift_lazy
 from whet.select.sift import sift, sift_batch
-from whet.select.sifting import Pick, Sifting
+from whet.select.sifting import SIFT, Pick
 
 if TYPE_CHECKING:
-    from whet.adapt.adaptation import Full, Head, LoRA, Optimiser
     from whet.adapt.adapters import Adapter
-    from whet.adapt.decode import Sampling
+    from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig
     from whet.adapt.model import LanguageModel
-    from whet.engine import Answer, Engine, Query, Training
-    from whet.space.documents import Document
+    from whet.adapt.sampling import SamplingParams
+    from whet.data.documents import Document
+    from whet.engine import Engine, Output, Request, TrainingConfig
     from whet.space.retrieve import Retriever
     from whet.space.space import DataSpace
-    from whet.space.targeted import TrainingSet, training_set
-    from whet.spaces import Options, build_space, open_space
+    from whet.space.training_set import TrainingSet, training_set
+    from whet.spaces import SelectionConfig, build_space, open_space
 
 __version__ = "0.1.0"
 
 _LATER = {  # loaded when first used: `import whet` needs NumPy alone
     "Adapter": "whet.adapt.adapters",
-    "Answer": "whet.engine",
+    "Output": "whet.engine",
     "DataSpace": "whet.space.space",
-    "Document": "whet.space.documents",
+    "Document": "whet.data.documents",
     "Engine": "whet.engine",
-    "Full": "whet.adapt.adaptation",
-    "Head": "whet.adapt.adaptation",
+    "FullFineTuning": "whet.adapt.config",
+    "LMHead": "whet.adapt.config",
     "LanguageModel": "whet.adapt.model",
-    "LoRA": "whet.adapt.adaptation",
-    "Optimiser": "whet.adapt.adaptation",
-    "Options": "whet.spaces",
-    "Query": "whet.engine",
+    "LoRA": "whet.adapt.config",
+    "OptimizerConfig": "whet.adapt.config",
+    "SelectionConfig": "whet.spaces",
+    "Request": "whet.engine",
     "Retriever": "whet.space.retrieve",
-    "Sampling": "whet.adapt.decode",
-    "Training": "whet.engine.query",
-    "TrainingSet": "whet.space.targeted",
+    "SamplingParams": "whet.adapt.sampling",
+    "TrainingConfig": "whet.engine.types",
+    "TrainingSet": "whet.space.training_set",
     "build_space": "whet.spaces",
     "open_space": "whet.spaces",
-    "training_set": "whet.space.targeted",
+    "training_set": "whet.space.training_set",
 }
 
 __all__ = [
     "Adapter",
-    "Answer",
+    "Output",
     "DataSpace",
     "Document",
     "Engine",
-    "Full",
-    "Head",
+    "FullFineTuning",
+    "LMHead",
     "LanguageModel",
     "LoRA",
-    "Optimiser",
-    "Options",
+    "OptimizerConfig",
+    "SelectionConfig",
     "Pick",
-    "Query",
+    "Request",
     "Retriever",
-    "Sampling",
+    "SamplingParams",
     "Selection",
     "Selector",
-    "Sifting",
-    "Training",
+    "SIFT",
+    "TrainingConfig",
     "TrainingSet",
     "WhetError",
     "build_space",

@@ -3,14 +3,14 @@
     WhetError                    the world is not as it must be
     ├── SourceError              a file or data set of texts cannot be read
     ├── SpaceError               a data space is missing, corrupt or of a newer format
-    │   └── EmbedderMismatch     a data space was made by another embedder
+    │   └── EmbedderMismatchError     a data space was made by another embedder
     ├── ModelError               a language model cannot be loaded or used
     ├── EngineError              an engine cannot take or finish a prompt
-    │   ├── QueueFull            as many prompts wait as may
-    │   ├── EngineClosed         it was closed
-    │   └── AdaptationFailed     a prompt's loss is not finite; `trace` tells its steps
-    ├── RunError                 a run's folder holds something else than what is asked for
-    └── MissingExtra             an optional dependency is not installed
+    │   ├── QueueFullError            as many prompts wait as may
+    │   ├── EngineClosedError         it was closed
+    │   └── AdaptationError     a prompt's loss is not finite; `trace` tells its steps
+    ├── RunFolderError                 a run's folder holds something else than what is asked for
+    └── MissingDependencyError             an optional dependency is not installed
 
 A caller's own mistake (a negative count, a wrong shape) is a `ValueError`.
 """
@@ -34,7 +34,7 @@ class SpaceError(WhetError):
     """A data space is missing, corrupt or of a newer format."""
 
 
-class EmbedderMismatch(SpaceError):
+class EmbedderMismatchError(SpaceError):
     """A data space was made by another embedder."""
 
 
@@ -46,28 +46,28 @@ class EngineError(WhetError):
     """An engine cannot take or finish a prompt."""
 
 
-class QueueFull(EngineError):
+class QueueFullError(EngineError):
     """As many prompts wait as may; try again later."""
 
 
-class EngineClosed(EngineError):
+class EngineClosedError(EngineError):
     """The engine was closed and takes no more prompts."""
 
 
-class AdaptationFailed(EngineError):
+class AdaptationError(EngineError):
     """A prompt's loss is not finite; other prompts are not concerned."""
 
     def __init__(self, message: str, trace: Any = None) -> None:
         super().__init__(message)
         self.trace = trace
-        """Its steps until then: a `whet.engine.Trace`."""
+        """Its steps until then: a `whet.engine.AdaptationTrace`."""
 
 
-class RunError(WhetError):
+class RunFolderError(WhetError):
     """A run's folder holds something else than what is asked for."""
 
 
-class MissingExtra(WhetError):
+class MissingDependencyError(WhetError):
     """An optional dependency is not installed."""
 
 
@@ -82,7 +82,7 @@ def naming_extras() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
-        raise MissingExtra(
+        raise MissingDependencyError(
             f"{error.name} is not installed: run `pip install 'whet[{EXTRAS[error.name]}]'`"
         ) from error
 
@@ -94,6 +94,6 @@ def optional(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
             raise
-        raise MissingExtra(
+        raise MissingDependencyError(
             f"{error.name} is not installed: run `pip install 'whet[{extra}]'`"
         ) from error

@@ -4,23 +4,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from whet.embedders import embedder_of, model_of
-from whet.errors import EmbedderMismatch, SpaceError
+from whet.data.documents import try_documents
+from whet.data.filters import Filter, as_filter
+from whet.embed.registry import get_embedder, model_of
+from whet.errors import EmbedderMismatchError, SpaceError
 from whet.maths.arrays import as_count, as_positive
-from whet.select.table import selector
-from whet.space.calibrate import GRID, calibrate
-from whet.space.cluster import SCHEME, find
-from whet.space.documents import try_documents
-from whet.space.filters import Filter, as_filter
-from whet.space.manifest import FILE, Labels, read_manifest
+from whet.select.registry import selector
+from whet.space.ray.cluster import SCHEME, find
 from whet.space.retrieve import Retrieval, Retriever, check_candidates
 from whet.space.space import LOADED, DataSpace
+from whet.space.store.manifest import FILE, Labels, read_manifest
+from whet.space.tuning import GRID, calibrate
 
 Auto = Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class SelectionConfig:
     """How an engine selects; what it trains is an `Adaptation`."""
 
     selector: str = "sift"
@@ -58,7 +58,7 @@ class Options:
         return as_filter(self.where)
 
 
-def retrieve(space: DataSpace, prompt: str, options: Options) -> Retrieval:
+def retrieve(space: DataSpace, prompt: str, options: SelectionConfig) -> Retrieval:
     """What an engine with `options` would be sharpened on for `prompt`; needs no model.
 
     Raises:
@@ -74,13 +74,13 @@ def retrieve(space: DataSpace, prompt: str, options: Options) -> Retrieval:
         candidates=options.candidates,
     )
     found = retriever.select(prompt, options.n)
-    return found if options.alpha is None else found.until(float(options.alpha))
+    return found if options.alpha is None else found.stop_at(float(options.alpha))
 
 
 def calibrated(
-    space: DataSpace, options: Options, *, prompts: int = 256, progress: bool = False
-) -> Options:
-    """`options` with numbers for whatever is `auto`: see `whet.space.calibrate`.
+    space: DataSpace, options: SelectionConfig, *, prompts: int = 256, progress: bool = False
+) -> SelectionConfig:
+    """`options` with numbers for whatever is `auto`: see `whet.space.tuning`.
 
     Nothing is stored: who asks often should keep what this gives. An engine does it once.
 
@@ -116,7 +116,7 @@ def build_space(
 ) -> DataSpace:
     """A data space of the texts of `source`; one that is there already gets what is new.
 
-    One that was killed on the way goes on where it stopped. For `embedder` see `embedder_of`, for
+    One that was killed on the way goes on where it stopped. For `embedder` see `get_embedder`, for
     `text_field` and `chunks` `read_documents`, for `labels` docs/space.md.
 
     Raises:
@@ -126,21 +126,21 @@ def build_space(
     documents = try_documents(source, text_field=text_field, chunks=chunks)
     name = _told(source, text_field, chunks)
     if not (Path(path) / FILE).exists():
-        made = embedder_of(embedder)
+        made = get_embedder(embedder)
         return DataSpace.build(documents, path, made, progress, source=name, labels=labels, ray=ray)
     manifest = read_manifest(Path(path))
     made_by = manifest.embedder  # another model is refused before it is loaded
     same_model = model_of(made_by) == model_of(embedder)
-    made = embedder_of(embedder) if same_model else None
+    made = get_embedder(embedder) if same_model else None
     if made is not None and made.fingerprint != manifest.fingerprint:
         same_model = made.name == made_by  # of one name with other weights: `open` tells these
     if not same_model and made_by.partition(":")[0] not in ("lsa", *LOADED):
-        raise EmbedderMismatch(
+        raise EmbedderMismatchError(
             f"data space {path} was made by the Python embedder {made_by!r}: add to it in Python, "
             "with `DataSpace.open(path, embedder).extend(documents)`, or choose another place"
         )
     if not same_model:
-        raise EmbedderMismatch(
+        raise EmbedderMismatchError(
             f"data space {path} was made by embedder {made_by}, not {embedder}: "
             f"add to it with `--embedder {made_by}`, or choose another place"
         )
@@ -175,5 +175,5 @@ def open_space(path: str | Path) -> DataSpace:
     served = str(path).startswith(SCHEME)
     manifest = find(str(path)).manifest if served else read_manifest(Path(path))
     kind = manifest.embedder.partition(":")[0]
-    loaded = embedder_of(manifest.embedder) if kind in LOADED else None
+    loaded = get_embedder(manifest.embedder) if kind in LOADED else None
     return DataSpace.open(path, loaded)

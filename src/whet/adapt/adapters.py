@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from whet.adapt.adaptation import LoRA
-from whet.adapt.lora import DOWN, UP, is_conv1d, linear_layers, widths
+from whet.adapt.config import LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
+from whet.adapt.tuners.lora import DOWN, UP, is_conv1d, linear_layers, widths
 from whet.errors import ModelError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -138,7 +138,7 @@ class Adapter:
         """
         self._check(model)
         scale = self.options.alpha / self.options.rank
-        with model.lent():
+        with model.exclusive():
             for name, layer in self._layers(model).items():
                 change = scale * self.weights[name + UP] @ self.weights[name + DOWN]
                 layer.weight += (change.T if is_conv1d(layer) else change).to(layer.weight)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from whet.adapt.adaptation import PRECISIONS
+from whet.adapt.config import PRECISIONS
 from whet.errors import ModelError, optional
 
 BUNDLED = ("whet-nano", "whet-pico")

@@ -18,7 +18,7 @@ CHUNK, GPU_CHUNK = 2**22, 2**26  # logits at a time: 16 MiB stay in a cache; a G
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Output:
+class OutputProjection:
     """The last layer, hidden states to logits: one for all rows of a batch, or one for each."""
 
     weight: Float[Tensor, "*b v d"]
@@ -31,7 +31,7 @@ class Output:
     """Where the gradient of `weight` is added, if it is trained; likewise `bias_grad`."""
     bias_grad: Float[Tensor, " v"] | None = None
 
-    def row(self, row: int) -> "Output":
+    def row(self, row: int) -> "OutputProjection":
         """The layer of one row of a batch."""
         grad = None if self.weight_grad is None else self.weight_grad[row]
         return replace(self, weight=self.weight[row], weight_grad=grad)
@@ -64,8 +64,11 @@ class Output:
         return torch.cat([self.row(i).logits(states[i : i + 1]) for i in range(len(states))])
 
 
-def mean_losses(
-    states: Float[Tensor, "b t d"], output: Output, batch: Batch, room: Float[Tensor, " c"]
+def chunked_cross_entropy(
+    states: Float[Tensor, "b t d"],
+    output: OutputProjection,
+    batch: Batch,
+    room: Float[Tensor, " c"],
 ) -> Float[Tensor, " b"]:
     """The mean loss of every text, nats per token; its gradients are added to what is trained.
 
@@ -103,7 +106,7 @@ def mean_losses(
 
 
 def _pieces(
-    states: Float[Tensor, "b t d"], output: Output, room: int
+    states: Float[Tensor, "b t d"], output: OutputProjection, room: int
 ) -> Iterator[tuple[slice, slice]]:
     """Rows and times of one chunk after another: whole rows where several fit."""
     b, t, _ = states.shape

@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from whet.adapt.adaptation import Adaptation, adaptation
+from whet.adapt.batch_decoding import BatchDecoder
 from whet.adapt.batches import rounded
-from whet.adapt.caches import turn, unkept
-from whet.adapt.continuations import Continuations
-from whet.adapt.decode import Decoder, Sampling
+from whet.adapt.config import Adaptation, adaptation
+from whet.adapt.kv_cache import turn, unkept
 from whet.adapt.loading import load, start_token
-from whet.adapt.loss import Output
+from whet.adapt.loss import OutputProjection
+from whet.adapt.sampling import SamplingParams, SequenceState
 from whet.adapt.windows import alike, windows
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
@@ -73,7 +73,7 @@ class LanguageModel:
         self._check_output()
 
     @classmethod
-    def load(
+    def from_pretrained(
         cls, name: str | Path, *, device: str | None = None, dtype: torch.dtype = torch.float32
     ) -> "LanguageModel":
         """The model `whet-nano`, one in a local folder, or one of the Hugging Face hub.
@@ -92,7 +92,7 @@ class LanguageModel:
         dtype = str(self.network.dtype).removeprefix("torch.")
         return f"LanguageModel({self.name!r}, {millions:.1f} M parameters, {self.device}, {dtype})"
 
-    def twin(self) -> "LanguageModel":
+    def share_weights(self) -> "LanguageModel":
         """The same model once more, to be lent by itself: own layers, shared weights.
 
         Not for full training, which moves the weights.
@@ -101,7 +101,7 @@ class LanguageModel:
             id(own): torch.nn.Parameter(own.detach(), own.requires_grad)
             for own in self.network.parameters()
         }
-        with self.lent():
+        with self.exclusive():
             network = copy.deepcopy(self.network, weights)
         return LanguageModel(network, self.tokenizer, self.name)
 
@@ -166,11 +166,11 @@ class LanguageModel:
         """A trunk for `states` that torch compiles when it is first used, once for all lengths."""
         return torch.compile(self.network.base_model, dynamic=True)
 
-    def output(self, *, trained: bool = False) -> Output:
+    def output(self, *, trained: bool = False) -> OutputProjection:
         """The last layer; where it is `trained`, with its gradients to be added to."""
         layer, known = self.network.get_output_embeddings(), slice(None, self.vocabulary)
         bias = getattr(layer, "bias", None)
-        return Output(
+        return OutputProjection(
             layer.weight.detach()[known],
             None if bias is None else bias.detach()[known],
             _scale(self.network.config),
@@ -210,9 +210,9 @@ class LanguageModel:
             ValueError: If prompt and answer together exceed the model's context, or a number is out
                 of range.
         """
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        decoder, output = Decoder(self, prompt, sampling), self.output()
-        continuations = Continuations(self, lambda _: output)
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        decoder, output = SequenceState(self, prompt, sampling), self.output()
+        continuations = BatchDecoder(self, lambda _: output)
         while not decoder.finish:
             for told in continuations.step({0: decoder}).values():
                 if isinstance(told, Exception):
@@ -255,7 +255,7 @@ class LanguageModel:
         return prompt
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Hold the weights for one borrower.
 
         Raises:

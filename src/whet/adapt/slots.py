@@ -14,17 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from whet.adapt.adaptation import Adaptation, Full, Head, LoRA, Optimiser
-from whet.adapt.bank import Bank, Slotted
+from whet.adapt.batch_decoding import BatchDecoder
 from whet.adapt.batches import Batch, Tokens, grouped
-from whet.adapt.continuations import Continuations
-from whet.adapt.decode import Decoder
-from whet.adapt.full import FullForm
-from whet.adapt.graphs import Graphs
-from whet.adapt.head import HeadForm
-from whet.adapt.lora import LoRAForm
-from whet.adapt.loss import Output, mean_losses
+from whet.adapt.config import Adaptation, FullFineTuning, LMHead, LoRA, OptimizerConfig
+from whet.adapt.cuda_graphs import Graphs
+from whet.adapt.flat_params import FlatParams, Slotted
+from whet.adapt.loss import OutputProjection, chunked_cross_entropy
 from whet.adapt.model import LanguageModel
+from whet.adapt.sampling import SequenceState
+from whet.adapt.tuners.full import FullTuner
+from whet.adapt.tuners.head import HeadTuner
+from whet.adapt.tuners.lora import LoRATuner
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
@@ -34,7 +34,7 @@ CACHE_BYTES = 2**28  # of hidden states, for head
 
 
 @runtime_checkable
-class Form(Protocol):
+class Tuner(Protocol):
     """What one mode trains of a model."""
 
     @property
@@ -42,7 +42,7 @@ class Form(Protocol):
         """The tensors that every slot starts from."""
 
     @property
-    def output(self) -> Output:
+    def output(self) -> OutputProjection:
         """The last layer, as it is used now."""
 
     def attached(self) -> AbstractContextManager[None]: ...
@@ -68,29 +68,31 @@ class Slots:
         self,
         model: LanguageModel,
         adaptation: Adaptation,
-        optimiser: Optimiser | None = None,
+        optimizer: OptimizerConfig | None = None,
         *,
         count: int = 1,
         cache_bytes: int = CACHE_BYTES,
         compiled: bool = False,
     ) -> None:
         as_count(count, "count")
-        if isinstance(adaptation, Full) and count > 1:
+        if isinstance(adaptation, FullFineTuning) and count > 1:
             raise ValueError(f"count is {count}: full training has one slot, the network itself")
         check_compiled(adaptation, compiled)
         self.model, self.adaptation = model, adaptation
-        with model.lent():  # else it would take a borrower's weights for the model's
+        with model.exclusive():  # else it would take a borrower's weights for the model's
             self._form = _form(model, adaptation, cache_bytes, compiled)
         dtype = next(model.network.parameters()).dtype
-        self.bank = Bank(self._form.start, count, adaptation.lr, optimiser or Optimiser(), dtype)
+        self.bank = FlatParams(
+            self._form.start, count, adaptation.lr, optimizer or OptimizerConfig(), dtype
+        )
         self.width = count  # texts in one pass; lowered when memory runs out
         self._room = self._form.output.room()
         self._used: list[int] = []  # the slots whose own rows the form computes with
         self._grad = self.bank.gradients([0])
-        self._continuations = Continuations(model, self._reading)
+        self._continuations = BatchDecoder(model, self._reading)
         self._graphs = (
             Graphs(self._recordable, model, count)
-            if model.device.type == "cuda" and not isinstance(adaptation, Head)
+            if model.device.type == "cuda" and not isinstance(adaptation, LMHead)
             else None
         )
 
@@ -110,7 +112,7 @@ class Slots:
             ModelError: If the model is lent out already.
         """
         with ExitStack() as stack:
-            stack.enter_context(self.model.lent())
+            stack.enter_context(self.model.exclusive())
             stack.enter_context(_frozen(self.model.network))
             stack.enter_context(self._form.attached())
             stack.callback(self.proceed, {})  # nothing stays of those that were not finished
@@ -122,8 +124,8 @@ class Slots:
         self._reading([slot])
         return self.model
 
-    def proceed(self, decoders: Mapping[int, Decoder]) -> dict[int, str | Exception]:
-        """One token more of every slot's continuation, in one pass: see `Continuations.step`."""
+    def proceed(self, decoders: Mapping[int, SequenceState]) -> dict[int, str | Exception]:
+        """One token more of every slot's continuation, in one pass: see `BatchDecoder.step`."""
         return self._continuations.step(decoders)
 
     def prepare(self, texts: Sequence[Tokens]) -> None:
@@ -134,9 +136,9 @@ class Slots:
             if not _is_out_of_memory(error):
                 raise
 
-    def reset(self, slot: int, *, optimiser: bool = True) -> None:
+    def reset(self, slot: int, *, optimizer: bool = True) -> None:
         """Put `slot` back to the start, bit for bit."""
-        self.bank.reset(slot, optimiser=optimiser)
+        self.bank.reset(slot, optimizer=optimizer)
 
     def step(self, texts: Mapping[int, Sequence[Tokens]]) -> dict[int, list[float]]:
         """One update of every slot in `texts`, on the mean gradient of its texts.
@@ -208,7 +210,7 @@ class Slots:
         self, slots: Slotted, texts: Sequence[Tokens], batch: Batch
     ) -> Float[Tensor, " b"]:
         states = self._form.states(texts, batch)
-        losses = mean_losses(states, self._form.output, batch, self._room)
+        losses = chunked_cross_entropy(states, self._form.output, batch, self._room)
         self.bank.accumulate(slots, self._grad)
         return losses
 
@@ -218,7 +220,7 @@ class Slots:
         self._used = []  # what it computed with is the graph's own
         return self._computed(slots, (), batch)
 
-    def _reading(self, slots: Sequence[int]) -> Output:
+    def _reading(self, slots: Sequence[int]) -> OutputProjection:
         """Compute with `slots` and keep no gradients; gives the last layer."""
         self._used = []
         self._form.use(self.bank.views(self.bank.weights(slots)), None)
@@ -258,14 +260,14 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _form(model: LanguageModel, adaptation: Adaptation, cache_bytes: int, compiled: bool) -> Form:
+def _form(model: LanguageModel, adaptation: Adaptation, cache_bytes: int, compiled: bool) -> Tuner:
     match adaptation:
-        case Full():
-            return FullForm(model, compiled)
+        case FullFineTuning():
+            return FullTuner(model, compiled)
         case LoRA():
-            return LoRAForm(model, adaptation)
-        case Head():
-            return HeadForm(model, cache_bytes, compiled)
+            return LoRATuner(model, adaptation)
+        case LMHead():
+            return HeadTuner(model, cache_bytes, compiled)
 
 
 @contextmanager

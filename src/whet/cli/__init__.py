@@ -9,7 +9,12 @@ from typing import Any
 import click
 
 import whet
-from whet.cli import answers, evidence, reproduce, serving, spaces, texts
+from whet.cli import evaluate as evidence
+from whet.cli import generate as answers
+from whet.cli import index as texts
+from whet.cli import reproduce
+from whet.cli import serve as serving
+from whet.cli import space as spaces
 from whet.errors import WhetError, naming_extras
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from whet.cli.shared import PATH, QUIET, tell
+from whet.cli.options import PATH, QUIET, tell
 from whet.errors import WhetError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _list(ctx: click.Context, _: Any, asked: bool) -> None:
 @click.option("-n", type=click.IntRange(1), help="Gradient steps a prompt [default: 50].")
 @click.option("--model", help="The main model [default: whet-nano].")
 @click.option("--small", default="whet-pico", show_default=True, help="The small model.")
-@click.option("--workers", default=1, show_default=True, help="Processes, of one thread each.")
+@click.option("--workers", default=1, show_default=True, help="WorkerPool, of one thread each.")
 @click.option("--quick", is_flag=True, help="About a dozen prompts and 10 steps.")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list,
               help="Name every artefact and the runs that it is a view of.")  # fmt: skip
@@ -49,10 +49,10 @@ def reproduce(
     --prompts, the source of Python's standard library is the data. A FILE.toml as for `whet eval`
     names data and switches itself; the methods are the artefacts'.
     """
-    from whet.evaluate.data import Config
-    from whet.evaluate.processes import Processes
+    from whet.evaluate.dataset import Config
     from whet.evaluate.reproduce.catalogue import named
     from whet.evaluate.reproduce.study import QUICK_STEPS, Study, data_of
+    from whet.evaluate.worker_pool import WorkerPool
 
     names, config = named(name), Config()
     if space is not None and space.suffix == ".toml":
@@ -60,7 +60,7 @@ def reproduce(
     elif (space is None) != (prompts is None):
         raise click.UsageError("name both SPACE and --prompts, or neither")
     steps = n or (QUICK_STEPS if quick else config.switches.n)
-    with Processes(workers) as processes:
+    with WorkerPool(workers) as processes:
         own = Study(
             folder=study,
             data=data_of(study, config.data, space, prompts, per_set, quick, progress=not quiet),

@@ -1,20 +1,20 @@
 """A prompt's whole way, alone or many at once: the one floor where spaces and models meet."""
 
-from whet.adapt.decode import Sampling
-from whet.engine.engine import Engine, Handle
-from whet.engine.lockstep import give_way
-from whet.engine.query import Answer, Query, Step, Trace, Training
-from whet.engine.way import Event
+from whet.adapt.sampling import SamplingParams
+from whet.engine.engine import Engine, RequestHandle
+from whet.engine.request import Event
+from whet.engine.scheduler import set_niceness
+from whet.engine.types import AdaptationTrace, Output, Request, TrainingConfig, TrainStep
 
 __all__ = [
-    "Answer",
+    "Output",
     "Engine",
     "Event",
-    "Handle",
-    "Query",
-    "Sampling",
-    "Step",
-    "Trace",
-    "Training",
-    "give_way",
+    "RequestHandle",
+    "Request",
+    "SamplingParams",
+    "TrainStep",
+    "AdaptationTrace",
+    "TrainingConfig",
+    "set_niceness",
 ]

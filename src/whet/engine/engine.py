@@ -11,38 +11,38 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
 
-from whet.adapt.adaptation import Adaptation, Full, Optimiser
-from whet.adapt.decode import Sampling
+from whet.adapt.config import Adaptation, FullFineTuning, OptimizerConfig
 from whet.adapt.model import LanguageModel
+from whet.adapt.sampling import SamplingParams
 from whet.adapt.slots import Slots, check_compiled
-from whet.engine.lessons import lessons, rate
-from whet.engine.lockstep import Lockstep
-from whet.engine.query import Answer, Query, StopReason, Trace, Training
-from whet.engine.way import Event, Job, Plan, Pupil, Way
+from whet.engine.request import Event, RequestRun, RequestState, TrainingPlan, Way
+from whet.engine.scheduler import Scheduler
+from whet.engine.types import AdaptationTrace, Output, Request, StopReason, TrainingConfig
+from whet.engine.updates import plan_updates, rate
 from whet.errors import WhetError
 from whet.maths.arrays import as_count
 from whet.space.retrieve import Retrieval, check_space
 from whet.space.space import DataSpace
-from whet.spaces import Options, calibrated, retrieve
+from whet.spaces import SelectionConfig, calibrated, retrieve
 
 SLOTS = 8
 
 
-class Handle:
+class RequestHandle:
     """A prompt that was submitted."""
 
-    def __init__(self, job: Job, cancel: Callable[[Job], None]) -> None:
+    def __init__(self, job: RequestState, cancel: Callable[[RequestState], None]) -> None:
         self._job, self._cancel = job, cancel
         self.future = job.answer
         """The same as a future, for those who wait for many."""
 
-    def result(self, timeout_s: float | None = None) -> Answer:
+    def result(self, timeout_s: float | None = None) -> Output:
         """The answer, when it is there.
 
         Raises:
             TimeoutError: If it is not there in time; the prompt goes on.
             ValueError: As `Engine.select`, or if prompt and answer exceed the model's context.
-            AdaptationFailed: If a loss, or what the model then says, is not finite.
+            AdaptationError: If a loss, or what the model then says, is not finite.
         """
         return self.future.result(timeout_s)
 
@@ -64,9 +64,9 @@ class Engine:
         model: LanguageModel,
         adaptation: Adaptation | str | None = None,
         *,
-        optimiser: Optimiser | None = None,
-        options: Options | None = None,
-        training: Training | None = None,
+        optimizer: OptimizerConfig | None = None,
+        options: SelectionConfig | None = None,
+        training: TrainingConfig | None = None,
         slots: int | None = None,
         waiting: int = 256,
         niceness: int = 0,
@@ -97,23 +97,23 @@ class Engine:
         if not isinstance(model, LanguageModel):
             raise ValueError(
                 f"model is {model!r}: expected a LanguageModel, as "
-                "`whet.LanguageModel.load(NAME)` gives"
+                "`whet.LanguageModel.from_pretrained(NAME)` gives"
             )
         if isinstance(adaptation, str):
             adaptation = model.adaptation(adaptation)
-        options = options or Options()
+        options = options or SelectionConfig()
         self.options = options if space is None else calibrated(space, options)
         self.model = model
         self.adaptation = adaptation or model.adaptation("full")
         check_compiled(self.adaptation, compiled)
-        self.optimiser = optimiser or Optimiser()
-        self.training = training or Training()
+        self.optimizer = optimizer or OptimizerConfig()
+        self.training = training or TrainingConfig()
         count = as_count(SLOTS if slots is None else slots, "slots")
-        count = 1 if isinstance(self.adaptation, Full) else count
+        count = 1 if isinstance(self.adaptation, FullFineTuning) else count
         self._space, self._slots = space, count
         self._ahead = count + as_count(waiting, "waiting")
-        self._lockstep = Lockstep(
-            lambda: Slots(model, self.adaptation, self.optimiser, count=count, compiled=compiled),
+        self._lockstep = Scheduler(
+            lambda: Slots(model, self.adaptation, self.optimizer, count=count, compiled=compiled),
             self._plan,
             self._way,
             waiting,
@@ -126,41 +126,43 @@ class Engine:
         Raises:
             ValueError: If the prompt is empty, or shares nothing with the space.
         """
-        return self._retrieve(Query(prompt=prompt))
+        return self._retrieve(Request(prompt=prompt))
 
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
-    ) -> Answer:
+    ) -> Output:
         """Sharpen on `prompt`, continue it, put the weights back.
 
         Raises:
             ValueError: As `select`, and if prompt and answer exceed the model's context.
         """
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        return self._answer(Query(prompt=prompt, sampling=sampling))
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        return self._answer(Request(prompt=prompt, sampling=sampling))
 
-    def score(self, text: str, *, prompt: str) -> Answer:
+    def score(self, text: str, *, prompt: str) -> Output:
         """Sharpen on `prompt`, score `text` given it before and after, put the weights back.
 
         Raises:
             ValueError: As `select`, and if `text` is empty.
         """
-        return self._answer(Query(prompt=prompt, text=text))
+        return self._answer(Request(prompt=prompt, text=text))
 
-    def submit(self, query: Query | str, on_event: Callable[[Event], None] | None = None) -> Handle:
+    def submit(
+        self, query: Request | str, on_event: Callable[[Event], None] | None = None
+    ) -> RequestHandle:
         """Queue a prompt. `on_event` is told, in the engine's thread, what happens on its way.
 
-        Events are the `Retrieval`, every `Step`, and pieces of the text as they become certain.
+        Events are the `Retrieval`, every `TrainStep`, and pieces of the text as they become certain.
 
         Raises:
-            QueueFull: If as many prompts wait as may.
-            EngineClosed: If the engine was closed.
+            QueueFullError: If as many prompts wait as may.
+            EngineClosedError: If the engine was closed.
         """
         job = _job(query, on_event or (lambda event: None))
         self._lockstep.submit(job)
-        return Handle(job, self._lockstep.cancel)
+        return RequestHandle(job, self._lockstep.cancel)
 
-    def stream(self, query: Query | str) -> Iterator[Event | Answer]:
+    def stream(self, query: Request | str) -> Iterator[Event | Output]:
         """The events of one prompt as they happen, the answer last; to stop early cancels it."""
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         handle = self.submit(query, events.put)
@@ -172,7 +174,7 @@ class Engine:
         finally:
             self._lockstep.withdraw([handle._job])
 
-    def run(self, queries: Iterable[Query | str]) -> Iterator[Answer]:
+    def run(self, queries: Iterable[Request | str]) -> Iterator[Output]:
         """The answers to many prompts, in their order; to stop early cancels the rest.
 
         Reads `queries` a queue's length ahead. A prompt that fails is an answer with its `error`.
@@ -180,11 +182,11 @@ class Engine:
 
         Raises:
             ValueError: If `queries` is one text.
-            EngineClosed: If the engine was closed.
+            EngineClosedError: If the engine was closed.
         """
         if isinstance(queries, str):
             raise ValueError(f"queries is the text {queries[:20]!r}: expected a list of them")
-        pending: deque[Job] = deque()
+        pending: deque[RequestState] = deque()
         try:
             for query in queries:
                 job = _job(query, lambda event: None)
@@ -216,7 +218,7 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _answer(self, query: Query) -> Answer:
+    def _answer(self, query: Request) -> Output:
         handle = self.submit(query)
         try:
             return handle.result()
@@ -224,47 +226,49 @@ class Engine:
             self._lockstep.withdraw([handle._job])
             raise
 
-    def _retrieve(self, query: Query) -> Retrieval:
+    def _retrieve(self, query: Request) -> Retrieval:
         if self._space is None:
             raise ValueError("engine has no data space to select from: give the query `documents`")
         given = {name: getattr(query, name) for name in ("n", "lam", "alpha")}
         told = {name: value for name, value in given.items() if value is not None}
         return retrieve(self._space, query.prompt, replace(self.options, **told))
 
-    def _way(self, job: Job, slots: Slots, slot: int) -> Way:
-        slots.reset(slot, optimiser=not self.training.carry)
+    def _way(self, job: RequestState, slots: Slots, slot: int) -> Way:
+        slots.reset(slot, optimizer=not self.training.carry)
         if job.query.adapter is not None:
             job.query.adapter.put(slots, slot)
-        slots.bank.lr[slot] = self.adaptation.lr * rate(self.training, self.optimiser.kind)
-        pupil = Pupil(job, slots, slot)
+        slots.bank.lr[slot] = self.adaptation.lr * rate(self.training, self.optimizer.kind)
+        pupil = RequestRun(job, slots, slot)
         return (yield from pupil.way(lambda: self._lockstep.tick_s))
 
-    def _plan(self, job: Job) -> Plan:
+    def _plan(self, job: RequestState) -> TrainingPlan:
         query = job.query
         n = self.options.n if query.n is None else query.n
         began = time.perf_counter()
         if job.cancelled or not query.adapt or n == 0:
-            return Plan((), "n", None)
+            return TrainingPlan((), "n", None)
         if query.documents is not None:
             documents = query.documents[: query.n]
             sigmas: list[float | None] = [None] * len(documents)
-            return Plan(lessons(documents, sigmas, self.model, self.training), "n", None)
+            return TrainingPlan(
+                plan_updates(documents, sigmas, self.model, self.training), "n", None
+            )
         found = self._retrieve(query)
         sigmas = found.selection.sigma[1:].tolist()
         reason: StopReason = "n" if len(found) == n else "alpha"
-        learned = lessons(found.documents, sigmas, self.model, self.training)
-        return Plan(learned, reason, found, time.perf_counter() - began)
+        learned = plan_updates(found.documents, sigmas, self.model, self.training)
+        return TrainingPlan(learned, reason, found, time.perf_counter() - began)
 
 
-def _job(query: Query | str, tell: Callable[[Event], None]) -> Job:
+def _job(query: Request | str, tell: Callable[[Event], None]) -> RequestState:
     if isinstance(query, str):
-        query = Query(query)
-    if not isinstance(query, Query):
+        query = Request(query)
+    if not isinstance(query, Request):
         raise ValueError(f"query is {query!r}: expected a text or a whet.Query")
-    return Job(query, tell)
+    return RequestState(query, tell)
 
 
-def _outcome(pending: deque[Job]) -> Answer:
+def _outcome(pending: deque[RequestState]) -> Output:
     """Wait for the first answer and take it off; a failure of its own is an answer too."""
     job = pending[0]
     error = job.answer.exception()
@@ -273,5 +277,5 @@ def _outcome(pending: deque[Job]) -> Answer:
         return job.answer.result()
     if not isinstance(error, WhetError | ValueError):
         raise error
-    trace = getattr(error, "trace", None) or Trace()
-    return Answer(job.query, job.query.text or "", trace, error=error)
+    trace = getattr(error, "trace", None) or AdaptationTrace()
+    return Output(job.query, job.query.text or "", trace, error=error)

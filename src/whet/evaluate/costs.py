@@ -5,7 +5,7 @@ Source: docs/protocol.md; the plane of HullFT (arXiv 2605.30337), quality agains
 
 from dataclasses import dataclass
 
-from whet.evaluate.runs import PHASES, Run
+from whet.evaluate.results import PHASES, Run
 from whet.maths.statistics import Estimate, mean_estimate
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from whet.evaluate.data import Data
-from whet.evaluate.render import curves
-from whet.evaluate.run import evaluate
-from whet.evaluate.runs import Run
-from whet.evaluate.switches import Switches
-from whet.space.documents import Document
+from whet.data.documents import Document
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import Data
+from whet.evaluate.report.render import curves
+from whet.evaluate.results import Run
+from whet.evaluate.runner import evaluate
 from whet.space.space import DataSpace
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "__pycache__"}
@@ -40,7 +40,7 @@ def demo(
 
     Leaves a data space, the prompts, a run and its curves in `out`; goes on where it stopped.
     """
-    switches = Switches(model=model, n=n, score_at=(0, 1, 2, 5, 10, 20))
+    switches = EvalConfig(model=model, n=n, score_at=(0, 1, 2, 5, 10, 20))
     library = Path(sysconfig.get_path("stdlib"))
     held_out = choose(library, files)
     out.mkdir(parents=True, exist_ok=True)

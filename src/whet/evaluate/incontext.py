@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.windows import windows
-from whet.evaluate.leakage import Task
+from whet.evaluate.tasks import ScoringTask
 
 SEPARATOR = "\n\n"
 
@@ -26,7 +26,7 @@ Tokens = Int[Tensor, " t"]
 class InContext:
     """Scores the task of a prompt with texts in front of every window."""
 
-    def __init__(self, model: LanguageModel, task: Task) -> None:
+    def __init__(self, model: LanguageModel, task: ScoringTask) -> None:
         self._model = model
         self._bytes = len(task.text.encode())
         self._left, self._text = model.tokens(task.context), model.tokens(task.text)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-from whet.evaluate.runs import Run
+from whet.evaluate.results import Run
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate, resampled
 
@@ -70,7 +70,7 @@ def correlations(run: Run, method: str, step: int | None = None) -> list[Correla
     """Of each predictor with each target after `step` steps of `method`, by each coefficient.
 
     Raises:
-        RunError: If the method or the step is not in the run.
+        RunFolderError: If the method or the step is not in the run.
     """
     after = run.bits(method, step) / run.column("bytes")
     targets = {"bits per byte": after, "gain": _base(run) / after}
@@ -137,7 +137,7 @@ def calibration(run: Run, method: str, step: int | None = None) -> Calibration:
     """The reliability of σ̂ of the text after `step` steps of `method`.
 
     Raises:
-        RunError: If the method or the step is not in the run.
+        RunFolderError: If the method or the step is not in the run.
     """
     predicted = run.sigma(method, step) * _base(run)
     after = run.bits(method, step) / run.column("bytes")

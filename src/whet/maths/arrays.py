@@ -12,7 +12,7 @@ _SMALLEST = 1e-70
 _NOISE = 1e-14  # of a squared length: a smaller λ' drowns in the rounding of posterior variances
 
 
-def as_rows(vectors: Any, name: str, *, finite: bool = True) -> Float[Array, "k d"]:
+def check_matrix(vectors: Any, name: str, *, finite: bool = True) -> Float[Array, "k d"]:
     """`vectors` as a finite, C-contiguous float matrix of the width that it came in.
 
     With `finite=False` a caller who will see every number anyway saves a pass over them, and passes
@@ -30,7 +30,7 @@ def as_rows(vectors: Any, name: str, *, finite: bool = True) -> Float[Array, "k 
     return _finite(rows, name) if finite else np.ascontiguousarray(rows)
 
 
-def refuse_row(rows: Float[Array, "k d"], index: int, name: str) -> NoReturn:
+def raise_bad_row(rows: Float[Array, "k d"], index: int, name: str) -> NoReturn:
     """Say what is wrong with a row whose squared norm is not finite."""
     row = rows[index]
     if np.isfinite(row).all():
@@ -110,7 +110,7 @@ def as_positive(x: Any, name: str) -> float:
     return value
 
 
-def assert_told_apart(lam: float, squared_lengths: Float[Array, " k"]) -> None:
+def check_noise(lam: float, squared_lengths: Float[Array, " k"]) -> None:
     """Refuse a noise that float64 loses beside the longest candidate.
 
     Raises:
@@ -124,13 +124,13 @@ def assert_told_apart(lam: float, squared_lengths: Float[Array, " k"]) -> None:
         )
 
 
-def row_groups(rows: Float[Array, "k d"]) -> Int[Array, " k"]:
+def duplicate_groups(rows: Float[Array, "k d"]) -> Int[Array, " k"]:
     """For every row, the lowest index of a row with the same bytes. O(k d)."""
     first: dict[bytes, int] = {}
     return np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(rows)])
 
 
-def directions(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
+def normalize_rows(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
     """Every row at unit length, in float64; a zero vector stays zero."""
     wide = rows.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)

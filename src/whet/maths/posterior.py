@@ -22,7 +22,7 @@ class Posterior:
     """Posterior variance of every candidate, and its covariance with the targets, in float64.
 
     Of several targets [m, d], `covariance` is [m, k] and the variance is their sum (the trace). The
-    plain form: `whet.select.kernels` does the same in one pass. `observe` costs O(k (d + n + m));
+    plain form: `whet.select.numba_backend.kernels` does the same in one pass. `observe` costs O(k (d + n + m));
     memory O(k (d + n + m)). State is float64 whatever the candidates are: at λ' = 1e-8, float32
     loses the noise beside a unit variance.
     """

@@ -7,14 +7,14 @@ from jaxtyping import Float
 
 from whet.maths.arrays import Array
 from whet.maths.posterior import Posterior
-from whet.select.selection import Selection, Trial, first_of_equals
+from whet.select.selection import GreedyState, Selection, argmax_first
 
 
-class Distinct:
+class WithoutReplacement:
     """A trial whose picks are taken out of the choice; `name` is the selector's, for the error."""
 
     def __init__(self, prompt: Any, candidates: Any, n: int, lam: float, *, name: str) -> None:
-        self.trial = Trial(prompt, candidates, n, lam)
+        self.trial = GreedyState(prompt, candidates, n, lam)
         self.first = self.trial.first
         self._order: list[int] = []
         self._left = np.ones(len(self.first), dtype=bool)
@@ -31,7 +31,7 @@ class Distinct:
 
     def pick_best(self, values: Float[Array, " k"]) -> int:
         """Pick the largest value of those left; identical candidates count as equal."""
-        return self.pick(first_of_equals(np.where(self._left, values[self.first], -np.inf)))
+        return self.pick(argmax_first(np.where(self._left, values[self.first], -np.inf)))
 
     def selection(self) -> Selection:
         """The picks, and the variance along them, to which other candidates make no difference."""

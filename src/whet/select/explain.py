@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from whet.maths.arrays import Array, as_rows, directions
-from whet.select.selection import Selection, first_of_equals
+from whet.maths.arrays import Array, check_matrix, normalize_rows
+from whet.select.selection import Selection, argmax_first
 
 _HEAD = ("pick", "row", "times", "gain", "share", "cosine", "like")
 _NAME_WIDTH = 60  # characters of a name that a table shows
@@ -110,8 +110,8 @@ def explain(
     Raises:
         ValueError: If the arrays are not those of the selection, as far as their shapes tell.
     """
-    goals = as_rows(prompt[None] if getattr(prompt, "ndim", 2) == 1 else prompt, "prompt")
-    rows = as_rows(candidates, "candidates")
+    goals = check_matrix(prompt[None] if getattr(prompt, "ndim", 2) == 1 else prompt, "prompt")
+    rows = check_matrix(candidates, "candidates")
     if goals.shape[1] != rows.shape[1]:
         raise ValueError(
             f"prompt has {goals.shape[1]} dimensions, but the candidates have {rows.shape[1]}"
@@ -121,8 +121,8 @@ def explain(
         raise ValueError(f"the selection chose row {max(order)}, but there are {len(rows)} rows")
     if names is not None and len(names) != len(rows):
         raise ValueError(f"there are {len(names)} names for {len(rows)} candidates")
-    chosen = directions(rows[order])
-    to_goals = chosen @ directions(goals).T
+    chosen = normalize_rows(rows[order])
+    to_goals = chosen @ normalize_rows(goals).T
     counts, whole = selection.counts(), float(selection.gains.sum())
     picks = []
     for i, row in enumerate(order):
@@ -137,7 +137,7 @@ def explain(
 
 
 def _most_parallel(cosines: Float[Array, " k"]) -> tuple[int, float]:
-    best = first_of_equals(np.abs(cosines))
+    best = argmax_first(np.abs(cosines))
     return best, float(np.clip(cosines[best], -1.0, 1.0))
 
 

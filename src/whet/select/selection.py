@@ -14,10 +14,10 @@ from whet.maths.arrays import (
     Array,
     as_count,
     as_positive,
-    as_rows,
     as_vector,
-    assert_told_apart,
-    row_groups,
+    check_matrix,
+    check_noise,
+    duplicate_groups,
 )
 from whet.maths.posterior import Posterior
 
@@ -44,7 +44,7 @@ class Selection:
         sigma: Float[Array, " steps"] = np.sqrt(self.variance / self.variance[0])
         return sigma
 
-    def until(self, alpha: float) -> "Selection":
+    def stop_at(self, alpha: float) -> "Selection":
         """The picks before the first step m ≥ 1 with σ_m > 1 / (α m): ADAPTIVE SIFT(α).
 
         Section 6 of the paper. May be empty.
@@ -69,25 +69,25 @@ class Selector(Protocol):
     def __call__(self, prompt: Any, candidates: Any, n: int, *, lam: float = ...) -> Selection: ...
 
 
-def first_of_equals(values: Float[Array, " k"]) -> int:
+def argmax_first(values: Float[Array, " k"]) -> int:
     """The lowest index whose value is within a relative 1e-9 of the largest."""
     best = values.max()
     return int(np.argmax(values >= best - TIE * abs(best)))
 
 
-class Trial:
+class GreedyState:
     """A selection in the making: the checked inputs, their posterior, and the picks so far."""
 
     def __init__(self, prompt: Any, candidates: Any, n: int, lam: float) -> None:
-        self.candidates = as_rows(candidates, "candidates")
+        self.candidates = check_matrix(candidates, "candidates")
         self.prompt = as_vector(prompt, "prompt", self.candidates.shape[1])
         if not self.prompt.any():
             raise ValueError("prompt is the zero vector: no candidate tells anything about it")
         self.n, self.lam = as_count(n, "n"), as_positive(lam, "lam")
         self.posterior = Posterior(self.candidates, self.prompt, lam=self.lam)
         self._lengths, self._products = self.posterior.variance, self.posterior.covariance
-        assert_told_apart(lam, self._lengths)
-        self.first = row_groups(self.candidates)
+        check_noise(lam, self._lengths)
+        self.first = duplicate_groups(self.candidates)
         self._indices: list[int] = []
         self._gains: list[float] = []
         self._variance = [self.posterior.target_variance]
@@ -105,7 +105,7 @@ class Trial:
         A matrix product may give identical rows values that differ by more than the tie when all
         gains are tiny.
         """
-        self.pick(int(self.first[first_of_equals(values)]))
+        self.pick(int(self.first[argmax_first(values)]))
 
     def pick(self, index: int) -> None:
         before = self.posterior.target_variance

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from whet.maths.arrays import as_count
-from whet.select.compiled import cores
+from whet.select.numba_backend.state import cores
 from whet.select.selection import Selection
-from whet.select.sifting import Sifting
+from whet.select.sifting import SIFT
 
 
 def sift(
@@ -48,7 +48,7 @@ def sift(
         ValueError: If an array is empty, not finite or of another shape, `n` < 1, `lam` is not
             positive, or `n` rows cannot be had without repeats.
     """
-    sifting = Sifting(
+    sifting = SIFT(
         prompt,
         candidates,
         lam=lam,

@@ -17,14 +17,14 @@ from whet.maths.arrays import (
     as_count,
     as_indices,
     as_positive,
-    as_rows,
     as_targets,
     as_weights,
-    assert_told_apart,
-    refuse_row,
+    check_matrix,
+    check_noise,
+    raise_bad_row,
 )
-from whet.select.compiled import Compiled
-from whet.select.plain import Plain
+from whet.select.numba_backend.state import NumbaGreedy
+from whet.select.numpy_backend import NumpyGreedy
 from whet.select.selection import Selection
 
 SMALL = 2**15  # numbers up to which NumPy is used: importing numba takes longer than the selection
@@ -53,7 +53,7 @@ class Pick:
     """σ_n: posterior standard deviation after this pick as a share of the prior's."""
 
 
-class Sifting:
+class SIFT:
     """Exact SIFT, pick by pick: iterate, or `advance` by many; each pick is made once.
 
     The picks do not depend on how they were asked for, on the threads, or on anything else computed
@@ -71,7 +71,7 @@ class Sifting:
         repeats: bool = True,
         threads: int | None = None,
     ) -> None:
-        rows = as_rows(candidates, "candidates", finite=False)
+        rows = check_matrix(candidates, "candidates", finite=False)
         goals = as_targets(prompt, "prompt", rows.shape[1])
         if weights is not None:  # w σ² is the variance of √w times the response
             goals = goals * np.sqrt(as_weights(weights, "weights", len(goals)))[:, None]
@@ -89,7 +89,7 @@ class Sifting:
 
     def __repr__(self) -> str:
         sigma = np.sqrt(self._greedy.trace[-1] / self._greedy.trace[0])
-        return f"Sifting({len(self)} picks of {self._open} candidates, σ {sigma:.3f})"
+        return f"SIFT({len(self)} picks of {self._open} candidates, σ {sigma:.3f})"
 
     def __iter__(self) -> Iterator[Pick]:
         """Further picks, made when asked for; endless with repeats."""
@@ -110,14 +110,14 @@ class Sifting:
         self._greedy.advance(as_count(n, "n"))
         return self.selection()
 
-    def until(self, alpha: float, n: int) -> Selection:
+    def stop_at(self, alpha: float, n: int) -> Selection:
         """ADAPTIVE SIFT(α): at most `n` picks in all, none computed beyond the first crossing."""
         as_positive(alpha, "alpha")
-        while len(self) < as_count(n, "n") and len(self.selection().until(alpha)) == len(self):
+        while len(self) < as_count(n, "n") and len(self.selection().stop_at(alpha)) == len(self):
             if self._once and len(self) == self._open:
                 break
             self._next()
-        return self.selection().until(alpha).first(n)
+        return self.selection().stop_at(alpha).first(n)
 
     def selection(self) -> Selection:
         """The picks so far."""
@@ -142,13 +142,13 @@ def _greedy(
     threads = None if threads is None else as_count(threads, "threads")
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
         if rows.size > SMALL and has_compiler():
-            greedy: Greedy = Compiled(rows, goals, open, lam=lam, once=once, threads=threads)
+            greedy: Greedy = NumbaGreedy(rows, goals, open, lam=lam, once=once, threads=threads)
         else:
-            greedy = Plain(rows, goals, open, lam=lam, once=once)
+            greedy = NumpyGreedy(rows, goals, open, lam=lam, once=once)
     bad = np.flatnonzero(~np.isfinite(greedy.prior))
     if len(bad):
-        refuse_row(rows, int(bad[0]), "candidates")
-    assert_told_apart(lam, greedy.prior)
+        raise_bad_row(rows, int(bad[0]), "candidates")
+    check_noise(lam, greedy.prior)
     return greedy
 
 

@@ -10,13 +10,14 @@ from fastapi.responses import JSONResponse
 
 from whet import __version__
 from whet.engine import Engine
-from whet.serve import completions, problems, routes
+from whet.serve import completions, routes
+from whet.serve import errors as problems
 from whet.serve.answers import Health
+from whet.serve.auth import Keys
 from whet.serve.config import Config
-from whet.serve.door import Door
-from whet.serve.guard import Calling
-from whet.serve.keys import Keys
-from whet.serve.server import Server
+from whet.serve.dependencies import Calling
+from whet.serve.middleware import Door
+from whet.serve.state import Server
 
 PAGE = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -27,7 +28,7 @@ def create_app(engines: Mapping[str, Engine], config: Config, keys: Keys | None 
     """The server as an ASGI application, which owns the engines: they are closed when it ends.
 
     Args:
-        engines: See `whet.serve.run.engines_of`.
+        engines: See `whet.serve.main.engines_of`.
         config: How to serve.
         keys: Who may ask; None for anyone.
 

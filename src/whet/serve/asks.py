@@ -4,13 +4,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from whet.engine import Sampling
-from whet.serve.adapters import Kept
-from whet.serve.catalogue import View
-from whet.serve.guard import Caller
-from whet.serve.problems import Refused
+from whet.engine import SamplingParams
+from whet.serve.adapter_cache import Kept
+from whet.serve.dependencies import Caller
+from whet.serve.errors import APIError
 from whet.serve.requests import Adapt, Choosing
-from whet.spaces import Options
+from whet.serve.space_registry import View
+from whet.spaces import SelectionConfig
 
 BASE = "base"
 """After the @ of a model's name: as it is, not sharpened."""
@@ -29,11 +29,11 @@ class Ask:
     """What is scored; none to go on from the prompt."""
     max_tokens: int | None = 1
     """Longest answer; none for what the context has room for."""
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     adapt: Adapt
     query: str
     """What documents are chosen for."""
-    options: Options
+    options: SelectionConfig
     method: str
     view: View | None
     """Where they are chosen; none if the model is to be as it is, or as `kept` has it."""
@@ -61,7 +61,7 @@ def ask(
     """A request that may be worked on; `more` are fields of `Ask`.
 
     Raises:
-        Refused: 403 for a key without role `use`, 404 for a model, an adapter or a data space that
+        APIError: 403 for a key without role `use`, 404 for a model, an adapter or a data space that
             is not there for the key, 413 for more than its limits allow, 400 for a method that the
             server does not train.
         ValueError: If the filter cannot be read.
@@ -71,7 +71,7 @@ def ask(
     kept, still = named(caller, model)
     method = kept.method if kept else given.method or server.config.methods[0]
     if method not in server.config.methods:
-        raise Refused(
+        raise APIError(
             400, f"method is {method!r}: this server trains {', '.join(server.config.methods)}",
             param="adapt.method",
         )  # fmt: skip
@@ -94,17 +94,17 @@ def ask(
     )
 
 
-def options(caller: Caller, given: Choosing) -> Options:
+def options(caller: Caller, given: Choosing) -> SelectionConfig:
     """How documents are chosen.
 
     Raises:
-        Refused: 413 for more than the key's limits allow.
+        APIError: 413 for more than the key's limits allow.
         ValueError: If the filter cannot be read.
     """
     config, limits = caller.server.config, caller.limits
     n = min(config.n, limits.n) if given.n is None else caller.bounded("n", given.n)
     k = min(config.k, limits.k) if given.k is None else caller.bounded("k", given.k)
-    return Options(
+    return SelectionConfig(
         selector=given.selector, n=max(1, n), k=max(1, k), lam=given.lam, alpha=given.alpha,
         where=given.where, candidates=given.candidates,
     )  # fmt: skip
@@ -114,13 +114,13 @@ def named(caller: Caller, model: str) -> tuple[Kept | None, bool]:
     """The adapter that a model's name ends with, and whether it asks for the model as it is.
 
     Raises:
-        Refused: 404 if it is no model's name, or not for this key.
+        APIError: 404 if it is no model's name, or not for this key.
     """
     server = caller.server
     name, _, suffix = model.partition("@")
     kept = server.adapters.get(caller.key.id, suffix)
     if name != server.name or not (kept or suffix in ("", BASE)):
-        raise Refused(
+        raise APIError(
             404, f"there is no model {model!r} for this key: see /v1/models", param="model",
             code="model_not_found",
         )  # fmt: skip

@@ -20,13 +20,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from whet import engine
 from whet.errors import WhetError
 from whet.serve.answers import ChatCompletion, Completion
-from whet.serve.asking import Asking
 from whet.serve.asks import Ask, ask
-from whet.serve.chat import chat_tokens
+from whet.serve.chat_template import chat_tokens
+from whet.serve.dependencies import Calling, unless_gone
+from whet.serve.errors import APIError, documented, refusal
 from whet.serve.events import Answered, Wrote
-from whet.serve.guard import Calling, unless_gone
-from whet.serve.problems import Refused, documented, refusal
-from whet.serve.requests import ChatRequest, CompletionRequest, Sampling
+from whet.serve.requests import ChatRequest, CompletionParams, CompletionRequest
+from whet.serve.stream import Asking
 from whet.serve.work import start
 
 router = APIRouter(tags=["completions"])
@@ -104,8 +104,8 @@ async def chat(body: ChatRequest, request: Request, caller: Calling) -> Response
     return await _answer(request, body, replace(asked, tokens=tuple(tokens)), ChatForm())
 
 
-def _sampling(body: Sampling) -> engine.Sampling:
-    return engine.Sampling(
+def _sampling(body: CompletionParams) -> engine.SamplingParams:
+    return engine.SamplingParams(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
@@ -113,7 +113,7 @@ def _sampling(body: Sampling) -> engine.Sampling:
     )
 
 
-async def _answer(request: Request, body: Sampling, asked: Ask, form: Form) -> Response:
+async def _answer(request: Request, body: CompletionParams, asked: Ask, form: Form) -> Response:
     asking = start(asked)
     head = {"id": f"{form.prefix}-{uuid.uuid4().hex}", "created": int(time.time())}
     head |= {"model": body.model}
@@ -128,7 +128,7 @@ async def _answer(request: Request, body: Sampling, asked: Ask, form: Form) -> R
 
 
 async def _chunks(
-    asking: Asking, body: Sampling, head: dict[str, Any], form: Form, request: str
+    asking: Asking, body: CompletionParams, head: dict[str, Any], form: Form, request: str
 ) -> AsyncIterator[str]:
     usage = body.stream_options is not None and body.stream_options.include_usage
     blank = {"usage": None} if usage else {}
@@ -149,12 +149,12 @@ async def _chunks(
                 case progress if body.adapt and body.adapt.progress:
                     yield chunk([], adapt_progress=progress.model_dump(exclude_none=True))
         yield "data: [DONE]\n\n"
-    except (Refused, WhetError, ValueError) as error:  # the status is sent: told in the stream
-        told = error if isinstance(error, Refused) else refusal(error, request)
+    except (APIError, WhetError, ValueError) as error:  # the status is sent: told in the stream
+        told = error if isinstance(error, APIError) else refusal(error, request)
         yield f"data: {json.dumps(told.body())}\n\n"
     finally:
         asking.cancel()
 
 
-def _adapt(body: Sampling, done: Answered) -> dict[str, Any]:
+def _adapt(body: CompletionParams, done: Answered) -> dict[str, Any]:
     return {"adapt": done.adapted.model_dump(exclude_none=True)} if body.adapt is not None else {}

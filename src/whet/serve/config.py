@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whet.adapt.adaptation import MODES
+from whet.adapt.config import MODES
+from whet.config import arguments, read_toml
 from whet.maths.arrays import as_count, as_positive
-from whet.serve.keys import Limits
-from whet.settings import arguments, read_toml
+from whet.serve.auth import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from whet.serve.adapters import Kept
+from whet.serve.adapter_cache import Kept
 
 
 def archive(kept: Kept) -> bytes:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from whet.select.table import SELECTORS, selector
-from whet.serve.problems import UNKNOWN
+from whet.select.registry import SELECTORS, selector
+from whet.serve.errors import UNKNOWN
 
 LONGEST = 64  # characters of an unknown field that are told
 
@@ -117,7 +117,7 @@ class StreamOptions(Strict):
     include_obfuscation: bool = False
 
 
-class Sampling(Strict):
+class CompletionParams(Strict):
     """Fields that both kinds of completion have."""
 
     model: Name
@@ -142,7 +142,7 @@ class Sampling(Strict):
         return tuple(text for text in given if text)
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(CompletionParams):
     prompt: Annotated[Text, BeforeValidator(_one_text, json_schema_input_type=Text | list[Text])]
     max_tokens: Tokens | None = Field(
         default=None, description="Default: 16, or the key's limit where that is lower."
@@ -179,7 +179,7 @@ class ResponseFormat(Strict):
     type: Literal["text"]
 
 
-class ChatRequest(Sampling):
+class ChatRequest(CompletionParams):
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None

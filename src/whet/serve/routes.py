@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from whet.serve.adapters import Kept
+from whet.serve.adapter_cache import Kept
 from whet.serve.answers import (
     AdapterList,
     AdapterObject,
@@ -18,10 +18,9 @@ from whet.serve.answers import (
     Written,
 )
 from whet.serve.asks import BASE, ask, named, options
-from whet.serve.choosing import nearest, selected
+from whet.serve.dependencies import Caller, Calling, unless_gone
+from whet.serve.errors import APIError, documented
 from whet.serve.export import archive
-from whet.serve.guard import Caller, Calling, unless_gone
-from whet.serve.problems import Refused, documented
 from whet.serve.requests import (
     AdapterRequest,
     AddRequest,
@@ -30,9 +29,10 @@ from whet.serve.requests import (
     SearchRequest,
     SelectRequest,
 )
+from whet.serve.retrieval import nearest, selected
 from whet.serve.work import start
 from whet.serve.writing import add, delete
-from whet.spaces import Options
+from whet.spaces import SelectionConfig
 
 router = APIRouter(prefix="/v1")
 AdapterId = Annotated[str, Path(pattern="^ad_[0-9a-f]{32}$")]
@@ -89,7 +89,7 @@ async def search(body: SearchRequest, caller: Calling) -> FoundList:
     caller.may_ask(body.prompt)
     k = caller.bounded("k", body.k)
     view = caller.server.catalogue.view(body.data_space, caller.key)
-    how = Options(k=k, where=body.where, candidates=body.candidates)
+    how = SelectionConfig(k=k, where=body.where, candidates=body.candidates)
     found = await caller.server.off_loop(nearest, view, body.prompt, how, body.texts)
     return FoundList(data_space=view.name, version=view.version, data=found)
 
@@ -99,16 +99,16 @@ async def make(body: AdapterRequest, request: Request, caller: Calling) -> Adapt
     """Sharpen for a prompt and keep the adapter, to be asked for as `model`."""
     asked = ask(caller, body.model, "", body.adapt, query=body.prompt)
     if asked.view is None or asked.adapt.cache == "off":
-        raise Refused(400, "nothing would be kept: ask for steps, and for `cache` other than off")
+        raise APIError(400, "nothing would be kept: ask for steps, and for `cache` other than off")
     if asked.method != "lora":
-        raise Refused(
+        raise APIError(
             400, f"method is {asked.method!r}: expected lora, whose adapters alone are kept",
             param="adapt.method",
         )  # fmt: skip
     asking = start(asked)
     done = await unless_gone(request, asking.answer(), asking.cancel)
     if done.adapted.steps and done.adapted.adapter is None:
-        raise Refused(
+        raise APIError(
             409, "the adapter was not kept: it is larger than all that the server may keep "
             f"({caller.server.config.cache_mib} MiB), or the data space changed meanwhile",
             code="adapter_not_kept",
@@ -195,7 +195,7 @@ async def delete_documents(name: SpaceName, body: DeleteRequest, caller: Calling
 def _kept(caller: Caller, name: str, why: str = "") -> Kept:
     kept = caller.server.adapters.get(caller.key.id, name)
     if kept is None:
-        raise Refused(
+        raise APIError(
             404, why or f"there is no adapter {name!r} of this key", code="adapter_not_found"
         )
     return kept

@@ -4,14 +4,14 @@ import asyncio
 import time
 from dataclasses import replace
 
-from whet.engine import Answer, Event, Query, Sampling, Step
-from whet.serve.adapters import Kept, adapter_id
+from whet.engine import Event, Output, Request, SamplingParams, TrainStep
+from whet.serve.adapter_cache import Kept, adapter_id
 from whet.serve.answers import Adapted, Usage
-from whet.serve.asking import Asking
 from whet.serve.asks import BASE, Ask
-from whet.serve.choosing import Choice, Size, choose, sizes
+from whet.serve.errors import APIError
 from whet.serve.events import Answered, Chosen, Stepped, Wrote
-from whet.serve.problems import Refused
+from whet.serve.retrieval import Choice, Size, choose, sizes
+from whet.serve.stream import Asking
 
 NOTHING = Choice((), (), (1.0,), BASE, 0.0)
 
@@ -34,7 +34,7 @@ class Work:
         self._read = 0
 
     async def run(self) -> Answered:
-        """Raises Refused if there is no room, or the prompt is longer than the context."""
+        """Raises APIError if there is no room, or the prompt is longer than the context."""
         asked = self._ask
         with self._server.room():
             sampling = await asyncio.to_thread(self._fitting)
@@ -42,7 +42,7 @@ class Work:
                 await self._server.off_loop(self._choose)
                 self._asking.tell(self._chosen())
             kept = asked.kept or self._known()
-            query = Query(
+            query = Request(
                 prompt=asked.prompt,
                 tokens=asked.tokens,
                 text=asked.text,
@@ -64,7 +64,7 @@ class Work:
         asked = self._ask
         return asked.adapt.cache != "off" and asked.method == "lora" and asked.kept is None
 
-    def _fitting(self) -> Sampling:
+    def _fitting(self) -> SamplingParams:
         """How the answer is drawn, no longer than fits."""
         asked, model = self._ask, self._server.model
         read = len(model.tokens(asked.prompt) if asked.tokens is None else asked.tokens) + 1
@@ -72,7 +72,7 @@ class Work:
         room = model.context - read
         most = asked.max_tokens or min(room, asked.caller.limits.max_tokens)
         if asked.text is None and not 0 < most <= room:
-            raise Refused(
+            raise APIError(
                 400, f"the prompt has {read} tokens and the answer may have {most}, but the "
                 f"context of {self._server.name} is {model.context}", param="max_tokens",
                 code="context_length_exceeded",
@@ -94,7 +94,7 @@ class Work:
     def _name(self, rows: tuple[int, ...]) -> str:
         asked = self._ask
         assert asked.view is not None
-        how = f"{self._server.revision} {self._engine.adaptation} {self._engine.optimiser}"
+        how = f"{self._server.revision} {self._engine.adaptation} {self._engine.optimizer}"
         where = f"{asked.view.name} {asked.view.built} {asked.view.version}"
         return adapter_id(asked.caller.key.id, asked.method, how, where, rows)
 
@@ -106,7 +106,7 @@ class Work:
         self._server.metrics.cache.labels("miss" if found is None else "hit").inc()
         return found
 
-    async def _submit(self, query: Query) -> Answer:
+    async def _submit(self, query: Request) -> Output:
         handle = self._engine.submit(query, self._on_event)
         self._asking.stops_by(handle.cancel)
         return await asyncio.wrap_future(handle.future)
@@ -116,7 +116,7 @@ class Work:
         match event:
             case str(text):
                 self._asking.tell(Wrote(text=text))
-            case Step(id=name, loss=loss):
+            case TrainStep(id=name, loss=loss):
                 self._losses.append(loss)
                 self._asking.tell(
                     Stepped(
@@ -128,7 +128,7 @@ class Work:
                     )
                 )
 
-    def _answered(self, answer: Answer, base: Answer, kept: Kept | None) -> Answered:
+    def _answered(self, answer: Output, base: Output, kept: Kept | None) -> Answered:
         made = None if kept else self._keep(answer)
         taken = answer.trace.steps
         learned = sum(self._sizes[step.id].tokens for step in taken)
@@ -150,7 +150,7 @@ class Work:
             scores=(before, after) if before and after else None,
         )
 
-    def _adapted(self, answer: Answer, made: Kept | None, kept: Kept | None) -> Adapted:
+    def _adapted(self, answer: Output, made: Kept | None, kept: Kept | None) -> Adapted:
         asked, choice = self._ask, self._choice
         taken, reason = len(answer.trace), answer.trace.stop_reason
         steps = len(kept.rows) if kept else taken
@@ -174,7 +174,7 @@ class Work:
             timing_ms={stage: round(1000 * spent, 3) for stage, spent in seconds.items()},
         )
 
-    def _keep(self, answer: Answer) -> Kept | None:
+    def _keep(self, answer: Output) -> Kept | None:
         """Keep the adapter for later requests of the key; None if there is none to keep."""
         asked, taken = self._ask, len(answer.trace)
         if answer.adapter is None or not taken or asked.view is None:
@@ -197,7 +197,7 @@ class Work:
             return None
         return kept if fits else None
 
-    def _count(self, answer: Answer, adapted: Adapted) -> None:
+    def _count(self, answer: Output, adapted: Adapted) -> None:
         metrics = self._server.metrics
         metrics.steps.inc(len(answer.trace))
         metrics.stopped.labels(adapted.stop_reason).inc()

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from whet.data.documents import Document
 from whet.serve.answers import Written
-from whet.serve.catalogue import Catalogue
-from whet.serve.keys import Key
-from whet.serve.problems import Refused
+from whet.serve.auth import Key
+from whet.serve.errors import APIError
 from whet.serve.requests import NewDocument
-from whet.space.documents import Document
+from whet.serve.space_registry import Catalogue
 from whet.space.space import DataSpace
-from whet.space.store import SCHEMA
-from whet.space.writer import SegmentsWriter
+from whet.space.store.protocol import SCHEMA
+from whet.space.store.writer import SegmentsWriter
 
 
 def add(catalogue: Catalogue, name: str, key: Key, documents: Sequence[NewDocument]) -> Written:
@@ -25,18 +25,18 @@ def add(catalogue: Catalogue, name: str, key: Key, documents: Sequence[NewDocume
 
     Raises:
         ValueError: If the embedder makes no vector of a text.
-        Refused: 400 for a label where there are none, or an id that comes twice or is not the
+        APIError: 400 for a label where there are none, or an id that comes twice or is not the
             key's; 403 for another's label; 409 for an id that is there with another text, or while
             another process writes.
     """
     with catalogue.writing(name) as space:
         new = [_document(space, key, given) for given in documents]
         if len({document.id for document in new}) < len(new):
-            raise Refused(400, "an id comes twice", param="documents")
+            raise APIError(400, "an id comes twice", param="documents")
         there = _there(space, [document.id for document in new])
         for document in new:
             if there.get(document.id, document).text != document.text:
-                raise Refused(
+                raise APIError(
                     409, f"id {document.id!r} is there with another text: delete it first",
                     param="documents", code="id_taken",
                 )  # fmt: skip
@@ -52,7 +52,7 @@ def delete(catalogue: Catalogue, name: str, key: Key, ids: Sequence[str]) -> Wri
     """Delete documents, all or none; an id that the key cannot see is none to delete.
 
     Raises:
-        Refused: 403 for a document that the key may read, but not write; 409 while another process
+        APIError: 403 for a document that the key may read, but not write; 409 while another process
             writes.
     """
     with catalogue.writing(name) as space:
@@ -60,7 +60,7 @@ def delete(catalogue: Catalogue, name: str, key: Key, ids: Sequence[str]) -> Wri
         seen = _there(view.space, ids)
         for document in seen.values():
             if not key.reads_all and view.label(document) not in key.labels:
-                raise Refused(
+                raise APIError(
                     403, f"this key may not delete {document.id!r}: it is of another label",
                     param="ids",
                 )  # fmt: skip
@@ -84,16 +84,16 @@ def _document(space: DataSpace, key: Key, given: NewDocument) -> Document:
     labels = space.manifest.labels
     if labels is None:
         if given.label is not None or not key.reads_all:
-            raise Refused(403, "this data space has no labels", param="label")
+            raise APIError(403, "this data space has no labels", param="label")
         return Document(given.id, given.text, given.meta)
     if not key.reads_all and given.label not in key.labels:
-        raise Refused(403, f"this key may not write label {given.label!r}", param="label")
+        raise APIError(403, f"this key may not write label {given.label!r}", param="label")
     if not key.reads_all and not given.id.startswith(f"{given.label}:"):
-        raise Refused(
+        raise APIError(
             400, f"id is {given.id!r}: expected it to begin with `{given.label}:`", param="id"
         )
     if labels.field in given.meta:
-        raise Refused(400, f"meta holds {labels.field!r}: say it as label", param="meta")
+        raise APIError(400, f"meta holds {labels.field!r}: say it as label", param="meta")
     label = {} if given.label is None else {labels.field: given.label}
     return Document(given.id, given.text, given.meta | label)
 

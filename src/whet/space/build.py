@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from whet.data.documents import Document, as_document, broken
+from whet.embed.lsa import LSA, Embedder
 from whet.errors import ModelError, SourceError
+from whet.io import atomic_write, translate_disk_errors
 from whet.maths.arrays import Array
-from whet.space.documents import Document, as_document, broken
-from whet.space.embed import LSA, Embedder
-from whet.space.files import naming_no_room, replacing
-from whet.space.manifest import STAGING, Labels, Manifest
 from whet.space.progress import bar
-from whet.space.rows import as_strings
-from whet.space.sealing import label_of, seal
-from whet.space.segments import Segments
-from whet.space.staging import CHARACTERS, EMBEDDER, PART, Seen, Staging, Texts
-from whet.space.vectors import as_stored, odd_lengths
-from whet.space.workers import connected, spread
-from whet.space.writer import SegmentsWriter
+from whet.space.ray.client import connected, spread
+from whet.space.store.manifest import STAGING, Labels, Manifest
+from whet.space.store.reader import Segments
+from whet.space.store.records import as_strings
+from whet.space.store.sealing import label_of, seal
+from whet.space.store.staging import CHARACTERS, EMBEDDER, PART, Seen, Staging, Texts
+from whet.space.store.vectors import as_stored, odd_lengths
+from whet.space.store.writer import SegmentsWriter
 
 FAILED = "failed.jsonl"
 LARGEST = 65_000.0  # of a number in float16
@@ -82,7 +82,7 @@ def _add(
     """What is wrong with the call or the source leaves nothing; from all else it can go on."""
     name, fingerprint = (embedder.name, embedder.fingerprint) if embedder else (LSA.name, "")
     plan = {"source": source, "embedder": name, "fingerprint": fingerprint}
-    with naming_no_room(writer.path):
+    with translate_disk_errors(writer.path):
         staging = Staging(writer.path / STAGING, plan)
         try:
             if not staging.read:
@@ -177,7 +177,7 @@ def _fitted(writer: SegmentsWriter, staging: Staging, progress: bool) -> LSA:
                 f"no document to fit lsa on: none has field {labels.field!r} with the public value "
                 f"{labels.public!r}. Correct these, or choose a pretrained embedder (st:NAME)"
             )
-        with bar("fitting lsa", None, show=progress), replacing(folder) as new:
+        with bar("fitting lsa", None, show=progress), atomic_write(folder) as new:
             LSA.fit(texts).save(new)
     return LSA.load(folder)
 
@@ -282,6 +282,6 @@ def _log(path: Path, failures: list[dict[str, str]]) -> int:
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     told = dict.fromkeys([*lines, *(json.dumps(failure) for failure in failures)])
     if len(told) > len(lines):
-        with replacing(path) as new:
+        with atomic_write(path) as new:
             new.write_text("".join(line + "\n" for line in told), "utf-8")
     return len(told)

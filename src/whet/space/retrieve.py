@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from whet.data.documents import Document
+from whet.data.filters import Filter, as_filter
 from whet.maths.arrays import Array, as_count, as_positive
-from whet.select.baselines import nearest, nearest_repeated
 from whet.select.explain import Explanation, explain
+from whet.select.registry import selector as selector_of
 from whet.select.selection import Selection, Selector
+from whet.select.selectors.baselines import nearest, nearest_repeated
 from whet.select.sift import sift
-from whet.select.table import selector as selector_of
 from whet.space.context import Context, context
-from whet.space.documents import Document
-from whet.space.filters import Filter, as_filter
 from whet.space.space import DataSpace
-from whet.space.store import Near, Sign
+from whet.space.store.protocol import Neighbors, Sign
 
 CANDIDATES = ("vectors", "bm25", "hybrid")
 NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # an opposite text is far to them
@@ -42,7 +42,7 @@ def check_space(space: Any) -> None:
         raise ValueError(f"space is {shown}: expected a DataSpace{how}")
 
 
-class NothingNear(ValueError):
+class NoMatchError(ValueError):
     """A prompt is blank, or shares nothing with the data space."""
 
 
@@ -56,15 +56,15 @@ class Retrieval:
     """Their rows in the data space."""
     selection: Selection
     """The choice among the candidates."""
-    candidates: Near
+    candidates: Neighbors
     query: Float[Array, " d"]
     """The prompt's embedding."""
     seconds: dict[str, float]
     """Wall time of embed, search and select."""
 
-    def until(self, alpha: float) -> "Retrieval":
+    def stop_at(self, alpha: float) -> "Retrieval":
         """The picks that adaptive stopping keeps: see `Selection.until`."""
-        selection = self.selection.until(alpha)
+        selection = self.selection.stop_at(alpha)
         n = len(selection)
         return replace(self, documents=self.documents[:n], rows=self.rows[:n], selection=selection)
 
@@ -129,7 +129,7 @@ class Retriever:
 
         Args:
             space: Where to look.
-            selector: Orders the candidates; or its name in `whet.select.table`.
+            selector: Orders the candidates; or its name in `whet.select.registry`.
             k: Number of candidates; without, 200 or all documents that pass.
             lam: λ' of the paper, for the selector.
             sign: Candidates by |cosine| (`both`) or by cosine (`positive`); None means `positive`
@@ -161,12 +161,12 @@ class Retriever:
         if not isinstance(prompt, str):
             raise ValueError(f"prompt is {prompt!r}: expected one text")
         if not prompt.strip():
-            raise NothingNear(f"prompt is {prompt!r}: expected a text")
+            raise NoMatchError(f"prompt is {prompt!r}: expected a text")
         start = time.perf_counter()
         query = self.space.embedder.encode([prompt])
         embedded = time.perf_counter()
         if not query.any():
-            raise NothingNear(
+            raise NoMatchError(
                 f"prompt shares no term with the data space, as {self.space.embedder.name} sees "
                 "them: there is nothing near it"
             )
@@ -184,11 +184,11 @@ class Retriever:
         documents = tuple(known[i] for i in place)
         return Retrieval(documents, rows, selection, candidates, query[0], seconds)
 
-    def _candidates(self, prompt: str, query: Float[Array, "1 d"]) -> Near:
+    def _candidates(self, prompt: str, query: Float[Array, "1 d"]) -> Neighbors:
         if self.nominated_by == "bm25":
             rows = self.space.by_words(prompt, self.k, self.where)
             if not len(rows):
-                raise NothingNear("prompt shares no word with the data space: bm25 finds nothing")
+                raise NoMatchError("prompt shares no word with the data space: bm25 finds nothing")
             return self.space.measured(query, rows)
         [near] = self.space.search(query, self.k, sign=self.sign, where=self.where)
         if self.nominated_by == "vectors":

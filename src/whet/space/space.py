@@ -7,21 +7,21 @@ from typing import Any
 
 from jaxtyping import Float, Int
 
-from whet.errors import EmbedderMismatch, SpaceError
+from whet.data.documents import Document, refuse_one
+from whet.data.filters import Filter, as_filter, both
+from whet.embed.lsa import LSA, Embedder, SentenceEncoder, check_embedder
+from whet.errors import EmbedderMismatchError, SpaceError
 from whet.maths.arrays import Array, as_count
 from whet.space import build
+from whet.space.bm25 import BM25
 from whet.space.build import Reading
-from whet.space.cluster import SCHEME, Cluster, find
-from whet.space.documents import Document, refuse_one
-from whet.space.embed import LSA, Embedder, SentenceEncoder, check_embedder
-from whet.space.filters import Filter, as_filter, both
-from whet.space.lexical import BM25
-from whet.space.manifest import Labels, Manifest
-from whet.space.segments import Segments
-from whet.space.staging import EMBEDDER
-from whet.space.store import Near, Reader, Sign
-from whet.space.vectors import as_aims, cosines
-from whet.space.writer import delete_documents
+from whet.space.ray.cluster import SCHEME, Cluster, find
+from whet.space.store.manifest import Labels, Manifest
+from whet.space.store.protocol import Neighbors, Reader, Sign
+from whet.space.store.reader import Segments
+from whet.space.store.staging import EMBEDDER
+from whet.space.store.vectors import as_aims, cosines
+from whet.space.store.writer import delete_documents
 
 DEFAULT_K = 200  # candidates, where there are so many
 LOADED = ("st", "hf", "ntk", "influence")  # kinds of embedder that `whet.open_space` loads
@@ -112,7 +112,7 @@ class DataSpace:
 
         Raises:
             SpaceError: If it is missing, of another format, or its files are broken.
-            EmbedderMismatch: If another embedder made it.
+            EmbedderMismatchError: If another embedder made it.
             ValueError: If the filter cannot be read, or has a field that no document has.
         """
         check_embedder(embedder)
@@ -128,7 +128,7 @@ class DataSpace:
         embedder = _own_embedder(path, store) if embedder is None else embedder
         made_by = (manifest.dimension, manifest.fingerprint)
         if (embedder.dimension, embedder.fingerprint) != made_by:
-            raise EmbedderMismatch(
+            raise EmbedderMismatchError(
                 f"data space {path} holds vectors of dimension {manifest.dimension} by "
                 f"{manifest.embedder}, but another {embedder.name} makes {embedder.dimension}: "
                 f"rebuild it with `whet index --embedder {embedder.name}`"
@@ -237,7 +237,7 @@ class DataSpace:
         where: Filter | str | None = None,
         exact: bool = False,
         effort: float | None = None,
-    ) -> list[Near]:
+    ) -> list[Neighbors]:
         """For each query the `k` documents of largest |cosine|, or of largest cosine (`positive`).
 
         The same on any thread count and in any batch; of equals the lowest rows. Exact where a
@@ -269,7 +269,7 @@ class DataSpace:
         found: Int[Array, " m"] = rows[words.nearest(prompt, k)]
         return found
 
-    def measured(self, query: Float[Array, "1 d"], rows: Int[Array, " n"]) -> Near:
+    def measured(self, query: Float[Array, "1 d"], rows: Int[Array, " n"]) -> Neighbors:
         """Documents that something else nominated, by ascending row, as candidates of `query`.
 
         Raises:
@@ -277,7 +277,7 @@ class DataSpace:
             IndexError: If a row is not there.
         """
         vectors, [aim] = self.vectors(rows), as_aims(query, self.dimension)
-        return Near(rows, vectors, cosines(aim, vectors))
+        return Neighbors(rows, vectors, cosines(aim, vectors))
 
     def _assert_whole(self) -> None:
         if self.where is not None:

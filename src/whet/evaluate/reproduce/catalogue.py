@@ -28,7 +28,7 @@ class Artefact:
         """The view, after the runs that it lacks were made.
 
         Raises:
-            RunError: If a run lacks what the view needs.
+            RunFolderError: If a run lacks what the view needs.
         """
         given: list[Any] = [study.run(spec) for spec in self.runs]
         if self.ground:

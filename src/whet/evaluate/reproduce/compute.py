@@ -10,7 +10,7 @@ from whet.evaluate.costs import Cost, costs
 from whet.evaluate.reproduce import style
 from whet.evaluate.reproduce.measures import apart, assert_holds, present
 from whet.evaluate.reproduce.shown import Rows, Shown
-from whet.evaluate.runs import PHASES, Run
+from whet.evaluate.results import PHASES, Run
 from whet.evaluate.uncertainty import ALPHAS, calibration, correlation, stopped_at, stops
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate, resampled

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from whet.evaluate.report import SHORT
+from whet.evaluate.report.table import SHORT
 from whet.evaluate.reproduce import style
 from whet.evaluate.reproduce.measures import (
     LAMBDAS,
@@ -22,7 +22,7 @@ from whet.evaluate.reproduce.measures import (
     share,
 )
 from whet.evaluate.reproduce.shown import Rows, Shown
-from whet.evaluate.runs import Run
+from whet.evaluate.results import Run
 from whet.maths.statistics import Estimate, bootstrap, mean_estimate
 
 STEPS = "gradient steps"

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Float
 
 from whet.errors import SourceError
-from whet.evaluate.data import Prompts
-from whet.evaluate.leakage import Task
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import Prompts
 from whet.evaluate.reproduce import style
 from whet.evaluate.reproduce.measures import sets, share, spearman
 from whet.evaluate.reproduce.shown import Rows, Shown
-from whet.evaluate.runs import Run
-from whet.evaluate.switches import Switches
+from whet.evaluate.results import Run
+from whet.evaluate.tasks import ScoringTask
 from whet.maths.arrays import Array
 from whet.maths.convergence import irreducible_variance, rising_gains
 from whet.maths.statistics import Estimate, bootstrap, mean_estimate
@@ -50,9 +50,9 @@ class Ground:
         Raises:
             SourceError: If none is left.
         """
-        split = Switches()
+        split = EvalConfig()
         texts = [p.document.text for p in prompts.prompts if len(p.document.text) > 1]
-        rows = space.embedder.encode([Task.of(text, split)[-1].query for text in texts])
+        rows = space.embedder.encode([ScoringTask.of(text, split)[-1].query for text in texts])
         if not rows.any():
             raise SourceError("no prompt shares a term with the data space")
         name = set_field.removeprefix("meta.")

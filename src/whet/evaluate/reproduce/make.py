@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from whet.adapt.loading import BUNDLED
+from whet.evaluate.config import EvalConfig
 from whet.evaluate.provenance import provenance
 from whet.evaluate.reproduce.catalogue import CATALOGUE, Artefact
 from whet.evaluate.reproduce.shown import Shown
 from whet.evaluate.reproduce.study import Study
-from whet.evaluate.switches import Switches
 
 FEW = 30  # prompts under which a caption warns
 STAND_IN = "whet's models and data stand in for GPT-2, Phi-3 and the Pile"
@@ -52,7 +52,7 @@ def make(name: str, study: Study, out: Path) -> Made:
     return Made(name, shown, caption, shown.write(out, name, about))
 
 
-def caption_of(artefact: Artefact, shown: Shown, switches: Switches) -> str:
+def caption_of(artefact: Artefact, shown: Shown, switches: EvalConfig) -> str:
     """What the numbers are, over how many, and what sets them apart from the paper's."""
     parts = [f"n = {shown.n:,}; brackets and bands: 90 % bootstrap intervals."]
     if shown.n < FEW:

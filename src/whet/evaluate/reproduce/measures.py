@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from whet.errors import RunError
-from whet.evaluate.runs import Run
+from whet.errors import RunFolderError
+from whet.evaluate.results import Run
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, bootstrap, mean_estimate, resampled
 
@@ -31,7 +31,7 @@ def assert_holds(run: Run, *methods: str) -> None:
     """Refuse a run that lacks what a view needs.
 
     Raises:
-        RunError: If a method is not in the run.
+        RunFolderError: If a method is not in the run.
     """
     for method in methods:
         run.bits(method)
@@ -90,14 +90,16 @@ def aligned(*runs: Run) -> list[Run]:
     """The runs with the prompts that all have, in the order of the first.
 
     Raises:
-        RunError: If they share none.
+        RunFolderError: If they share none.
     """
     names = runs[0].prompts["prompt"].to_pylist()
     for run in runs[1:]:
         own = set(run.prompts["prompt"].to_pylist())
         names = [name for name in names if name in own]
     if not names:
-        raise RunError(f"{', '.join(str(r.folder) for r in runs)} share no prompt: finish them")
+        raise RunFolderError(
+            f"{', '.join(str(r.folder) for r in runs)} share no prompt: finish them"
+        )
     return [_ordered(run, names) for run in runs]
 
 

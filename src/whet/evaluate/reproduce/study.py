@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from whet.embedders import embedder_of
-from whet.errors import RunError, SourceError
-from whet.evaluate.data import Data, Prompts, fraction
+from whet.data.documents import Document
+from whet.embed.lsa import LSA
+from whet.embed.registry import get_embedder
+from whet.errors import RunFolderError, SourceError
+from whet.evaluate.config import DYNAMIC, EvalConfig
+from whet.evaluate.dataset import Data, Prompts, fraction
 from whet.evaluate.demo import LONGEST, SHORTEST, modules, parts, source
-from whet.evaluate.processes import Processes
 from whet.evaluate.provenance import space_record
 from whet.evaluate.reproduce.measures import aligned
 from whet.evaluate.reproduce.plans import EMBEDDED, PLANS, Plan
-from whet.evaluate.run import evaluate
-from whet.evaluate.runs import Run
-from whet.evaluate.switches import DYNAMIC, Switches
-from whet.space.documents import Document
-from whet.space.embed import LSA
-from whet.space.files import replacing
+from whet.evaluate.results import Run
+from whet.evaluate.runner import evaluate
+from whet.evaluate.worker_pool import WorkerPool
+from whet.io import atomic_write
 from whet.space.space import DataSpace
-from whet.space.staging import EMBEDDER
+from whet.space.store.staging import EMBEDDER
 
 QUICK_STEPS, QUICK_PROMPTS = 10, 12
 PER_SET = 20
@@ -43,11 +43,11 @@ class Study:
 
     folder: Path
     data: Data
-    switches: Switches = field(default_factory=Switches)
+    switches: EvalConfig = field(default_factory=EvalConfig)
     """Of every run, but for its methods; the model is the main one."""
     small: str = "whet-pico"
     """The small model."""
-    processes: Processes | None = None
+    processes: WorkerPool | None = None
     progress: bool = True
     _runs: dict[str, Run] = field(default_factory=dict, init=False, repr=False)
 
@@ -64,7 +64,7 @@ class Study:
         if name not in self._runs:
             plan, folder = PLANS[name], self.folder / name
             if plan.model == "small" and self.small == self.switches.model:
-                raise RunError(
+                raise RunFolderError(
                     f"small is {self.small!r}, and so is the main model: name another (--small)"
                 )
             data = replace(self.data, space=str(self._part(plan)))
@@ -95,9 +95,9 @@ class Study:
         part = f"{plan.embedder or f'{plan.share:g}'}".replace("/", "-").replace(":", "-")
         path = self.folder / f"space-{origin}-{part}"
         if not path.exists():
-            embedder = embedder_of(plan.embedder) if plan.embedder else self.space.embedder
+            embedder = get_embedder(plan.embedder) if plan.embedder else self.space.embedder
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as new:
+            with atomic_write(path) as new:
                 DataSpace.build(drawn(self.space, share), new, embedder, self.progress)
                 if isinstance(embedder, LSA):  # one that was given does not come along by itself
                     embedder.save(new / EMBEDDER)
@@ -146,7 +146,7 @@ def join(runs: list[Run]) -> Run:
     """Runs of the same prompts as one, with the methods of all; prompts that not all have are out.
 
     Raises:
-        RunError: If the runs differ in more than their methods, share one, or share no prompt.
+        RunFolderError: If the runs differ in more than their methods, share one, or share no prompt.
     """
     first, *rest = runs
     if not rest:
@@ -156,12 +156,12 @@ def join(runs: list[Run]) -> Run:
         for key, mine in _common(first).items():
             other = _common(run)[key]
             if mine != other:
-                raise RunError(
+                raise RunFolderError(
                     f"{first.folder} has {key} {mine!r}, but {run.folder} {other!r}: runs are "
                     "joined where they differ in their methods alone"
                 )
         if again := set(methods) & set(run.methods):
-            raise RunError(
+            raise RunFolderError(
                 f"{run.folder} has {again.pop()!r}, which is there already: runs are joined where "
                 "no method is in two of them"
             )
@@ -181,7 +181,7 @@ def join(runs: list[Run]) -> Run:
 
 def _common(run: Run) -> dict[str, Any]:
     """What runs that are joined have in common: all but their methods."""
-    switches = Switches().record() | run.meta["switches"]  # a newer switch was at its default
+    switches = EvalConfig().record() | run.meta["switches"]  # a newer switch was at its default
     del switches["methods"]
     return {**switches, "space": run.meta["space"], "prompts": run.meta["prompts"]}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from whet.errors import optional
-from whet.evaluate.report import SHORT
+from whet.evaluate.report.table import SHORT
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from whet.evaluate.report import RIVALS, SHORT, report
+from whet.evaluate.report.table import RIVALS, SHORT, report
 from whet.evaluate.reproduce import style
 from whet.evaluate.reproduce.measures import (
     LAMBDAS,
@@ -22,7 +22,7 @@ from whet.evaluate.reproduce.measures import (
     share,
 )
 from whet.evaluate.reproduce.shown import Rows, Shown
-from whet.evaluate.runs import Run
+from whet.evaluate.results import Run
 from whet.evaluate.uncertainty import KINDS, correlations
 from whet.maths.statistics import Estimate
 

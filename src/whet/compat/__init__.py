@@ -1,1 +1,0 @@
-"""Other libraries' faces on whet: change an import, keep the call."""

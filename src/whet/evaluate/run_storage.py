@@ -1,0 +1,171 @@
+"""A run on disk: each prompt written once, and no crash loses or doubles one.
+
+A run's folder holds `meta.json`, two Parquet tables (`rows`, `prompts`), and while it is under way
+`journal.jsonl`, a line a prompt, written once and synced. Packing moves the journal into the
+tables: rows first, then prompts, then the journal goes. A prompt that the prompts table names is
+packed; rows of any other prompt, and journal lines of a packed one, are what a crash left behind
+and count for nothing.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from whet.errors import RunFolderError
+from whet.io import atomic_write
+
+FORMAT = 2
+META, JOURNAL, ROWS, PROMPTS = "meta.json", "journal.jsonl", "rows.parquet", "prompts.parquet"
+NAME = pa.dictionary(pa.int32(), pa.string())
+ROW_SCHEMA = pa.schema({
+    "prompt": NAME, "method": NAME, "part": pa.int16(), "bytes": pa.int64(),
+    "base_bits": pa.float64(), "step": pa.int32(), "bits": pa.float64(), "sigma": pa.float64(),
+    "loss": pa.float64(), "document": NAME, "multiplicity": pa.int32(), "tokens": pa.int64(),
+    "embed_s": pa.float64(), "search_s": pa.float64(), "select_s": pa.float64(),
+    "train_s": pa.float64(), "score_s": pa.float64(),
+})  # fmt: skip
+PROMPT_SCHEMA = pa.schema({
+    "prompt": pa.string(), "set": pa.string(), "error": pa.string(), "parts": pa.int16(),
+    "bytes": pa.int64(), "base_bits": pa.float64(), "base_s": pa.float64(),
+    "query_bytes": pa.int64(), "query_bits": pa.float64(), "exact": pa.bool_(), "near": pa.bool_(),
+    "cosine": pa.float64(), "overlap": pa.float64(), "cosines": pa.list_(pa.float32()),
+    "peak_mib": pa.float64(),
+})  # fmt: skip
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of itself.
+
+    Raises:
+        RunFolderError: If the folder holds no run, or one of another format.
+    """
+    path = folder / META
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunFolderError(
+            f"{folder} holds no run: make one with `whet eval --out {folder}`"
+        ) from error
+    except ValueError as error:
+        raise RunFolderError(
+            f"{path} is corrupt ({error}): delete {folder} and run again"
+        ) from error
+    if not isinstance(meta, dict) or "switches" not in meta:
+        raise RunFolderError(f"{folder} holds no run: make one with `whet eval --out FOLDER`")
+    if meta.get("format") != FORMAT:
+        raise RunFolderError(
+            f"{folder} is a run of format {meta.get('format')}, but this version of whet reads "
+            f"format {FORMAT}: run it again with another --out"
+        )
+    return meta
+
+
+def append(folder: Path, record: dict[str, Any]) -> None:
+    """Keep what `Evaluator.record` says of a prompt; once this returns, nothing loses it."""
+    with (folder / JOURNAL).open("ab") as out:
+        out.write(json.dumps(record).encode() + b"\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def repair(folder: Path) -> set[str]:
+    """Remove a journal line that was cut short; the prompts that are done, failed ones included.
+
+    Raises:
+        RunFolderError: If any other line is not JSON.
+    """
+    whole, records = _journal(folder)
+    path = folder / JOURNAL
+    if path.exists() and whole < path.stat().st_size:
+        with path.open("r+b") as out:
+            out.truncate(whole)
+    return {*listed(_packed(folder)[1], "prompt"), *(record["prompt"] for record in records)}
+
+
+def pack(folder: Path) -> None:
+    """Move the journal into the Parquet tables; a crash on the way loses and doubles nothing."""
+    if not (folder / JOURNAL).exists():
+        return
+    for table, name in zip(tables(folder), (ROWS, PROMPTS), strict=True):
+        with atomic_write(folder / name) as new:
+            pq.write_table(table, new, compression="zstd")
+    (folder / JOURNAL).unlink()
+
+
+def tables(folder: Path) -> tuple[pa.Table, pa.Table]:
+    """All rows and all prompts, packed and not."""
+    journal = _journal(folder)[1]  # before the tables, into which it may be moved meanwhile
+    rows, prompts = _packed(folder)
+    packed = set(listed(prompts, "prompt"))
+    fresh = {r["prompt"]: r for r in journal if r["prompt"] not in packed}
+    parts = [rows]
+    for name, record in fresh.items():
+        if columns := record.pop("rows", None):
+            columns["prompt"] = [name] * len(columns["step"])
+            parts.append(pa.table(columns, schema=ROW_SCHEMA))
+    added = pa.Table.from_pylist(list(fresh.values()), schema=PROMPT_SCHEMA)
+    return pa.concat_tables(parts).unify_dictionaries(), pa.concat_tables([prompts, added])
+
+
+def _packed(folder: Path) -> tuple[pa.Table, pa.Table]:
+    """The rows and prompts that are in the tables; rows of no prompt there are left out.
+
+    Raises:
+        RunFolderError: If a table cannot be read.
+    """
+    prompts = _read(folder / PROMPTS, PROMPT_SCHEMA)
+    rows = _read(folder / ROWS, ROW_SCHEMA)
+    known = pc.is_in(rows["prompt"].cast(pa.string()), value_set=column(prompts, "prompt"))
+    return rows.filter(known), prompts
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    if not path.exists():
+        return schema.empty_table()
+    try:
+        return pq.read_table(path, schema=schema)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{path} cannot be read ({reason}): delete that run") from error
+
+
+def _journal(folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """How many bytes of the journal are whole lines, and their records.
+
+    Raises:
+        RunFolderError: If a line that was not cut short is no record of a prompt.
+    """
+    path = folder / JOURNAL
+    if not path.exists():
+        return 0, []
+    records, whole = [], 0
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            records.append(_record(json.loads(line)))
+        except ValueError as error:
+            raise RunFolderError(f"{path}, line {number}: {error}: delete that line") from error
+        whole += len(line)
+    return whole, records
+
+
+def _record(read: Any) -> dict[str, Any]:
+    if not (isinstance(read, dict) and isinstance(read.get("prompt"), str)
+            and ("error" in read or {"rows", "set"} <= read.keys())):  # fmt: skip
+        raise ValueError("no record of a prompt")
+    return read
+
+
+def column(table: pa.Table, name: str) -> pa.Array:
+    return table[name].combine_chunks()
+
+
+def listed(table: pa.Table, name: str) -> list[str]:
+    values: list[str] = table[name].to_pylist()
+    return values
