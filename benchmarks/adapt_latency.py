@@ -207,7 +207,7 @@ def compared(a: Callable[..., Any], b: Callable[..., Any], plans: list[Plan]) ->
 
 
 def lora(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
-    slots = Slots(model, LoRA(lr=5e-4, rank=RANK, alpha=2 * RANK), count=P)
+    slots = Slots(model, LoRA(lr=5e-4, r=RANK, lora_alpha=2 * RANK), count=P)
     peer = plain(model)
     theirs, ours, found = peft_loop(peer, dict(slots.start)), in_slots(slots), {}
     with slots.attached():

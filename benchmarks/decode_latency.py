@@ -173,7 +173,7 @@ def rendered(results: dict[str, Any]) -> str:
 
 
 def lora(model: LanguageModel, tokens: int, rounds: int) -> dict[str, Any]:
-    slots = sharpened(model, LoRA(lr=1e-3, rank=RANK, alpha=2 * RANK), P)
+    slots = sharpened(model, LoRA(lr=1e-3, r=RANK, lora_alpha=2 * RANK), P)
     asked = prompts(model, P)
     peers = peft_peers(slots, asked, tokens)
     with slots.attached():

@@ -24,7 +24,7 @@ from adapt_latency import ROOT, Plan, in_slots, into_readme, machine, peft_loop
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from whet.adapt.config import Adaptation, FullFineTuning, LoRA
+from whet.adapt.config import AdapterConfig, FullFineTuning, LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 
@@ -131,7 +131,7 @@ def small_lora(model: LanguageModel, mode: LoRA, p: int, lengths: tuple[int, ...
 
 
 def alone(
-    model: LanguageModel, mode: Adaptation, length: int, floor_s: float | None, p: int = 1
+    model: LanguageModel, mode: AdapterConfig, length: int, floor_s: float | None, p: int = 1
 ) -> Any:
     """Slots by themselves, beside the serial floor."""
     slots = Slots(model, mode, count=p)
@@ -164,7 +164,7 @@ def floors() -> dict[str, float]:
 
 
 def measure(case: str, folder: Path) -> dict[str, Any]:
-    lora = LoRA(lr=5e-4, rank=32, alpha=64)
+    lora = LoRA(lr=5e-4, r=32, lora_alpha=64)
     if case == "nano":
         model = LanguageModel.from_pretrained(
             ROOT / "src/whet/assets/whet-nano", dtype=torch.bfloat16
@@ -181,7 +181,7 @@ def measure(case: str, folder: Path) -> dict[str, Any]:
     if case == "gpt2-full":
         rows = alone(model, FullFineTuning(), 1024, SERIAL_FLOOR_S["GPT-2-size full"])
         return {f"GPT-2-size full, {key}": value for key, value in rows.items()}
-    rows = alone(model, LoRA(rank=16, alpha=32), 1024, SERIAL_FLOOR_S["1B-size LoRA"], p=16)
+    rows = alone(model, LoRA(r=16, lora_alpha=32), 1024, SERIAL_FLOOR_S["1B-size LoRA"], p=16)
     return {f"1B-size LoRA, {key}": value for key, value in rows.items()}
 
 

@@ -54,7 +54,7 @@ def main(
     out: Path | None,
 ) -> None:  # fmt: skip
     opened, loaded = open_space(space), LanguageModel.from_pretrained(model)
-    adaptation = loaded.adaptation("full", lr=lr)
+    adaptation = loaded.adapter_config("full", lr=lr)
     every = list(read_documents(prompts))
     rows: list[dict[str, Any]] = []
     order = np.random.default_rng(seed).permutation(n) if shuffle else np.arange(n)

@@ -8,7 +8,7 @@ from whet.engine import Request
 from whet.space.space import DataSpace
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
-MODES = [LoRA(lr=1e-2, rank=4), LMHead(lr=1e-2), FullFineTuning(lr=1e-3)]
+ADAPTERS = [LoRA(lr=1e-2, r=4), LMHead(lr=1e-2), FullFineTuning(lr=1e-3)]
 TEXT = " after it"
 name = lambda mode: type(mode).__name__  # noqa: E731
 

@@ -12,7 +12,7 @@ import torch
 from reference_trainable import Parameters, trainable
 from torch.nn import functional
 
-from whet.adapt.config import Adaptation, FullFineTuning, OptimizerConfig
+from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig
 from whet.adapt.model import LanguageModel, Score
 from whet.errors import ModelError
 
@@ -26,7 +26,7 @@ class AdaptationSession:
         self._model = model
         self._parameters = parameters
         self._clip = optimizer.clip
-        self._optimiser = _torch_optimiser(parameters, lr, optimizer)
+        self._optimizer = _torch_optimizer(parameters, lr, optimizer)
         self.steps = 0
 
     def step(self, text: str) -> float:
@@ -47,8 +47,8 @@ class AdaptationSession:
         loss.backward()  # type: ignore[no-untyped-call]
         if self._clip:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         return value
 
@@ -68,7 +68,7 @@ class AdaptationSession:
 @contextmanager
 def adapted(
     model: LanguageModel,
-    adaptation: Adaptation | None = None,
+    adaptation: AdapterConfig | None = None,
     optimizer: OptimizerConfig | None = None,
 ) -> Iterator[AdaptationSession]:
     """Lend `model` to one prompt; on leaving, even by an error, it is as before, bit for bit.
@@ -91,7 +91,7 @@ def mean_loss(model: LanguageModel, text: str) -> torch.Tensor:
     return functional.cross_entropy(logits, tokens)
 
 
-def _torch_optimiser(
+def _torch_optimizer(
     parameters: Parameters, lr: float, options: OptimizerConfig
 ) -> torch.optim.Optimizer:
     if options.kind == "sgd":

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whet.adapt.config import Adaptation, FullFineTuning, LMHead, LoRA
+from whet.adapt.config import AdapterConfig, FullFineTuning, LMHead, LoRA
 from whet.adapt.tuners.lora import linear_layers, widths
 
 Parameters = list[nn.Parameter]
 
 
 @contextmanager
-def trainable(network: nn.Module, adaptation: Adaptation) -> Iterator[Parameters]:
+def trainable(network: nn.Module, adaptation: AdapterConfig) -> Iterator[Parameters]:
     """The parameters that `adaptation` trains, ready for an optimiser."""
     with ExitStack() as stack:
         stack.enter_context(_frozen(network))
@@ -76,15 +76,15 @@ def _lora(network: nn.Module, options: LoRA) -> Iterator[Parameters]:
     generator = torch.Generator().manual_seed(0)
     parameters: Parameters = []
     with ExitStack() as hooks:
-        for module in linear_layers(network, options.targets).values():
+        for module in linear_layers(network, options.target_modules).values():
             width_in, width_out = widths(module)
             bound = 1 / math.sqrt(width_in)
-            start = torch.empty(options.rank, width_in).uniform_(-bound, bound, generator=generator)
+            start = torch.empty(options.r, width_in).uniform_(-bound, bound, generator=generator)
             dtype = torch.promote_types(start.dtype, module.weight.dtype)
             down = nn.Parameter(start.to(module.weight.device, dtype))
-            up = nn.Parameter(down.new_zeros(width_out, options.rank))
+            up = nn.Parameter(down.new_zeros(width_out, options.r))
             parameters += [down, up]
-            hook = _beside(down, up, options.alpha / options.rank)
+            hook = _beside(down, up, options.alpha / options.r)
             hooks.callback(module.register_forward_hook(hook).remove)
         yield parameters
 

@@ -12,7 +12,7 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.errors import ModelError
 
-MODE = LoRA(lr=1e-2, rank=4)
+MODE = LoRA(lr=1e-2, r=4)
 TEXT = "what is asked of the model"
 
 
@@ -95,7 +95,7 @@ def test_an_adapter_of_another_model_is_refused(model, tmp_path):
 def test_slots_of_another_form_are_refused(model, tmp_path):
     learned(model, tmp_path)
     with pytest.raises(ValueError, match="rank 4, alpha 64.0 and .* the slots 2, 64.0"):
-        Adapter.read(tmp_path).put(Slots(model, LoRA(rank=2)), 0)
+        Adapter.read(tmp_path).put(Slots(model, LoRA(r=2)), 0)
     with pytest.raises(ValueError, match="slots learn by Full: expected LoRA"):
         Adapter.of(Slots(model, FullFineTuning()), 0)
 

@@ -87,7 +87,7 @@ def test_errors_are_those_of_ridge_regression_without_the_document(space, select
 
 
 def test_a_fixed_lam_leaves_alpha_to_choose(space):
-    options = calibrated(space, SelectionConfig(n=8, k=20, lam=0.3, alpha="auto"), prompts=16)
+    options = calibrated(space, SelectionConfig(n=8, k=20, lam=0.3, stop_alpha="auto"), prompts=16)
     assert options.lam == 0.3
     assert options.alpha == calibrate(space, lams=[0.3], **SETTING).alpha
     kept = SelectionConfig(n=8, k=20)
@@ -95,7 +95,7 @@ def test_a_fixed_lam_leaves_alpha_to_choose(space):
 
 
 def test_auto_is_a_choice_made_once(space):
-    options = calibrated(space, SelectionConfig(n=8, k=20, lam="auto", alpha=0.5), prompts=16)
+    options = calibrated(space, SelectionConfig(n=8, k=20, lam="auto", stop_alpha=0.5), prompts=16)
     assert options.lam == calibrate(space, **SETTING).lam and options.alpha == 0.5
     assert calibrated(space, options) is options
 
@@ -138,7 +138,7 @@ def test_a_space_of_texts_that_cannot_be_split_is_refused(tmp_path):
 
 def test_an_engine_calibrates_once(space, tmp_path, monkeypatch):
     model = whet.LanguageModel.from_pretrained(tiny.save(tmp_path / "model"))
-    engine = whet.Engine(space, model, options=SelectionConfig(n=3, k=9, lam="auto", alpha="auto"))
+    engine = whet.Engine(space, model, options=SelectionConfig(n=3, k=9, lam="auto", stop_alpha="auto"))
     assert engine.options.lam in GRID and engine.options.alpha > 0
     monkeypatch.setattr("whet.spaces.calibrate", None)
     assert len(engine.select(space.text(0))) <= 3

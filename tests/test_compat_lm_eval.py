@@ -33,7 +33,7 @@ def model(place):
 @pytest.fixture(scope="module")
 def engine(place, model):
     loaded = model._engine.model
-    adaptation = loaded.adaptation("full", lr=1e-2)
+    adaptation = loaded.adapter_config("full", lr=1e-2)
     return Engine(
         open_space(place / "space"), loaded, adaptation, options=SelectionConfig(n=3, k=10)
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import reference_slot
 import tiny
-from engines import MODES, TEXT, name, query, space_of, words
+from engines import ADAPTERS, TEXT, name, query, space_of, words
 
 import whet
 from whet.adapt.config import LMHead
@@ -35,10 +35,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def engine(space, model):
-    return Engine(space, model, MODES[0], options=SelectionConfig(n=4, k=10), slots=3)
+    return Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=4, k=10), slots=3)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
 def test_an_answer_is_the_oracle_s(space, model, mode):
     engine = Engine(space, model, mode, options=SelectionConfig(n=4, k=10))
     queries = [query(i, text=TEXT, score_at=(2,)) for i in range(5)]
@@ -86,7 +86,7 @@ def test_one_engine_serves_many_threads(engine):
 def test_greedy_text_is_the_oracle_s(engine, model, space):
     prompt = words(100, 2)
     answer = engine.generate(prompt, max_tokens=12)
-    with reference_slot.adapted(model, MODES[0]) as slot:
+    with reference_slot.adapted(model, ADAPTERS[0]) as slot:
         for document in engine.select(prompt).documents:
             slot.step(document.text)
         tokens = model.fitting(prompt, 12)
@@ -94,7 +94,7 @@ def test_greedy_text_is_the_oracle_s(engine, model, space):
     assert answer.text == model.tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("mode", MODES[:2], ids=name)
+@pytest.mark.parametrize("mode", ADAPTERS[:2], ids=name)
 def test_answers_are_continued_together_each_by_its_own_weights(space, model, mode):
     queries = [query(i, n=1 + i % 3, sampling=SamplingParams(max_tokens=4 + i)) for i in range(6)]
     engines = [Engine(space, model, mode, options=SelectionConfig(k=10), slots=n) for n in (3, 1)]
@@ -138,7 +138,7 @@ def test_a_query_may_ask_for_the_base_model(engine, model):
 
 
 def test_documents_may_be_given(model):
-    engine = Engine(None, model, MODES[0])
+    engine = Engine(None, model, ADAPTERS[0])
     given = tuple(Document(f"g{i}", words(i), {}) for i in range(3))
     answer = engine.submit(query(1, text=TEXT, documents=given)).result()
     assert [(step.id, step.sigma) for step in answer.trace] == [(f"g{i}", None) for i in range(3)]
@@ -166,7 +166,7 @@ def test_a_long_queue_is_answered_in_full_and_in_order(engine):
 
 
 def test_a_run_takes_plain_texts_and_reads_no_further_ahead_than_its_queue(space, model):
-    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=1, k=5), slots=2, waiting=3)
+    engine = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=1, k=5), slots=2, waiting=3)
     prompts, read = [words(100 + i, 2) for i in range(20)], []
     asked = (read.append(prompt) or prompt for prompt in prompts)
     for i, answer in enumerate(engine.run(asked)):
@@ -179,7 +179,7 @@ def test_a_run_takes_plain_texts_and_reads_no_further_ahead_than_its_queue(space
 @pytest.mark.parametrize("niceness", [10, 0])
 def test_an_engine_gives_way_as_far_as_told(space, model, niceness):
     own, seen = os.getpriority(os.PRIO_PROCESS, 0), set()
-    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=2, k=5), niceness=niceness)
+    engine = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=2, k=5), niceness=niceness)
     engine.submit(
         query(1, text=TEXT), lambda event: seen.add(os.getpriority(os.PRIO_PROCESS, 0))
     ).result()
@@ -192,8 +192,8 @@ def test_an_engine_gives_way_as_far_as_told(space, model, niceness):
     [
         (TrainingConfig(order="reversed"), ["c", "b", "b", "b", "a"]),
         (TrainingConfig(order="length"), ["b", "b", "b", "a", "c"]),
-        (TrainingConfig(texts_per_update=2), ["a", "b", "b", "b", "c"]),
-        (TrainingConfig(reuse=2), ["a", "b", "b", "b", "c"]),
+        (TrainingConfig(batch_size=2), ["a", "b", "b", "b", "c"]),
+        (TrainingConfig(gradient_reuse=2), ["a", "b", "b", "b", "c"]),
         (TrainingConfig(long_texts="chunks"), ["a", "b", "b", "b", "c", "c"]),
         (TrainingConfig(long_texts="random"), ["a", "b", "b", "b", "c"]),
     ],
@@ -202,7 +202,7 @@ def test_an_engine_gives_way_as_far_as_told(space, model, niceness):
 def test_texts_become_steps_as_told(model, training, steps):
     texts = {"a": "alpha beta", "b": "gamma", "c": "kappa " * 8}
     given = tuple(Document(i, texts[i], {}) for i in "abbbc")
-    engine = Engine(None, model, MODES[0], training=training)
+    engine = Engine(None, model, ADAPTERS[0], training=training)
     first, again = (engine.submit(query(1, text=TEXT, documents=given)).result() for _ in range(2))
     assert [step.id for step in first.trace.steps] == steps
     assert first.scores == again.scores and first.score.bits != first.base.bits
@@ -210,7 +210,7 @@ def test_texts_become_steps_as_told(model, training, steps):
 
 def test_a_reused_gradient_is_not_computed_again(model):
     given = (Document("a", "one text", {}),) * 4
-    engine = Engine(None, model, MODES[0], training=TrainingConfig(reuse=2))
+    engine = Engine(None, model, ADAPTERS[0], training=TrainingConfig(gradient_reuse=2))
     losses = [
         step.loss for step in engine.submit(query(1, text=TEXT, documents=given)).result().trace
     ]
@@ -220,9 +220,9 @@ def test_a_reused_gradient_is_not_computed_again(model):
 def test_carried_state_makes_a_second_answer_another(model):
     given = (Document("a", "one text", {}),) * 4
     asked = query(1, text=TEXT, documents=given)
-    carrying = Engine(None, model, MODES[0], training=TrainingConfig(carry=True), slots=1)
+    carrying = Engine(None, model, ADAPTERS[0], training=TrainingConfig(persist_optimizer=True), slots=1)
     first, second = (carrying.submit(asked).result().score for _ in range(2))
-    fresh = Engine(None, model, MODES[0], slots=1)
+    fresh = Engine(None, model, ADAPTERS[0], slots=1)
     assert first == fresh.submit(asked).result().score != second
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from engines import MODES, TEXT, name, query, space_of, words
+from engines import ADAPTERS, TEXT, name, query, space_of, words
 from hashing import HashingEmbedder
 
 from whet.adapt.config import FullFineTuning, LoRA
@@ -38,11 +38,11 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def engine(space, model):
-    return Engine(space, model, MODES[0], options=SelectionConfig(n=4, k=10), slots=3)
+    return Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=4, k=10), slots=3)
 
 
 def test_a_prompt_that_cannot_be_read_fails_alone(space, model, monkeypatch):
-    engine = Engine(None, model, MODES[0], slots=2)
+    engine = Engine(None, model, ADAPTERS[0], slots=2)
     begun, read = threading.Event(), model.network.base_model.forward
 
     def small(*args, input_ids, **options):
@@ -62,7 +62,7 @@ def test_a_prompt_that_cannot_be_read_fails_alone(space, model, monkeypatch):
 
 
 def test_an_answer_that_cannot_be_continued_fails_alone(space, model, monkeypatch):
-    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=2, k=10), slots=2)
+    engine = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=2, k=10), slots=2)
     begun = threading.Event()
 
     def full(*args, **options):
@@ -97,7 +97,7 @@ def test_a_cancelled_prompt_frees_its_slot_and_leaves_nothing(engine, model):
 
 
 def test_a_prompt_cancelled_before_its_turn_costs_nothing(space, model):
-    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=1, k=5), slots=1)
+    engine = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=1, k=5), slots=1)
     begun, go = threading.Event(), threading.Event()
     first = engine.submit(query(0, text=TEXT), lambda event: (begun.set(), go.wait(10)))
     begun.wait(10)
@@ -121,7 +121,7 @@ def test_a_slow_search_holds_up_its_own_prompt_only(tmp_path, model):
 
     documents = [Document(f"d{i}", words(i), {}) for i in range(30)]
     space = DataSpace.build(documents, tmp_path / "space", Patient())
-    with Engine(space, model, MODES[0], options=SelectionConfig(n=4, k=10), slots=3) as engine:
+    with Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=4, k=10), slots=3) as engine:
         first = engine.submit(query(1, text=TEXT))
         assert begun.wait(60)
         others = [engine.submit(query(i, text=TEXT)).result(60) for i in range(2, 5)]
@@ -163,7 +163,7 @@ def test_what_kills_a_search_kills_its_prompt_alone(space, model, monkeypatch):
         return search(engine, query)
 
     monkeypatch.setattr(Engine, "_retrieve", panics)
-    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=2, k=10), slots=2)
+    engine = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=2, k=10), slots=2)
     first, second = (engine.submit(query(i, text=TEXT)) for i in (1, 2))
     with pytest.raises(Panic):
         first.result(60)
@@ -172,7 +172,7 @@ def test_what_kills_a_search_kills_its_prompt_alone(space, model, monkeypatch):
 
 def test_one_slow_step_does_not_end_all_training(model):
     given = tuple(Document(f"g{i}", words(i), {}) for i in range(3))
-    engine = Engine(None, model, MODES[0], slots=1)
+    engine = Engine(None, model, ADAPTERS[0], slots=1)
     engine.submit(query(1, text=TEXT, documents=given)).result(60)
     engine._lockstep.tick_s = 9.0  # as after a step while the machine slept
     asked = query(1, text=TEXT, documents=given, deadline_s=5.0)
@@ -217,7 +217,7 @@ def test_python_ends_in_peace_while_a_prompt_is_on_its_way(tmp_path):
 
 
 def test_a_full_queue_says_so(space, model):
-    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=1, k=5), slots=1, waiting=1)
+    engine = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=1, k=5), slots=1, waiting=1)
     begun, go = threading.Event(), threading.Event()
     first = engine.submit(query(0, text=TEXT), lambda event: (begun.set(), go.wait(10)))
     begun.wait(10)
@@ -237,7 +237,7 @@ def test_a_closed_engine_answers_what_it_took_and_no_more(engine):
 
 
 def test_a_prompt_that_fails_fails_alone(space, model):
-    engine = Engine(space, model, MODES[0], options=SelectionConfig(n=3, k=5), slots=2)
+    engine = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=3, k=5), slots=2)
     hopeless = tuple(Document(f"h{i}", words(i), {}) for i in range(3))
     queries = [
         query(0, text=TEXT),
@@ -256,15 +256,15 @@ def test_a_prompt_that_fails_fails_alone(space, model):
 
 
 def test_a_loss_that_is_not_finite_fails_with_its_trace(space, model):
-    wild = Engine(space, model, LoRA(lr=1e30, rank=2), options=SelectionConfig(n=4, k=10), slots=2)
+    wild = Engine(space, model, LoRA(lr=1e30, r=2), options=SelectionConfig(n=4, k=10), slots=2)
     with pytest.raises(AdaptationError, match="loss is (nan|inf) at step .* lower") as caught:
         wild.score(TEXT, prompt=words(1))
     assert len(caught.value.trace) >= 1
-    calm = Engine(space, model, MODES[0], options=SelectionConfig(n=2, k=10), slots=2)
+    calm = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=2, k=10), slots=2)
     assert calm.score(TEXT, prompt=words(1)).score
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
 def test_slots_are_not_made_of_another_s_weights(model, mode):
     true = model.score(TEXT)
     engine = Engine(None, model, mode)
@@ -306,7 +306,7 @@ def test_stopping_a_run_early_cancels_the_rest(engine):
         (lambda: SamplingParams(top_k=-1), "top_k is -1"),
         (lambda: SamplingParams(stop=("",)), "stop holds an empty text"),
         (lambda: TrainingConfig(order="sideways"), "order is 'sideways': expected selected, rev"),
-        (lambda: TrainingConfig(reuse=2, texts_per_update=2), "one of them must be 1"),
+        (lambda: TrainingConfig(gradient_reuse=2, batch_size=2), "one of them must be 1"),
     ],
 )
 def test_requests_out_of_range_are_refused(make, message):
@@ -317,4 +317,4 @@ def test_requests_out_of_range_are_refused(make, message):
 @pytest.mark.parametrize("name", ["slots", "waiting"])
 def test_an_engine_of_no_slots_or_no_queue_is_refused(model, name):
     with pytest.raises(ValueError, match=f"{name} is 0"):
-        Engine(None, model, MODES[0], **{name: 0})
+        Engine(None, model, ADAPTERS[0], **{name: 0})

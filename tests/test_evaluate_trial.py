@@ -309,7 +309,7 @@ def test_a_long_text_is_learned_chunk_by_chunk(here, model):
     assert made["nearest(long_texts=random)", 0, 4]["bits"] != made["nearest", 0, 4]["bits"]
 
 
-def test_an_optimiser_that_carries_on_keeps_its_state_and_no_weight(here, model):
+def test_an_optimizer_that_carries_on_keeps_its_state_and_no_weight(here, model):
     method = "nearest(carry=true)"
     carrying = evaluator(here, model, methods=(method, "nearest"))
     first, second = (measured(carrying, PROMPT) for _ in range(2))

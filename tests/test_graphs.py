@@ -14,7 +14,7 @@ from whet.adapt.slots import Slots
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
-MODES = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, rank=4)]
+ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4)]
 PLANS = {
     0: ["a first text", "another one, longer by far", "a first text", "x"],
     1: ["Ünïcode, of 26 bytes or so", "Ünïcode, of 26 bytes or so", "then this", "y"],
@@ -61,7 +61,7 @@ def taught(slots, plans, times=3):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
 def test_recorded_passes_equal_the_oracle(folder, mode, device):
     model = LanguageModel.from_pretrained(folder, dtype=torch.float64, device=device)
     plans = {0: PLANS[0]} if isinstance(mode, FullFineTuning) else PLANS
@@ -83,7 +83,7 @@ def test_any_slots_take_part_in_a_pass(folder, device, dtype):
     """Five of seven, side by side or not: rows that fill up the batch change nothing."""
     model = LanguageModel.from_pretrained(folder, dtype=dtype, device=device)
     plans = {slot: PLANS[slot % 3] for slot in (0, 1, 3, 5, 6)}
-    slots, eager = recording(model, MODES[1], 7), Slots(model, MODES[1], count=7)
+    slots, eager = recording(model, ADAPTERS[1], 7), Slots(model, ADAPTERS[1], count=7)
     eager._graphs = None
     with slots.attached():
         found = taught(slots, plans)
@@ -100,7 +100,7 @@ def test_any_slots_take_part_in_a_pass(folder, device, dtype):
 @GPU
 def test_shapes_are_recorded_when_they_come_again(folder):
     model = LanguageModel.from_pretrained(folder, device="cuda")
-    slots = Slots(model, MODES[1], count=3)
+    slots = Slots(model, ADAPTERS[1], count=3)
     with slots.attached():
         taught(slots, {0: ["short"] * 4}, times=1)
         assert [key[0] for key in slots._graphs._recorded] == [1]
@@ -112,7 +112,7 @@ def test_shapes_are_recorded_when_they_come_again(folder):
 @GPU
 def test_a_network_that_waits_for_the_gpu_goes_on_without_graphs(folder, caplog):
     model = LanguageModel.from_pretrained(folder, device="cuda")
-    slots = Slots(model, MODES[1], count=1)
+    slots = Slots(model, ADAPTERS[1], count=1)
     hook = model.network.base_model.register_forward_hook(
         lambda module, given, output: print(output.last_hidden_state.sum().item())
     )

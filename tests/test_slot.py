@@ -9,7 +9,7 @@ from whet.adapt.session import adapted
 from whet.adapt.tuners.lora import linear_layers
 from whet.errors import ModelError
 
-MODES = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, rank=4), LMHead(lr=1e-2)]
+ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
 TEXT = "one short text"
 
 
@@ -29,7 +29,7 @@ def assert_same(before, after):
     assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=lambda m: type(m).__name__)
 def test_slot_learns_and_gives_the_weights_back(model, mode):
     before, base = state(model), model.score(TEXT)
     with adapted(model, mode) as slot:
@@ -39,7 +39,7 @@ def test_slot_learns_and_gives_the_weights_back(model, mode):
     assert model.score(TEXT) == base
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=lambda m: type(m).__name__)
 def test_weights_come_back_after_an_error_and_a_second_use_equals_the_first(model, mode):
     before, runs = state(model), []
     for _ in range(2):
@@ -86,7 +86,7 @@ def test_lora_equals_peft(tmp_path):
 
     model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"))
     options = LoRA(lr=1e-2, rank=4, alpha=8.0, targets=("q_proj", "down_proj"))
-    with adapted(model, options, OptimizerConfig(clip=0)) as slot:
+    with adapted(model, options, OptimizerConfig(max_grad_norm=0)) as slot:
         ours = [slot.step(TEXT) for _ in range(4)]
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
     wrapped = peft.get_peft_model(model.network, config)
@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(model):
     before = state(model)
     with (
         pytest.raises(ModelError, match="loss is (nan|inf).* lower the learning rate"),
-        adapted(model, FullFineTuning(lr=1e30), OptimizerConfig(clip=0)) as slot,
+        adapted(model, FullFineTuning(lr=1e30), OptimizerConfig(max_grad_norm=0)) as slot,
     ):
         for _ in range(9):
             slot.step(TEXT)
@@ -146,9 +146,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(model):
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
-def test_every_optimiser_lowers_the_loss(model, kind):
+def test_every_optimizer_lowers_the_loss(model, kind):
     rate = 1e-1 if kind == "sgd" else 1e-3
-    with adapted(model, FullFineTuning(lr=rate), OptimizerConfig(kind=kind)) as slot:
+    with adapted(model, FullFineTuning(lr=rate), OptimizerConfig(name=kind)) as slot:
         losses = [slot.step(TEXT) for _ in range(4)]
     assert losses[-1] < losses[0]
 
@@ -157,9 +157,9 @@ def test_every_optimiser_lowers_the_loss(model, kind):
     "make, message",
     [
         (lambda: FullFineTuning(lr=0), "lr is 0"),
-        (lambda: LoRA(rank=0), "rank is 0"),
+        (lambda: LoRA(r=0), "rank is 0"),
         (lambda: OptimizerConfig(beta1=1.0), "beta1 is 1.0"),
-        (lambda: OptimizerConfig(clip=-1.0), "clip is -1.0"),
+        (lambda: OptimizerConfig(max_grad_norm=-1.0), "clip is -1.0"),
         (lambda: OptimizerConfig(clip=float("nan")), "clip is nan"),
         (lambda: adaptation("half"), "mode is 'half': expected full, lora, head"),
         (lambda: adaptation("head", rank=3), "mode head has no option rank: expected lr"),

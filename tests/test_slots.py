@@ -16,8 +16,8 @@ from whet.adapt.slots import Slots
 from whet.errors import ModelError
 
 KINDS = [*tiny.CONFIGS, *tiny.MORE]
-MODES = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, rank=4), LMHead(lr=1e-2)]
-MANY = [LoRA(lr=1e-2, rank=4), LMHead(lr=1e-2)]
+ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
+MANY = [LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
 TEXTS = [
     ["a first text", "another one, longer by far", "a first text", "x"],
     ["Ünïcode, of 26 bytes or so", "Ünïcode, of 26 bytes or so", "then this"],
@@ -67,11 +67,11 @@ def alone(model, mode, texts, optimizer=None):
         return losses, slot.score("what comes after").bits_per_byte
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
 @pytest.mark.parametrize("double", KINDS, indirect=True)
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_slots_equal_the_oracle_alone(double, mode, kind):
-    optimizer = OptimizerConfig(kind=kind, clip=0.5)
+    optimizer = OptimizerConfig(name=kind, max_grad_norm=0.5)
     plans = dict(enumerate(TEXTS if mode in MANY else TEXTS[:1]))
     slots = Slots(double, mode, optimizer, count=len(plans))
     with slots.attached():
@@ -83,7 +83,7 @@ def test_slots_equal_the_oracle_alone(double, mode, kind):
         assert scores[slot] == pytest.approx(score, rel=1e-10)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
 def test_single_precision_ends_at_the_oracle_s_bits_per_byte(model, mode):
     plans = dict(enumerate(TEXTS if mode in MANY else TEXTS[:1]))
     slots = Slots(model, mode, count=len(plans))
@@ -127,7 +127,7 @@ def test_a_finished_slot_is_untouched_by_later_ticks(some_model, mode):
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
 def test_reset_is_the_base_model_bit_for_bit(some_model, mode):
     rng, base = random.Random(1), some_model.score("the base model's bits")
     slots = Slots(some_model, mode, count=3 if mode in MANY else 1)
@@ -150,19 +150,19 @@ def test_reset_is_the_base_model_bit_for_bit(some_model, mode):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 def test_a_compiled_trunk_learns_the_same(tmp_path):
     model = LanguageModel.from_pretrained(tiny.save(tmp_path, "gpt2"), dtype=torch.float64)
-    slots = Slots(model, MODES[0], compiled=True)
+    slots = Slots(model, ADAPTERS[0], compiled=True)
     for _ in range(2):  # the model comes back in between
         with slots.attached():
             slots.reset(0)
             losses = learn(slots, {0: TEXTS[0]})[0]
             bits = slots.as_slot(0).score("what comes after").bits_per_byte
-        goal, score = alone(model, MODES[0], TEXTS[0])
+        goal, score = alone(model, ADAPTERS[0], TEXTS[0])
         assert losses == pytest.approx(goal, rel=1e-10) and bits == pytest.approx(score, rel=1e-10)
 
 
 def test_lora_is_not_compiled(some_model):
     with pytest.raises(ValueError, match="compiled is for full and head"):
-        Slots(some_model, MODES[1], compiled=True)
+        Slots(some_model, ADAPTERS[1], compiled=True)
 
 
 def interrupted(slots, plans, place):
@@ -195,7 +195,7 @@ def test_clipping_never_couples_prompts(some_model, mode):
     """A mate with a gradient a thousand times as large changes nothing."""
     results = []
     for mate in (1.0, 1000.0):
-        slots = Slots(some_model, mode, OptimizerConfig(kind="sgd", clip=0.1), count=2)
+        slots = Slots(some_model, mode, OptimizerConfig(name="sgd", max_grad_norm=0.1), count=2)
         with slots.attached():
             slots.bank.theta[1] *= mate
             results.append(learn(slots, {0: TEXTS[0], 1: TEXTS[0]})[0])
@@ -219,7 +219,7 @@ def learn_alone(model, texts):
         return learn(slots, {0: texts})[0]
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
 def test_logits_are_computed_in_chunks_to_the_same_end(some_model, mode, monkeypatch):
     whole = alone(some_model, mode, TEXTS[0])[0]
     monkeypatch.setattr("whet.adapt.loss.CHUNK", 257 * 5)
@@ -286,7 +286,7 @@ def test_hidden_states_are_kept_within_their_room(some_model):
 
 def test_bfloat16_trains_float32_masters(tmp_path):
     model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"), dtype=torch.bfloat16)
-    for mode in MODES:
+    for mode in ADAPTERS:
         slots = Slots(model, mode)
         with slots.attached():
             losses = learn(slots, {0: ["one text"] * 6})[0]
@@ -310,7 +310,7 @@ def test_full_training_has_one_slot(some_model):
         Slots(some_model, FullFineTuning(), count=2)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name)
+@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
 def test_one_slot_reads_several_rows_at_once(some_model, mode):
     slots, ids = Slots(some_model, mode), torch.arange(40).view(2, 20)
     with slots.attached(), torch.no_grad():

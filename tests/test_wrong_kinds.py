@@ -18,7 +18,7 @@ from whet import DataSpace, Document, Engine, LanguageModel, Query, Retriever
 model = LanguageModel.from_pretrained("model", device="cpu")
 s = DataSpace.build(["red fox", "blue whale", "red whale"], "space")
 engine = Engine(s, model, options=whet.Options(n=1))
-assert Engine(s, model, "lora").adaptation == model.adaptation("lora")
+assert Engine(s, model, "lora").adaptation == model.adapter_config("lora")
 class Unfinished:
     name, dimension = "words", 3
     def __repr__(self): return "Unfinished()"

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from whet.adapt.sampling import SamplingParams
     from whet.data.documents import Document
     from whet.engine import Engine, Output, Request, TrainingConfig
+    from whet.select.config import SelectionConfig
     from whet.space.retrieve import Retriever
     from whet.space.space import DataSpace
     from whet.space.training_set import TrainingSet, training_set
-    from whet.spaces import SelectionConfig, build_space, open_space
+    from whet.spaces import build_space, open_space
 
 __version__ = "0.1.0"
 
@@ -35,7 +36,7 @@ _LATER = {  # loaded when first used: `import whet` needs NumPy alone
     "LanguageModel": "whet.adapt.model",
     "LoRA": "whet.adapt.config",
     "OptimizerConfig": "whet.adapt.config",
-    "SelectionConfig": "whet.spaces",
+    "SelectionConfig": "whet.select.config",
     "Request": "whet.engine",
     "Retriever": "whet.space.retrieve",
     "SamplingParams": "whet.adapt.sampling",

@@ -1,84 +1,223 @@
-"""What people write — TOML files, KEY=VALUE — as the fields of dataclasses."""
+"""Configuration: the fields of dataclasses as TOML tables, `KEY=VALUE` lines and options.
 
+A configuration is a frozen keyword-only dataclass. The docstring under a field is its help text on
+the command line, in JSON schemas and in the reference of the TOML files.
+"""
+
+import ast
+import inspect
+import textwrap
 import tomllib
-from dataclasses import fields
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+C = TypeVar("C")
+
+RENAMED = {
+    "alpha": "stop_alpha",
+    "candidates": "retriever",
+    "sign": "metric",
+    "effort": "probe_fraction",
+    "mode": "adapter",
+    "method": "adapter",
+    "adaptation": "adapter",
+    "rank": "r",
+    "targets": "target_modules",
+    "optimiser": "optimizer",
+    "kind": "name",
+    "clip": "max_grad_norm",
+    "texts_per_update": "batch_size",
+    "reuse": "gradient_reuse",
+    "carry": "persist_optimizer",
+    "score_at": "eval_steps",
+    "keep": "return_adapter",
+    "waiting": "max_queue_size",
+    "niceness": "background_niceness",
+    "compiled": "torch_compile",
+    "deadline_ms": "deadline_s",
+    "lambda": "lam",
+    "return": "include",
+    "timing_ms": "seconds",
+    "methods": "adapters",
+    "queue": "max_queue_size",
+    "body_kib": "max_body_kib",
+    "body_s": "body_timeout_s",
+    "refresh_s": "reload_interval_s",
+    "drain_s": "shutdown_timeout_s",
+    "page": "ui",
+    "keys": "api_keys",
+}
+"""Old names of fields and their present names: an error about an unknown name gives the new one."""
+
+EXPECTED = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigField:
+    """One field of a configuration."""
+
+    name: str
+    type: Any
+    """The annotation, without None."""
+    default: Any
+    """`dataclasses.MISSING` if the field is required."""
+    help: str
+    choices: tuple[str, ...]
+    """The strings of a `Literal`, in order; empty for any other type."""
+
+
+@cache
+def config_fields(kind: type) -> tuple[ConfigField, ...]:
+    """The fields of the dataclass `kind`, each with the docstring under it.
+
+    >>> from whet.select.config import SelectionConfig
+    >>> [field.name for field in config_fields(SelectionConfig)][:3]
+    ['selector', 'n', 'k']
+    """
+    hints, docs = get_type_hints(kind), _field_docs(kind)
+    found = []
+    for field in fields(kind):
+        default = field.default
+        if default is MISSING and field.default_factory is not MISSING:
+            default = field.default_factory()
+        members = [one for one in _members(hints[field.name]) if one is not NoneType]
+        choices = tuple(c for m in members if get_origin(m) is Literal for c in get_args(m))
+        hint = members[0] if len(members) == 1 else Union[tuple(members)]  # noqa: UP007
+        found.append(ConfigField(field.name, hint, default, docs.get(field.name, ""), choices))
+    return tuple(found)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds.
+    """The contents of a TOML file.
 
     Raises:
-        ValueError: If it is no TOML.
+        ValueError: If the file is not valid TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
 
 
-def parsed(line: str, source: str) -> dict[str, Any]:
-    """What one line of TOML sets; a bare word, as shells pass them, is a text.
+def parse_override(line: str, source: str) -> dict[str, Any]:
+    """The table that one `KEY=VALUE` line sets; an unquoted word is a string.
+
+    >>> parse_override("adapter=lora", "--set")
+    {'adapter': 'lora'}
 
     Raises:
-        ValueError: If the line sets nothing.
+        ValueError: If the line is not an assignment.
     """
     key, equals, value = line.partition("=")
     if not equals:
-        raise ValueError(f"{source} has {line!r}, which sets nothing: expected KEY=VALUE")
+        raise ValueError(f"{source}: {line!r} is not an assignment: expected KEY=VALUE")
     try:
         return tomllib.loads(line)
     except tomllib.TOMLDecodeError:
+        word = value.strip().replace("\\", "\\\\").replace('"', '\\"')
         try:
-            return tomllib.loads(f"{key} = {_quoted(value.strip())}")
+            return tomllib.loads(f'{key} = "{word}"')
         except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{source} has {line!r}: expected KEY=VALUE ({error})") from error
+            raise ValueError(f"{source}: {line!r}: expected KEY=VALUE ({error})") from error
 
 
-def arguments(kind: type, table: Any, source: str) -> dict[str, Any]:
-    """The values of `table` as arguments of the dataclass `kind`: numbers, texts, lists of them.
+def parse_fields(kind: type, table: Any, source: str) -> dict[str, Any]:
+    """The values of `table` converted to the types of the fields of the dataclass `kind`.
 
-    A whole number serves as a number, a list becomes a tuple. Fields of other types are left as
-    they are.
+    An integer is accepted as a number and a list becomes a tuple. Values of other types than
+    strings, numbers, booleans and lists of them are passed on unchanged.
 
     Raises:
-        ValueError: If it is no table, or sets what is no field, or a value is not of its type.
+        ValueError: If `table` is not a mapping, has an unknown key, or a value has the wrong type.
     """
     if not isinstance(table, dict):
         raise ValueError(f"{source} is {table!r}: expected a table")
+    hints = get_type_hints(kind)
     known = [field.name for field in fields(kind)]
     for name in table:
         if name not in known:
-            raise ValueError(f"{source} sets {name!r}: expected {', '.join(known)}")
-    hints = get_type_hints(kind)
-    return {name: _as(hints[name], value, name) for name, value in table.items()}
+            raise ValueError(f"{source}: {unknown_name(name, known)}")
+    return {name: _converted(hints[name], value, name) for name, value in table.items()}
 
 
-def _as(hint: Any, value: Any, name: str) -> Any:
-    if NoneType in get_args(hint):
-        [hint] = [one for one in get_args(hint) if one is not NoneType]
-    inner = get_args(hint)
-    if hint in NAMES:
-        return _one(hint, value, f"{name} is {value!r}", NAMES[hint])
-    if inner[1:] == (...,):
-        told, expected = f"{name} is {value!r}", f"a list, each of it {NAMES[inner[0]]}"
-        if not isinstance(value, list):
-            raise ValueError(f"{told}: expected {expected}")
-        return tuple(_one(inner[0], item, told, expected) for item in value)
-    return value
+def from_table(kind: type[C], table: Any, source: str) -> C:
+    """The configuration `kind` with the values of `table`; see `parse_fields`."""
+    return kind(**parse_fields(kind, table, source))
 
 
-def _one(kind: type, value: Any, told: str, expected: str) -> Any:
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    raise ValueError(f"{told}: expected {expected}")
+def unknown_name(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Message about a name that is not one of `known`: its new name, the nearest, or all.
+
+    >>> unknown_name("alpha", ["lam", "stop_alpha"])
+    "'alpha' is now called 'stop_alpha'"
+    """
+    if RENAMED.get(name) in known:
+        return f"{name!r} is now called {RENAMED[name]!r}"
+    expected = ", ".join(get_close_matches(name, known) or known)
+    return f"unknown name {name!r}: expected {expected}"
 
 
-def _quoted(word: str) -> str:
-    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def check_choice(value: Any, allowed: tuple[str, ...], name: str) -> None:
+    """Raises ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}: expected {' or '.join(allowed)}")
+
+
+def check_choices(config: Any) -> None:
+    """Raises ValueError unless every field typed as a `Literal` holds one of its strings."""
+    for field in config_fields(config.__class__):
+        if field.choices and get_origin(field.type) is Literal:
+            value = getattr(config, field.name)
+            if value is not None or field.default is not None:
+                check_choice(value, field.choices, field.name)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _converted(hint: Any, value: Any, name: str) -> Any:
+    members = _members(hint)
+    if value is None and NoneType in members:
+        return None
+    expected = []
+    for member in members:
+        if get_origin(member) is Literal:
+            if value in get_args(member):
+                return value
+            expected += list(get_args(member))
+        elif member in EXPECTED:
+            if type(value) is member:
+                return value
+            if member is float and type(value) is int:
+                return float(value)
+            expected.append(EXPECTED[member])
+        elif get_origin(member) is tuple:
+            item = get_args(member)[0]
+            if isinstance(value, list | tuple):
+                return tuple(_converted(item, each, name) for each in value)
+            expected.append(f"a list, each item {EXPECTED.get(item, 'a table')}")
+        elif member is not NoneType:
+            return value
+    raise ValueError(f"{name} is {value!r}: expected {' or '.join(expected)}")
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """The docstring under each field, as one line."""
+    [tree] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        if (
+            isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+            and isinstance(after.value.value, str)
+        ):
+            docs[node.target.id] = " ".join(after.value.value.split())
+    return docs

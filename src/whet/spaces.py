@@ -1,85 +1,36 @@
 """Data spaces by name, made, opened and asked: a prompt's way as far as it needs no model."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from whet.data.documents import try_documents
-from whet.data.filters import Filter, as_filter
+from whet.data.filters import as_filter
 from whet.embed.registry import get_embedder, model_of
 from whet.errors import EmbedderMismatchError, SpaceError
-from whet.maths.arrays import as_count, as_positive
+from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.select.registry import selector
 from whet.space.ray.cluster import SCHEME, find
-from whet.space.retrieve import Retrieval, Retriever, check_candidates
+from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import LOADED, DataSpace
 from whet.space.store.manifest import FILE, Labels, read_manifest
 from whet.space.tuning import GRID, calibrate
 
-Auto = Literal["auto"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SelectionConfig:
-    """How an engine selects; what it trains is an `Adaptation`."""
-
-    selector: str = "sift"
-    """Name of the selector: see `whet select --help`."""
-    n: int = 50
-    """Gradient steps, one on each selected text; with 0 an engine answers by the base model."""
-    k: int | None = None
-    """Candidates nearest the prompt, among which the selector chooses; none for 200, or all that
-    there are."""
-    lam: float | Auto = 0.01
-    """λ', the variance of the observation noise: small for diversity, large for relevance; auto
-    chooses it on held-out documents of the data space, as `calibrated` tells."""
-    alpha: float | Auto | None = None
-    """Stop before the first step m with σ_m > 1 / (α m); none takes all n steps, auto chooses."""
-    where: Filter | str | None = None
-    """What a candidate must pass, such as `set == "github" and year >= 2010`."""
-    candidates: str = "vectors"
-    """Who nominates them: vectors, bm25 (the prompt's words) or hybrid (both)."""
-
-    def __post_init__(self) -> None:
-        selector(self.selector)
-        if self.n != 0:
-            as_count(self.n, "n")
-        if self.k is not None:
-            as_count(self.k, "k")
-        if self.lam != "auto":
-            as_positive(self.lam, "lam")
-        if self.alpha not in (None, "auto"):
-            as_positive(self.alpha, "alpha")
-        check_candidates(self.candidates)
-        self.filter()
-
-    def filter(self) -> Filter | None:
-        """`where`, read."""
-        return as_filter(self.where)
-
-
-def retrieve(space: DataSpace, prompt: str, options: SelectionConfig) -> Retrieval:
+def retrieve(
+    space: DataSpace, prompt: str, options: SelectionConfig | ResolvedSelection
+) -> Retrieval:
     """What an engine with `options` would be sharpened on for `prompt`; needs no model.
 
     Raises:
         ValueError: If the prompt is empty, or shares nothing with the space.
     """
-    options = calibrated(space, options)
-    retriever = Retriever(
-        space,
-        selector=selector(options.selector),
-        k=options.k,
-        lam=float(options.lam),
-        where=options.filter(),
-        candidates=options.candidates,
-    )
-    found = retriever.select(prompt, options.n)
-    return found if options.alpha is None else found.stop_at(float(options.alpha))
+    if isinstance(options, SelectionConfig):
+        options = calibrated(space, options)
+    return Retriever(space, options).select(prompt)
 
 
 def calibrated(
     space: DataSpace, options: SelectionConfig, *, prompts: int = 256, progress: bool = False
-) -> SelectionConfig:
+) -> ResolvedSelection:
     """`options` with numbers for whatever is `auto`: see `whet.space.tuning`.
 
     Nothing is stored: who asks often should keep what this gives. An engine does it once.
@@ -87,9 +38,9 @@ def calibrated(
     Raises:
         ValueError: If too few documents of the data space can be held out.
     """
-    if "auto" not in (options.lam, options.alpha):
-        return options
-    where = options.filter()
+    if not options.has_auto:
+        return ResolvedSelection.of(options)
+    where = as_filter(options.where)
     found = calibrate(
         space if where is None else space.restricted(where),
         n=options.n,
@@ -99,8 +50,8 @@ def calibrated(
         prompts=prompts,
         progress=progress,
     )
-    alpha = found.alpha if options.alpha == "auto" else options.alpha
-    return replace(options, lam=found.lam, alpha=alpha)
+    alpha = found.alpha if options.stop_alpha == "auto" else options.stop_alpha
+    return ResolvedSelection.of(options, lam=found.lam, stop_alpha=alpha)
 
 
 def build_space(

@@ -42,7 +42,7 @@ class Adapter:
     """Whether the layers are GPT-2's, which store their weights transposed."""
 
     def __repr__(self) -> str:
-        return f"Adapter({self.base!r}, rank {self.options.rank}, {len(self.weights) // 2} layers)"
+        return f"Adapter({self.base!r}, rank {self.options.r}, {len(self.weights) // 2} layers)"
 
     @classmethod
     def of(cls, slots: Slots, slot: int) -> "Adapter":
@@ -54,7 +54,7 @@ class Adapter:
         options, model = _lora(slots), slots.model
         views = slots.bank.views(slots.bank.theta[slot : slot + 1])
         weights = {name: view[0].detach().clone() for name, view in views.items()}
-        layers = linear_layers(model.network, options.targets)
+        layers = linear_layers(model.network, options.target_modules)
         transposed = any(map(is_conv1d, layers.values()))
         return cls(options, weights, model.name, fingerprint(model), transposed)
 
@@ -85,7 +85,7 @@ class Adapter:
         if other := [name for name in weights if not name.endswith((DOWN, UP))]:
             raise ModelError(f"adapter {folder} holds {other[0]}: expected LoRA's A and B alone")
         layers = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in weights})
-        options = LoRA(rank=rank, alpha=alpha, targets=tuple(layers))
+        options = LoRA(r=rank, lora_alpha=alpha, target_modules=tuple(layers))
         return cls(
             options, weights, base, told.get("whet_base", ""), bool(config.get("fan_in_fan_out"))
         )
@@ -100,7 +100,7 @@ class Adapter:
         aside.replace(folder / WEIGHTS)
         config = {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base,
-            "r": self.options.rank, "lora_alpha": self.options.alpha, "lora_dropout": 0.0,
+            "r": self.options.r, "lora_alpha": self.options.lora_alpha, "lora_dropout": 0.0,
             "target_modules": sorted({n.split(".")[-2] for n in self.weights}), "bias": "none",
             "fan_in_fan_out": self.transposed, "inference_mode": True,
         }  # fmt: skip
@@ -119,11 +119,11 @@ class Adapter:
         options = _lora(slots)
         self._check(slots.model)
         views = slots.bank.views(slots.bank.theta[slot : slot + 1])
-        have = (options.rank, options.alpha, views.keys())
-        if have != (self.options.rank, self.options.alpha, self.weights.keys()):
+        have = (options.r, options.lora_alpha, views.keys())
+        if have != (self.options.r, self.options.lora_alpha, self.weights.keys()):
             raise ValueError(
-                f"adapter has rank {self.options.rank}, alpha {self.options.alpha} and "
-                f"{len(self.weights) // 2} layers, the slots {options.rank}, {options.alpha} and "
+                f"adapter has rank {self.options.r}, alpha {self.options.lora_alpha} and "
+                f"{len(self.weights) // 2} layers, the slots {options.r}, {options.lora_alpha} and "
                 f"{len(views) // 2}: expected the same"
             )
         for name, view in views.items():
@@ -137,7 +137,7 @@ class Adapter:
             ModelError: If the adapter was made for another model, or the model is lent.
         """
         self._check(model)
-        scale = self.options.alpha / self.options.rank
+        scale = self.options.lora_alpha / self.options.r
         with model.exclusive():
             for name, layer in self._layers(model).items():
                 change = scale * self.weights[name + UP] @ self.weights[name + DOWN]

@@ -1,12 +1,14 @@
-"""What is trained for one prompt, and how: three modes and the optimiser.
+"""What is trained for one prompt, and how: adapter kinds, optimizer and training configuration.
 
-Source: SIFT, arXiv 2410.08020: Section 5 and Appendix E (Insights 13-15) for the modes and learning
-    rates. Betas,
-weight decay and clipping are not stated there; docs/protocol.md says which choices are ours.
+Source: SIFT, arXiv 2410.08020: Section 5 and Appendix E (Insights 13-15) for the adapter kinds and
+learning rates. Betas, weight decay and clipping are not stated there; docs/protocol.md lists which
+choices are ours.
 """
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
+from whet.config import check_choices, unknown_name
 from whet.maths.arrays import as_count, as_positive
 
 PRECISIONS = ("fp32", "bf16")  # that a model computes in
@@ -14,31 +16,61 @@ PRECISIONS = ("fp32", "bf16")  # that a model computes in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """How one gradient becomes one step. State is fresh for every prompt."""
+    """How a gradient becomes a step. The state is fresh for every prompt."""
 
-    kind: str = "adam"
-    """Update rule: adam, adamw or sgd."""
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Update rule."""
     beta1: float = 0.9
     """Decay of Adam's first moment."""
     beta2: float = 0.999
     """Decay of Adam's second moment."""
     eps: float = 1e-8
-    """Adam's denominator floor."""
+    """Term added to Adam's denominator."""
     weight_decay: float = 0.0
-    """Decoupled for adamw, added to the gradient for the others."""
-    clip: float = 1.0
-    """Largest gradient norm of a step; 0 for none."""
+    """Weight decay: decoupled for adamw, added to the gradient otherwise."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping: largest norm of a step's gradient; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("adam", "adamw", "sgd"):
-            raise ValueError(f"optimiser is {self.kind!r}: expected adam, adamw or sgd")
+        check_choices(self)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 0 or more, below 1")
-        for name in ("weight_decay", "clip"):
+        for name in ("weight_decay", "max_grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 0 or more")
         as_positive(self.eps, "eps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How a prompt's texts become gradient steps. The defaults are the paper's."""
+
+    order: Literal["selected", "reversed", "shuffled", "length"] = "selected"
+    """Order of the texts: as selected, reversed, shuffled, or by length (shortest first)."""
+    batch_size: int = 1
+    """Texts per gradient step, which uses their mean gradient; the learning rate is scaled by the
+    batch size for sgd and by its square root for Adam."""
+    gradient_reuse: int = 1
+    """Consecutive steps on one text that reuse the first one's gradient (HullFT)."""
+    long_texts: Literal["first", "chunks", "random"] = "first"
+    """Texts longer than the model's context: train on the first tokens, on each chunk in turn, or
+    on a random window."""
+    persist_optimizer: bool = False
+    """Keep the optimizer's state from prompt to prompt, so that results depend on earlier prompts:
+    only to reproduce work that did so."""
+    seed: int = 0
+    """Seed of shuffling and of random windows."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        as_count(self.batch_size, "batch_size")
+        as_count(self.gradient_reuse, "gradient_reuse")
+        if self.batch_size > 1 and self.gradient_reuse > 1:
+            raise ValueError(
+                f"batch_size is {self.batch_size} and gradient_reuse is {self.gradient_reuse}: "
+                "a reused gradient belongs to one text, so one of them must be 1"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,26 +86,27 @@ class FullFineTuning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoRA:
-    """Train a product of two thin matrices beside each linear layer of the trunk."""
+    """Train a low-rank update of each linear layer, as PEFT's `LoraConfig` does."""
 
     lr: float = 5e-4
-    """Learning rate; the paper's is ten times that of full training."""
-    rank: int = 32
-    """Inner dimension of the product."""
-    alpha: float = 64.0
-    """The product counts alpha / rank."""
-    targets: tuple[str, ...] = ()
-    """Last part of the names of the layers concerned; empty for all but the output head."""
+    """Learning rate; the paper's is ten times that of full fine-tuning."""
+    r: int = 32
+    """Rank of the update."""
+    lora_alpha: float = 64.0
+    """Scale of the update, which is multiplied by lora_alpha / r."""
+    target_modules: tuple[str, ...] = ()
+    """Last parts of the names of the layers to adapt; empty for all linear layers except the
+    output head."""
 
     def __post_init__(self) -> None:
         as_positive(self.lr, "lr")
-        as_count(self.rank, "rank")
-        as_positive(self.alpha, "alpha")
+        as_count(self.r, "r")
+        as_positive(self.lora_alpha, "lora_alpha")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LMHead:
-    """Train the output matrix alone, untied from the input embedding."""
+    """Train only the output matrix, untied from the input embeddings."""
 
     lr: float = 1e-4
     """Learning rate."""
@@ -82,24 +115,28 @@ class LMHead:
         as_positive(self.lr, "lr")
 
 
-Adaptation = FullFineTuning | LoRA | LMHead
-MODES: dict[str, type[FullFineTuning] | type[LoRA] | type[LMHead]] = {
+AdapterConfig = FullFineTuning | LoRA | LMHead
+ADAPTERS: dict[str, type[FullFineTuning] | type[LoRA] | type[LMHead]] = {
     "full": FullFineTuning,
     "lora": LoRA,
     "head": LMHead,
 }
+"""What can be trained, by the name that `--adapter` takes."""
 
 
-def adaptation(mode: str, **options: object) -> Adaptation:
-    """The adaptation called `mode` with `options` set; an option that is None keeps its default.
+def adapter_config(adapter: str, **options: object) -> AdapterConfig:
+    """The configuration of the adapter called `adapter`; an option that is None keeps its default.
+
+    >>> adapter_config("lora", r=8, lr=None).r
+    8
 
     Raises:
-        ValueError: If there is no such mode, or the mode has no such option.
+        ValueError: If there is no such adapter, or it has no such option.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}: expected {', '.join(MODES)}")
+    if adapter not in ADAPTERS:
+        raise ValueError(f"adapter is {adapter!r}: expected {', '.join(ADAPTERS)}")
     given = {name: value for name, value in options.items() if value is not None}
-    known = [field.name for field in fields(MODES[mode])]
+    known = [field.name for field in fields(ADAPTERS[adapter])]
     if extra := sorted(given.keys() - set(known)):
-        raise ValueError(f"mode {mode} has no option {extra[0]}: expected {', '.join(known)}")
-    return MODES[mode](**given)  # type: ignore[arg-type]
+        raise ValueError(f"adapter {adapter}: {unknown_name(extra[0], known)}")
+    return ADAPTERS[adapter](**given)  # type: ignore[arg-type]

@@ -42,8 +42,8 @@ class FlatParams:
         n = sum(self._widths)
         device = next(iter(start.values())).device
         master = dtype if dtype.itemsize >= 4 else torch.float32
-        self._dtype, self._optimiser, self.base_lr = dtype, optimizer, lr
-        moments = 0 if optimizer.kind == "sgd" else n
+        self._dtype, self._optimizer, self.base_lr = dtype, optimizer, lr
+        moments = 0 if optimizer.name == "sgd" else n
         self.theta = torch.zeros(slots, n, dtype=master, device=device)
         self.grad = torch.zeros_like(self.theta)
         self.m = self.theta.new_zeros(slots, moments)
@@ -103,28 +103,28 @@ class FlatParams:
     @torch.no_grad()
     def update(self, slots: Sequence[int]) -> None:
         """One optimiser step of `slots`, each clipped by its own norm; no other row is touched."""
-        if slots and self._optimiser.clip:
+        if slots and self._optimizer.max_grad_norm:
             rows = [self.grad[slot] for slot in slots]
             norms = torch.stack(torch._foreach_norm(rows))
-            shares = (self._optimiser.clip / (norms + 1e-6)).clamp(max=1.0)
+            shares = (self._optimizer.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(rows, shares.unbind())
         for lr in {self.lr[slot] for slot in slots}:
             self._step([slot for slot in slots if self.lr[slot] == lr], lr)
 
     def _step(self, slots: Sequence[int], lr: float) -> None:
-        options = self._optimiser
+        options = self._optimizer
         theta, grad, m, v, t = (
             [tensor[slot] for slot in slots]
             for tensor in (self.theta, self.grad, self.m, self.v, self.t)
         )
-        if options.kind == "sgd":
+        if options.name == "sgd":
             none: list[Tensor | None] = [None] * len(theta)
             sgd(
                 theta, grad, none, fused=True, weight_decay=options.weight_decay, momentum=0.0,
                 lr=lr, dampening=0.0, nesterov=False, maximize=False,
             )  # fmt: skip
             return
-        rule = adamw if options.kind == "adamw" else adam
+        rule = adamw if options.name == "adamw" else adam
         rule(
             theta, grad, m, v, [], t, fused=True, amsgrad=False, beta1=options.beta1,
             beta2=options.beta2, lr=lr, weight_decay=options.weight_decay, eps=options.eps,

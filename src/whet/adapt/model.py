@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from whet.adapt.batch_decoding import BatchDecoder
 from whet.adapt.batches import rounded
-from whet.adapt.config import Adaptation, adaptation
+from whet.adapt.config import AdapterConfig, adapter_config
 from whet.adapt.kv_cache import turn, unkept
 from whet.adapt.loading import load, start_token
 from whet.adapt.loss import OutputProjection
@@ -105,15 +105,19 @@ class LanguageModel:
             network = copy.deepcopy(self.network, weights)
         return LanguageModel(network, self.tokenizer, self.name)
 
-    def adaptation(self, mode: str, **options: object) -> Adaptation:
-        """The adaptation called `mode`; without `lr`, at the rate the model's configuration tells.
+    def adapter_config(self, adapter: str = "auto", **options: object) -> AdapterConfig:
+        """The configuration of `adapter`: full, lora or head.
 
-        `whet_learning_rates` of config.json maps modes to rates that were tuned for the model.
+        `auto` is full fine-tuning for the models bundled with whet, as in the paper, and LoRA for
+        any other. Without `lr`, the learning rate is the one that was tuned for the model
+        (`whet_learning_rates` in its config.json), otherwise the adapter's default.
         """
+        tuned = getattr(self.network.config, "whet_learning_rates", {})
+        if adapter == "auto":
+            adapter = "full" if "full" in tuned else "lora"
         if options.get("lr") is None:
-            tuned = getattr(self.network.config, "whet_learning_rates", {})
-            options["lr"] = tuned.get(mode)
-        return adaptation(mode, **options)
+            options["lr"] = tuned.get(adapter)
+        return adapter_config(adapter, **options)
 
     @property
     def device(self) -> torch.device:

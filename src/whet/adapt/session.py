@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from whet.adapt.config import Adaptation, FullFineTuning, OptimizerConfig
+from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.slots import Slots
 from whet.errors import ModelError
@@ -61,7 +61,7 @@ class AdaptationSession:
 @contextmanager
 def adapted(
     model: LanguageModel,
-    adaptation: Adaptation | None = None,
+    adaptation: AdapterConfig | None = None,
     optimizer: OptimizerConfig | None = None,
 ) -> Iterator[AdaptationSession]:
     """Lend `model` to one prompt; on leaving, even by an error, it is as before, bit for bit.

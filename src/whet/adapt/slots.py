@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from whet.adapt.batch_decoding import BatchDecoder
 from whet.adapt.batches import Batch, Tokens, grouped
-from whet.adapt.config import Adaptation, FullFineTuning, LMHead, LoRA, OptimizerConfig
+from whet.adapt.config import AdapterConfig, FullFineTuning, LMHead, LoRA, OptimizerConfig
 from whet.adapt.cuda_graphs import Graphs
 from whet.adapt.flat_params import FlatParams, Slotted
 from whet.adapt.loss import OutputProjection, chunked_cross_entropy
@@ -67,7 +67,7 @@ class Slots:
     def __init__(
         self,
         model: LanguageModel,
-        adaptation: Adaptation,
+        adaptation: AdapterConfig,
         optimizer: OptimizerConfig | None = None,
         *,
         count: int = 1,
@@ -246,7 +246,7 @@ class Slots:
         log.warning("out of memory: going on with %d texts at once", self.width)
 
 
-def check_compiled(adaptation: Adaptation, compiled: bool) -> None:
+def check_compiled(adaptation: AdapterConfig, compiled: bool) -> None:
     """Refuse what torch cannot compile.
 
     Raises:
@@ -260,7 +260,9 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _form(model: LanguageModel, adaptation: Adaptation, cache_bytes: int, compiled: bool) -> Tuner:
+def _form(
+    model: LanguageModel, adaptation: AdapterConfig, cache_bytes: int, compiled: bool
+) -> Tuner:
     match adaptation:
         case FullFineTuning():
             return FullTuner(model, compiled)

@@ -102,7 +102,7 @@ def _engine(
     return Engine(
         opened,
         loaded,
-        loaded.adaptation(mode, lr=lr, rank=rank),
+        loaded.adapter_config(mode, lr=lr, r=rank),
         options=calibrated_options(opened, **rest),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from whet.adapt.config import MODES
+from whet.adapt.config import ADAPTERS
 from whet.select.registry import SELECTORS
 
 
@@ -49,11 +49,11 @@ SELECTION = options(
     click.option(
         "--selector", type=click.Choice(list(SELECTORS)), default="sift", show_default=True
     ),
-    click.option("--alpha", help="Stop before the first step with σ > 1 / (α n).", **AUTO),
+    click.option("--stop-alpha", help="Stop before the first step with σ > 1 / (α n).", **AUTO),
     click.option(
-        "--candidates",
-        type=click.Choice(["vectors", "bm25", "hybrid"]),
-        default="vectors",
+        "--retriever",
+        type=click.Choice(["dense", "bm25", "hybrid"]),
+        default="dense",
         show_default=True,
         help="Who nominates them: vectors, the prompt's words, or both.",
     ),
@@ -61,7 +61,7 @@ SELECTION = options(
 )
 ADAPTATION = options(
     click.option("--model", default="whet-nano", show_default=True, help="Name, folder or hub id."),
-    click.option("--mode", type=click.Choice(list(MODES)), default="full", show_default=True),
+    click.option("--mode", type=click.Choice(list(ADAPTERS)), default="full", show_default=True),
     click.option("--lr", type=float, help="Learning rate [default: the model's, or the mode's]."),
     click.option("--rank", type=int, help="Rank of LoRA [default: 32]."),
     click.option("--device", help="Where the model runs, as cpu or cuda [default: the model's]."),
@@ -70,12 +70,13 @@ ADAPTATION = options(
 
 def calibrated_options(space: Any, **selection: Any) -> Any:
     """Options with numbers for `auto`, which are told, so that the next call may name them."""
-    from whet.spaces import SelectionConfig, calibrated
+    from whet.select.config import SelectionConfig
+    from whet.spaces import calibrated
 
     asked = SelectionConfig(**selection)
     found = calibrated(space, asked, progress=True)
-    if found is not asked:
-        alpha = "" if found.alpha is None else f" --alpha {found.alpha:.3g}"
+    if asked.has_auto:
+        alpha = "" if found.stop_alpha is None else f" --stop-alpha {found.stop_alpha:.3g}"
         print(f"chosen on the data space: --lam {found.lam:g}{alpha}", file=sys.stderr)
     return found
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
 
-from whet.adapt.config import Adaptation, FullFineTuning, OptimizerConfig
+from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.sampling import SamplingParams
 from whet.adapt.slots import Slots, check_compiled
@@ -21,9 +21,10 @@ from whet.engine.types import AdaptationTrace, Output, Request, StopReason, Trai
 from whet.engine.updates import plan_updates, rate
 from whet.errors import WhetError
 from whet.maths.arrays import as_count
+from whet.select.config import SelectionConfig
 from whet.space.retrieve import Retrieval, check_space
 from whet.space.space import DataSpace
-from whet.spaces import SelectionConfig, calibrated, retrieve
+from whet.spaces import calibrated, retrieve
 
 SLOTS = 8
 
@@ -62,7 +63,7 @@ class Engine:
         self,
         space: DataSpace | None,
         model: LanguageModel,
-        adaptation: Adaptation | str | None = None,
+        adaptation: AdapterConfig | str | None = None,
         *,
         optimizer: OptimizerConfig | None = None,
         options: SelectionConfig | None = None,
@@ -100,11 +101,11 @@ class Engine:
                 "`whet.LanguageModel.from_pretrained(NAME)` gives"
             )
         if isinstance(adaptation, str):
-            adaptation = model.adaptation(adaptation)
+            adaptation = model.adapter_config(adaptation)
         options = options or SelectionConfig()
         self.options = options if space is None else calibrated(space, options)
         self.model = model
-        self.adaptation = adaptation or model.adaptation("full")
+        self.adaptation = adaptation or model.adapter_config("full")
         check_compiled(self.adaptation, compiled)
         self.optimizer = optimizer or OptimizerConfig()
         self.training = training or TrainingConfig()
@@ -234,10 +235,10 @@ class Engine:
         return retrieve(self._space, query.prompt, replace(self.options, **told))
 
     def _way(self, job: RequestState, slots: Slots, slot: int) -> Way:
-        slots.reset(slot, optimizer=not self.training.carry)
+        slots.reset(slot, optimizer=not self.training.persist_optimizer)
         if job.query.adapter is not None:
             job.query.adapter.put(slots, slot)
-        slots.bank.lr[slot] = self.adaptation.lr * rate(self.training, self.optimizer.kind)
+        slots.bank.lr[slot] = self.adaptation.lr * rate(self.training, self.optimizer.name)
         pupil = RequestRun(job, slots, slot)
         return (yield from pupil.way(lambda: self._lockstep.tick_s))
 

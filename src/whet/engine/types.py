@@ -5,6 +5,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from whet.adapt.adapters import Adapter
+from whet.adapt.config import TrainingConfig as TrainingConfig
 from whet.adapt.model import Score
 from whet.adapt.sampling import SamplingParams
 from whet.data.documents import Document
@@ -15,43 +16,6 @@ from whet.space.retrieve import Retrieval
 SHOWN = 40  # letters of an answer's text
 
 StopReason = Literal["n", "alpha", "deadline", "cancelled"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingConfig:
-    """How a prompt's texts become gradient steps. The defaults are the paper's."""
-
-    order: str = "selected"
-    """Order of the texts: selected, reversed, shuffled, or length (shortest first)."""
-    texts_per_update: int = 1
-    """Texts in one step, on their mean gradient; the learning rate grows to match: times their
-    number for sgd, times its root for Adam."""
-    reuse: int = 1
-    """Steps in a row on one text that share a gradient, the first one's (HullFT's reuse)."""
-    carry: bool = False
-    """Keep the optimiser's state from prompt to prompt, so that answers depend on what came before:
-    for reproducing work that did."""
-    long_texts: str = "first"
-    """Of a text beyond the context: its first tokens, chunks (a step on each), or a random one."""
-    seed: int = 0
-    """Seed of shuffling and of random chunks."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("order", ("selected", "reversed", "shuffled", "length")),
-            ("long_texts", ("first", "chunks", "random")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}: expected {', '.join(allowed)}"
-                )
-        as_count(self.texts_per_update, "texts_per_update")
-        as_count(self.reuse, "reuse")
-        if self.texts_per_update > 1 and self.reuse > 1:
-            raise ValueError(
-                f"texts_per_update is {self.texts_per_update} and reuse is {self.reuse}: "
-                "a reused gradient is one text's, so one of them must be 1"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,18 +59,18 @@ def plan_updates(
         parts.sort(key=lambda part: len(part.tokens))
     updates: list[Update] = []
     run = 0
-    size = training.texts_per_update
+    size = training.batch_size
     for first in range(0, len(parts), size):
         group = tuple(parts[first : first + size])
         same = bool(updates) and updates[-1].parts[0].tokens.equal(group[0].tokens)
-        run = run + 1 if same and run < training.reuse else 1
+        run = run + 1 if same and run < training.gradient_reuse else 1
         updates.append(Update(group, reused=run > 1))
     return updates
 
 
 def rate(training: TrainingConfig, kind: str) -> float:
     """How many times the learning rate an update takes, by the texts in it."""
-    several = training.texts_per_update
+    several = training.batch_size
     return several if kind == "sgd" else math.sqrt(several)
 
 

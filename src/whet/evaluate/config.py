@@ -5,14 +5,13 @@ Definitions, and which choice is the paper's: docs/protocol.md.
 
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from whet.adapt.config import PRECISIONS, OptimizerConfig, adaptation
-from whet.config import arguments, parsed
+from whet.adapt.config import PRECISIONS, OptimizerConfig, adapter_config
+from whet.config import parse_fields, parse_override
 from whet.data.filters import Filter, parse
 from whet.maths.arrays import as_count, as_positive
 from whet.select.registry import selector
-from whet.space.retrieve import check_candidates
 
 DYNAMIC = "dynamic"  # the method that trains on the query itself and selects nothing
 OF_THE_RUN = (
@@ -36,6 +35,7 @@ CHOICES = {
     "sign": ("own", "both", "positive"),
     "duplicates": ("kept", "dropped"),
     "dtype": PRECISIONS,
+    "candidates": ("dense", "bm25", "hybrid"),
 }
 
 
@@ -66,7 +66,7 @@ class EvalConfig:
     """Of the methods that draw, and of a shuffled order; joined with the prompt's id."""
     k: int = 200
     """Candidates nearest the query, or as many as there are; a method's own must be there."""
-    candidates: str = "vectors"
+    candidates: str = "dense"
     """Who nominates them: vectors, bm25 (the query's words) or hybrid (both)."""
     where: str | None = None
     """What a candidate must pass, as `set == "github" and year >= 2010`."""
@@ -121,7 +121,6 @@ class EvalConfig:
         as_count(self.reuse, "reuse")
         as_positive(self.lam, "lam")
         as_positive(self.near_overlap, "near_overlap")
-        check_candidates(self.candidates)
         self.filter()
         if self.chunks < 2:
             raise ValueError(f"chunks is {self.chunks}: expected at least 2")
@@ -137,7 +136,7 @@ class EvalConfig:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {list(self.methods)}: expected each once")
         _ = self.optimizer_config
-        adaptation(self.mode, lr=self.lr, rank=self.rank)
+        adapter_config(self.mode, lr=self.lr, r=self.rank)
         for spelled in self.methods:
             self.method(spelled)
 
@@ -160,7 +159,7 @@ class EvalConfig:
             selector(name)
         for item in OF_METHOD.findall(match[2] or ""):
             line = item.strip() if "=" in item else f"lam={item.strip()}"
-            new = parsed(line, spelled)
+            new = parse_override(line, spelled)
             if again := own.keys() & new.keys():
                 raise ValueError(f"method {spelled!r} sets {again.pop()} twice")
             own |= new
@@ -168,7 +167,9 @@ class EvalConfig:
             raise ValueError(f"method {spelled!r} sets {of_run[0]}, which is of the whole run")
         if not own:
             return self._method(name)
-        return replace(self, methods=(name,), **arguments(EvalConfig, own, spelled))._method(name)
+        return replace(self, methods=(name,), **parse_fields(EvalConfig, own, spelled))._method(
+            name
+        )
 
     def _method(self, name: str) -> "Method":
         if name == DYNAMIC and self.leakage == "whole":
@@ -185,8 +186,8 @@ class EvalConfig:
     @property
     def optimizer_config(self) -> OptimizerConfig:
         return OptimizerConfig(
-            kind=self.optimizer, beta1=self.beta1, beta2=self.beta2, eps=self.eps,
-            weight_decay=self.weight_decay, clip=self.clip,
+            name=cast(Any, self.optimizer), beta1=self.beta1, beta2=self.beta2, eps=self.eps,
+            weight_decay=self.weight_decay, max_grad_norm=self.clip,
         )  # fmt: skip
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from whet.config import arguments, parsed, read_toml
+from whet.config import parse_fields, parse_override, read_toml
 from whet.data.documents import Document, read_documents
 from whet.errors import SourceError
 from whet.evaluate.config import EvalConfig
@@ -128,9 +128,11 @@ class Config:
         """
         source = str(path or "--set")
         given = read_toml(path) if path else {}
-        data = arguments(Data, given.pop("data", {}), f"{source}, [data],")
+        data = parse_fields(Data, given.pop("data", {}), f"{source}, [data],")
         for line in overrides:
-            new = parsed(line, "--set")
-            data |= arguments(Data, new.pop("data", {}), "--set data")
+            new = parse_override(line, "--set")
+            data |= parse_fields(Data, new.pop("data", {}), "--set data")
             given |= new
-        return cls(data=Data(**data), switches=EvalConfig(**arguments(EvalConfig, given, source)))
+        return cls(
+            data=Data(**data), switches=EvalConfig(**parse_fields(EvalConfig, given, source))
+        )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from whet.evaluate.dataset import Prompt
 from whet.evaluate.incontext import InContext
 from whet.evaluate.provenance import peak_mib
 from whet.evaluate.tasks import ScoringTask
+from whet.select.config import ResolvedSelection
 from whet.select.registry import SELECTORS, selector
 from whet.select.selection import Selector
 from whet.select.sift import sift
@@ -88,7 +89,7 @@ class Evaluator:
         self._space, self._model, self._switches = space, model, switches
         self._methods = {spelled: switches.method(spelled) for spelled in switches.methods}
         self.adaptations = {
-            spelled: model.adaptation(m.switches.mode, lr=m.switches.lr, rank=m.switches.rank)
+            spelled: model.adapter_config(m.switches.mode, lr=m.switches.lr, r=m.switches.rank)
             for spelled, m in self._methods.items()
         }
         for method in (switches, *(m.switches for m in self._methods.values())):
@@ -238,7 +239,7 @@ class Evaluator:
         slots = self._slots[kind]
         with slots.attached():
             slots.reset(0, optimizer=not switches.carry)
-            slots.bank.lr[0] = adaptation.lr * rate(training(switches, 0), optimizer.kind)
+            slots.bank.lr[0] = adaptation.lr * rate(training(switches, 0), optimizer.name)
             yield slots
 
 
@@ -250,11 +251,18 @@ def retriever(space: DataSpace, method: Method, seed: int = 0) -> Retriever:
     """
     switches, where = method.switches, method.switches.filter()
     k = min(switches.k, len(space) if where is None else max(1, space.store.count(where)))
-    sign: Any = None if switches.sign == "own" else switches.sign
-    return Retriever(
-        space, selector=chooser(method, seed), k=k, lam=switches.lam, sign=sign,
-        where=where, candidates=switches.candidates,
-    )  # fmt: skip
+    metrics: Any = {"own": "auto", "both": "abs_cosine", "positive": "cosine"}
+    config = ResolvedSelection(
+        selector=method.name,
+        n=switches.n,
+        k=k,
+        lam=switches.lam,
+        stop_alpha=None,
+        retriever=cast(Any, switches.candidates),
+        metric=metrics[switches.sign],
+        where=where,
+    )
+    return Retriever(space, config, selector=chooser(method, seed))
 
 
 def chooser(method: Method, seed: int) -> Selector:
@@ -269,10 +277,10 @@ def training(switches: EvalConfig, seed: int) -> TrainingConfig:
         ValueError: If the switches do not go together.
     """
     return TrainingConfig(
-        texts_per_update=switches.texts_per_update,
-        reuse=switches.reuse,
-        carry=switches.carry,
-        long_texts=switches.long_texts,
+        batch_size=switches.texts_per_update,
+        gradient_reuse=switches.reuse,
+        persist_optimizer=switches.carry,
+        long_texts=cast(Any, switches.long_texts),
         seed=seed,
     )
 

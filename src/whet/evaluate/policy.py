@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from whet.adapt.model import LanguageModel
-from whet.config import arguments
+from whet.config import parse_fields
 from whet.errors import RunFolderError
 from whet.evaluate.config import DYNAMIC, EvalConfig
 from whet.evaluate.evaluator import retriever
@@ -114,7 +114,7 @@ class Advisor:
                 f"{run.folder} is of another data space, or of this one before a change"
             )
         told = {name: v for name, v in run.meta["switches"].items() if v is not None}
-        switches = EvalConfig(**arguments(EvalConfig, told, str(run.folder)))
+        switches = EvalConfig(**parse_fields(EvalConfig, told, str(run.folder)))
         asked = model.score(prompt).bits_per_byte
         [near] = space.search(space.embedder.encode([prompt]), min(switches.k, len(space)))
         cosine = np.abs(near.scores).max()

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whet.engine import SamplingParams
+from whet.select.config import SelectionConfig
 from whet.serve.adapter_cache import Kept
 from whet.serve.dependencies import Caller
 from whet.serve.errors import APIError
 from whet.serve.requests import Adapt, Choosing
 from whet.serve.space_registry import View
-from whet.spaces import SelectionConfig
 
 BASE = "base"
 """After the @ of a model's name: as it is, not sharpened."""
@@ -105,8 +105,8 @@ def options(caller: Caller, given: Choosing) -> SelectionConfig:
     n = min(config.n, limits.n) if given.n is None else caller.bounded("n", given.n)
     k = min(config.k, limits.k) if given.k is None else caller.bounded("k", given.k)
     return SelectionConfig(
-        selector=given.selector, n=max(1, n), k=max(1, k), lam=given.lam, alpha=given.alpha,
-        where=given.where, candidates=given.candidates,
+        selector=given.selector, n=max(1, n), k=max(1, k), lam=given.lam, stop_alpha=given.stop_alpha,
+        where=given.where, retriever=given.retriever,
     )  # fmt: skip
 
 

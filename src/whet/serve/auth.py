@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from whet.config import arguments, read_toml
+from whet.config import parse_fields, read_toml
 
 ROLES = ("use", "write", "operate")
 """use: ask, select and search. write: add and delete documents. operate: read metrics."""
@@ -183,9 +183,9 @@ def _lines(key: Key) -> str:
 
 
 def _key(table: Any, default: Limits) -> Key:
-    given = arguments(Key, table, "key")
+    given = parse_fields(Key, table, "key")
     if "limits" in given:
-        given["limits"] = replace(default, **arguments(Limits, given["limits"], "limits"))
+        given["limits"] = replace(default, **parse_fields(Limits, given["limits"], "limits"))
     if type(given.get("expires", datetime.date.max)) is not datetime.date:
         raise ValueError(f"expires is {given['expires']!r}: expected a day like 2027-01-31")
     return Key(**given)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whet.adapt.config import MODES
-from whet.config import arguments, read_toml
+from whet.adapt.config import ADAPTERS
+from whet.config import parse_fields, read_toml
 from whet.maths.arrays import as_count, as_positive
 from whet.serve.auth import Limits
 
@@ -80,8 +80,8 @@ class Config:
             raise ValueError(
                 f"name is {self.served_name!r}: expected no @, which an adapter's name follows"
             )
-        if not self.methods or set(self.methods) - MODES.keys():
-            raise ValueError(f"methods is {self.methods}: expected some of {', '.join(MODES)}")
+        if not self.methods or set(self.methods) - ADAPTERS.keys():
+            raise ValueError(f"methods is {self.methods}: expected some of {', '.join(ADAPTERS)}")
         for name in ("slots", "queue", "body_kib", "rank", "n", "k"):
             as_count(getattr(self, name), name)
         for name in ("body_s", "refresh_s", "drain_s"):
@@ -121,9 +121,9 @@ class Config:
             if isinstance(table.get("keys"), str):
                 table["keys"] = path.parent / table["keys"]
         source = str(path or "configuration")
-        table["limits"] = Limits(**arguments(Limits, table.get("limits", {}), "limits"))
+        table["limits"] = Limits(**parse_fields(Limits, table.get("limits", {}), "limits"))
         told = {name: value for name, value in given.items() if value is not None}
-        return cls(**({"spaces": {}} | arguments(cls, table, source) | told))
+        return cls(**({"spaces": {}} | parse_fields(cls, table, source) | told))
 
 
 def is_loopback(host: str) -> bool:

@@ -6,7 +6,7 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from whet.adapt.config import Adaptation, LoRA
+from whet.adapt.config import AdapterConfig, LoRA
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine
 from whet.serve.app import create_app
@@ -29,13 +29,13 @@ def engines_of(config: Config) -> dict[str, Engine]:
     """
     model = LanguageModel.from_pretrained(config.model)
     model.network.requires_grad_(False)  # engines that run at once would each put it back
-    adaptations: dict[str, Adaptation] = {
-        method: model.adaptation(
-            method, lr=config.lr, rank=config.rank if method == "lora" else None
+    adaptations: dict[str, AdapterConfig] = {
+        method: model.adapter_config(
+            method, lr=config.lr, r=config.rank if method == "lora" else None
         )
         for method in config.methods
     }
-    adaptations[BASE] = LoRA(rank=1)  # never trained, so it adds nothing
+    adaptations[BASE] = LoRA(r=1)  # never trained, so it adds nothing
     room = config.slots + config.queue
     return {
         method: Engine(

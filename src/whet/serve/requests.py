@@ -72,8 +72,8 @@ class Looking(Strict):
         default=None,
         description='What a text must pass, such as `set == "github" and year >= 2010`.',
     )
-    candidates: Literal["vectors", "bm25", "hybrid"] = Field(
-        default="vectors", description="Who nominates texts: vectors, the prompt's words, or both."
+    retriever: Literal["dense", "bm25", "hybrid"] = Field(
+        default="dense", description="Who nominates texts: vectors, the prompt's words, or both."
     )
 
 
@@ -86,9 +86,9 @@ class Choosing(Looking):
     )
     selector: SelectorName = "sift"
     lam: Noise = Field(default=0.01, alias="lambda", description="λ', the variance of the noise.")
-    alpha: Noise | None = Field(
+    stop_alpha: Noise | None = Field(
         default=None,
-        description="Stop before the first step n with σ_n > 1 / (α n); null takes all n.",
+        description="Adaptive stopping: stop before step m if σ_m > 1 / (α m); null takes all steps.",
     )
 
 

@@ -9,11 +9,13 @@ import numpy as np
 
 from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
+from whet.data.filters import as_filter
+from whet.select.config import SelectionConfig
 from whet.serve.answers import Found, Picked
 from whet.serve.space_registry import View
 from whet.space.retrieve import NoMatchError, Retrieval
 from whet.space.space import DEFAULT_K, DataSpace
-from whet.spaces import SelectionConfig, retrieve
+from whet.spaces import retrieve
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,11 @@ def nearest(view: View, query: str, options: SelectionConfig, texts: bool) -> li
     encoded = space.embedder.encode([query])
     if not len(space) or not encoded.any():
         return []
-    if options.candidates == "vectors":
+    if options.retriever == "dense":
         [near] = space.search(encoded, k)
     else:
         rows = space.by_words(query, k)
-        if options.candidates == "hybrid":
+        if options.retriever == "hybrid":
             rows = np.union1d(space.search(encoded, k)[0].rows, rows)
         if not len(rows):
             return []
@@ -130,7 +132,7 @@ def _retrieved(view: View, query: str, options: SelectionConfig) -> Retrieval | 
     space, options, k = _bounded(view, options)
     if not len(space):
         return None
-    if options.candidates == "bm25" and not len(space.by_words(query, k)):
+    if options.retriever == "bm25" and not len(space.by_words(query, k)):
         return None
     try:
         return retrieve(space, query, options)
@@ -146,7 +148,7 @@ def _bounded(view: View, options: SelectionConfig) -> tuple[DataSpace, Selection
     Raises:
         ValueError: If the filter has a field that no document of the view has.
     """
-    where, space = options.filter(), view.space
+    where, space = as_filter(options.where), view.space
     if where is not None and len(space):
         space = space.restricted(where)
     k = max(1, min(options.k or DEFAULT_K, len(space)))

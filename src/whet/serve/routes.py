@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
+from whet.select.config import SelectionConfig
 from whet.serve.adapter_cache import Kept
 from whet.serve.answers import (
     AdapterList,
@@ -32,7 +33,6 @@ from whet.serve.requests import (
 from whet.serve.retrieval import nearest, selected
 from whet.serve.work import start
 from whet.serve.writing import add, delete
-from whet.spaces import SelectionConfig
 
 router = APIRouter(prefix="/v1")
 AdapterId = Annotated[str, Path(pattern="^ad_[0-9a-f]{32}$")]
@@ -89,7 +89,7 @@ async def search(body: SearchRequest, caller: Calling) -> FoundList:
     caller.may_ask(body.prompt)
     k = caller.bounded("k", body.k)
     view = caller.server.catalogue.view(body.data_space, caller.key)
-    how = SelectionConfig(k=k, where=body.where, candidates=body.candidates)
+    how = SelectionConfig(k=k, where=body.where, retriever=body.retriever)
     found = await caller.server.off_loop(nearest, view, body.prompt, how, body.texts)
     return FoundList(data_space=view.name, version=view.version, data=found)
 

@@ -13,25 +13,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whet.data.documents import Document
-from whet.data.filters import Filter, as_filter
-from whet.maths.arrays import Array, as_count, as_positive
+from whet.maths.arrays import Array, as_count
+from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.select.explain import Explanation, explain
 from whet.select.registry import selector as selector_of
 from whet.select.selection import Selection, Selector
 from whet.select.selectors.baselines import nearest, nearest_repeated
-from whet.select.sift import sift
 from whet.space.context import Context, context
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Neighbors, Sign
 
-CANDIDATES = ("vectors", "bm25", "hybrid")
 NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # an opposite text is far to them
-
-
-def check_candidates(name: str) -> None:
-    """Raises ValueError if nothing nominates candidates by that name."""
-    if name not in CANDIDATES:
-        raise ValueError(f"candidates is {name!r}: expected vectors, bm25 or hybrid")
 
 
 def check_space(space: Any) -> None:
@@ -112,51 +104,45 @@ class Retrieval:
 
 
 class Retriever:
-    """A data space and a selector: the drop-in for nearest-neighbour retrieval."""
+    """A data space and a selector: the drop-in for nearest-neighbor retrieval."""
 
     def __init__(
         self,
         space: DataSpace,
+        config: SelectionConfig | ResolvedSelection | None = None,
         *,
-        selector: Selector | str = sift,
-        k: int | None = None,
-        lam: float = 0.01,
-        sign: Sign | None = None,
-        where: Filter | str | None = None,
-        candidates: str = "vectors",
+        selector: Selector | None = None,
     ) -> None:
-        """See `select`.
+        """Checks the configuration against the data space.
 
         Args:
-            space: Where to look.
-            selector: Orders the candidates; or its name in `whet.select.registry`.
-            k: Number of candidates; without, 200 or all documents that pass.
-            lam: λ' of the paper, for the selector.
-            sign: Candidates by |cosine| (`both`) or by cosine (`positive`); None means `positive`
-                for `nearest` and `nearest_repeated`, else `both`.
-            where: What a document must pass to be a candidate: a filter, or a text as `--where`.
-            candidates: The k nearest by `vectors`, the k best by their words (`bm25`), or the union
-                of both (`hybrid`): see `DataSpace.by_words`. The selector sees their vectors
-                whoever nominates them.
+            space: Where to retrieve from.
+            config: How to select; `lam` and `stop_alpha` must be numbers, not `auto`.
+            selector: A function to select with, in place of the one that `config` names.
 
         Raises:
-            ValueError: If a number is out of range, fewer than `k` documents pass, `space`,
-                `selector` or `candidates` is none, or the filter has a field of no document.
+            ValueError: If fewer than `k` documents pass the filter, `space` is not a data space,
+                or the filter has a field that no document has.
         """
-        check_candidates(candidates)
         check_space(space)
-        self.nominated_by = candidates
-        self.space, self.where = space, as_filter(where)
-        self.selector = selector_of(selector) if isinstance(selector, str) else selector
-        self.k, self.lam = space.holds(k, self.where), as_positive(lam, "lam")
-        self.sign: Sign = sign or ("positive" if self.selector in NEAREST else "both")
+        if not isinstance(config, ResolvedSelection):
+            config = ResolvedSelection.of(config or SelectionConfig())
+        self.space, self.config = space, config
+        self.selector = selector_of(config.selector) if selector is None else selector
+        self.k = space.holds(config.k, config.where)
+        near: Sign = "positive" if self.selector in NEAREST else "both"
+        signs: dict[str, Sign] = {"auto": near, "abs_cosine": "both", "cosine": "positive"}
+        self.sign = signs[config.metric]
 
-    def select(self, prompt: str, n: int) -> Retrieval:
-        """Choose `n` documents for `prompt`, repeats included.
+    def select(self, prompt: str, n: int | None = None) -> Retrieval:
+        """Select documents for `prompt`, repeats included: `n`, by default as configured.
+
+        With `stop_alpha`, only the picks that adaptive stopping keeps.
 
         Raises:
             ValueError: If `n` < 1, or the prompt is blank or shares nothing with the data space.
         """
+        n = self.config.n if n is None else n
         as_count(n, "n")
         if not isinstance(prompt, str):
             raise ValueError(f"prompt is {prompt!r}: expected one text")
@@ -172,7 +158,7 @@ class Retriever:
             )
         candidates = self._candidates(prompt, query)
         searched = time.perf_counter()
-        selection = self.selector(query[0], candidates.vectors, n, lam=self.lam)
+        selection = self.selector(query[0], candidates.vectors, n, lam=self.config.lam)
         seconds = {
             "embed": embedded - start,
             "search": searched - embedded,
@@ -182,16 +168,18 @@ class Retriever:
         distinct, place = np.unique(rows, return_inverse=True)
         known = self.space.documents(distinct)
         documents = tuple(known[i] for i in place)
-        return Retrieval(documents, rows, selection, candidates, query[0], seconds)
+        found = Retrieval(documents, rows, selection, candidates, query[0], seconds)
+        alpha = self.config.stop_alpha
+        return found if alpha is None else found.stop_at(alpha)
 
     def _candidates(self, prompt: str, query: Float[Array, "1 d"]) -> Neighbors:
-        if self.nominated_by == "bm25":
-            rows = self.space.by_words(prompt, self.k, self.where)
+        if self.config.retriever == "bm25":
+            rows = self.space.by_words(prompt, self.k, self.config.where)
             if not len(rows):
                 raise NoMatchError("prompt shares no word with the data space: bm25 finds nothing")
             return self.space.measured(query, rows)
-        [near] = self.space.search(query, self.k, sign=self.sign, where=self.where)
-        if self.nominated_by == "vectors":
+        [near] = self.space.search(query, self.k, sign=self.sign, where=self.config.where)
+        if self.config.retriever == "dense":
             return near
-        rows = self.space.by_words(prompt, self.k, self.where)
+        rows = self.space.by_words(prompt, self.k, self.config.where)
         return self.space.measured(query, np.union1d(near.rows, rows))

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from whet.maths.arrays import Array, as_count, as_positive
+from whet.select.config import SelectionConfig
 from whet.select.selection import Selection, Selector
 from whet.select.sift import sift
 from whet.space.progress import bar
@@ -90,7 +91,7 @@ def calibrate(
     """
     as_count(n, "n")
     lams = sorted(as_positive(lam, "lam") for lam in lams)
-    retriever = Retriever(space, selector=selector, k=k)
+    retriever = Retriever(space, SelectionConfig(k=k), selector=selector)
     tasks = _tasks(space, as_count(prompts, "prompts"), retriever.k, retriever.sign, seed)
     if len(tasks) < FEWEST:
         raise ValueError(

@@ -42,8 +42,8 @@ class LoRATuner:
 
     def __init__(self, model: LanguageModel, options: LoRA) -> None:
         self._model = model
-        self._scale = options.alpha / options.rank
-        self._layers = linear_layers(model.network, options.targets)
+        self._scale = options.lora_alpha / options.r
+        self._layers = linear_layers(model.network, options.target_modules)
         self._pairs: dict[str, Pair] = {}
         self.output = model.output()
         generator = torch.Generator().manual_seed(0)
@@ -51,10 +51,10 @@ class LoRATuner:
         for name, module in self._layers.items():
             width_in, width_out = widths(module)
             bound = 1 / math.sqrt(width_in)
-            down = torch.empty(options.rank, width_in).uniform_(-bound, bound, generator=generator)
+            down = torch.empty(options.r, width_in).uniform_(-bound, bound, generator=generator)
             dtype = torch.promote_types(module.weight.dtype, torch.float32)
             self.start[name + DOWN] = down.to(module.weight.device, dtype)
-            self.start[name + UP] = down.new_zeros(width_out, options.rank).to(
+            self.start[name + UP] = down.new_zeros(width_out, options.r).to(
                 module.weight.device, dtype
             )
 

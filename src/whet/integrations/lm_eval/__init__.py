@@ -27,9 +27,10 @@ from whet.errors import optional
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.tasks import ScoringTask
 from whet.maths.arrays import as_count
+from whet.select.config import SelectionConfig
 from whet.space.progress import bar
 from whet.space.retrieve import NoMatchError
-from whet.spaces import SelectionConfig, open_space
+from whet.spaces import open_space
 
 optional("lm_eval", "lm-eval")
 
@@ -94,8 +95,8 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         self._engine = Engine(
             open_space(space),
             loaded,
-            loaded.adaptation(mode, lr=lr, rank=rank),
-            options=SelectionConfig(n=n, k=k, lam=lam, selector=selector, alpha=alpha),
+            loaded.adapter_config(mode, lr=lr, r=rank),
+            options=SelectionConfig(n=n, k=k, lam=lam, selector=selector, stop_alpha=alpha),
         )
 
     def loglikelihood(

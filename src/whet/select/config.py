@@ -1,0 +1,87 @@
+"""How documents are selected for a prompt: one configuration for every surface of whet."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from whet.config import check_choices
+from whet.data.filters import Filter, as_filter
+from whet.maths.arrays import as_count, as_positive
+from whet.select.registry import selector
+
+Auto = Literal["auto"]
+RetrieverName = Literal["dense", "bm25", "hybrid"]
+Metric = Literal["auto", "abs_cosine", "cosine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionConfig:
+    """How documents are selected: a retriever proposes candidates, a selector picks among them.
+
+    >>> SelectionConfig(n=10, lam=0.1, where='set == "github"').n
+    10
+    """
+
+    selector: str = "sift"
+    """Algorithm that picks among the candidates: `whet select --help` lists them."""
+    n: int = 50
+    """Number of gradient steps, one on each selected text, repeats included; 0 for the base model."""
+    k: int | None = None
+    """Number of candidates that the retriever proposes [default: 200, or all documents if fewer]."""
+    lam: float | Auto = 0.01
+    """λ', the variance of the observation noise: small favors diversity, large favors relevance;
+    `auto` chooses it on held-out documents of the data space."""
+    stop_alpha: float | Auto | None = None
+    """Adaptive stopping: stop before step m if σ_m > 1 / (α m); `auto` chooses α
+    [default: take all n steps]."""
+    retriever: RetrieverName = "dense"
+    """Candidate retrieval: `dense` (embeddings), `bm25` (words) or `hybrid` (the union of both)."""
+    metric: Metric = "auto"
+    """Similarity of candidates to the prompt: `cosine`, `abs_cosine` (opposite embeddings count
+    too), or `auto` (`cosine` for the nearest-neighbor selectors, otherwise `abs_cosine`)."""
+    where: Filter | str | None = None
+    """Filter that a candidate must pass, such as `set == "github" and year >= 2010`."""
+
+    def __post_init__(self) -> None:
+        selector(self.selector)
+        if self.n != 0:
+            as_count(self.n, "n")
+        if self.k is not None:
+            as_count(self.k, "k")
+        if self.lam != "auto":
+            as_positive(self.lam, "lam")
+        if self.stop_alpha not in (None, "auto"):
+            as_positive(self.stop_alpha, "stop_alpha")
+        check_choices(self)
+        as_filter(self.where)
+
+    @property
+    def has_auto(self) -> bool:
+        """Whether `lam` or `stop_alpha` has yet to be chosen on a data space."""
+        return "auto" in (self.lam, self.stop_alpha)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedSelection:
+    """A `SelectionConfig` in which nothing is left to choose: see `whet.space.tuning.resolve`."""
+
+    selector: str
+    n: int
+    k: int | None
+    lam: float
+    stop_alpha: float | None
+    retriever: RetrieverName
+    metric: Metric
+    where: Filter | None
+
+    @classmethod
+    def of(cls, config: SelectionConfig, **chosen: Any) -> "ResolvedSelection":
+        """`config` with the `chosen` values in place of `auto`.
+
+        Raises:
+            ValueError: If a value is still `auto`.
+        """
+        values = {field.name: getattr(config, field.name) for field in fields(config)} | chosen
+        for name in ("lam", "stop_alpha"):
+            if values[name] == "auto":
+                raise ValueError(f"{name} is 'auto': resolve it on a data space first")
+        return cls(**(values | {"where": as_filter(config.where)}))
