@@ -1,5 +1,6 @@
-"""Remake every number: look at the difference before it is committed."""
+"""Remake every number and snapshot: look at the difference before it is committed."""
 
-from . import made
+from . import made, shown
 
 made.make()
+shown.make()
