@@ -166,7 +166,9 @@ def test_a_long_queue_is_answered_in_full_and_in_order(engine):
 
 
 def test_a_run_takes_plain_texts_and_reads_no_further_ahead_than_its_queue(space, model):
-    engine = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=1, k=5), slots=2, waiting=3)
+    engine = Engine(
+        space, model, ADAPTERS[0], options=SelectionConfig(n=1, k=5), slots=2, waiting=3
+    )
     prompts, read = [words(100 + i, 2) for i in range(20)], []
     asked = (read.append(prompt) or prompt for prompt in prompts)
     for i, answer in enumerate(engine.run(asked)):
@@ -220,7 +222,9 @@ def test_a_reused_gradient_is_not_computed_again(model):
 def test_carried_state_makes_a_second_answer_another(model):
     given = (Document("a", "one text", {}),) * 4
     asked = query(1, text=TEXT, documents=given)
-    carrying = Engine(None, model, ADAPTERS[0], training=TrainingConfig(persist_optimizer=True), slots=1)
+    carrying = Engine(
+        None, model, ADAPTERS[0], training=TrainingConfig(persist_optimizer=True), slots=1
+    )
     first, second = (carrying.submit(asked).result().score for _ in range(2))
     fresh = Engine(None, model, ADAPTERS[0], slots=1)
     assert first == fresh.submit(asked).result().score != second

@@ -217,7 +217,9 @@ def test_python_ends_in_peace_while_a_prompt_is_on_its_way(tmp_path):
 
 
 def test_a_full_queue_says_so(space, model):
-    engine = Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=1, k=5), slots=1, waiting=1)
+    engine = Engine(
+        space, model, ADAPTERS[0], options=SelectionConfig(n=1, k=5), slots=1, waiting=1
+    )
     begun, go = threading.Event(), threading.Event()
     first = engine.submit(query(0, text=TEXT), lambda event: (begun.set(), go.wait(10)))
     begun.wait(10)

@@ -48,8 +48,8 @@ _LATER = {  # loaded when first used: `import whet` needs NumPy alone
 }
 
 __all__ = [
+    "SIFT",
     "Adapter",
-    "Output",
     "DataSpace",
     "Document",
     "Engine",
@@ -58,14 +58,14 @@ __all__ = [
     "LanguageModel",
     "LoRA",
     "OptimizerConfig",
-    "SelectionConfig",
+    "Output",
     "Pick",
     "Request",
     "Retriever",
     "SamplingParams",
     "Selection",
+    "SelectionConfig",
     "Selector",
-    "SIFT",
     "TrainingConfig",
     "TrainingSet",
     "WhetError",

@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from whet.errors import SpaceError
-from whet.maths.arrays import Array
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 PIECE = 2**20  # bytes read at a time
 _parsing = threading.Lock()
 
 
-def load(path: Path, *, mapped: bool = False) -> Array:
+def load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     """The array in an `.npy` file.
 
     One at a time: NumPy parses the header with `ast`, which fails at random in CPython 3.11 when
     threads do so at once (SystemError, "AST constructor recursion depth mismatch").
     """
     with _parsing:
-        stored: Array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        stored: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     return stored
 
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import whet
 from whet.cli import main
-from whet.evaluate.runs import Run
-from whet.select.table import SELECTORS
+from whet.evaluate.results import Run
+from whet.select.registry import SELECTORS
 
 HERE = Path(__file__).parent
 SPACE, RUN, ADAPTER = HERE / "space", HERE / "run", HERE / "adapter"
@@ -38,12 +38,12 @@ PROMPTS = (
     "slow, and that the train to the mountains leaves when it leaves.",
 )
 PROMPT, AFTER = "The kettle sings and the tea leaves", " wait in the pot for the water."
-MODES = {
-    "full": whet.Full(lr=5e-4),
-    "lora": whet.LoRA(lr=5e-3, rank=4, alpha=8.0),
-    "head": whet.Head(lr=1e-3),
+ADAPTERS = {
+    "full": whet.FullFineTuning(lr=5e-4),
+    "lora": whet.LoRA(lr=5e-3, r=4, lora_alpha=8.0),
+    "head": whet.LMHead(lr=1e-3),
 }
-SMALL = whet.LoRA(lr=2e-2, rank=1, alpha=2.0, targets=("c_attn",))
+SMALL = whet.LoRA(lr=2e-2, r=1, lora_alpha=2.0, target_modules=("c_attn",))
 METHODS = ["nearest", "sift", "sift(mode=lora)"]
 
 
@@ -87,9 +87,9 @@ def engine():
     made = {}
     with tempfile.TemporaryDirectory() as folder:
         space = whet.DataSpace.build(documents(), Path(folder) / "space")
-        for name, mode in MODES.items():
-            model = whet.LanguageModel.load(MODEL, device="cpu")
-            options = whet.Options(n=4, k=8, lam=0.1)
+        for name, mode in ADAPTERS.items():
+            model = whet.LanguageModel.from_pretrained(MODEL, device="cpu")
+            options = whet.SelectionConfig(n=4, k=8, lam=0.1)
             with whet.Engine(space, model, mode, options=options) as engine:
                 scored = engine.score(AFTER, prompt=PROMPT)
                 said = engine.generate(PROMPT, max_tokens=8)
@@ -157,12 +157,14 @@ def told(report):
 
 def adapter():
     kept = whet.Adapter.read(ADAPTER)
-    query = whet.Query(PROMPT, text=AFTER, documents=(), n=0)
-    with whet.Engine(None, whet.LanguageModel.load(MODEL, device="cpu"), kept.options) as engine:
+    query = whet.Request(PROMPT, text=AFTER, documents=(), n=0)
+    with whet.Engine(
+        None, whet.LanguageModel.from_pretrained(MODEL, device="cpu"), kept.options
+    ) as engine:
         base = engine.submit(query).result().score.bits
-        query = whet.Query(PROMPT, text=AFTER, documents=(), n=0, adapter=kept)
+        query = whet.Request(PROMPT, text=AFTER, documents=(), n=0, adapter=kept)
         sharpened = engine.submit(query).result().score.bits
-    return {"base": base, "sharpened": sharpened, "rank": kept.options.rank, "of": kept.base}
+    return {"base": base, "sharpened": sharpened, "rank": kept.options.r, "of": kept.base}
 
 
 def whet_json(*words):
@@ -183,9 +185,9 @@ def make_formats():
         meta |= {"machine": {"cpu": "", "cores": 1, "gpu": None, "system": ""}, "commit": None}
         (RUN / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     if not ADAPTER.exists():
-        model = whet.LanguageModel.load(MODEL, device="cpu")
+        model = whet.LanguageModel.from_pretrained(MODEL, device="cpu")
         with whet.Engine(None, model, SMALL) as engine:
-            query = whet.Query(PROMPT, documents=tuple(documents(4)), keep=True)
+            query = whet.Request(PROMPT, documents=tuple(documents(4)), keep=True)
             engine.submit(query).result().adapter.save(ADAPTER)
 
 

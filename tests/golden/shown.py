@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import whet
 from whet.cli import main
 from whet.serve.config import Config
-from whet.serve.run import app_of
+from whet.serve.main import app_of
 
 from .made import AFTER, HERE, MODEL, PROMPT, SPACE, TEXTS, whet_json
 

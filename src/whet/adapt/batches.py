@@ -15,6 +15,9 @@ from torch.nn import functional
 
 Tokens = Int[Tensor, " _"]  # a text
 
+TOKENS, CPU_TOKENS = 16_384, 2_048
+"""Tokens of a batch, padding included, on a GPU and on a CPU, whose caches more would leave."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:

@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from whet.adapt.batches import CPU_TOKENS, TOKENS
 from whet.adapt.loading import DTYPES, load
 from whet.embed.fingerprint import digest
 from whet.errors import ModelError
 from whet.maths.arrays import Array, as_count
 
 TEXTS = 32  # a batch
-TOKENS, CPU_TOKENS = 16_384, 2_048  # a batch, padding included; more would leave a CPU's caches
 LONGEST = 2048  # tokens of a text that are read, unless asked: some models take a million, or any
 UNBOUNDED = 10**9  # tokenizers without a limit say 10³⁰
 PASSING = {"_commit_hash", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache"}

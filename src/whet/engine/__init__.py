@@ -7,14 +7,14 @@ from whet.engine.scheduler import set_niceness
 from whet.engine.types import AdaptationTrace, Output, Request, TrainingConfig, TrainStep
 
 __all__ = [
-    "Output",
+    "AdaptationTrace",
     "Engine",
     "Event",
-    "RequestHandle",
+    "Output",
     "Request",
+    "RequestHandle",
     "SamplingParams",
     "TrainStep",
-    "AdaptationTrace",
     "TrainingConfig",
     "set_niceness",
 ]

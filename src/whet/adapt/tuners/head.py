@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whet.adapt.batches import Batch, Tokens, grouped
+from whet.adapt.batches import CPU_TOKENS, TOKENS, Batch, Tokens, grouped
 from whet.adapt.model import LanguageModel
-from whet.embed.encoder import CPU_TOKENS, TOKENS
 
 
 class HeadTuner:
