@@ -30,7 +30,7 @@ from whet.data.documents import Document, read_documents
 from whet.data.filters import Compare, Filter
 from whet.embed.lsa import LSA, Embedder, SentenceEncoder
 from whet.space.space import DataSpace
-from whet.space.store.protocol import Sign
+from whet.space.store.protocol import Metric
 from whet.space.store.reader import Segments
 
 CLUSTERS, NOISE, ROUNDS = 2000, 1.2, 7
@@ -85,8 +85,8 @@ def search(rows: int, dimension: int, k: int, queries: int, out: Path) -> None:
         DataSpace.build(numbered(rows), path, made)
         opened = Segments.open(path)
         asked = made.rows(queries, -1 % 2**31)
-        both = _effort(opened, asked, k, "both")
-        alone = _effort(opened, asked, k, "positive")
+        both = _effort(opened, asked, k, "abs_cosine")
+        alone = _effort(opened, asked, k, "cosine")
         [segment] = opened.segments
         bare = faiss.read_index(str(segment.folder / "index.faiss"))
         bare.nprobe = round(both * bare.nlist)
@@ -96,24 +96,24 @@ def search(rows: int, dimension: int, k: int, queries: int, out: Path) -> None:
 
         few, half = Compare("part", "==", 7), Compare("part", "<", 50)
         ways = {
-            "both": each(effort=both),
-            "one, equal share": each(effort=both, sign="positive"),
-            "one, equal recall": each(effort=alone, sign="positive"),
+            "both": each(probe_fraction=both),
+            "one, equal share": each(probe_fraction=both, metric="cosine"),
+            "one, equal recall": each(probe_fraction=alone, metric="cosine"),
             "faiss": lambda: [bare.search(q[None], k) for q in asked],
             "faiss both": lambda: [bare.search(s[None], k) for q in asked for s in (q, -q)],
-            "1 % pass": each(effort=both, where=few),
-            "half pass": each(effort=both, where=half),
+            "1 % pass": each(probe_fraction=both, where=few),
+            "half pass": each(probe_fraction=both, where=half),
             "exact": each(exact=True),
         }
         faiss.omp_set_num_threads(1)
         seconds = _timed(ways, ROUNDS)
         record = {
             "rows": rows, "dimension": dimension, "k": k, "queries": queries,
-            "lists": bare.nlist, "effort": {"both": both, "one": alone},
+            "lists": bare.nlist, "probe_fraction": {"both": both, "one": alone},
             "recall": {
                 "both": _recall(opened, asked, k, both),
-                "one, equal share": _recall(opened, asked, k, both, "positive"),
-                "one, equal recall": _recall(opened, asked, k, alone, "positive"),
+                "one, equal share": _recall(opened, asked, k, both, "cosine"),
+                "one, equal recall": _recall(opened, asked, k, alone, "cosine"),
                 "1 % pass": _recall(opened, asked, k, both, where=few),
                 "half pass": _recall(opened, asked, k, both, where=half),
             },
@@ -217,7 +217,7 @@ def _timed(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
     return {name: np.array(seconds[2:]) for name, seconds in taken.items()}
 
 
-def _effort(opened: Segments, asked: Any, k: int, sign: Sign) -> float:
+def _effort(opened: Segments, asked: Any, k: int, metric: Metric) -> float:
     """The least share of the lists, of those for which the index is used, of enough recall."""
     [segment] = opened.segments
     assert segment.measured is not None
@@ -225,22 +225,22 @@ def _effort(opened: Segments, asked: Any, k: int, sign: Sign) -> float:
     low, high = 2 * k * lists // segment.count + 1, lists
     while low < high:
         middle = (low + high) // 2
-        if _recall(opened, asked, k, middle / lists, sign) >= RECALL:
+        if _recall(opened, asked, k, middle / lists, metric) >= RECALL:
             high = middle
         else:
             low = middle + 1
     if low == lists:
-        raise click.ClickException(f"no effort below 1 reaches a recall of {RECALL}")
+        raise click.ClickException(f"no fraction below 1 reaches a recall of {RECALL}")
     return low / lists
 
 
 def _recall(
-    opened: Segments, asked: Any, k: int, effort: float, sign: Sign = "both",
+    opened: Segments, asked: Any, k: int, probe_fraction: float, metric: Metric = "abs_cosine",
     where: Filter | None = None,
 ) -> float:  # fmt: skip
-    options: dict[str, Any] = {"sign": sign, "where": where, "vectors": False}
+    options: dict[str, Any] = {"metric": metric, "where": where, "vectors": False}
     exact = opened.search(asked, k, exact=True, **options).ids
-    found = opened.search(asked, k, effort=effort, **options).ids
+    found = opened.search(asked, k, probe_fraction=probe_fraction, **options).ids
     shared = [len(np.intersect1d(a, b)) / k for a, b in zip(exact, found, strict=True)]
     return float(np.mean(shared))
 

@@ -72,7 +72,7 @@ def build(space: Path, rows: int, target: Path) -> None:
 @command
 @click.option("--prompts", default=20, show_default=True)
 def query(space: Path, prompts: int, target: Path) -> None:
-    """Time and recall of a search for 1,000 rows with their vectors, by effort."""
+    """Time and recall of a search for 1,000 rows with their vectors, by probe_fraction."""
     start = time.perf_counter()
     store = Segments.open(space)
     opened = time.perf_counter() - start
@@ -84,16 +84,19 @@ def query(space: Path, prompts: int, target: Path) -> None:
         "rows": store.count(), "segments": len(store.segments), "open_ms": 1e3 * opened,
         "exact_ms": median_ms([s for s, _ in exact]), "efforts": {},
     }  # fmt: skip
-    for effort in (None, 0.25, 0.125, 0.0625):
+    for probe_fraction in (None, 0.25, 0.125, 0.0625):
         for aim in aims:
-            store.search(aim[None], K, effort=effort)
-        tried = [timed(lambda a=aim, e=effort: store.search(a[None], K, effort=e)) for aim in aims]
+            store.search(aim[None], K, probe_fraction=probe_fraction)
+        tried = [
+            timed(lambda a=aim, e=probe_fraction: store.search(a[None], K, probe_fraction=e))
+            for aim in aims
+        ]
         recalls = [len(np.intersect1d(one.ids, best.ids)) / K
                    for (_, one), (_, best) in zip(tried, exact, strict=True)]  # fmt: skip
-        found["efforts"]["default" if effort is None else effort] = {
+        found["efforts"]["default" if probe_fraction is None else probe_fraction] = {
             "ms": median_ms([s for s, _ in tried]), "recall": float(np.mean(recalls)),
         }  # fmt: skip
-    found["default_efforts"] = [s.measured.effort for s in store.segments if s.measured]
+    found["default_efforts"] = [s.measured.probe_fraction for s in store.segments if s.measured]
     kept(target, f"query {store.count():,}", found | {"peak_rss_gb": peak()})
 
 

@@ -115,7 +115,7 @@ def repeated(vectors: np.ndarray) -> float:
 
 def in_turn(space: DataSpace, targets: list[str], n: int) -> list[int]:
     """Each target's nearest, then each one's second nearest, and so on; each text once."""
-    found = space.search(space.embedder.encode(targets), min(n, len(space)), sign="positive")
+    found = space.search(space.embedder.encode(targets), min(n, len(space)), metric="cosine")
     ranked = [near.rows[np.argsort(-near.scores, kind="stable")] for near in found]
     chosen = dict.fromkeys(np.stack(ranked, axis=1).ravel().tolist())
     return list(chosen)[:n]

@@ -92,15 +92,15 @@ def assert_same(found, truth):
 @given(
     seed=st.integers(0, 999),
     k=st.integers(1, 70),
-    sign=st.sampled_from(["both", "positive"]),
+    metric=st.sampled_from(["abs_cosine", "cosine"]),
     filtered=st.booleans(),
 )
-def test_exact_search_is_brute_force(store, seed, k, sign, filtered):
+def test_exact_search_is_brute_force(store, seed, k, metric, filtered):
     truth, where = ReferenceWriter(D, "test"), drawn(seed) if filtered else None
     truth.add(table(30), units(30))
     truth.add(table(30, 30), units(30, 1))
     query = units(3, seed + 10)
-    asked = {"sign": sign, "where": where}
+    asked = {"metric": metric, "where": where}
     reader, best = store.snapshot(), truth.snapshot()
     found = reader.search(query, k, exact=True, **asked)
     assert found.exact
@@ -225,8 +225,8 @@ BAD = [
     {"queries": units(1) * np.float32(np.inf)},
     {"queries": units(1)[0]},
     {"k": 0},
-    {"effort": 0.0},
-    {"effort": 1.5},
+    {"probe_fraction": 0.0},
+    {"probe_fraction": 1.5},
 ]
 
 
@@ -246,7 +246,7 @@ def test_a_field_or_kind_that_no_row_has_is_refused(store, where):
         lambda: reader.search(units(1), 3, where=where),
         lambda: reader.count(where),
         lambda: reader.ids(where),
-        lambda: reader.restricted(where),
+        lambda: reader.filter(where),
         lambda: store.delete(where=where),
     ):
         with pytest.raises(ValueError, match="filter"):
@@ -258,7 +258,7 @@ def test_a_field_or_kind_that_no_row_has_is_refused(store, where):
 def test_nothing_widens_a_bound_filter(store, seed, k):
     whole, bound, where = store.snapshot(), drawn(seed), drawn(seed + 1000)
     allowed = set(whole.ids(bound).tolist())
-    reader = whole.restricted(bound)
+    reader = whole.filter(bound)
     assert reader.count() == len(allowed) and set(reader.ids().tolist()) == allowed
     rest = np.setdiff1d(whole.ids(), reader.ids())
     try:
@@ -278,12 +278,12 @@ def test_nothing_widens_a_bound_filter(store, seed, k):
 
 def test_a_restricted_reader_knows_no_field_of_other_rows(store):
     store.add(table(3, 60, secret="s"), units(3))
-    reader = store.snapshot().restricted(Compare("i", "<", 60))
+    reader = store.snapshot().filter(Compare("i", "<", 60))
     assert store.snapshot().count(Compare("secret", "==", "s")) == 3
     with pytest.raises(ValueError, match="secret") as caught:
         reader.count(Compare("secret", "==", "s"))
     assert "secret" not in str(caught.value).replace("'secret'", "")
-    again = reader.restricted(Or((Compare("i", ">=", 0), Compare("i", "==", 61))))
+    again = reader.filter(Or((Compare("i", ">=", 0), Compare("i", "==", 61))))
     assert again.count() == 60
 
 

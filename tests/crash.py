@@ -61,7 +61,7 @@ def perform(path, seed, number):
     if kind == "append":
         documents = [document(i) for i in range(start, start + 60)]
         if (path / FILE).exists():
-            DataSpace.open(path, EMBEDDER).extend(documents, source=f"from {start}")
+            DataSpace.open(path, EMBEDDER).add(documents, source=f"from {start}")
         else:
             DataSpace.build(documents, path, EMBEDDER, source=f"from {start}")
         return
@@ -136,7 +136,7 @@ def pace(path):
     """Seconds of an operation."""
     perform(path, 0, 0)
     start = time.monotonic()
-    DataSpace.open(path, EMBEDDER).extend([document(i) for i in range(9000, 9060)])
+    DataSpace.open(path, EMBEDDER).add([document(i) for i in range(9000, 9060)])
     return time.monotonic() - start
 
 

@@ -72,20 +72,23 @@ class ReferenceReader:
                 raise IndexError(f"row {i} is not in the data space")
         return [known[i] for i in np.asarray(ids).tolist()]
 
-    def search(self, queries, k, *, sign="both", where=None, vectors=True, exact=False,
-               effort=None):  # fmt: skip
+    def search(self, queries, k, *, metric="abs_cosine", where=None, vectors=True, exact=False,
+               probe_fraction=None):  # fmt: skip
         queries = np.asarray(queries, dtype=np.float64)
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise ValueError(f"queries have shape {queries.shape}")
         if not np.isfinite(queries).all() or not queries.any(axis=1).all() or k < 1:
             raise ValueError("a query is zero or not finite, or k is not positive")
-        if (effort is not None and not 0 < effort <= 1) or sign not in ("both", "positive"):
-            raise ValueError("effort or sign")
+        if (probe_fraction is not None and not 0 < probe_fraction <= 1) or metric not in (
+            "abs_cosine",
+            "cosine",
+        ):
+            raise ValueError("probe_fraction or metric")
         rows = self._rows(where)
         ids, scores = np.full((len(queries), k), -1), np.zeros((len(queries), k))
         stored = np.zeros((len(queries), k, self.dimension), np.float16)
         for line, query in enumerate(queries):
-            near = sorted(((cosine(query, row.vector), row) for row in rows), key=order(sign))
+            near = sorted(((cosine(query, row.vector), row) for row in rows), key=order(metric))
             for place, (score, row) in enumerate(near[:k]):
                 ids[line, place], scores[line, place] = row.id, score
                 stored[line, place] = row.vector
@@ -109,7 +112,7 @@ class ReferenceReader:
     def count(self, where=None):
         return len(self._rows(where))
 
-    def restricted(self, where):
+    def filter(self, where):
         return ReferenceReader(tuple(self._rows(where)), self.dimension, self.fingerprint,
                                self.version)  # fmt: skip
 
@@ -123,9 +126,9 @@ def cosine(query, vector):
     return float(query @ wide / length) if length else 0.0
 
 
-def order(sign):
+def order(metric):
     """Nearest first, the lowest id among those that are equal but for rounding."""
-    return lambda pair: (-round(abs(pair[0]) if sign == "both" else pair[0], 9), pair[1].id)
+    return lambda pair: (-round(abs(pair[0]) if metric == "abs_cosine" else pair[0], 9), pair[1].id)
 
 
 @dataclass

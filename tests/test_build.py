@@ -67,7 +67,7 @@ class Counting(HashingEmbedder):
 
 KILLED = """
 if (path / "meta.json").exists():
-    build.extend(documents(50), path, Counting(sign), "fifty", False)
+    build.add(documents(50), path, Counting(sign), "fifty", False)
 else:
     DataSpace.build(documents(50), path, Counting(sign), source="fifty")
 """
@@ -86,7 +86,7 @@ def test_a_killed_addition_goes_on_where_it_stopped(tmp_path, monkeypatch, there
     writer.communicate()
     if there:
         assert len(DataSpace.open(path, HashingEmbedder())) == there
-        space = DataSpace.open(path, rest).extend(documents(50), source="fifty")
+        space = DataSpace.open(path, rest).add(documents(50), source="fifty")
     else:
         with pytest.raises(SpaceError, match="is unfinished: run the same `whet index` again"):
             DataSpace.open(path, HashingEmbedder())
@@ -119,9 +119,9 @@ def test_an_unfinished_addition_without_a_source_is_not_taken_for_another(tmp_pa
     path = tmp_path / "s"
     DataSpace.build(documents(3), path, HashingEmbedder())
     with pytest.raises(KeyboardInterrupt):
-        DataSpace.open(path, Broken()).extend(documents(9))
+        DataSpace.open(path, Broken()).add(documents(9))
     other = [Document("other", "Quite another text.", {})]
-    space = DataSpace.open(path, HashingEmbedder()).extend(other)
+    space = DataSpace.open(path, HashingEmbedder()).add(other)
     assert space.documents(space.rows) == [*documents(3), *other]
 
 
@@ -143,7 +143,7 @@ def test_an_unfinished_addition_does_not_go_on_by_another_rule_of_chunks(tmp_pat
 def test_an_addition_is_a_segment_beside_the_others(tmp_path):
     space = DataSpace.build(documents(20), tmp_path / "s", HashingEmbedder())
     for start in (10, 10, 30):
-        space = space.extend(documents(20, start))
+        space = space.add(documents(20, start))
     assert len(space) == 50 and len(space.manifest.segments) == 3
     assert space.documents(space.rows) == documents(50)
 
@@ -164,7 +164,7 @@ def test_a_document_that_cannot_be_embedded_is_told_and_the_rest_is_there(tmp_pa
     told = {row["id"]: row["reason"] for row in failed(space.path)}
     assert told["d3"] == "it does not like 3" and "length nan" in told["d5"]
     assert "length 2.0" in told["d6"] and list(space.rows) == list(range(6))
-    again = space.extend(documents(9))
+    again = space.add(documents(9))
     assert again.manifest.failed == 3 and len(failed(space.path)) == 3
 
 
@@ -174,7 +174,7 @@ def test_what_the_source_cannot_read_or_contradicts_is_told(tmp_path):
     assert len(space) == 9 and space.manifest.failed == 2
     assert failed(space.path)[0] == {"reason": "line 7: no text"}
     assert failed(space.path)[1]["id"] == "d1" and "given twice" in failed(space.path)[1]["reason"]
-    space = space.extend([Document("d2", "another", {}), *documents(1, 9)])
+    space = space.add([Document("d2", "another", {}), *documents(1, 9)])
     assert len(space) == 10 and "with another text" in failed(space.path)[2]["reason"]
     assert space.text(2) == documents(9)[2].text
 
@@ -194,7 +194,7 @@ def test_a_fault_of_the_source_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     space = DataSpace.build(documents(5), tmp_path / "s", HashingEmbedder())
     with pytest.raises(SourceError, match="torn"):
-        space.extend(stops())
+        space.add(stops())
     assert {entry.name for entry in space.path.iterdir()} == {"meta.json", "segments"}
 
 
@@ -240,11 +240,11 @@ def test_a_bound_space_shows_its_own_and_is_not_written(tmp_path):
         bound.search(query, 19)
     with pytest.raises(IndexError, match="row 20 is not in the data space"):
         bound.texts([0, 20])
-    for write in (lambda: bound.extend(labelled()), lambda: bound.delete(ids=["all0"])):
+    for write in (lambda: bound.add(labelled()), lambda: bound.delete(ids=["all0"])):
         with pytest.raises(SpaceError, match="open for a part of it"):
             write()
-    own = bound.restricted(Compare("who", "==", "ann"))
-    assert set(own.ids) == {f"ann{i}" for i in range(9)} == set(own.restricted(own.where).ids)
+    own = bound.filter(Compare("who", "==", "ann"))
+    assert set(own.ids) == {f"ann{i}" for i in range(9)} == set(own.filter(own.where).ids)
 
 
 def test_documents_are_deleted_by_id_or_filter(tmp_path):
@@ -256,7 +256,7 @@ def test_documents_are_deleted_by_id_or_filter(tmp_path):
             one()
     with pytest.raises(ValueError, match="either ids or a filter"):
         space.delete()
-    back = left.extend(documents(10))
+    back = left.add(documents(10))
     assert len(back) == 10 and back.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 10, 11, 12]
 
 
@@ -266,7 +266,7 @@ def test_a_space_of_a_python_embedder_is_extended_in_python(tmp_path):
         EmbedderMismatchError, match=r"embedder 'hashing': add .* in Python, with `Data"
     ):
         build_space(tmp_path, space.path)
-    assert len(DataSpace.open(space.path, HashingEmbedder()).extend(documents(5))) == 5
+    assert len(DataSpace.open(space.path, HashingEmbedder()).add(documents(5))) == 5
 
 
 def test_texts_and_mappings_are_documents_too(tmp_path):
@@ -274,7 +274,7 @@ def test_texts_and_mappings_are_documents_too(tmp_path):
     space = DataSpace.build(first, tmp_path / "s", HashingEmbedder())
     assert space.ids == ["0", "x", "z"]
     assert space.documents(space.rows)[1] == Document("x", "c d", {"y": 1, "n": 2})
-    more = space.extend(["f", "", {"body": "g"}])
+    more = space.add(["f", "", {"body": "g"}])
     assert more.ids == ["0", "x", "z", "3"] and more.manifest.failed == 2
     assert repr(more) == f"DataSpace('{tmp_path / 's'}', 4 documents, hashing)"
     told = (tmp_path / "s" / "failed.jsonl").read_text()

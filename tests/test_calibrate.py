@@ -65,8 +65,8 @@ def test_alpha_takes_the_steps_that_it_promises(space):
     assert np.mean(taken) == found.steps
 
 
-@pytest.mark.parametrize("selector, sign", [(whet.sift, "both"), (whet.nearest, "positive")])
-def test_errors_are_those_of_ridge_regression_without_the_document(space, selector, sign):
+@pytest.mark.parametrize("selector, metric", [(whet.sift, "abs_cosine"), (whet.nearest, "cosine")])
+def test_errors_are_those_of_ridge_regression_without_the_document(space, selector, metric):
     found = calibrate(space, lams=[0.1], selector=selector, **SETTING)
     order = np.random.default_rng(0).permutation(len(space))[:16].tolist()
     errors = np.zeros((len(GRID), 16))
@@ -74,7 +74,7 @@ def test_errors_are_those_of_ridge_regression_without_the_document(space, select
         text = space.text(row)
         middle = (len(text) + 1) // 2
         query, truth = space.embedder.encode([text[:middle], text[middle:]]).astype(float)
-        near = space.search(query[None], 21, sign=sign)[0]
+        near = space.search(query[None], 21, metric=metric)[0]
         kept = np.flatnonzero(near.rows != row)[:20]
         picks = selector(query, near.vectors[kept], 8, lam=0.1).indices
         x = near.vectors[kept][picks].astype(float)

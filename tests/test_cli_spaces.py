@@ -39,7 +39,7 @@ def test_info_tells_what_there_is(space):
     info = told("space", "info", space)
     assert info["documents"] == 40 and info["embedder"] == "lsa" and info["segments"] == 1
     assert info["fields"] == {"id": "text", "year": "number", "set": "text"}
-    assert info["index"] == {"kind": "flat", "segments": 0, "recall": 1.0, "effort": 1.0}
+    assert info["index"] == {"kind": "flat", "segments": 0, "recall": 1.0, "probe_fraction": 1.0}
     plain = whet("space", "info", space)
     assert "documents  40" in plain.stdout and plain.exit_code == 0
     assert "index      none: exact search\n" in plain.stdout
@@ -134,7 +134,7 @@ def test_doctor_counts_what_is_there_twice_or_asked(space, tmp_path):
 def test_doctor_of_a_bound_space_sees_its_own_alone(space):
     opened = open_space(space)
     text = opened.text(1)
-    bound = opened.restricted(Compare("set", "==", "a"))
+    bound = opened.filter(Compare("set", "==", "a"))
     assert diagnose(opened, [text], n=5, k=20).same == 1
     assert diagnose(bound, [text], n=5, k=20).same == 0
     assert diagnose(bound, [text], n=5, k=20).documents == 20

@@ -147,13 +147,13 @@ def space(tmp_path):
     texts = [f"{w} {v} {n}" for n in range(20) for w in ("red", "blue") for v in ("sea", "sky")]
     documents = [Document(f"t{i}", text, {"i": i}) for i, text in enumerate(texts)]
     made = DataSpace.build(documents[:50], tmp_path / "colours")
-    return made.extend(documents[50:])
+    return made.add(documents[50:])
 
 
 def test_a_served_space_is_the_folder_s(space, nodes):
     served = serve(space.path, nodes, replicas=2, name="colours")
     far = DataSpace.open(served.address, where=parse("i < 60"))
-    near = space.restricted(parse("i < 60"))
+    near = space.filter(parse("i < 60"))
     assert len(far) == 60 and far.embedder.fingerprint == space.embedder.fingerprint
     query = space.embedder.encode(["blue sea"])
     [one], [other] = far.search(query, 9), near.search(query, 9)

@@ -210,7 +210,7 @@ def test_other_prompts_and_a_changed_data_space_are_refused(here, tmp_path):
     ):
         evaluate(given, tmp_path / "run", world.switches(here), progress=False)
     world.write(prompts, [{"id": "p", "text": text(50)}])
-    data.extend([Document("new", text(77), {})])
+    data.add([Document("new", text(77), {})])
     with pytest.raises(RunFolderError, match="holds a run with space .*'documents': 12"):
         evaluate(given, tmp_path / "run", world.switches(here), progress=False)
 

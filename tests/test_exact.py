@@ -21,16 +21,16 @@ def stored(rows, folder, parts=1):
         return writer.snapshot()
 
 
-def nearest(store, queries, k, sign="both"):
-    found = store.search(queries, k, sign=sign, exact=True)
+def nearest(store, queries, k, metric="abs_cosine"):
+    found = store.search(queries, k, metric=metric, exact=True)
     return [found.of(line) for line in range(len(queries))]
 
 
-def by_brute_force(store, query, k, sign="both"):
+def by_brute_force(store, query, k, metric="abs_cosine"):
     wide = store.vectors(store.ids()).astype(np.float64)
     lengths = np.linalg.norm(wide, axis=1)
     cosines = wide @ query / np.where(lengths > 0, lengths, 1) / np.linalg.norm(query)
-    sizes = np.abs(cosines) if sign == "both" else cosines
+    sizes = np.abs(cosines) if metric == "abs_cosine" else cosines
     return sorted(np.argsort(-sizes.round(9), kind="stable")[:k].tolist())
 
 
@@ -39,12 +39,12 @@ def by_brute_force(store, query, k, sign="both"):
     n=st.integers(1, 60),
     d=st.integers(1, 8),
     share=st.floats(0, 1),
-    sign=st.sampled_from(["both", "positive"]),
+    metric=st.sampled_from(["abs_cosine", "cosine"]),
     block=st.sampled_from([1, 3, 1024]),
     in_memory=st.sampled_from([0, 2**20]),
 )
 def test_search_finds_what_brute_force_finds(
-    tmp_path_factory, seed, n, d, share, sign, block, in_memory
+    tmp_path_factory, seed, n, d, share, metric, block, in_memory
 ):
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((n, d)) / np.sqrt(d)
@@ -55,9 +55,9 @@ def test_search_finds_what_brute_force_finds(
         patch.setattr(whet.space.store.vectors, "BLOCK", block)
         patch.setattr(whet.space.store.vectors, "IN_MEMORY", in_memory)
         store = stored(rows, tmp_path_factory.mktemp("v"), parts=int(rng.integers(1, 4)))
-        found = nearest(store, queries, k, sign)
+        found = nearest(store, queries, k, metric)
     for query, near in zip(queries, found, strict=True):
-        assert near.rows.tolist() == by_brute_force(store, query, k, sign)
+        assert near.rows.tolist() == by_brute_force(store, query, k, metric)
         assert len(near.vectors) == len(near.scores) == k
     store.close()
 

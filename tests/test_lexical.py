@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from whet.data.documents import Document
 from whet.data.filters import parse
+from whet.errors import NoMatchError
 from whet.space.bm25 import BM25
-from whet.space.retrieve import NoMatchError, Retriever
+from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
 
 WORDS = "alpha beta gamma delta epsilon".split()
@@ -66,7 +67,7 @@ def test_hybrid_is_the_union_of_both(space):
 def test_what_fails_a_filter_is_not_nominated_by_its_words(space, source):
     seen = parse("i >= 3")
     asked = Retriever(space, k=3, candidates=source, where=seen)
-    bound = Retriever(space.restricted(seen), k=3, candidates=source)
+    bound = Retriever(space.filter(seen), k=3, candidates=source)
     for retriever in (asked, bound):
         rows = retriever.select("blue whale", 1).candidates.rows.tolist()
         assert 3 in rows and min(rows) >= 3

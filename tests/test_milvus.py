@@ -126,5 +126,5 @@ def test_lists_of_an_index_are_all_looked_into_when_exact(tmp_path):
     far = copied(source.snapshot(), str(tmp_path / "lists.db"), lists=16)
     query, truth = units(2, 7), source.snapshot()
     assert_same(far.search(query, 20, exact=True), truth.search(query, 20, exact=True))
-    some = far.search(query, 20, effort=0.01)
+    some = far.search(query, 20, probe_fraction=0.01)
     assert not some.exact and (some.ids >= 0).any()

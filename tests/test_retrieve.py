@@ -91,8 +91,8 @@ def test_a_selector_and_a_filter_may_be_given_in_words(space):
     made = Retriever(space, k=2, selector=whet.nearest, where=Compare("i", ">", 1))
     assert named.sign == made.sign == "positive"
     assert named.select("red fox", 2).rows.tolist() == made.select("red fox", 2).rows.tolist()
-    bound = space.restricted("i > 1")
-    assert len(bound) == 4 and bound.restricted("i < 3").rows.tolist() == [2]
+    bound = space.filter("i > 1")
+    assert len(bound) == 4 and bound.filter("i < 3").rows.tolist() == [2]
     assert DataSpace.open(space.path, space.embedder, where="i > 1").rows.tolist() == [2, 3, 4, 5]
     assert (
         SelectionConfig(where=Compare("i", ">", 1)).filter()
@@ -135,6 +135,6 @@ def test_what_is_retrieved_explains_itself_and_becomes_a_prompt(space):
     assert found._repr_html_() == told._repr_html_()
     sigma = found.selection.sigma[-1]
     assert repr(found) == f"Retrieval(2 of 5 candidates: '{first.id}', '{best.id}'; σ {sigma:.3f})"
-    assert found.to_prompt(100).text == f"{first.text}\n\n{best.text}"
-    assert found.to_prompt(3, count_tokens=lambda text: len(text.split())).text == best.text
-    assert found.stop_at(1e9).to_prompt(100).text == ""
+    assert found.to_context(100).text == f"{first.text}\n\n{best.text}"
+    assert found.to_context(3, count_tokens=lambda text: len(text.split())).text == best.text
+    assert found.stop_at(1e9).to_context(100).text == ""

@@ -60,7 +60,7 @@ def python(code, *arguments):
 def test_an_index_nominates_and_stored_vectors_decide(path):
     reader, query = Segments.open(path), units(8, 9)
     exact = reader.search(query, 20, exact=True)
-    found = reader.search(query, 20, effort=0.7)
+    found = reader.search(query, 20, probe_fraction=0.7)
     assert exact.exact and not found.exact
     shared = [len(np.intersect1d(a, b)) for a, b in zip(exact.ids, found.ids, strict=True)]
     assert np.mean(shared) > 17
@@ -71,14 +71,14 @@ def test_an_index_nominates_and_stored_vectors_decide(path):
         np.testing.assert_array_equal(  # measured, not as the 8 bits of the index have it
             exact.of(line).scores[both], own.scores[np.isin(own.rows, exact.of(line).rows)]
         )
-    whole = reader.search(query, 20, effort=1.0)
+    whole = reader.search(query, 20, probe_fraction=1.0)
     np.testing.assert_array_equal(whole.ids, exact.ids)
 
 
 def test_more_effort_finds_more(path):
     reader, query = Segments.open(path), units(40, 5)
     exact = reader.search(query, 5, exact=True).ids
-    found = [reader.search(query, 5, effort=e).ids for e in (0.05, 0.3, 1.0)]
+    found = [reader.search(query, 5, probe_fraction=e).ids for e in (0.05, 0.3, 1.0)]
     recalls = [np.mean([len(np.intersect1d(a, b)) for a, b in zip(exact, f, strict=True)]) / 5
                for f in found]  # fmt: skip
     assert recalls[0] < recalls[1] <= recalls[2] == 1.0
@@ -87,34 +87,34 @@ def test_more_effort_finds_more(path):
 def test_recall_is_measured_when_the_index_is_built(path):
     [large, little] = Segments.open(path).segments
     assert little.measured is None
-    assert large.measured.recall >= index.GOAL and 0 < large.measured.effort <= 1
+    assert large.measured.recall >= index.GOAL and 0 < large.measured.probe_fraction <= 1
     assert list(np.sort(large.measured.efforts)) == large.measured.efforts
 
 
 @pytest.mark.parametrize("few", [True, False])
 def test_a_filtered_search_of_an_index_finds_only_what_passes(path, few):
     where = In("i", (3, 7, 11)) if few else Compare("i", "<", 900)
-    found = Segments.open(path).search(units(4, 9), 10, where=where, effort=0.5)
+    found = Segments.open(path).search(units(4, 9), 10, where=where, probe_fraction=0.5)
     passing = {3, 7, 11} if few else set(range(900))
     assert set(found.ids.ravel().tolist()) <= passing | {-1}
     assert found.exact or not few
     deleted = in_segments(path)
     deleted.delete(where=Compare("third", "==", True))
-    found = deleted.snapshot().search(units(4, 9), 10, effort=0.5)
+    found = deleted.snapshot().search(units(4, 9), 10, probe_fraction=0.5)
     assert (found.ids % 3 != 0).all()
     deleted.close()
 
 
 def test_nobody_uses_an_index_that_is_fitted_on_what_he_may_not_read(path):
     reader = Segments.open(path)
-    assert not reader.search(units(1), 5, effort=0.5).exact
-    assert reader.restricted(Compare("i", "==", 5)).search(units(1), 1).exact
-    assert reader.restricted(Compare("i", "<", 999)).search(units(1), 5, effort=0.5).exact
-    assert not reader.restricted(Compare("i", "<", 2000)).search(units(1), 5, effort=0.5).exact
+    assert not reader.search(units(1), 5, probe_fraction=0.5).exact
+    assert reader.filter(Compare("i", "==", 5)).search(units(1), 1).exact
+    assert reader.filter(Compare("i", "<", 999)).search(units(1), 5, probe_fraction=0.5).exact
+    assert not reader.filter(Compare("i", "<", 2000)).search(units(1), 5, probe_fraction=0.5).exact
     with in_segments(path) as writer:  # what was deleted had its part in the fitting
         writer.delete(where=Compare("i", "==", 999))
-    reader = Segments.open(path).restricted(Compare("i", "<", 999))
-    assert reader.search(units(1), 5, effort=0.5).exact
+    reader = Segments.open(path).filter(Compare("i", "<", 999))
+    assert reader.search(units(1), 5, probe_fraction=0.5).exact
 
 
 def test_in_a_labelled_store_an_index_is_of_one_label(tmp_path, small):
@@ -130,8 +130,8 @@ def test_in_a_labelled_store_an_index_is_of_one_label(tmp_path, small):
     assert reader.count() == 1499 and (np.diff(reader.ids()) > 0).all()
     kinds = [(s.measured is not None, s.count) for s in reader.segments]
     assert sorted(kinds) == [(False, 500), (True, 999)]
-    own = reader.restricted(Compare("set", "==", "public"))
-    assert not own.search(units(1), 5, effort=0.5).exact and own.count() == 999
+    own = reader.filter(Compare("set", "==", "public"))
+    assert not own.search(units(1), 5, probe_fraction=0.5).exact and own.count() == 999
 
 
 def test_what_is_written_never_changes(path):
@@ -146,7 +146,7 @@ def test_what_is_written_never_changes(path):
 
 def test_an_index_is_mapped_not_loaded(path):
     reader = Segments.open(path)
-    reader.search(units(1), 5, effort=0.5)
+    reader.search(units(1), 5, probe_fraction=0.5)
     assert "index.faiss" in Path("/proc/self/maps").read_text()
 
 
@@ -154,7 +154,7 @@ def test_faiss_keeps_the_threads_it_had(path):
     import faiss
 
     before = faiss.omp_get_max_threads()
-    Segments.open(path).search(units(1), 5, effort=0.5)
+    Segments.open(path).search(units(1), 5, probe_fraction=0.5)
     assert faiss.omp_get_max_threads() == before
 
 
@@ -167,7 +167,7 @@ def test_a_reader_outlives_compaction_and_then_the_space_is_given_back(path):
         assert old < set(os.listdir(path / "segments"))
         np.testing.assert_array_equal(reader.search(units(3, 9), 40).ids, found.ids)
         assert reader.rows([0, 1029])["id"].to_pylist() == ["d0", "d1029"]
-        reader.search(units(1), 5, effort=0.5)  # the index is opened only now
+        reader.search(units(1), 5, probe_fraction=0.5)  # the index is opened only now
         reader.close()
         writer.compact()
         assert set(os.listdir(path / "segments")) == set(writer.manifest.segments)
@@ -179,7 +179,8 @@ from test_segments import *
 reader = Segments.open(sys.argv[1])
 print(reader.version, flush=True)
 input()
-print(reader.count(), len(reader.rows(reader.ids())), reader.search(units(1), 5, effort=0.5).ids[0])
+found = reader.search(units(1), 5, probe_fraction=0.5)
+print(reader.count(), len(reader.rows(reader.ids())), found.ids[0])
 """
 
 
@@ -199,10 +200,10 @@ def test_another_process_reads_on_while_all_is_rewritten(path):
 
 def test_a_fork_reads_what_its_parent_opened(path):
     reader = Segments.open(path)
-    truth = reader.search(units(2), 9, effort=0.5).ids
+    truth = reader.search(units(2), 9, probe_fraction=0.5).ids
     child = os.fork()
     if child == 0:
-        same = (reader.search(units(2), 9, effort=0.5).ids == truth).all()
+        same = (reader.search(units(2), 9, probe_fraction=0.5).ids == truth).all()
         rows = reader.rows([5])["id"].to_pylist() == ["d5"]
         os._exit(0 if same and rows and reader.count(Compare("i", "<", 5)) == 5 else 1)
     assert os.waitpid(child, 0)[1] == 0
@@ -245,7 +246,7 @@ def test_a_flipped_bit_in_the_head_of_an_index_is_refused_before_it_is_parsed(pa
     content[40] ^= 1
     file.write_bytes(content)
     with pytest.raises(SpaceError, match="index.faiss is broken: its head"):
-        Segments.open(path).search(units(1), 5, effort=0.5)
+        Segments.open(path).search(units(1), 5, probe_fraction=0.5)
 
 
 def changed(path, **values):

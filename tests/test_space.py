@@ -27,9 +27,9 @@ def test_duplicates_are_both_found_and_of_equals_the_first(tmp_path):
     space = DataSpace.build([*twins, *documents(5)], tmp_path / "s", HashingEmbedder())
     query = space.embedder.encode(["same text here"])
     assert space.search(query, 3)[0].rows.tolist() == [0, 1, 2]
-    assert space.search(-query, 4, sign="both")[0].rows.tolist() == [0, 1, 2, 3]
+    assert space.search(-query, 4, metric="abs_cosine")[0].rows.tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(space.search(-query, 4)[0].scores, -1, atol=1e-3)
-    assert space.search(-query, 4, sign="positive")[0].rows.tolist() != [0, 1, 2, 3]
+    assert space.search(-query, 4, metric="cosine")[0].rows.tolist() != [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_rows_are_found_across_batches(tmp_path, monkeypatch):
 def test_extending_adds_what_is_new_and_twice_is_once(space):
     path = space.path
     for _ in range(2):
-        space = space.extend(documents(50, start=20))
+        space = space.add(documents(50, start=20))
         assert list(space.ids) == [document.id for document in documents(70)]
     whole = DataSpace.build(documents(70), path.with_name("whole"), HashingEmbedder())
     query = HashingEmbedder().encode(["two three"])
@@ -108,7 +108,7 @@ def test_extending_adds_what_is_new_and_twice_is_once(space):
 
 def test_extending_keeps_the_fitted_lsa(tmp_path):
     before = DataSpace.build(documents(30), tmp_path / "s")
-    after = before.extend(documents(35))
+    after = before.add(documents(35))
     assert after.embedder.fingerprint == before.embedder.fingerprint and len(after) == 35
     np.testing.assert_array_equal(after.vectors(range(30)), before.vectors(before.rows))
     assert len(before) == 30 and before.text(29) == documents(30)[29].text
@@ -116,8 +116,8 @@ def test_extending_keeps_the_fitted_lsa(tmp_path):
 
 def test_two_writers_are_told_apart(space):
     with exclusive_lock(space.path), pytest.raises(SpaceError, match="being written by another"):
-        space.extend(documents(50))
-    assert len(space.extend(documents(50))) == 50
+        space.add(documents(50))
+    assert len(space.add(documents(50))) == 50
 
 
 def test_no_documents_and_a_taken_place_are_refused(space, tmp_path):

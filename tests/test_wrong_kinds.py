@@ -35,10 +35,10 @@ CASES = {
     "Retriever(None)": "space is None: expected a DataSpace",
     "Retriever(s, selector='closest')": "selector is 'closest': expected one of sift,",
     "Retriever(s, where=5)": "where is 5: expected a text such as `year >= 2010`, or a filter",
-    "s.restricted(None)": "where is None: expected a filter, or a text",
+    "s.filter(None)": "where is None: expected a filter, or a text",
     "Retriever(s).select(['a', 'b'], 1)": "prompt is ['a', 'b']: expected one text",
     "Retriever(s).select(None, 1)": "prompt is None: expected one text",
-    "Retriever(s).select('fox', 1).to_prompt(8, count_tokens=lambda text: Tokens())": (
+    "Retriever(s).select('fox', 1).to_context(8, count_tokens=lambda text: Tokens())": (
         "count_tokens gave a Tokens: expected a number of tokens, as lambda text: len("
     ),
     "DataSpace.build(['a b'], 'new/one', 'st:x')": (

@@ -4,6 +4,7 @@
     ├── SourceError              a file or data set of texts cannot be read
     ├── SpaceError               a data space is missing, corrupt or of a newer format
     │   └── EmbedderMismatchError     a data space was made by another embedder
+    ├── NoMatchError             a prompt shares nothing with the data space (also a ValueError)
     ├── ModelError               a language model cannot be loaded or used
     ├── EngineError              an engine cannot take or finish a prompt
     │   ├── QueueFullError            as many prompts wait as may
@@ -36,6 +37,10 @@ class SpaceError(WhetError):
 
 class EmbedderMismatchError(SpaceError):
     """A data space was made by another embedder."""
+
+
+class NoMatchError(WhetError, ValueError):
+    """A prompt is blank or shares nothing with the data space."""
 
 
 class ModelError(WhetError):

@@ -42,7 +42,7 @@ def calibrated(
         return ResolvedSelection.of(options)
     where = as_filter(options.where)
     found = calibrate(
-        space if where is None else space.restricted(where),
+        space if where is None else space.filter(where),
         n=options.n,
         k=options.k,
         lams=GRID if options.lam == "auto" else [float(options.lam)],
@@ -88,7 +88,7 @@ def build_space(
     if not same_model and made_by.partition(":")[0] not in ("lsa", *LOADED):
         raise EmbedderMismatchError(
             f"data space {path} was made by the Python embedder {made_by!r}: add to it in Python, "
-            "with `DataSpace.open(path, embedder).extend(documents)`, or choose another place"
+            "with `DataSpace.open(path, embedder).add(documents)`, or choose another place"
         )
     if not same_model:
         raise EmbedderMismatchError(
@@ -100,7 +100,7 @@ def build_space(
             f"data space {path} has labels {manifest.labels}, not {labels}: they are "
             "chosen when it is made"
         )
-    return DataSpace.open(path, made).extend(documents, progress, source=name, ray=ray)
+    return DataSpace.open(path, made).add(documents, progress, source=name, ray=ray)
 
 
 def _told(source: str | Path, text_field: str, chunks: str) -> str:

@@ -135,7 +135,7 @@ def _select_targeted(
     texts = [document.text for document in read_documents(targets)]
     opened = open_space(space)
     if where is not None:
-        opened = opened.restricted(where)
+        opened = opened.filter(where)
     made = training_set(opened, texts, n, k=k, lam=lam, repeats=repeats, selector=selector)
     summary: dict[str, Any] = {
         "targets": len(texts),

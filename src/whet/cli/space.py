@@ -120,7 +120,7 @@ def doctor(
 
     opened = open_space(space)
     if where is not None:
-        opened = opened.restricted(where)
+        opened = opened.filter(where)
     found = diagnose(opened, list(_texts(prompts, most)), n=n, k=k)
     show({**asdict(found), "verdict": found.verdict()}, as_json, str(found))
 

@@ -65,7 +65,7 @@ def near_duplicates(
     near: Bool[Array, " k"] = _exact(whole, text, texts) | (
         _shares(whole, text, texts) >= switches.near_overlap
     )
-    cosines = space.measured(space.embedder.encode([whole]), candidates.rows).scores
+    cosines = space.score_rows(space.embedder.encode([whole]), candidates.rows).scores
     return near | (cosines >= switches.near_cosine)
 
 

@@ -94,7 +94,7 @@ class Evaluator:
         }
         for method in (switches, *(m.switches for m in self._methods.values())):
             own = None if method.k == switches.k else method.k  # the run's may exceed the space
-            space.holds(own, method.filter())  # refuses it, or a filter that nothing passes
+            space.resolve_k(own, method.filter())  # refuses it, or a filter that nothing passes
             training(method, 0)  # refuses what does not go together
         some = space.vectors(space.rows[: switches.k])
         sift(np.ones(space.dimension), some, 1)  # compiling is no prompt's cost

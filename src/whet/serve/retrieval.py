@@ -10,10 +10,11 @@ import numpy as np
 from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
 from whet.data.filters import as_filter
+from whet.errors import NoMatchError
 from whet.select.config import SelectionConfig
 from whet.serve.answers import Found, Picked
 from whet.serve.space_registry import View
-from whet.space.retrieve import NoMatchError, Retrieval
+from whet.space.retrieve import Retrieval
 from whet.space.space import DEFAULT_K, DataSpace
 from whet.spaces import retrieve
 
@@ -116,12 +117,12 @@ def nearest(view: View, query: str, options: SelectionConfig, texts: bool) -> li
     if options.retriever == "dense":
         [near] = space.search(encoded, k)
     else:
-        rows = space.by_words(query, k)
+        rows = space.bm25_search(query, k)
         if options.retriever == "hybrid":
             rows = np.union1d(space.search(encoded, k)[0].rows, rows)
         if not len(rows):
             return []
-        near = space.measured(encoded, rows)
+        near = space.score_rows(encoded, rows)
     pairs = zip(space.documents(near.rows), near.scores.tolist(), strict=True)
     ranked = sorted(pairs, key=lambda pair: -abs(pair[1]))
     return [_found(view, document, texts, score=score) for document, score in ranked]
@@ -132,7 +133,7 @@ def _retrieved(view: View, query: str, options: SelectionConfig) -> Retrieval | 
     space, options, k = _bounded(view, options)
     if not len(space):
         return None
-    if options.retriever == "bm25" and not len(space.by_words(query, k)):
+    if options.retriever == "bm25" and not len(space.bm25_search(query, k)):
         return None
     try:
         return retrieve(space, query, options)
@@ -150,7 +151,7 @@ def _bounded(view: View, options: SelectionConfig) -> tuple[DataSpace, Selection
     """
     where, space = as_filter(options.where), view.space
     if where is not None and len(space):
-        space = space.restricted(where)
+        space = space.filter(where)
     k = max(1, min(options.k or DEFAULT_K, len(space)))
     return space, replace(options, where=None, k=k), k
 

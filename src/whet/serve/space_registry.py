@@ -175,7 +175,7 @@ def _view(name: str, version: _Version, key: Key) -> View | None:
         return None
     public = () if labels.public is None else (labels.public,)
     try:
-        seen = space.restricted(In(labels.field, (*key.labels, *public)))
+        seen = space.filter(In(labels.field, (*key.labels, *public)))
     except ValueError:  # no document has a label of this kind
         return None
     return View(name, seen, built) if len(seen) else None

@@ -65,7 +65,7 @@ def build(
             raise
 
 
-def extend(
+def add(
     documents: Reading, path: Path, embedder: Embedder, source: str, progress: bool,
     ray: str | None = None,
 ) -> None:  # fmt: skip

@@ -39,7 +39,7 @@ def describe(path: Path) -> dict[str, Any]:
             "kind": "IVF,SQ8" if indexes else "flat",
             "segments": len(indexes),
             "recall": min((m.recall for m in indexes), default=1.0),
-            "effort": max((m.effort for m in indexes), default=1.0),
+            "probe_fraction": max((m.probe_fraction for m in indexes), default=1.0),
         },
         "fields": {name: " or ".join(sorted(kinds)) for name, kinds in store.fields.items()},
         "unfinished": (path / STAGING).exists(),

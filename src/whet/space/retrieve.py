@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whet.data.documents import Document
+from whet.errors import NoMatchError
 from whet.maths.arrays import Array, as_count
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.select.explain import Explanation, explain
@@ -21,7 +22,7 @@ from whet.select.selection import Selection, Selector
 from whet.select.selectors.baselines import nearest, nearest_repeated
 from whet.space.context import Context, context
 from whet.space.space import DataSpace
-from whet.space.store.protocol import Neighbors, Sign
+from whet.space.store.protocol import Metric, Neighbors
 
 NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # an opposite text is far to them
 
@@ -32,10 +33,6 @@ def check_space(space: Any) -> None:
         shown = repr(str(space) if isinstance(space, Path) else space)
         how = f", as `whet.open_space({shown})` gives" if isinstance(space, str | Path) else ""
         raise ValueError(f"space is {shown}: expected a DataSpace{how}")
-
-
-class NoMatchError(ValueError):
-    """A prompt is blank, or shares nothing with the data space."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -69,7 +66,7 @@ class Retrieval:
         picks = zip(told.picks, self.rows.tolist(), strict=True)
         return replace(told, picks=tuple(replace(pick, row=row) for pick, row in picks))
 
-    def to_prompt(
+    def to_context(
         self,
         budget: int,
         *,
@@ -129,10 +126,10 @@ class Retriever:
             config = ResolvedSelection.of(config or SelectionConfig())
         self.space, self.config = space, config
         self.selector = selector_of(config.selector) if selector is None else selector
-        self.k = space.holds(config.k, config.where)
-        near: Sign = "positive" if self.selector in NEAREST else "both"
-        signs: dict[str, Sign] = {"auto": near, "abs_cosine": "both", "cosine": "positive"}
-        self.sign = signs[config.metric]
+        self.k = space.resolve_k(config.k, config.where)
+        near: Metric = "cosine" if self.selector in NEAREST else "abs_cosine"
+        signs: dict[str, Metric] = {"auto": near, "abs_cosine": "abs_cosine", "cosine": "cosine"}
+        self.metric = signs[config.metric]
 
     def select(self, prompt: str, n: int | None = None) -> Retrieval:
         """Select documents for `prompt`, repeats included: `n`, by default as configured.
@@ -174,12 +171,12 @@ class Retriever:
 
     def _candidates(self, prompt: str, query: Float[Array, "1 d"]) -> Neighbors:
         if self.config.retriever == "bm25":
-            rows = self.space.by_words(prompt, self.k, self.config.where)
+            rows = self.space.bm25_search(prompt, self.k, self.config.where)
             if not len(rows):
                 raise NoMatchError("prompt shares no word with the data space: bm25 finds nothing")
-            return self.space.measured(query, rows)
-        [near] = self.space.search(query, self.k, sign=self.sign, where=self.config.where)
+            return self.space.score_rows(query, rows)
+        [near] = self.space.search(query, self.k, metric=self.metric, where=self.config.where)
         if self.config.retriever == "dense":
             return near
-        rows = self.space.by_words(prompt, self.k, self.config.where)
-        return self.space.measured(query, np.union1d(near.rows, rows))
+        rows = self.space.bm25_search(prompt, self.k, self.config.where)
+        return self.space.score_rows(query, np.union1d(near.rows, rows))

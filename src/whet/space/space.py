@@ -17,7 +17,7 @@ from whet.space.bm25 import BM25
 from whet.space.build import Reading
 from whet.space.ray.cluster import SCHEME, Cluster, find
 from whet.space.store.manifest import Labels, Manifest
-from whet.space.store.protocol import Neighbors, Reader, Sign
+from whet.space.store.protocol import Metric, Neighbors, Reader
 from whet.space.store.reader import Segments
 from whet.space.store.staging import EMBEDDER
 from whet.space.store.vectors import as_aims, cosines
@@ -134,9 +134,9 @@ class DataSpace:
                 f"rebuild it with `whet index --embedder {embedder.name}`"
             )
         opened = cls(path, manifest, embedder, store)
-        return opened if where is None else opened.restricted(where)
+        return opened if where is None else opened.filter(where)
 
-    def restricted(self, where: Filter | str) -> "DataSpace":
+    def filter(self, where: Filter | str) -> "DataSpace":
         """The same, of which only what passes `where` can be seen, whatever is asked later.
 
         Raises:
@@ -145,10 +145,10 @@ class DataSpace:
         own = as_filter(where)
         if own is None:  # as a key's labels that were forgotten
             raise ValueError("where is None: expected a filter, or a text as `year >= 2010`")
-        store, bound = self.store.restricted(own), both(self.where, own)
+        store, bound = self.store.filter(own), both(self.where, own)
         return DataSpace(self.path, self.manifest, self.embedder, store, bound)
 
-    def extend(
+    def add(
         self,
         documents: Reading,
         progress: bool = False,
@@ -168,7 +168,7 @@ class DataSpace:
             SpaceError: As `build`, or if another process is writing.
         """
         self._assert_whole()
-        build.extend(documents, self.path, self.embedder, source, progress, ray)
+        build.add(documents, self.path, self.embedder, source, progress, ray)
         return DataSpace.open(self.path, self.embedder)
 
     def delete(self, *, ids: Sequence[str] = (), where: Filter | str | None = None) -> "DataSpace":
@@ -233,26 +233,31 @@ class DataSpace:
         queries: Any,
         k: int,
         *,
-        sign: Sign = "both",
+        metric: Metric = "abs_cosine",
         where: Filter | str | None = None,
         exact: bool = False,
-        effort: float | None = None,
+        probe_fraction: float | None = None,
     ) -> list[Neighbors]:
-        """For each query the `k` documents of largest |cosine|, or of largest cosine (`positive`).
+        """For each query the `k` documents of largest |cosine|, or of largest cosine.
 
         The same on any thread count and in any batch; of equals the lowest rows. Exact where a
-        segment has no index; else `effort`, the share of it to look at, trades recall for time.
+        segment has no index; otherwise `probe_fraction`, the share of the index that is searched,
+        trades recall for time.
 
         Raises:
             ValueError: If k < 1, or fewer documents pass; if a query is zero, not finite or of
                 another dimension; if the filter has a field that no document has.
         """
         where = as_filter(where)
-        self.holds(k, where)
-        found = self.store.search(queries, k, sign=sign, where=where, exact=exact, effort=effort)
+        self.resolve_k(k, where)
+        found = self.store.search(
+            queries, k, metric=metric, where=where, exact=exact, probe_fraction=probe_fraction
+        )
         return [found.of(line) for line in range(len(found.ids))]
 
-    def by_words(self, prompt: str, k: int, where: Filter | str | None = None) -> Int[Array, " m"]:
+    def bm25_search(
+        self, prompt: str, k: int, where: Filter | str | None = None
+    ) -> Int[Array, " m"]:
         """Rows of the `k` documents that answer best to the prompt's words, ascending (BM25).
 
         Fewer if fewer share a word with it. The first call with a filter reads all texts that pass,
@@ -269,7 +274,7 @@ class DataSpace:
         found: Int[Array, " m"] = rows[words.nearest(prompt, k)]
         return found
 
-    def measured(self, query: Float[Array, "1 d"], rows: Int[Array, " n"]) -> Neighbors:
+    def score_rows(self, query: Float[Array, "1 d"], rows: Int[Array, " n"]) -> Neighbors:
         """Documents that something else nominated, by ascending row, as candidates of `query`.
 
         Raises:
@@ -283,7 +288,7 @@ class DataSpace:
         if self.where is not None:
             raise SpaceError(f"{self.path} is open for a part of it: open it whole to write")
 
-    def holds(self, k: int | None = None, where: Filter | str | None = None) -> int:
+    def resolve_k(self, k: int | None = None, where: Filter | str | None = None) -> int:
         """`k` if so many documents pass; without `k`, 200 or as many as pass.
 
         Raises:

@@ -187,7 +187,7 @@ def _embed(space: DataSpace, targets: Sequence[str]) -> Float[Array, "m d"]:
 
 
 def _near(space: DataSpace, goals: Float[Array, "m d"], k: int | None) -> Int[Array, " k"]:
-    k, found = space.holds(k), np.empty(0, np.int64)
+    k, found = space.resolve_k(k), np.empty(0, np.int64)
     for start in range(0, len(goals), BATCH):
         near = space.search(goals[start : start + BATCH], k)
         found = np.unique(np.concatenate([found, *(candidates.rows for candidates in near)]))

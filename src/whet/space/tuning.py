@@ -21,7 +21,7 @@ from whet.select.sift import sift
 from whet.space.progress import bar
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
-from whet.space.store.protocol import Neighbors, Sign
+from whet.space.store.protocol import Metric, Neighbors
 
 GRID = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # both of λ' and of the model's noise
 FEWEST = 8  # prompts: fewer say nothing about a standard error
@@ -92,7 +92,7 @@ def calibrate(
     as_count(n, "n")
     lams = sorted(as_positive(lam, "lam") for lam in lams)
     retriever = Retriever(space, SelectionConfig(k=k), selector=selector)
-    tasks = _tasks(space, as_count(prompts, "prompts"), retriever.k, retriever.sign, seed)
+    tasks = _tasks(space, as_count(prompts, "prompts"), retriever.k, retriever.metric, seed)
     if len(tasks) < FEWEST:
         raise ValueError(
             f"only {len(tasks)} documents of the data space have two halves that it can embed, but "
@@ -123,7 +123,7 @@ class _Task(NamedTuple):
     vectors: Float[Array, "k d"]
 
 
-def _tasks(space: DataSpace, prompts: int, k: int, sign: Sign, seed: int) -> list[_Task]:
+def _tasks(space: DataSpace, prompts: int, k: int, metric: Metric, seed: int) -> list[_Task]:
     order = np.random.default_rng(seed).permutation(space.rows)
     tasks: list[_Task] = []
     for start in range(0, len(order), prompts):
@@ -133,20 +133,20 @@ def _tasks(space: DataSpace, prompts: int, k: int, sign: Sign, seed: int) -> lis
         truths = space.embedder.encode([_halves(text)[1] for text in texts])
         good = np.flatnonzero(queries.any(axis=1) & truths.any(axis=1))[: prompts - len(tasks)]
         if len(good):
-            found = space.search(queries[good], min(k + 1, len(space)), sign=sign)
+            found = space.search(queries[good], min(k + 1, len(space)), metric=metric)
             for i, near in zip(good, found, strict=True):
-                kept = _others(near, int(own[i]), k, sign)
+                kept = _others(near, int(own[i]), k, metric)
                 tasks.append(_Task(queries[i], truths[i], near.rows[kept], near.vectors[kept]))
         if len(tasks) == prompts:
             break
     return tasks
 
 
-def _others(near: Neighbors, own: int, k: int, sign: Sign) -> Bool[Array, " near"]:
+def _others(near: Neighbors, own: int, k: int, metric: Metric) -> Bool[Array, " near"]:
     """At most `k` of the nearest, the document itself left out."""
     kept: Bool[Array, " near"] = near.rows != own
     if kept.sum() > k:
-        kept[(near.scores if sign == "positive" else np.abs(near.scores)).argmin()] = False
+        kept[(near.scores if metric == "cosine" else np.abs(near.scores)).argmin()] = False
     return kept
 
 

@@ -23,13 +23,12 @@ from whet.adapt.model import LanguageModel, Score
 from whet.adapt.sampling import SamplingParams
 from whet.adapt.session import adapted
 from whet.engine import Engine, Request
-from whet.errors import optional
+from whet.errors import NoMatchError, optional
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.tasks import ScoringTask
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
 from whet.space.progress import bar
-from whet.space.retrieve import NoMatchError
 from whet.spaces import open_space
 
 optional("lm_eval", "lm-eval")

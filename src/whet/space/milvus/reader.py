@@ -24,7 +24,7 @@ from whet.data.filters import Filter, both, check_fields
 from whet.errors import EmbedderMismatchError, SpaceError, optional
 from whet.maths.arrays import Array
 from whet.space.milvus.filters import column, expression, literal, spelled
-from whet.space.store.protocol import COLUMNS, SCHEMA, SearchResults, Sign
+from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
 from whet.space.store.vectors import as_aims, check_search, cosines, error, ranked
 
 LACKS = frozenset({"snapshots", "locks"})
@@ -96,8 +96,8 @@ class MilvusReader:
         if self._connection is not None:
             self._connection.close()
 
-    def restricted(self, where: Filter) -> "MilvusReader":
-        """See `Reader.restricted`. Milvus applies the filter to whatever is asked."""
+    def filter(self, where: Filter) -> "MilvusReader":
+        """See `Reader.filter`. Milvus applies the filter to whatever is asked."""
         check_fields(where, self.fields)
         bound = both(self._bound, where)
         return MilvusReader(self._client, self._collection, self._record, bound)
@@ -141,40 +141,40 @@ class MilvusReader:
         queries: Any,
         k: int,
         *,
-        sign: Sign = "both",
+        metric: Metric = "abs_cosine",
         where: Filter | None = None,
         vectors: bool = True,
         exact: bool = False,
-        effort: float | None = None,
+        probe_fraction: float | None = None,
     ) -> SearchResults:
-        """See `Reader.search`. With lists, an `effort` of None looks into an eighth of them: what
+        """See `Reader.search`. With lists, a `probe_fraction` of None is an eighth of them: what
         recall that has is not measured.
 
         Raises:
             ValueError: If k is above 16,384, too.
         """
         aims = as_aims(queries, self.dimension)
-        check_search(k, sign, effort)
+        check_search(k, metric, probe_fraction)
         if k > MOST:
             raise ValueError(f"k is {k}, but Milvus gives at most {MOST} rows: lower k")
-        share = 1.0 if exact else 1 / 8 if effort is None else effort
+        share = 1.0 if exact else 1 / 8 if probe_fraction is None else probe_fraction
         probes = max(1, math.ceil(share * self._record.lists))
         passing = self._passing(where)
-        near = [self._near(aim, k, sign, passing, probes) for aim in aims]
+        near = [self._near(aim, k, metric, passing, probes) for aim in aims]
         pools = ((rows, stored) for rows, stored, _ in near)
-        found = ranked(aims, pools, k, sign, vectors, self.version)
+        found = ranked(aims, pools, k, metric, vectors, self.version)
         sure = probes >= self._record.lists and all(all_ties for _, _, all_ties in near)
         return replace(found, exact=sure)
 
     def _near(
-        self, aim: Float[Array, " d"], k: int, sign: Sign, passing: str, probes: int
+        self, aim: Float[Array, " d"], k: int, metric: Metric, passing: str, probes: int
     ) -> tuple[Int[Array, " m"], Float[Array, "m d"], bool]:
         """Rows that may be among the nearest, and whether none that may be is left out.
 
         Milvus breaks ties as it likes, and its products are float32: so as many more are fetched as
         it takes for the last to be farther than the k-th by more than that can hide.
         """
-        asked = np.stack([aim, -aim] if sign == "both" else [aim]).astype(np.float32)
+        asked = np.stack([aim, -aim] if metric == "abs_cosine" else [aim]).astype(np.float32)
         parameters = {"metric_type": "IP", "params": {"nprobe": max(1, probes)}}
         limit = min(MOST, k + 16)
         while True:
@@ -187,7 +187,7 @@ class MilvusReader:
             rows = np.array(list(known), np.int64)
             stored = np.array(list(known.values()), np.float16).reshape(-1, self.dimension)
             sizes = cosines(aim, stored)
-            sizes = np.abs(sizes) if sign == "both" else sizes
+            sizes = np.abs(sizes) if metric == "abs_cosine" else sizes
             kth = np.sort(sizes)[-k] if len(sizes) >= k else -np.inf
             ends = [hits[-1]["distance"] for hits in lines if len(hits) == limit]
             whole = bool(max(ends, default=-np.inf) < kth - 2 * error(self.dimension))

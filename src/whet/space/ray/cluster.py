@@ -28,7 +28,7 @@ from whet.space.ray.client import connected
 from whet.space.ray.replicas import Answers, Replicas
 from whet.space.ray.shard import Held, Part, Shard, parts
 from whet.space.store.manifest import Manifest, read_manifest
-from whet.space.store.protocol import COLUMNS, SearchResults, Sign
+from whet.space.store.protocol import COLUMNS, Metric, SearchResults
 from whet.space.store.reader import Segments
 from whet.space.store.vectors import cut
 
@@ -63,8 +63,8 @@ class Cluster:
         self.fingerprint = self.manifest.fingerprint
         self._shards, self._bound = shards, bound
 
-    def restricted(self, where: Filter) -> "Cluster":
-        """See `Reader.restricted`. Each shard applies the filter, before anything leaves it."""
+    def filter(self, where: Filter) -> "Cluster":
+        """See `Reader.filter`. Each shard applies the filter, before anything leaves it."""
         check_fields(where, self.fields)
         bound = both(self._bound, where)
         return Cluster(self.opening, self._shards, partial=self.partial, bound=bound)
@@ -121,22 +121,22 @@ class Cluster:
         queries: Any,
         k: int,
         *,
-        sign: Sign = "both",
+        metric: Metric = "abs_cosine",
         where: Filter | None = None,
         vectors: bool = True,
         exact: bool = False,
-        effort: float | None = None,
+        probe_fraction: float | None = None,
     ) -> SearchResults:
         """See `Reader.search`. With indexes, each shard nominates as many as a lone store, so what
         is found is at least as near."""
         where = self._checked(where)
         answers = self._ask(
-            "search", self._everybody(queries, k), sign=sign, where=where, vectors=False,
-            exact=exact, effort=effort,
+            "search", self._everybody(queries, k), metric=metric, where=where, vectors=False,
+            exact=exact, probe_fraction=probe_fraction,
         )  # fmt: skip
         while True:
             self._tolerate(answers)
-            ids, scores, owners = _merged(answers.given, k, sign)
+            ids, scores, owners = _merged(answers.given, k, metric)
             if not vectors:
                 found = None
                 break
@@ -199,7 +199,7 @@ class Cluster:
 
 
 def _merged(
-    answers: Mapping[int, SearchResults], k: int, sign: Sign
+    answers: Mapping[int, SearchResults], k: int, metric: Metric
 ) -> tuple[Int[Array, "n k"], Float[Array, "n k"], Int[Array, "n k"]]:
     """Of each line the nearest of all shards: ids, scores, and whose they are (-1 in padding)."""
     order = sorted(answers)
@@ -210,7 +210,7 @@ def _merged(
     owners, sizes = best.copy(), np.zeros((len(ids), k))
     for line in range(len(ids)):
         there = np.flatnonzero(ids[line] >= 0)
-        kept = there[cut(scores[line, there], ids[line, there], k, sign)]
+        kept = there[cut(scores[line, there], ids[line, there], k, metric)]
         best[line, : len(kept)], sizes[line, : len(kept)] = ids[line, kept], scores[line, kept]
         owners[line, : len(kept)] = shards[kept]
     return best, sizes, owners

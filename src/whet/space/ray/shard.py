@@ -107,7 +107,7 @@ class Shard:
         key = part.key, bound
         if key not in self._opened:
             whole = Segments.shard(part.path, part.manifest, part.deleted)
-            self._opened[key] = whole if bound is None else whole.restricted(bound)
+            self._opened[key] = whole if bound is None else whole.filter(bound)
         self._opened.move_to_end(key)
         while len(self._opened) > KEPT:
             self._opened.popitem(last=False)

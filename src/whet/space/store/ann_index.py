@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from whet.errors import SpaceError
 from whet.io import checksum
 from whet.maths.arrays import Array
-from whet.space.store.protocol import Sign
+from whet.space.store.protocol import Metric
 from whet.space.store.vectors import Pool, Vectors, cosines, cut
 
 FROM = 50_000  # rows; with fewer, looking at all of them is as fast
@@ -31,7 +31,7 @@ TRAIN = 100_000  # rows that centroids are fitted on
 ROUNDS = 10  # of k-means
 READ = 8192  # rows of the sample that are read at a time
 PROBES = 64  # rows by which recall is measured
-GOAL = 0.95  # recall of the default effort
+GOAL = 0.95  # recall of the default probe_fraction
 EFFORTS = tuple(2.0 ** (-e / 2) for e in range(14, -1, -1))
 
 
@@ -47,18 +47,18 @@ class Measured:
     efforts: list[float]
     """Shares of the lists looked into."""
     recalls: list[float]
-    """Mean over the rows of the share of the k nearest, of either sign, that was found. An effort
+    """Mean over the rows of the share of the k nearest, of either sign, that was found. A fraction
     of 1 is to look at every row, without the index."""
 
     @property
-    def effort(self) -> float:
+    def probe_fraction(self) -> float:
         """The least that reaches a recall of 0.95."""
         good = [e for e, r in zip(self.efforts, self.recalls, strict=True) if r >= GOAL]
         return min(good, default=1.0)
 
     @property
     def recall(self) -> float:
-        return self.recalls[self.efforts.index(self.effort)]
+        return self.recalls[self.efforts.index(self.probe_fraction)]
 
 
 def build_index(path: Path, vectors: Vectors, seed: int = 0) -> Measured:
@@ -132,16 +132,16 @@ class Index:
         self,
         aims: Float[Array, "b d"],
         k: int,
-        sign: Sign,
-        effort: float,
+        metric: Metric,
+        probe_fraction: float,
         allowed: Bool[Array, " n"] | None,
     ) -> list[tuple[Int[Array, " _"], Float[Array, " _"]]]:
         """For each aim at most k rows of either sign, with their approximate |cosine|."""
         faiss = _faiss()
-        lists = max(1, round(effort * len(self._centroids)))
+        lists = max(1, round(probe_fraction * len(self._centroids)))
         narrow = aims.astype(np.float32)
-        keys, products = _probes(narrow @ self._centroids.T, lists, sign)
-        asked = np.concatenate([narrow, -narrow]) if sign == "both" else narrow
+        keys, products = _probes(narrow @ self._centroids.T, lists, metric)
+        asked = np.concatenate([narrow, -narrow]) if metric == "abs_cosine" else narrow
         selector = None
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
@@ -153,20 +153,20 @@ class Index:
         given = [faiss.swig_ptr(a) for a in (*arrays, scores, rows)]
         with _one_thread():  # the plain method of Faiss's Python takes no parameters
             self._index.search_preassigned_c(len(asked), given[0], k, *given[1:], False, parameters)
-        if sign == "both":
+        if metric == "abs_cosine":
             rows = np.concatenate([rows[: len(aims)], rows[len(aims) :]], axis=1)
             scores = np.concatenate([scores[: len(aims)], scores[len(aims) :]], axis=1)
         return [_distinct(r, s) for r, s in zip(rows, scores, strict=True)]
 
 
 def _probes(
-    products: Float[Array, "b lists"], lists: int, sign: Sign
+    products: Float[Array, "b lists"], lists: int, metric: Metric
 ) -> tuple[Int[Array, "a p"], Float[Array, "a p"]]:
     """The lists to look into, a line an aim and, after them, a line for each opposite; -1 pads."""
-    sizes = np.abs(products) if sign == "both" else products
+    sizes = np.abs(products) if metric == "abs_cosine" else products
     chosen = np.argpartition(-sizes, lists - 1, axis=1)[:, :lists].astype(np.int64)
     values = np.take_along_axis(products, chosen, axis=1)
-    if sign != "both":
+    if metric != "abs_cosine":
         return chosen, values
     order = np.argsort(-values, axis=1, kind="stable")
     chosen, values = np.take_along_axis(chosen, order, 1), np.take_along_axis(values, order, 1)
@@ -183,7 +183,7 @@ def _distinct(
 
 
 def _recalls(index: Index, vectors: Vectors, probes: Int[Array, " p"]) -> tuple[int, list[float]]:
-    """Of the k nearest rows of each probe, the share that is found at each effort."""
+    """Of the k nearest rows of each probe, the share that is found at each probe_fraction."""
     k = min(1000, max(1, len(vectors) // 50))
     aims = vectors.gather(probes).astype(np.float64)
     aims = aims[aims.any(axis=1)]
@@ -198,10 +198,10 @@ def _recalls(index: Index, vectors: Vectors, probes: Int[Array, " p"]) -> tuple[
     exact = []
     for aim, pool in zip(aims, pools, strict=True):
         scores = cosines(aim, vectors.gather(pool.rows))
-        exact.append(pool.rows[cut(scores, pool.rows, k, "both")])
+        exact.append(pool.rows[cut(scores, pool.rows, k, "abs_cosine")])
     recalls = []
-    for effort in EFFORTS[:-1]:
-        found = index.nominate(aims, k, "both", effort, None)
+    for probe_fraction in EFFORTS[:-1]:
+        found = index.nominate(aims, k, "abs_cosine", probe_fraction, None)
         shares = []
         for nearest, (rows, scores) in zip(exact, found, strict=True):
             best = rows[np.argsort(-scores, kind="stable")[:k]]

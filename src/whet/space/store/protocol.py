@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from whet.data.filters import Filter
 from whet.maths.arrays import Array
 
-Sign = Literal["both", "positive"]
+Metric = Literal["abs_cosine", "cosine"]
 COLUMNS = ("id", "text", "meta")
 SCHEMA = pa.schema({name: pa.large_string() for name in COLUMNS})
 """A row: the document's own id, its text, and the rest of it as a JSON object."""
@@ -90,11 +90,11 @@ class Reader(Protocol):
         queries: Any,
         k: int,
         *,
-        sign: Sign = "both",
+        metric: Metric = "abs_cosine",
         where: Filter | None = None,
         vectors: bool = True,
         exact: bool = False,
-        effort: float | None = None,
+        probe_fraction: float | None = None,
     ) -> SearchResults:
         """For each query the `k` rows of largest |cosine|, or of largest cosine (`positive`).
 
@@ -104,12 +104,12 @@ class Reader(Protocol):
         Args:
             queries: A row a prompt, of any length but 0.
             k: If more than pass the filter, the lines are padded.
-            sign: Both signs of a row tell as much of a prompt to SIFT.
+            metric: `abs_cosine` counts rows opposite to the query too, as SIFT does.
             where: What a row must pass besides.
             vectors: Whether to give the vectors as well.
             exact: Look at every row.
-            effort: Share of an index to look at, above 0, at most 1; None takes what had a recall
-                of 0.95 when the index was built.
+            probe_fraction: Share of an index to search, above 0, at most 1; None takes the share
+                that had a recall of 0.95 when the index was built.
 
         Raises:
             ValueError: If a query is zero, not finite or of another dimension, a number is out of
@@ -135,7 +135,7 @@ class Reader(Protocol):
 
     def count(self, where: Filter | None = None) -> int: ...
 
-    def restricted(self, where: Filter) -> "Reader":
+    def filter(self, where: Filter) -> "Reader":
         """The same version, of which only what passes `where` can be seen, whatever is asked."""
         ...
 

@@ -23,7 +23,7 @@ from whet.maths.arrays import Array
 from whet.space.store import vectors as exact_search
 from whet.space.store.id_index import hashes
 from whet.space.store.manifest import SEGMENTS, Manifest, read_manifest
-from whet.space.store.protocol import COLUMNS, SCHEMA, SearchResults, Sign
+from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
 from whet.space.store.segment import RECORD, Segment
 from whet.space.store.vectors import Pool, as_aims, check_search, ranked
 
@@ -96,7 +96,7 @@ class Segments:
             ~np.isin(s.ids, deleted) if len(deleted) else np.ones(s.count, bool) for s in segments
         ]
         found = cls(path, manifest, segments, live, [True] * len(segments), faults)
-        return found if where is None else found.restricted(where)
+        return found if where is None else found.filter(where)
 
     @classmethod
     def shard(cls, path: Path, manifest: Manifest, deleted: Int[Array, " n"]) -> "Segments":
@@ -117,8 +117,8 @@ class Segments:
         live = [~np.isin(segment.ids, deleted) for segment in segments]
         return cls(path, manifest, segments, live, [True] * len(segments), [], complete=False)
 
-    def restricted(self, where: Filter) -> "Segments":
-        """See `Reader.restricted`. An index that was fitted on rows that fail is not used."""
+    def filter(self, where: Filter) -> "Segments":
+        """See `Reader.filter`. An index that was fitted on rows that fail is not used."""
         self._check(where)
         passing = [matches(where, segment.columns) for segment in self.segments]
         return Segments(
@@ -190,22 +190,22 @@ class Segments:
         queries: Any,
         k: int,
         *,
-        sign: Sign = "both",
+        metric: Metric = "abs_cosine",
         where: Filter | None = None,
         vectors: bool = True,
         exact: bool = False,
-        effort: float | None = None,
+        probe_fraction: float | None = None,
     ) -> SearchResults:
         """See `Reader.search`. Exact in segments without an index, and where few rows pass."""
         aims = as_aims(queries, self.dimension)
-        check_search(k, sign, effort)
+        check_search(k, metric, probe_fraction)
         masks = self._passing(where)
-        efforts = [self._effort(i, m, k, exact, effort) for i, m in enumerate(masks)]
-        nominees = self._looked_at(aims, k, sign, masks, efforts)
-        for line, more in enumerate(self._indexed(aims, k, sign, masks, efforts)):
+        efforts = [self._effort(i, m, k, exact, probe_fraction) for i, m in enumerate(masks)]
+        nominees = self._looked_at(aims, k, metric, masks, efforts)
+        for line, more in enumerate(self._indexed(aims, k, metric, masks, efforts)):
             nominees[line] = np.union1d(nominees[line], more)
         pools = ((self._ids_at(places), self._gather(places)) for places in nominees)
-        found = ranked(aims, pools, k, sign, vectors, self.version)
+        found = ranked(aims, pools, k, metric, vectors, self.version)
         ok, faults = len(self.segments), len(self.faults)
         sure = not faults and all(e is None for e in efforts)
         return replace(found, exact=sure, shards_ok=ok, shards=ok + faults)
@@ -217,19 +217,19 @@ class Segments:
         segment = self.segments[number]
         if exact or segment.measured is None or not self._whole[number]:
             return None
-        effort = segment.measured.effort if asked is None else asked
-        looked_at = effort * segment.count
+        probe_fraction = segment.measured.probe_fraction if asked is None else asked
+        looked_at = probe_fraction * segment.count
         no_dearer = 4 * np.count_nonzero(mask) <= looked_at or 2 * k > looked_at
-        return None if effort >= 1 or no_dearer else effort
+        return None if probe_fraction >= 1 or no_dearer else probe_fraction
 
     def _looked_at(
-        self, aims: Float[Array, "b d"], k: int, sign: Sign, masks: list[Mask],
+        self, aims: Float[Array, "b d"], k: int, metric: Metric, masks: list[Mask],
         efforts: list[float | None],
     ) -> list[Int[Array, " _"]]:  # fmt: skip
         """For each aim the places that may be among the nearest, where no index is used."""
         pools = [Pool(k, self.dimension) for _ in aims]
         narrow = aims.astype(np.float32).T
-        size = np.abs if sign == "both" else np.asarray
+        size = np.abs if metric == "abs_cosine" else np.asarray
         for number, segment in enumerate(self.segments):
             if efforts[number] is not None:
                 continue
@@ -241,16 +241,16 @@ class Segments:
         return [pool.rows for pool in pools]
 
     def _indexed(
-        self, aims: Float[Array, "b d"], k: int, sign: Sign, masks: list[Mask],
+        self, aims: Float[Array, "b d"], k: int, metric: Metric, masks: list[Mask],
         efforts: list[float | None],
     ) -> list[Int[Array, " _"]]:  # fmt: skip
         """For each aim the places that the indexes nominate: some more than k, to be measured."""
         none = (np.empty(0, np.int64), np.empty(0, np.float32))
         found = [[none] for _ in aims]
-        for number, effort in enumerate(efforts):
-            if effort is not None:
+        for number, probe_fraction in enumerate(efforts):
+            if probe_fraction is not None:
                 mask = None if masks[number].all() else masks[number]
-                near = self.segments[number].index.nominate(aims, k, sign, effort, mask)
+                near = self.segments[number].index.nominate(aims, k, metric, probe_fraction, mask)
                 for line, (rows, scores) in enumerate(near):
                     found[line].append((rows + self._starts[number], scores))
         best = []

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from whet.errors import SpaceError
 from whet.io import load
 from whet.maths.arrays import Array, as_count, check_matrix
-from whet.space.store.protocol import SearchResults, Sign
+from whet.space.store.protocol import Metric, SearchResults
 
 TIE = 1e-9  # relative; as in whet.select
 BLOCK = 1024  # rows turned to float32 at a time: a block that stays in the cache is twice as fast
@@ -139,17 +139,19 @@ def as_aims(queries: Any, dimension: int) -> Float[Array, "b d"]:
     return cast(Array, aims / lengths[:, None])
 
 
-def check_search(k: int, sign: Sign, effort: float | None) -> None:
+def check_search(k: int, metric: Metric, probe_fraction: float | None) -> None:
     """What `Reader.search` is asked for, but for its queries and filter.
 
     Raises:
         ValueError: If one of them is out of range.
     """
     as_count(k, "k")
-    if sign not in ("both", "positive"):
-        raise ValueError(f"sign is {sign!r}: expected 'both' or 'positive'")
-    if effort is not None and not 0 < effort <= 1:
-        raise ValueError(f"effort is {effort!r}: expected a share above 0, at most 1")
+    if metric not in ("abs_cosine", "cosine"):
+        raise ValueError(f"metric is {metric!r}: expected 'abs_cosine' or 'cosine'")
+    if probe_fraction is not None and not 0 < probe_fraction <= 1:
+        raise ValueError(
+            f"probe_fraction is {probe_fraction!r}: expected a share above 0, at most 1"
+        )
 
 
 Nominees = Iterable[tuple[Int[Array, " m"], Float[Array, "m d"]]]
@@ -157,14 +159,19 @@ Nominees = Iterable[tuple[Int[Array, " m"], Float[Array, "m d"]]]
 
 
 def ranked(
-    aims: Float[Array, "b d"], nominees: Nominees, k: int, sign: Sign, wanted: bool, version: int
+    aims: Float[Array, "b d"],
+    nominees: Nominees,
+    k: int,
+    metric: Metric,
+    wanted: bool,
+    version: int,
 ) -> SearchResults:
     """The nearest of the nominees, measured in float64, with their vectors if `wanted`."""
     ids, scores = np.full((len(aims), k), -1, np.int64), np.zeros((len(aims), k))
     vectors = np.zeros((len(aims), k, aims.shape[1]), np.float16) if wanted else None
     for line, (aim, (own, stored)) in enumerate(zip(aims, nominees, strict=True)):
         measured = cosines(aim, stored)
-        kept = cut(measured, own, k, sign)
+        kept = cut(measured, own, k, metric)
         ids[line, : len(kept)], scores[line, : len(kept)] = own[kept], measured[kept]
         if vectors is not None:
             vectors[line, : len(kept)] = stored[kept]
@@ -179,9 +186,11 @@ def cosines(aim: Float[Array, " d"], stored: Float[Array, "m d"]) -> Float[Array
     return _divided(products, lengths)
 
 
-def cut(scores: Float[Array, " m"], ids: Int[Array, " m"], k: int, sign: Sign) -> Int[Array, " k"]:
+def cut(
+    scores: Float[Array, " m"], ids: Int[Array, " m"], k: int, metric: Metric
+) -> Int[Array, " k"]:
     """Places of the `k` largest, the nearest first; of those tied with the k-th the lowest ids."""
-    sizes = np.abs(scores) if sign == "both" else scores
+    sizes = np.abs(scores) if metric == "abs_cosine" else scores
     if k < len(sizes):
         kth = np.partition(sizes, -k)[-k]
         slack = TIE * abs(kth)
