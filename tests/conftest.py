@@ -1,16 +1,100 @@
-"""Shapes in the types are checked in every run; hypothesis is seeded so that CI repeats itself."""
+"""Fixtures and markers of the whole suite.
+
+Shapes in annotations are checked in every run, and hypothesis is seeded, so that a run can be
+repeated. Each folder of tests has a marker; `pytest -m core` runs without torch.
+"""
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 import jaxtyping
+import pytest
+import support.checker  # noqa: F401  # the import hook looks it up
 from hypothesis import settings
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers have the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core already
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 32}  # before Ray is imported
 
-jaxtyping.install_import_hook("whet", "checker.checked")
+jaxtyping.install_import_hook("whet", "support.checker.checked")
 
 settings.register_profile("whet", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("whet")
+
+TESTS = Path(__file__).parent
+MARKERS = {
+    "maths": "core",
+    "data": "core",
+    "select": "core",
+    "space": "core",
+    "adapt": "model",
+    "embed": "model",
+    "engine": "model",
+    "evaluate": "model",
+    "golden": "model",
+    "integrations": "model",
+    "cli": "model",
+    "serve": "serve",
+}
+
+
+def folder_of(path):
+    """The folder of `tests` that holds `path`; empty for a file of `tests` itself."""
+    parts = path.relative_to(TESTS).parts if path.is_relative_to(TESTS) else ()
+    return parts[0] if len(parts) > 1 or (path.is_dir() and parts) else ""
+
+
+def pytest_ignore_collect(collection_path):
+    if find_spec("torch") is None and MARKERS.get(folder_of(collection_path)) in ("model", "serve"):
+        return True  # their modules import torch
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = MARKERS.get(folder_of(item.path))
+        needs_torch = item.get_closest_marker("model") or item.get_closest_marker("serve")
+        if marker and not (marker == "core" and needs_torch):
+            item.add_marker(marker)
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory):
+    """A folder that holds a tiny GPT-2 and its tokenizer."""
+    from support import tiny_models
+
+    return tiny_models.save(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory):
+    """A folder that holds a tiny Llama and its tokenizer."""
+    from support import tiny_models
+
+    return tiny_models.save(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder):
+    """A tiny Llama on the CPU, where equal computations give equal bits."""
+    from whet.adapt.model import LanguageModel
+
+    return LanguageModel.from_pretrained(llama_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def eval_folder(tmp_path_factory):
+    """A folder with a model, a data space and prompts, as `support.eval_fixtures.run` takes it."""
+    from support import eval_fixtures
+
+    return eval_fixtures.build(tmp_path_factory.mktemp("evaluation"))
+
+
+@pytest.fixture(scope="module")
+def labeled_space(tmp_path_factory):
+    """The path of a data space whose documents have access labels: see `support.serving`."""
+    from support import serving
+
+    return serving.space(tmp_path_factory.mktemp("labeled") / "docs.whet")

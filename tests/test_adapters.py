@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import tiny
 import torch
+from support import tiny_models
 
 from whet.adapt.adapters import Adapter
 from whet.adapt.config import FullFineTuning, LMHead, LoRA
@@ -16,9 +16,9 @@ MODE = LoRA(lr=1e-2, r=4)
 TEXT = "what is asked of the model"
 
 
-@pytest.fixture(scope="module", params=[*tiny.CONFIGS, "phi3"])
+@pytest.fixture(scope="module", params=[*tiny_models.CONFIGS, "phi3"])
 def folder(request, tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("tiny"), request.param)
+    return tiny_models.save(tmp_path_factory.mktemp("tiny"), request.param)
 
 
 @pytest.fixture

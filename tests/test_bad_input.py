@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support import reference
 
 import whet
 from whet.config import parsed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hashing import HashingEmbedder
+from support.hashing_embedder import HashingEmbedder
 
 from whet.data.documents import Document, as_document
 from whet.data.filters import Compare, parse

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import world
 from click.testing import CliRunner
-from conformance import *  # noqa: F403  # its tests, and the fixture they share
-from conformance import assert_same, in_segments, table, units
-from hashing import DyingOnce, HashingEmbedder
+from support import eval_fixtures
+from support.hashing_embedder import DyingOnce, HashingEmbedder
+from support.store_conformance import *  # noqa: F403  # its tests, and the fixture they share
+from support.store_conformance import assert_same, in_segments, table, units
 
 from whet.cli import main
 from whet.data.documents import Document
@@ -197,12 +197,12 @@ def kill_first(title):
 
 
 def test_a_run_loses_nothing_to_a_dead_worker_and_counts_nothing_twice(nodes, tmp_path):
-    here = world.build(tmp_path)
+    here = eval_fixtures.build(tmp_path)
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(kill_first, b"ray::_record")
-        far = world.run(here, tmp_path / "far", ray=nodes)
+        far = eval_fixtures.run(here, tmp_path / "far", ray=nodes)
         assert killed.result()
-    near = world.run(here, tmp_path / "near")
+    near = eval_fixtures.run(here, tmp_path / "near")
     one, two = (
         {(r["prompt"], r["method"], r["part"], r["step"]): r for r in run.table.to_pylist()}
         for run in (near, far)
@@ -212,7 +212,7 @@ def test_a_run_loses_nothing_to_a_dead_worker_and_counts_nothing_twice(nodes, tm
         assert two[key]["document"] == row["document"]
         assert (two[key]["bits"] or 0) == pytest.approx(row["bits"] or 0, rel=1e-5)
     with pytest.raises(ValueError, match="workers is 2, but Ray's cluster has its own"):
-        world.run(here, tmp_path / "far", ray=nodes, workers=2)
+        eval_fixtures.run(here, tmp_path / "far", ray=nodes, workers=2)
 
 
 def test_the_command_line_serves_until_it_is_told_to_stop(space, nodes):

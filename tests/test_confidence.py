@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-import reference
-import reference_rivals as slow
 from hypothesis import given
 from hypothesis import strategies as st
+from support import reference
+from support import reference_rivals as slow
 
 import whet
 from whet.maths import surrogate

@@ -2,9 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support import reference
 
 import whet
 from whet.maths.convergence import (

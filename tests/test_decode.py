@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
+from support import tiny_models
 from transformers import AutoModelForCausalLM, Phi3Config
 
 from whet.adapt.batch_decoding import BatchDecoder
@@ -12,9 +12,11 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.sampling import SamplingParams, SequenceState
 
 
-@pytest.fixture(scope="module", params=[*tiny.CONFIGS, *tiny.MORE])
+@pytest.fixture(scope="module", params=[*tiny_models.CONFIGS, *tiny_models.MORE])
 def model(request, tmp_path_factory):
-    return LanguageModel.from_pretrained(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+    return LanguageModel.from_pretrained(
+        tiny_models.save(tmp_path_factory.mktemp("tiny"), request.param)
+    )
 
 
 def pieces(model, prompt, **options):
@@ -64,11 +66,11 @@ def test_an_answer_is_its_own_where_positions_turn_with_the_longest_row():
     config = Phi3Config(
         vocab_size=257, pad_token_id=256, original_max_position_embeddings=16,
         rope_scaling={"type": "longrope", "rope_type": "longrope", "short_factor": [1.0] * 4,
-                      "long_factor": [4.0] * 4}, **tiny.SIZES,
+                      "long_factor": [4.0] * 4}, **tiny_models.SIZES,
     )  # fmt: skip
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config)
-    model = LanguageModel(network, tiny.tokenizer(), "longrope")
+    model = LanguageModel(network, tiny_models.tokenizer(), "longrope")
     assert model.turn == 16 and (model.rounded(15), model.rounded(17)) == (16, 32)
     test_greedy_text_is_that_of_transformers(model)  # beyond the turn
     alone = pieces(model, "abc", max_tokens=6)[0].text

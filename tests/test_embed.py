@@ -208,7 +208,7 @@ def test_a_long_text_of_a_model_without_a_limit_is_cut_at_2048_tokens(tmp_path):
 
 def unbounded(folder):
     """A model and a tokenizer that tell no limit, and have no token to fill up with."""
-    import tiny as models
+    from support import tiny_models as models
     from transformers import AutoModelForCausalLM, BloomConfig
 
     config = BloomConfig(vocab_size=257, hidden_size=8, n_layer=1, n_head=1)

@@ -7,13 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-import reference_slot
-import tiny
-from engines import ADAPTERS, TEXT, name, query, space_of, words
+from support import reference_slot
+from support.engines import ADAPTERS, TEXT, name, query, space_of, words
 
 import whet
 from whet.adapt.config import LMHead
-from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
 from whet.engine import Engine, Request, SamplingParams, TrainingConfig, TrainStep
 from whet.space.retrieve import Retrieval
@@ -26,11 +24,8 @@ def space(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tiny.save(tmp_path_factory.mktemp("model"), "llama")
-    return LanguageModel.from_pretrained(
-        folder, device="cpu"
-    )  # bits are compared, which a GPU varies
+def model(llama):
+    return llama
 
 
 @pytest.fixture

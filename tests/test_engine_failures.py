@@ -7,13 +7,12 @@ import time
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
-from engines import ADAPTERS, TEXT, name, query, space_of, words
-from hashing import HashingEmbedder
+from support import tiny_models
+from support.engines import ADAPTERS, TEXT, name, query, space_of, words
+from support.hashing_embedder import HashingEmbedder
 
 from whet.adapt.config import FullFineTuning, LoRA
-from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.data.documents import Document
 from whet.engine import Engine, Request, SamplingParams, TrainingConfig, TrainStep
@@ -29,11 +28,8 @@ def space(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tiny.save(tmp_path_factory.mktemp("model"), "llama")
-    return LanguageModel.from_pretrained(
-        folder, device="cpu"
-    )  # bits are compared, which a GPU varies
+def model(llama):
+    return llama
 
 
 @pytest.fixture
@@ -200,7 +196,7 @@ def test_who_is_interrupted_gets_the_model_back_first(space, model, monkeypatch)
 
 
 def test_python_ends_in_peace_while_a_prompt_is_on_its_way(tmp_path):
-    tiny.save(tmp_path)
+    tiny_models.save(tmp_path)
     script = (
         "import sys, threading, whet\n"
         "from whet.engine import Engine, Query, Step\n"

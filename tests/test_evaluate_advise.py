@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import world
+from support import eval_fixtures
 
 from whet.adapt.model import LanguageModel
 from whet.errors import RunFolderError
@@ -16,16 +16,18 @@ from whet.spaces import open_space
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    return world.build(tmp_path_factory.mktemp("world"))
+    return eval_fixtures.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
 def run(here, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    lines = [{"id": f"p{i}", "text": world.text(200 + i)} for i in range(20)]
-    prompts = world.write(folder / "prompts.jsonl", lines)
+    lines = [{"id": f"p{i}", "text": eval_fixtures.text(200 + i)} for i in range(20)]
+    prompts = eval_fixtures.write(folder / "prompts.jsonl", lines)
     methods = ("nearest", "sift", "sift(use=context)", "dynamic")
-    return world.run(here, folder / "run", prompts=prompts, methods=methods, score_at=(1, 2))
+    return eval_fixtures.run(
+        here, folder / "run", prompts=prompts, methods=methods, score_at=(1, 2)
+    )
 
 
 def policies(run, worth=0.0):
@@ -76,7 +78,7 @@ def test_a_gain_that_follows_the_prompts_loss_is_learned(here, run):
 
 def test_a_plan_tells_method_steps_gain_and_seconds(here, run):
     space, model = open_space(here / "space"), LanguageModel.from_pretrained(here / "model")
-    plan = Advisor(run).plan(space, model, world.text(7))
+    plan = Advisor(run).plan(space, model, eval_fixtures.text(7))
     assert plan.method in ("nearest", "sift") and plan.steps in (1, 2, 4)
     assert plan.saved > 0 and plan.seconds > 0
 
@@ -90,7 +92,7 @@ def test_a_plan_is_of_the_run_s_own_selection(here, run):
 
 
 def test_advice_is_of_the_run_s_own_data_space(run, tmp_path):
-    world.build(tmp_path, texts=31)
+    eval_fixtures.build(tmp_path, texts=31)
     model = LanguageModel.from_pretrained(tmp_path / "model")
     with pytest.raises(RunFolderError, match="is of another data space"):
         Advisor(run).plan(open_space(tmp_path / "space"), model, "alpha")

@@ -4,11 +4,10 @@ import json
 from dataclasses import replace
 from itertools import combinations
 
-import made
 import numpy as np
 import pytest
-import world
 from scipy import stats
+from support import eval_fixtures, fake_runs
 
 from whet.errors import RunFolderError
 from whet.evaluate import run_storage as kept
@@ -36,11 +35,13 @@ METHODS = ("uncertainty", "nearest", "nearest-repeated", "sift", "sift(alpha=0.9
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    here = world.build(folder / "world")
+    here = eval_fixtures.build(folder / "world")
     lines = [json.loads(line) for line in (here / "prompts.jsonl").read_text().splitlines()]
-    lines[0]["text"] = world.text(3)  # is in the data space
-    prompts = world.write(folder / "prompts.jsonl", lines)
-    return world.run(here, folder / "run", prompts=prompts, methods=METHODS, score_at=(1, 2, 3))
+    lines[0]["text"] = eval_fixtures.text(3)  # is in the data space
+    prompts = eval_fixtures.write(folder / "prompts.jsonl", lines)
+    return eval_fixtures.run(
+        here, folder / "run", prompts=prompts, methods=METHODS, score_at=(1, 2, 3)
+    )
 
 
 def cells(run, method, step):
@@ -67,8 +68,8 @@ def test_views_are_sums_over_the_rows(run):
 
 
 def test_parts_of_a_prompt_are_added(tmp_path):
-    here = world.build(tmp_path / "world")
-    run = world.run(here, tmp_path / "run", leakage="score-first", chunks=3, per_set=1)
+    here = eval_fixtures.build(tmp_path / "world")
+    run = eval_fixtures.run(here, tmp_path / "run", leakage="score-first", chunks=3, per_set=1)
     for i, name in enumerate(run.prompts["prompt"].to_pylist()):
         own = [r for r in cells(run, "sift", 4) if r["prompt"] == name]
         assert len(own) == 3 and run.bits("sift")[i] == pytest.approx(sum(r["bits"] for r in own))
@@ -121,7 +122,7 @@ def test_all_by_set_is_the_ratio_of_the_means_of_the_sets(run):
 
 
 def test_sets_of_one_prompt_have_no_interval_to_show(tmp_path):
-    run = world.run(world.build(tmp_path / "world"), tmp_path / "run", per_set=1)
+    run = eval_fixtures.run(eval_fixtures.build(tmp_path / "world"), tmp_path / "run", per_set=1)
     made = report(run)
     lines = {line.name: line.methods["sift"] for line in made.lines}
     assert not lines["a"].has_interval and not lines["all, by set"].has_interval
@@ -286,8 +287,8 @@ def test_tables_are_never_cut(run):
 
 
 def test_sigma_of_parts_that_stop_apart_does_not_rise(tmp_path):
-    run = world.run(
-        world.build(tmp_path), tmp_path / "run", leakage="score-first", chunks=3,
+    run = eval_fixtures.run(
+        eval_fixtures.build(tmp_path), tmp_path / "run", leakage="score-first", chunks=3,
         methods=("sift", "sift(alpha=1.0)"), score_at=(4,), lam=0.1,
     )  # fmt: skip
     sigma = run.trajectories("sift(alpha=1.0)")
@@ -300,11 +301,11 @@ def test_sigma_of_parts_that_stop_apart_does_not_rise(tmp_path):
 
 def test_a_run_is_opened_while_it_is_packed(run, tmp_path, monkeypatch):
     """The journal may go into the tables at any moment of a reading."""
-    folder, read = made.run(tmp_path / "run", prompts=3).folder, kept._journal
+    folder, read = fake_runs.run(tmp_path / "run", prompts=3).folder, kept._journal
     (folder / PROMPTS).unlink()
     (folder / ROWS).unlink()
-    switches, rng = EvalConfig(n=10, methods=made.METHODS), np.random.default_rng(0)
-    append(folder, made.record("p", "a", switches, ["d"] * 200, rng))
+    switches, rng = EvalConfig(n=10, methods=fake_runs.METHODS), np.random.default_rng(0)
+    append(folder, fake_runs.record("p", "a", switches, ["d"] * 200, rng))
 
     def packed_after(path):
         found = read(path)

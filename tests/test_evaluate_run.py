@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_without_loss_or_double_counting(here, finished, tm
     out = tmp_path / "run"
     journal = out / "journal.jsonl"
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import world; "
+        f"import sys; sys.path[:0] = {sys.path!r}; from support import eval_fixtures; "
         f"from pathlib import Path; world.run(Path({str(here)!r}), Path({str(out)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])

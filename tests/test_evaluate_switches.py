@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import world
 from hypothesis import given
 from hypothesis import strategies as st
+from support import eval_fixtures
 
 from whet.errors import SourceError
 from whet.evaluate.config import EvalConfig
@@ -106,7 +106,9 @@ def test_the_parts_of_a_document_lose_no_character(text, chunks):
 def prompts(tmp_path, sets="ab", each=3, **fields):
     records = [{"id": f"{s}{i}", "text": f"{s}{i}", "meta": {"set": s}} for s in sets
                for i in range(each)]  # fmt: skip
-    return str(world.write(tmp_path / "prompts.jsonl", [record | fields for record in records]))
+    return str(
+        eval_fixtures.write(tmp_path / "prompts.jsonl", [record | fields for record in records])
+    )
 
 
 def test_the_first_of_each_set_come_in_turn(tmp_path):
@@ -149,8 +151,8 @@ def test_the_pile_is_read_by_the_layout_of_its_data_sets(tmp_path, monkeypatch):
     ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         sets = ("Github", "Pile-CC", "Books3")
-        world.write(Path(f"{name}.jsonl"), [
-            {"text": world.text(20 * first + i), "meta": {"pile_set_name": sets[i % 3]}}
+        eval_fixtures.write(Path(f"{name}.jsonl"), [
+            {"text": eval_fixtures.text(20 * first + i), "meta": {"pile_set_name": sets[i % 3]}}
             for i in range(12)
         ])  # fmt: skip
     toml = (EXAMPLES / "pile.toml").read_text().replace("hf:", "hf:./")
@@ -160,5 +162,5 @@ def test_the_pile_is_read_by_the_layout_of_its_data_sets(tmp_path, monkeypatch):
     data = replace(data, sets=("Github", "Pile-CC"))
     prompts = data.read().prompts
     assert sorted({p.set for p in prompts}) == ["Github", "Pile-CC"] and len(prompts) == 8
-    assert {p.document.text for p in prompts} <= {world.text(60 + i) for i in range(12)}
+    assert {p.document.text for p in prompts} <= {eval_fixtures.text(60 + i) for i in range(12)}
     assert len(data.opened(progress=False)) == 12 and Path(data.space).exists()

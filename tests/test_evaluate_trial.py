@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-import world
-from hashing import HashingEmbedder
-from world import text
+from support import eval_fixtures
+from support.eval_fixtures import text
+from support.hashing_embedder import HashingEmbedder
 
 from whet.adapt.config import FullFineTuning
 from whet.adapt.model import LanguageModel
@@ -29,7 +29,7 @@ from whet.spaces import open_space
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    return world.build(tmp_path_factory.mktemp("world"))
+    return eval_fixtures.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def rows(here, model, document, **changes):
 
 
 def evaluator(here, model, **changes):
-    return Evaluator(open_space(here / "space"), model, world.switches(here, **changes))
+    return Evaluator(open_space(here / "space"), model, eval_fixtures.switches(here, **changes))
 
 
 def measured(evaluator, document):
@@ -62,8 +62,8 @@ PROMPT = Document("p", text(100), {})
 def test_rows_equal_the_slot_step_by_step(here, model):
     space, made = open_space(here / "space"), rows(here, model, PROMPT)
     texts = {d.id: d.text for d in space.documents(range(len(space)))}
-    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
-    for method in world.switches(here).methods:
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
+    for method in eval_fixtures.switches(here).methods:
         assert made[method, 0, 0]["bits"] == model.score(task.text, context=task.context).bits
         assert made[method, 0, 0]["sigma"] == 1 and made[method, 0, 0]["embed_s"] > 0
         with adapted(model, FullFineTuning(lr=1e-2)) as slot:
@@ -133,7 +133,7 @@ def test_the_sign_of_the_candidates_is_a_switch_of_a_method(here, model):
         ("sift", "sift(sign=positive)", "nearest(sign=both)"),
     )
     made = rows(here, model, PROMPT, methods=methods)
-    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
     for method, choose, sign in zip(
         methods, (sift, sift, nearest), (None, "positive", "both"), strict=True
     ):
@@ -153,7 +153,7 @@ def test_adaptive_stopping_keeps_what_it_reached(here, model):
 
 def test_dynamic_evaluation_trains_on_the_query(here, model):
     made = rows(here, model, PROMPT, methods=("dynamic",))
-    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
     with adapted(model, FullFineTuning(lr=1e-2)) as slot:
         losses = [slot.step(task.query) for _ in range(4)]
         assert made["dynamic", 0, 4]["bits"] == slot.score(task.text, context=task.context).bits
@@ -181,7 +181,7 @@ def test_a_near_duplicate_is_one_of_the_whole_text(tmp_path, model):
     """All words of the whole text, which the query is half of, in another order."""
     words, rng = text(400, 24).split(), np.random.default_rng(0)
     turned = Document("turned", " ".join(rng.permutation(words)), {})
-    folder = world.build(tmp_path / "world", extra=[turned])
+    folder = eval_fixtures.build(tmp_path / "world", extra=[turned])
     prompt, methods = Document("p", " ".join(words), {}), ("sift", "sift(duplicates=dropped)")
     made = rows(folder, model, prompt, methods=methods)
     assert "turned" in picks(made, "sift") and "turned" not in picks(made, methods[1])
@@ -202,7 +202,9 @@ def test_what_holds_the_scored_text_is_near_though_it_shares_no_words(tmp_path):
 
 def test_score_first_asks_each_chunk_with_what_came_before(here, model):
     made = rows(here, model, PROMPT, methods=("sift",), leakage="score-first", chunks=3)
-    tasks = ScoringTask.of(PROMPT.text, world.switches(here, leakage="score-first", chunks=3))
+    tasks = ScoringTask.of(
+        PROMPT.text, eval_fixtures.switches(here, leakage="score-first", chunks=3)
+    )
     assert "".join(task.text for task in tasks) == PROMPT.text
     assert all(task.query == PROMPT.text[: len(task.query)] for task in tasks)
     first = model.score(tasks[0].text).bits
@@ -244,7 +246,7 @@ def test_context_alone_moves_no_weight_and_both_differ(here, model):
     assert picks(made, methods[0]) == picks(made, methods[1]) == picks(made, methods[2])
     alone = made["sift(use=context)", 0, 4]
     assert alone["loss"] is None and alone["tokens"] == 0
-    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
     space = open_space(here / "space")
     texts = {d.id: d.text for d in space.documents(range(len(space)))}
     chosen = [texts[name] for name in picks(made, "sift")]
@@ -260,7 +262,7 @@ def test_a_mode_is_a_switch_of_a_method(here, model):
 
 def learned(here, model, made, method, *updates, lr=1e-2, slots=None):
     """Bits after updates done by hand; each is the steps whose texts it takes, or None: again."""
-    (task,) = ScoringTask.of(PROMPT.text, world.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
     space = open_space(here / "space")
     texts = {d.id: model.tokens(d.text) for d in space.documents(range(len(space)))}
     chunks = {s: texts[made[method, 0, s]["document"]].split(model.context) for s in range(1, 5)}

@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 import whet.space.store.vectors
 
-from conformance import table  # isort: skip
+from support.store_conformance import table  # isort: skip
 from whet.space.store.manifest import Manifest
 from whet.space.store.writer import SegmentsWriter
 

@@ -4,10 +4,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import tiny_models
 
 from whet.adapt.model import LanguageModel
 from whet.adapt.tuners.lora import linear_layers
@@ -24,9 +24,9 @@ ntk = partial(LossGradients, kind="ntk", dimension=DIMENSION)
 influence = partial(LossGradients, kind="influence", dimension=DIMENSION)
 
 
-@pytest.fixture(scope="module", params=sorted(tiny.CONFIGS))
+@pytest.fixture(scope="module", params=sorted(tiny_models.CONFIGS))
 def folder(request, tmp_path_factory):
-    return str(tiny.save(tmp_path_factory.mktemp(request.param), request.param))
+    return str(tiny_models.save(tmp_path_factory.mktemp(request.param), request.param))
 
 
 def loss(model, text):
@@ -121,7 +121,7 @@ def test_options_change_the_fingerprint_and_the_name_opens_it_again(folder):
 
 
 def test_chosen_layers_are_those_of_lora(tmp_path):
-    folder = str(tiny.save(tmp_path / "m", "llama"))
+    folder = str(tiny_models.save(tmp_path / "m", "llama"))
     some = get_embedder(f"influence:{folder}@targets=q_proj+v_proj,dimension=64")
     assert some.name == f"influence:{folder}@targets=q_proj+v_proj,dimension=64"
     assert not np.allclose(some.encode(TEXTS), influence(folder, dimension=64).encode(TEXTS))
@@ -132,8 +132,8 @@ def test_chosen_layers_are_those_of_lora(tmp_path):
 
 
 def test_a_tokenizer_without_a_first_token_is_one_clear_line(tmp_path):
-    folder = tiny.save(tmp_path / "m")
-    tokenizer = tiny.tokenizer()
+    folder = tiny_models.save(tmp_path / "m")
+    tokenizer = tiny_models.tokenizer()
     tokenizer.bos_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
     with pytest.raises(ModelError, match="neither a beginning- nor an end-of-text token"):

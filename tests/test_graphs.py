@@ -3,9 +3,8 @@
 import logging
 
 import pytest
-import reference_slot
-import tiny
 import torch
+from support import reference_slot, tiny_models
 
 from whet.adapt.config import FullFineTuning, LoRA
 from whet.adapt.cuda_graphs import Graphs
@@ -26,7 +25,7 @@ name = lambda mode: type(mode).__name__  # noqa: E731
 
 @pytest.fixture(params=["gpt2", "llama", "qwen3", "phi3"])
 def folder(request, tmp_path):
-    return tiny.save(tmp_path, request.param)
+    return tiny_models.save(tmp_path, request.param)
 
 
 class Unrecorded(Graphs):

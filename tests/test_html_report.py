@@ -3,13 +3,12 @@
 import json
 import re
 
-import browser
-import made
 import numpy as np
 import pytest
-from hashing import HashingEmbedder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from support import browser, fake_runs
+from support.hashing_embedder import HashingEmbedder
 
 from whet.data.documents import Document
 from whet.errors import RunFolderError
@@ -26,7 +25,7 @@ HOSTILE = "</script><script>document.title = 'owned'</script><img src=x onerror=
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     names = [f"{HOSTILE} {i}" for i in range(40)]
-    return made.run(
+    return fake_runs.run(
         tmp_path_factory.mktemp("runs") / "run", sets=("arxiv", HOSTILE, "github"), names=names
     )
 
@@ -55,7 +54,7 @@ def test_the_numbers_of_the_page_are_those_of_the_run(run):
 
 
 def test_a_set_may_have_the_name_of_all(tmp_path):
-    run = made.run(tmp_path / "run", sets=("all", "all, by prompt"))
+    run = fake_runs.run(tmp_path / "run", sets=("all", "all, by prompt"))
     told = embedded(page(run))
     assert [curve["name"] for curve in told["curves"]] == ["all prompts", "all", "all, by prompt"]
     assert [curve["n"] for curve in told["curves"]] == [24, 12, 12]
@@ -106,7 +105,7 @@ def space(tmp_path_factory):
 
 
 def test_texts_and_near_duplicates_are_shown_when_asked(space, tmp_path):
-    run = made.run(tmp_path / "run", names=space.ids, space=space_record(space))
+    run = fake_runs.run(tmp_path / "run", names=space.ids, space=space_record(space))
     told = embedded(page(run, space=space))
     known = dict(zip(space.ids, space.texts(space.rows), strict=True))
     for name, text in zip(told["documents"], told["texts"], strict=True):

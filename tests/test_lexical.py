@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from hashing import HashingEmbedder
 from hypothesis import given
 from hypothesis import strategies as st
+from support.hashing_embedder import HashingEmbedder
 
 from whet.data.documents import Document
 from whet.data.filters import parse

@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pyarrow as pa
 import pytest
-from conformance import *  # noqa: F403  # its tests, and the fixture they share
-from conformance import D, assert_same, in_segments, table, units, used
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.store_conformance import *  # noqa: F403  # its tests, and the fixture they share
+from support.store_conformance import D, assert_same, in_segments, table, units, used
 
 from whet.data.filters import Compare, In, Not
 from whet.errors import EmbedderMismatchError, SpaceError

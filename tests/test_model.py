@@ -1,12 +1,10 @@
 import math
 
 import pytest
-import reference
-import reference_slot
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import reference, reference_slot, tiny_models
 from tokenizers import models
 from transformers import GPT2LMHeadModel
 
@@ -15,9 +13,11 @@ from whet.adapt.windows import windows
 from whet.errors import ModelError
 
 
-@pytest.fixture(scope="module", params=list(tiny.CONFIGS))
+@pytest.fixture(scope="module", params=list(tiny_models.CONFIGS))
 def model(request, tmp_path_factory):
-    return LanguageModel.from_pretrained(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+    return LanguageModel.from_pretrained(
+        tiny_models.save(tmp_path_factory.mktemp("tiny"), request.param)
+    )
 
 
 @given(tokens=st.integers(1, 60), context=st.integers(1, 20), skip=st.integers(0, 30))
@@ -44,7 +44,7 @@ def test_bits_per_byte_equal_a_token_by_token_loop(model, length, left):
 
 
 def test_gelu_in_one_pass_is_the_network_s_own(tmp_path):
-    path, ids = tiny.save(tmp_path, "gpt2"), torch.arange(20)[None]
+    path, ids = tiny_models.save(tmp_path, "gpt2"), torch.arange(20)[None]
     ours = LanguageModel.from_pretrained(path, dtype=torch.float64, device="cpu").network
     plain = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float64).eval()
     assert type(ours.transformer.h[0].mlp.act) is not type(plain.transformer.h[0].mlp.act)
@@ -52,7 +52,7 @@ def test_gelu_in_one_pass_is_the_network_s_own(tmp_path):
 
 
 def test_padding_of_the_vocabulary_is_cut_off(tmp_path):
-    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "gpt2"))
+    model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "gpt2"))
     before = model.score("some text").bits
     with torch.no_grad():
         rows = model.network.get_output_embeddings().weight  # 264 rows, 257 tokens
@@ -61,7 +61,7 @@ def test_padding_of_the_vocabulary_is_cut_off(tmp_path):
 
 
 def test_untrained_model_needs_about_the_entropy_of_its_vocabulary(tmp_path):
-    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"))
+    model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "llama"))
     assert model.score("any text at all").bits_per_byte == pytest.approx(math.log2(257), rel=0.05)
 
 
@@ -106,7 +106,7 @@ def test_unknown_model_is_one_clear_line(tmp_path):
 
 
 def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
-    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"))
+    model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "llama"))
     model.tokenizer.add_tokens(["<more>", "<and more>"])
     with pytest.raises(ModelError, match="knows 257 tokens, but its tokenizer has 259"):
         LanguageModel(model.network, model.tokenizer, "mixed")
@@ -126,11 +126,13 @@ def test_a_twin_shares_the_weights_and_is_lent_by_itself(model):
 
 
 def test_ids_of_a_tokenizer_may_have_gaps(tmp_path):
-    tokenizer = tiny.tokenizer()
+    tokenizer = tiny_models.tokenizer()
     tokenizer.backend_tokenizer.model = models.BPE(
         vocab=tokenizer.get_vocab() | {"z": 262}, merges=[]
     )
-    network = LanguageModel.from_pretrained(tiny.save(tmp_path, "gpt2")).network  # has 264 rows
+    network = LanguageModel.from_pretrained(
+        tiny_models.save(tmp_path, "gpt2")
+    ).network  # has 264 rows
     model = LanguageModel(network, tokenizer, "gaps")
     assert model.vocabulary == 263 and model.tokens("z").tolist() == [262]
     assert model.score("zebra").bits > 0

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import studies
-from hashing import HashingEmbedder
 from scipy import stats
+from support import studies
+from support.hashing_embedder import HashingEmbedder
 
 from whet.data.documents import Document
 from whet.errors import RunFolderError, SourceError

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hashing import HashingEmbedder
+from support.hashing_embedder import HashingEmbedder
 
 import whet
 from whet.data.documents import Document, read_documents

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import reference
 
 from whet.select.numba_backend import state as compiled
 from whet.select.numba_backend.state import NumbaGreedy

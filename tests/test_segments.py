@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conformance import D, in_segments, table, units
-from hashing import HashingEmbedder
+from support.hashing_embedder import HashingEmbedder
+from support.store_conformance import D, in_segments, table, units
 
 from whet.data.documents import Document
 from whet.data.filters import Compare, In

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import reference
 
 import whet
 from whet.select.selection import Selection

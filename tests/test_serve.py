@@ -7,10 +7,9 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import serving
-import tiny
 from openai import BadRequestError, NotFoundError, OpenAI
 from peft import PeftModel
+from support import serving, tiny_models
 from transformers import AutoModelForCausalLM
 
 from whet.adapt.model import LanguageModel
@@ -20,7 +19,7 @@ from whet.serve.work import Work
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("tiny"), "llama")
+    return tiny_models.save(tmp_path_factory.mktemp("tiny"), "llama")
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +218,7 @@ def test_exported_adapter_answers_alike_in_peft(server, model, tmp_path):
     there = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(model), tmp_path / made["id"]
     )
-    bits = LanguageModel(there.merge_and_unload(), tiny.tokenizer(), "there").score(
+    bits = LanguageModel(there.merge_and_unload(), tiny_models.tokenizer(), "there").score(
         " wax", context="bee"
     )
     asked = {"model": made["model"], "prompt": "bee", "text": " wax"}

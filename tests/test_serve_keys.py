@@ -4,11 +4,11 @@ import datetime
 import stat
 
 import pytest
-import serving
 import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from support import serving
 
 from whet.adapt.adapters import Adapter
 from whet.adapt.config import LoRA

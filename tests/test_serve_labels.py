@@ -1,9 +1,7 @@
 """What a key may not read does not change one bit of what it is told."""
 
-import label_escape
 import pytest
-import serving
-import tiny
+from support import label_escape, serving, tiny_models
 
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels
@@ -13,7 +11,7 @@ SELECT = {"prompt": "honey sting", "n": 3, "k": 20}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("tiny"), "llama")
+    return tiny_models.save(tmp_path_factory.mktemp("tiny"), "llama")
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
 """The page for people, in a real browser."""
 
-import browser
 import pytest
-import serving
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
+from support import browser, serving
 
 pytestmark = browser.needed
 SECONDS = 120

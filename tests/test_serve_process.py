@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import serving
-import tiny
 from click.testing import CliRunner
+from support import serving, tiny_models
 
 from whet.cli import main
 from whet.data.documents import Document
@@ -25,7 +24,7 @@ ADD = "/v1/data_spaces/docs/documents"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("tiny"), "llama")
+    return tiny_models.save(tmp_path_factory.mktemp("tiny"), "llama")
 
 
 def config(tmp_path, model):

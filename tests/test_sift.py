@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import reference
 from threadpoolctl import threadpool_limits
 
 import whet

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-import reference
+from support import reference
 
 import whet
 from whet.select.selectors.lazy import sift_lazy

@@ -1,7 +1,6 @@
 import pytest
-import reference_slot
-import tiny
 import torch
+from support import reference_slot, tiny_models
 
 from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig, adaptation
 from whet.adapt.model import LanguageModel
@@ -13,9 +12,11 @@ ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
 TEXT = "one short text"
 
 
-@pytest.fixture(scope="module", params=list(tiny.CONFIGS))
+@pytest.fixture(scope="module", params=list(tiny_models.CONFIGS))
 def model(request, tmp_path_factory):
-    return LanguageModel.from_pretrained(tiny.save(tmp_path_factory.mktemp("tiny"), request.param))
+    return LanguageModel.from_pretrained(
+        tiny_models.save(tmp_path_factory.mktemp("tiny"), request.param)
+    )
 
 
 def state(model):
@@ -84,7 +85,7 @@ def test_head_alone_moves_even_when_tied(model):
 def test_lora_equals_peft(tmp_path):
     import peft
 
-    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"))
+    model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "llama"))
     options = LoRA(lr=1e-2, rank=4, alpha=8.0, targets=("q_proj", "down_proj"))
     with adapted(model, options, OptimizerConfig(max_grad_norm=0)) as slot:
         ours = [slot.step(TEXT) for _ in range(4)]

@@ -6,16 +6,15 @@ import random
 import shutil
 
 import pytest
-import reference_slot
-import tiny
 import torch
+from support import reference_slot, tiny_models
 
 from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.errors import ModelError
 
-KINDS = [*tiny.CONFIGS, *tiny.MORE]
+KINDS = [*tiny_models.CONFIGS, *tiny_models.MORE]
 ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
 MANY = [LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
 TEXTS = [
@@ -29,7 +28,7 @@ name = lambda mode: type(mode).__name__  # noqa: E731
 
 def on_cpu(folder, kind):
     """A network whose sums always have the same bits; a GPU's do not."""
-    return LanguageModel.from_pretrained(tiny.save(folder, kind), device="cpu")
+    return LanguageModel.from_pretrained(tiny_models.save(folder, kind), device="cpu")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -44,7 +43,9 @@ def some_model(request, tmp_path_factory):
 
 @pytest.fixture
 def double(request, tmp_path):
-    return LanguageModel.from_pretrained(tiny.save(tmp_path, request.param), dtype=torch.float64)
+    return LanguageModel.from_pretrained(
+        tiny_models.save(tmp_path, request.param), dtype=torch.float64
+    )
 
 
 def learn(slots, plans):
@@ -149,7 +150,7 @@ def test_reset_is_the_base_model_bit_for_bit(some_model, mode):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 def test_a_compiled_trunk_learns_the_same(tmp_path):
-    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "gpt2"), dtype=torch.float64)
+    model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "gpt2"), dtype=torch.float64)
     slots = Slots(model, ADAPTERS[0], compiled=True)
     for _ in range(2):  # the model comes back in between
         with slots.attached():
@@ -285,7 +286,7 @@ def test_hidden_states_are_kept_within_their_room(some_model):
 
 
 def test_bfloat16_trains_float32_masters(tmp_path):
-    model = LanguageModel.from_pretrained(tiny.save(tmp_path, "llama"), dtype=torch.bfloat16)
+    model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "llama"), dtype=torch.bfloat16)
     for mode in ADAPTERS:
         slots = Slots(model, mode)
         with slots.attached():

@@ -2,7 +2,7 @@ import threading
 
 import numpy as np
 import pytest
-from hashing import HashingEmbedder
+from support.hashing_embedder import HashingEmbedder
 
 from whet.data.documents import Document
 from whet.errors import EmbedderMismatchError, SourceError, SpaceError

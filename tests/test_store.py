@@ -1,8 +1,8 @@
 """Every store keeps the rules of `whet.space.store.protocol`."""
 
 import pytest
-from conformance import *  # noqa: F403  # its tests, and the fixture they share
-from conformance import STORES
+from support.store_conformance import *  # noqa: F403  # its tests, and the fixture they share
+from support.store_conformance import STORES
 
 
 @pytest.fixture(params=STORES)

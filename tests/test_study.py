@@ -6,8 +6,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-import world
 from click.testing import CliRunner
+from support import eval_fixtures
 
 from whet.cli import main
 from whet.errors import RunFolderError, SourceError
@@ -22,7 +22,7 @@ from whet.spaces import open_space
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    return world.build(tmp_path_factory.mktemp("world"), texts=240)
+    return eval_fixtures.build(tmp_path_factory.mktemp("world"), texts=240)
 
 
 def study(here, folder, **changes):
@@ -72,7 +72,7 @@ def test_a_part_of_the_data_space_is_a_space_of_the_same_embedder(here, tmp_path
 
 def test_parts_are_of_the_data_space_that_is_asked(here, tmp_path):
     """Another space in the same study's folder is refused, not shown with the first one's runs."""
-    other = world.build(tmp_path / "world", texts=200)
+    other = eval_fixtures.build(tmp_path / "world", texts=200)
     given = Data(space=str(other / "space"), prompts=str(here / "prompts.jsonl"), per_set=1)
     small = {"n": 2, "switches": EvalConfig(model=str(here / "model"), n=2, k=20)}
     study(here, tmp_path, **small).run("third")

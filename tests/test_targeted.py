@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hashing import HashingEmbedder
+from support.hashing_embedder import HashingEmbedder
 
 from whet.data.documents import Document, read_documents
 from whet.space.space import DataSpace

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from click.testing import CliRunner
+from support import tiny_models
 
 from whet.data.documents import Document, read_documents
 from whet.space.space import DataSpace
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
             text = " ".join(rng.choice(words[name], 5))
             out.write(json.dumps({"id": f"d{i}", "text": text, "set": name}) + "\n")
     DataSpace.build(read_documents(folder / "texts.jsonl"), folder / "space")
-    tiny.save(folder / "model")
+    tiny_models.save(folder / "model")
     return folder
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny_models
 
 RUN = """
 import json, sys
@@ -42,7 +42,8 @@ CASES = {
         "count_tokens gave a Tokens: expected a number of tokens, as lambda text: len("
     ),
     "DataSpace.build(['a b'], 'new/one', 'st:x')": (
-        "embedder is 'st:x': expected an object, as `whet.embed.registry.get_embedder('st:x')` gives"
+        "embedder is 'st:x': expected an object, as "
+        "`whet.embed.registry.get_embedder('st:x')` gives"
     ),
     "DataSpace.build(['a b'], 'new/one', Unfinished())": (
         "embedder is Unfinished(), without fingerprint: expected name, dimension, fingerprint"
@@ -61,7 +62,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kinds")
-    tiny.save(folder / "model")
+    tiny_models.save(folder / "model")
     return folder
 
 

@@ -1,7 +1,7 @@
 """What every store of texts and vectors can do, whether a folder, a cluster or another's server.
 
 A store is a `Reader` and, where it can be written, a `Writer`. Rules that all obey, and that
-`tests/conformance.py` holds them to:
+`tests/support/store_conformance.py` holds them to:
 
 * A row has an id, an int64 that is never given again, not even after the row is deleted.
 * A reader is pinned: it answers as of one version, whatever is written meanwhile.

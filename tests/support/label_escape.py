@@ -1,6 +1,6 @@
 """Does a key ever learn of a document that it may not read? Random requests, every answer checked.
 
-PYTHONPATH=tests python -m label_escape --requests 10000
+PYTHONPATH=tests python -m support.label_escape --requests 10000
 """
 
 import json
@@ -9,8 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import serving
-import tiny
+from support import serving, tiny_models
 
 from whet.serve.auth import Limits
 
@@ -66,7 +65,7 @@ def leaks(client, name, seed, kinds=ASKS):
 
 def main(requests):
     with tempfile.TemporaryDirectory() as folder:
-        model = tiny.save(Path(folder) / "tiny", "llama")
+        model = tiny_models.save(Path(folder) / "tiny", "llama")
         place = serving.space(Path(folder) / "docs.whet")
         found = []
         limits = Limits(requests_per_minute=10**9, tokens_per_minute=10**9)

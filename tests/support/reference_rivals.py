@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from reference import TIE, argmax_first, cosines, variance
+from support.reference import TIE, argmax_first, cosines, variance
 
 
 def unit(rows):

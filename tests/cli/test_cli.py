@@ -3,16 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from click.testing import CliRunner
+from support import tiny_models
+from support.paths import ROOT
 
 from whet.cli import main
 
-ROOT = Path(__file__).parents[1]
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
 
 
@@ -24,7 +23,7 @@ def folder(tmp_path_factory):
     with (folder / "texts.jsonl").open("w") as out:
         for i in range(20):
             out.write(json.dumps({"id": f"d{i}", "text": " ".join(rng.choice(WORDS, 9))}) + "\n")
-    tiny.save(folder / "model")
+    tiny_models.save(folder / "model")
     whet("index", folder / "texts.jsonl", folder / "space", "--quiet")
     return folder
 

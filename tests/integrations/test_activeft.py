@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-import reference
+from support import reference
 
 import whet
 from whet.integrations.activeft import Retriever

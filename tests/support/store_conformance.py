@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference_store import ReferenceWriter
+from support.reference_store import ReferenceWriter
 
 from whet.data.filters import And, Compare, In, Not, Or, parse
 from whet.space.store.manifest import Manifest

@@ -5,13 +5,13 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import world
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from support import eval_fixtures
+from support.paths import DOCS
 
 from whet.engine import Engine
 from whet.integrations.lm_eval import WhetLM
@@ -22,7 +22,7 @@ CONTEXT, CHOICES = "alpha beta gamma", [" delta", " kappa"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return world.build(tmp_path_factory.mktemp("world"))
+    return eval_fixtures.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def engine(place, model):
 
 
 def test_the_page_names_every_argument():
-    page = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    page = (DOCS / "protocol.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", page.partition("## Tasks of lm-eval")[2], re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert sorted(named) == sorted(inspect.signature(WhetLM).parameters)
@@ -71,7 +71,7 @@ def test_greedy_is_what_generation_gives(model, engine):
 
 
 def test_a_whole_text_is_scored_before_it_is_learned_from(model, engine):
-    text = world.text(7)
+    text = eval_fixtures.text(7)
     [value] = model.loglikelihood_rolling([ask(text)], disable_tqdm=True)
     half = (len(text) + 1) // 2
     first = engine.model.score(text[:half])
@@ -107,7 +107,7 @@ def test_an_unknown_generation_option_is_refused(model):
 
 def test_a_task_runs_with_the_model_whet(place, tmp_path):
     lines = [{"question": CONTEXT, "choices": CHOICES, "answer": 0}] * 2
-    world.write(tmp_path / "facts.jsonl", lines)
+    eval_fixtures.write(tmp_path / "facts.jsonl", lines)
     (tmp_path / "facts.yaml").write_text(
         "task: facts\ndataset_path: json\n"
         f"dataset_kwargs:\n  data_files:\n    test: {tmp_path / 'facts.jsonl'}\n"

@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from hashing import HashingEmbedder
+from support.hashing_embedder import HashingEmbedder
 
 from whet.data.documents import Document
 from whet.evaluate.config import EvalConfig

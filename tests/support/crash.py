@@ -1,6 +1,6 @@
 """Kills writers of a data space at random, and looks at what they leave.
 
-    python tests/crash.py --kills 200 --seed 0
+    PYTHONPATH=tests python -m support.crash --kills 200 --seed 0
 
 A child does one operation after another (build, append, delete, compact) and notes each that was
 acknowledged. It is killed; what is there must be as after the noted operations, or after one more.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import faiss  # noqa: F401  # once, not in every child
 import numpy as np
-from hashing import HashingEmbedder
+from support.hashing_embedder import HashingEmbedder
 
 from whet.data.documents import Document
 from whet.data.filters import Compare

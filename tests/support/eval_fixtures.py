@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-import tiny
+from support import tiny_models
 
 from whet.data.documents import Document
 from whet.evaluate.config import EvalConfig
@@ -21,7 +21,7 @@ def text(seed, words=12):
 
 
 def build(folder, texts=30, extra=()):
-    tiny.save(folder / "model")
+    tiny_models.save(folder / "model")
     documents = [*(Document(f"d{i}", text(i), {}) for i in range(texts)), *extra]
     DataSpace.build(documents, folder / "space")
     lines = [{"id": f"p{i}", "text": text(100 + i), "meta": {"set": "ab"[i % 2]}} for i in range(6)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from reference_trainable import Parameters, trainable
+from support.reference_trainable import Parameters, trainable
 from torch.nn import functional
 
 from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig

@@ -1,0 +1,22 @@
+"""A small data space, and an engine over it with a tiny Llama."""
+
+import pytest
+from support.engines import ADAPTERS, space_of
+
+from whet.engine import Engine
+from whet.select.config import SelectionConfig
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    return space_of(tmp_path_factory.mktemp("space") / "space")
+
+
+@pytest.fixture(scope="module")
+def model(llama):
+    return llama
+
+
+@pytest.fixture
+def engine(space, model):
+    return Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=4, k=10), slots=3)
