@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-import tiny
-from hashing import HashingEmbedder
+from support import tiny_models
+from support.hashing_embedder import HashingEmbedder
 
 import whet
 from whet.data.documents import Document
@@ -137,7 +137,7 @@ def test_a_space_of_texts_that_cannot_be_split_is_refused(tmp_path):
 
 
 def test_an_engine_calibrates_once(space, tmp_path, monkeypatch):
-    model = whet.LanguageModel.from_pretrained(tiny.save(tmp_path / "model"))
+    model = whet.LanguageModel.from_pretrained(tiny_models.save(tmp_path / "model"))
     engine = whet.Engine(
         space, model, options=SelectionConfig(n=3, k=9, lam="auto", stop_alpha="auto")
     )

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import world
-from world import text
+from support import eval_fixtures
+from support.eval_fixtures import text
 
 from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
@@ -33,12 +32,12 @@ CLOCKS = ("embed_s", "search_s", "select_s", "train_s", "score_s")
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    return world.build(tmp_path_factory.mktemp("world"))
+    return eval_fixtures.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
 def finished(here, tmp_path_factory):
-    return world.run(here, tmp_path_factory.mktemp("runs") / "run")
+    return eval_fixtures.run(here, tmp_path_factory.mktemp("runs") / "run")
 
 
 def measured(run):
@@ -64,10 +63,10 @@ def test_a_finished_run_is_two_tables_and_no_journal(finished):
 
 
 def test_more_prompts_extend_a_run_and_none_is_done_again(here, finished, tmp_path):
-    some = world.run(here, tmp_path / "run", per_set=2)
+    some = eval_fixtures.run(here, tmp_path / "run", per_set=2)
     assert len(some) == 4
     before = some.table.to_pylist()
-    whole = world.run(here, tmp_path / "run")
+    whole = eval_fixtures.run(here, tmp_path / "run")
     assert whole.table.to_pylist()[: len(before)] == before
     assert measured(whole) == measured(finished)
 
@@ -75,42 +74,42 @@ def test_more_prompts_extend_a_run_and_none_is_done_again(here, finished, tmp_pa
 @pytest.mark.parametrize("mode", ["lora", "head"])
 def test_a_finished_run_of_any_mode_is_the_same_run_again(here, tmp_path, mode):
     methods = (f"sift(mode={mode})",)
-    once = world.run(here, tmp_path / "run", per_set=1, methods=methods)
-    again = world.run(here, tmp_path / "run", per_set=1, methods=methods)
+    once = eval_fixtures.run(here, tmp_path / "run", per_set=1, methods=methods)
+    again = eval_fixtures.run(here, tmp_path / "run", per_set=1, methods=methods)
     assert measured(again) == measured(once)
 
 
 def test_more_candidates_than_there_are_texts_are_all_of_them(here, tmp_path):
     methods = ("nearest", "sift", "sift(k=30)")
-    run = world.run(here, tmp_path / "run", per_set=1, k=1000, methods=methods)
+    run = eval_fixtures.run(here, tmp_path / "run", per_set=1, k=1000, methods=methods)
     assert run.picks("p0", "sift") == run.picks("p0", "sift(k=30)") and len(run) == 2
 
 
 def test_the_model_runs_where_it_is_told(here, tmp_path):
-    run = world.run(here, tmp_path / "cpu", per_set=1, device="cpu")
+    run = eval_fixtures.run(here, tmp_path / "cpu", per_set=1, device="cpu")
     assert run.meta["switches"]["device"] == "cpu" and len(run) == 2
     with pytest.raises(ModelError, match="device 'nowhere' cannot be used"):
-        world.run(here, tmp_path / "nowhere", device="nowhere")
+        eval_fixtures.run(here, tmp_path / "nowhere", device="nowhere")
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_line_cut_short_is_measured_again(here, finished, tmp_path):
-    run = world.run(here, tmp_path / "run", per_set=2)
+    run = eval_fixtures.run(here, tmp_path / "run", per_set=2)
     record = {"prompt": "p4", "set": "a", "error": "lost with the end of its line"}
     (run.folder / "journal.jsonl").write_text(json.dumps(record)[:-5])
     assert len(Run.open(run.folder)) == 4
-    assert measured(world.run(here, run.folder)) == measured(finished)
+    assert measured(eval_fixtures.run(here, run.folder)) == measured(finished)
 
 
 @pytest.mark.parametrize("packed", [("rows",), ("rows", "prompts")])
 def test_a_crash_while_packing_counts_nothing_twice(here, finished, tmp_path, packed):
     """The journal is still there, and beside it one or both of the tables made of it."""
-    run = world.run(here, tmp_path / "run", per_set=1).folder
+    run = eval_fixtures.run(here, tmp_path / "run", per_set=1).folder
     prompts = Data(prompts=str(here / "prompts.jsonl")).read().prompts[2:4]
     evaluator = Evaluator(
         open_space(here / "space"),
         LanguageModel.from_pretrained(here / "model"),
-        world.switches(here),
+        eval_fixtures.switches(here),
     )
     old = {name: (run / f"{name}.parquet").read_bytes() for name in ("rows", "prompts")}
     for prompt in prompts:
@@ -122,7 +121,7 @@ def test_a_crash_while_packing_counts_nothing_twice(here, finished, tmp_path, pa
     for name in old.keys() - set(packed):
         (run / f"{name}.parquet").write_bytes(old[name])
     assert len(whole) == 4 * 4 * 5 and measured(Run.open(run)) == whole
-    assert measured(world.run(here, run)) == measured(finished)
+    assert measured(eval_fixtures.run(here, run)) == measured(finished)
 
 
 def test_a_killed_run_goes_on_without_loss_or_double_counting(here, finished, tmp_path):
@@ -130,7 +129,7 @@ def test_a_killed_run_goes_on_without_loss_or_double_counting(here, finished, tm
     journal = out / "journal.jsonl"
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}; from support import eval_fixtures; "
-        f"from pathlib import Path; world.run(Path({str(here)!r}), Path({str(out)!r}))"
+        f"from pathlib import Path; eval_fixtures.run(Path({str(here)!r}), Path({str(out)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     while not journal.exists() or not journal.read_bytes().count(b"\n"):
@@ -139,18 +138,18 @@ def test_a_killed_run_goes_on_without_loss_or_double_counting(here, finished, tm
     process.kill()
     process.wait()
     before = Run.open(out).table.to_pylist()
-    whole = world.run(here, out)
+    whole = eval_fixtures.run(here, out)
     assert whole.table.to_pylist()[: len(before)] == before  # clocks too: not measured again
     assert_alike(whole, finished)
     assert pq.read_table(out / "rows.parquet").num_rows == len(finished.table)
 
 
 def test_workers_give_the_rows_of_one_process(here, finished, tmp_path):
-    assert_alike(world.run(here, tmp_path / "run", workers=2), finished)
+    assert_alike(eval_fixtures.run(here, tmp_path / "run", workers=2), finished)
 
 
 def test_a_worker_that_dies_is_told_and_the_run_goes_on(here, finished, tmp_path):
-    world.run(here, tmp_path / "run", per_set=1)
+    eval_fixtures.run(here, tmp_path / "run", per_set=1)
 
     def kill_the_first():
         while len(children := multiprocessing.active_children()) < 2:  # all have been started
@@ -160,10 +159,10 @@ def test_a_worker_that_dies_is_told_and_the_run_goes_on(here, finished, tmp_path
     killer = threading.Thread(target=kill_the_first)
     killer.start()
     with pytest.raises(RunFolderError, match="a worker process died.*run the same command again"):
-        world.run(here, tmp_path / "run", workers=2)
+        eval_fixtures.run(here, tmp_path / "run", workers=2)
     killer.join()
     assert len(Run.open(tmp_path / "run")) >= 2
-    assert_alike(world.run(here, tmp_path / "run"), finished)
+    assert_alike(eval_fixtures.run(here, tmp_path / "run"), finished)
 
 
 def who(number, _):
@@ -190,51 +189,53 @@ def test_processes_are_kept_and_begun_anew_after_a_death():
 def test_a_folder_of_another_run_is_refused_and_unharmed(here, finished, tmp_path):
     before = (finished.folder / "rows.parquet").read_bytes()
     with pytest.raises(RunFolderError, match="holds a run with n 4, but 3 is asked"):
-        world.run(here, finished.folder, n=3)
+        eval_fixtures.run(here, finished.folder, n=3)
     assert (finished.folder / "rows.parquet").read_bytes() == before
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunFolderError, match="is not empty and holds no run"):
-        world.run(here, tmp_path)
+        eval_fixtures.run(here, tmp_path)
     with pytest.raises(RunFolderError, match="holds no run"):
         Run.open(tmp_path)
 
 
 def test_other_prompts_and_a_changed_data_space_are_refused(here, tmp_path):
     data = DataSpace.build([Document(f"d{i}", text(i), {}) for i in range(12)], tmp_path / "space")
-    prompts = world.write(tmp_path / "prompts.jsonl", [{"id": "p", "text": text(50)}])
+    prompts = eval_fixtures.write(tmp_path / "prompts.jsonl", [{"id": "p", "text": text(50)}])
     given = Data(space=str(tmp_path / "space"), prompts=str(prompts))
-    evaluate(given, tmp_path / "run", world.switches(here), progress=False)
-    world.write(prompts, [{"id": "p", "text": text(51)}])
+    evaluate(given, tmp_path / "run", eval_fixtures.switches(here), progress=False)
+    eval_fixtures.write(prompts, [{"id": "p", "text": text(51)}])
     with pytest.raises(
         RunFolderError, match="holds a run with prompts 'sha256:.*choose another --out"
     ):
-        evaluate(given, tmp_path / "run", world.switches(here), progress=False)
-    world.write(prompts, [{"id": "p", "text": text(50)}])
+        evaluate(given, tmp_path / "run", eval_fixtures.switches(here), progress=False)
+    eval_fixtures.write(prompts, [{"id": "p", "text": text(50)}])
     data.add([Document("new", text(77), {})])
     with pytest.raises(RunFolderError, match="holds a run with space .*'documents': 12"):
-        evaluate(given, tmp_path / "run", world.switches(here), progress=False)
+        evaluate(given, tmp_path / "run", eval_fixtures.switches(here), progress=False)
 
 
 def test_a_run_that_carries_state_is_one_process_and_one_piece(here, tmp_path):
     methods = ("nearest(carry=true)",)
     with pytest.raises(ValueError, match="a method carries .*: expected one worker"):
-        world.run(here, tmp_path / "run", methods=methods, workers=2)
-    world.run(here, tmp_path / "run", methods=methods, per_set=1)
-    world.run(here, tmp_path / "run", methods=methods, per_set=1)  # all is done: nothing to carry
+        eval_fixtures.run(here, tmp_path / "run", methods=methods, workers=2)
+    eval_fixtures.run(here, tmp_path / "run", methods=methods, per_set=1)
+    eval_fixtures.run(
+        here, tmp_path / "run", methods=methods, per_set=1
+    )  # all is done: nothing to carry
     with pytest.raises(
         RunFolderError, match="holds 2 prompts, and what their optimiser carried on"
     ):
-        world.run(here, tmp_path / "run", methods=methods)
+        eval_fixtures.run(here, tmp_path / "run", methods=methods)
 
 
 def test_a_run_older_than_a_switch_goes_on_with_its_default(here, tmp_path):
-    run = world.run(here, tmp_path / "run", per_set=1)
+    run = eval_fixtures.run(here, tmp_path / "run", per_set=1)
     meta = json.loads((run.folder / "meta.json").read_text())
     del meta["switches"]["reuse"]
     (run.folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(RunFolderError, match="holds a run with reuse 1, but 2 is asked"):
-        world.run(here, run.folder, reuse=2)
-    assert len(world.run(here, run.folder, per_set=2)) == 4
+        eval_fixtures.run(here, run.folder, reuse=2)
+    assert len(eval_fixtures.run(here, run.folder, per_set=2)) == 4
 
 
 def test_a_run_is_written_by_one_process_at_a_time(here, finished):
@@ -242,7 +243,7 @@ def test_a_run_is_written_by_one_process_at_a_time(here, finished):
         exclusive_lock(finished.folder),
         pytest.raises(SpaceError, match="being written by another"),
     ):
-        world.run(here, finished.folder)
+        eval_fixtures.run(here, finished.folder)
 
 
 def test_a_run_of_the_first_format_is_refused_in_one_line(tmp_path):
@@ -264,18 +265,18 @@ def test_a_run_of_the_first_format_is_refused_in_one_line(tmp_path):
     ],
 )
 def test_a_broken_file_is_named(here, tmp_path, name, content, message):
-    run = world.run(here, tmp_path / "run", per_set=1)
+    run = eval_fixtures.run(here, tmp_path / "run", per_set=1)
     (run.folder / name).write_text(content)
     with pytest.raises(RunFolderError, match=message):
         Run.open(run.folder)
 
 
 def test_a_run_without_its_rows_has_no_numbers(here, tmp_path):
-    run = world.run(here, tmp_path / "run", per_set=1)
+    run = eval_fixtures.run(here, tmp_path / "run", per_set=1)
     (run.folder / "rows.parquet").unlink()
     with pytest.raises(RunFolderError, match="lacks rows of its prompts: delete that run"):
         Run.open(run.folder).bits("sift")
-    world.run(here, tmp_path / "other", per_set=1)
+    eval_fixtures.run(here, tmp_path / "other", per_set=1)
     meta = json.loads((tmp_path / "other" / "meta.json").read_text())
     meta["switches"]["methods"].pop()
     (tmp_path / "other" / "meta.json").write_text(json.dumps(meta))
@@ -284,31 +285,31 @@ def test_a_run_without_its_rows_has_no_numbers(here, tmp_path):
 
 
 def test_a_run_by_a_newer_whet_is_another_run(here, tmp_path):
-    world.run(here, tmp_path / "run", per_set=1)
+    eval_fixtures.run(here, tmp_path / "run", per_set=1)
     path = tmp_path / "run" / "meta.json"
     meta = json.loads(path.read_text())
     meta["switches"]["newer"] = 1
     path.write_text(json.dumps(meta))
     with pytest.raises(RunFolderError, match="holds a run with newer 1, but None is asked"):
-        world.run(here, tmp_path / "run", per_set=1)
+        eval_fixtures.run(here, tmp_path / "run", per_set=1)
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_written(here, tmp_path):
     with pytest.raises(ValueError, match="k is 31, but the data space holds 30 documents"):
-        world.run(here, tmp_path / "run", methods=("sift(k=31)",))
+        eval_fixtures.run(here, tmp_path / "run", methods=("sift(k=31)",))
     with pytest.raises(ValueError, match="reuse is 2: .*one of them must be 1"):
-        world.run(here, tmp_path / "run", methods=("hull(reuse=2, texts_per_update=2)",))
+        eval_fixtures.run(here, tmp_path / "run", methods=("hull(reuse=2, texts_per_update=2)",))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_prompt_that_fails_is_a_row_with_its_error(here, tmp_path):
     lines = [{"id": "short", "text": "x"}, {"id": "foreign", "text": "☃" * 20}]
     lines += [{"id": "fine", "text": text(7)}]
-    prompts = world.write(tmp_path / "prompts.jsonl", lines)
-    run = world.run(here, tmp_path / "run", prompts=prompts)
+    prompts = eval_fixtures.write(tmp_path / "prompts.jsonl", lines)
+    run = eval_fixtures.run(here, tmp_path / "run", prompts=prompts)
     assert run.prompts["prompt"].to_pylist() == ["fine"]
     assert "too short to split" in run.errors["short"]
     assert "shares no term" in run.errors["foreign"]
-    only = world.write(tmp_path / "only.jsonl", lines[:1])
+    only = eval_fixtures.write(tmp_path / "only.jsonl", lines[:1])
     with pytest.raises(RunFolderError, match="no finished prompt; the first error: document 'x'"):
-        world.run(here, tmp_path / "none", prompts=only)
+        eval_fixtures.run(here, tmp_path / "none", prompts=only)
