@@ -6,7 +6,7 @@ choices are ours.
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from whet.config import check_choices, unknown_name
 from whet.maths.arrays import as_count, as_positive
@@ -140,3 +140,33 @@ def adapter_config(adapter: str, **options: object) -> AdapterConfig:
     if extra := sorted(given.keys() - set(known)):
         raise ValueError(f"adapter {adapter}: {unknown_name(extra[0], known)}")
     return ADAPTERS[adapter](**given)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterOptions:
+    """An adapter by name and its options, where one that is None keeps its default.
+
+    The defaults depend on the model: see `whet.adapt.model.LanguageModel.adapter_config`.
+    """
+
+    name: Literal["auto", "full", "lora", "head"] = "auto"
+    """What is trained: `full` (every weight), `lora`, `head` (the output matrix), or `auto` (full
+    for the models bundled with whet, otherwise lora)."""
+    lr: float | None = None
+    """Learning rate [default: the one tuned for the model, otherwise the adapter's]."""
+    r: int | None = None
+    """Rank of LoRA [default: 32]."""
+    lora_alpha: float | None = None
+    """Scale of LoRA's update [default: 64]."""
+    target_modules: tuple[str, ...] | None = None
+    """Layers that LoRA adapts, by the last parts of their names [default: all linear layers except
+    the output head]."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        adapter_config("lora" if self.name == "auto" else self.name, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options, without the name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
