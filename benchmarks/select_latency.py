@@ -31,8 +31,8 @@ from threadpoolctl import threadpool_limits
 
 import whet
 from whet.maths.convergence import rising_gains
-from whet.select import sifting
 from whet.select.numpy_backend import NumpyGreedy
+from whet.select.sift import has_numba
 
 N, LAM = 50, 0.01
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,7 @@ def spread(values: list[float]) -> list[float]:
 def plain(prompt: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
     """The picks of the plain form."""
     form = NumpyGreedy(
-        rows, np.float64(prompt)[None], np.ones(len(rows), bool), lam=LAM, once=False
+        rows, np.float64(prompt)[None], np.ones(len(rows), bool), lam=LAM, repeats=True
     )
     form.advance(n)
     return form.picks
@@ -279,25 +279,6 @@ def corpus(runs: int) -> dict[str, Any]:
     return result
 
 
-def gpu(runs: int) -> dict[str, Any]:
-    """On a GPU: one prompt of a million rows, and 1,024 prompts of 200."""
-    import torch
-
-    from whet.select.torch_backend import sift_torch
-
-    result = {}
-    for b, k in ((1, 10**6), (1024, 200)):
-        rows = torch.nn.functional.normalize(torch.randn(b, k, 1024, device="cuda"), dim=2).half()
-        prompts = torch.randn(b, 1024, device="cuda")
-        near = sift_torch(prompts[:1], rows[:1, :5000], N)[0].indices
-        host = whet.sift(prompts[0].cpu(), rows[0, :5000].cpu(), N).indices
-        assert (near == host).all()
-        result[f"{b} x {k}"] = alternate(
-            {"whet": lambda p=prompts, r=rows: sift_torch(p, r, N)}, runs
-        )
-    return result | {"device": torch.cuda.get_device_name()}
-
-
 def cold() -> dict[str, float]:
     """Seconds to the first selection of a process: without numba, compiled, and from its cache."""
     code = (
@@ -346,16 +327,7 @@ def cases(quick: bool) -> dict[str, Callable[[], Any]]:
     if not quick:
         table["k=10000"] = lambda: large(runs, n=4)
         table["mapped, ten million"] = lambda: mapped(2, 10**7, d=64)
-    if has_gpu():
-        table["gpu"] = lambda: gpu(runs)
     return table
-
-
-def has_gpu() -> bool:
-    import torch
-
-    torch.set_num_threads(1)
-    return bool(torch.cuda.is_available())
 
 
 @click.command(help=__doc__)
@@ -381,11 +353,14 @@ def main(
     if path is not None:
         click.echo(json.dumps(mapped_alone(path, runs)))
         return
-    if not sifting.has_compiler():
+    if not has_numba():
         raise click.ClickException('the compiled form needs numba: pip install "whet[fast]"')
     results: dict[str, Any] = (
         json.loads(out.read_text()) if only and out and out.exists() else {"machine": machine()}
     )
+    import torch
+
+    torch.set_num_threads(1)
     with threadpool_limits(1):
         for name, case in cases(quick).items():
             if not only or name in only:

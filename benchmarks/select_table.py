@@ -155,11 +155,6 @@ def _cold(r: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _gpu(r: dict[str, Any]) -> list[tuple[str, str, str]]:
-    sizes = [name for name in r if name != "device"]
-    return [(f"{r['device']}, {s}", span(r[s]["ms"]["whet"], " ms"), "–") for s in sizes]
-
-
 ROWS = {
     "k=200": _peer(200),
     "k=1000": _peer(1000),
@@ -171,5 +166,4 @@ ROWS = {
     "corpus": _corpus,
     "lazy": _lazy,
     "cold": _cold,
-    "gpu": _gpu,
 }

@@ -108,7 +108,7 @@ def test_alpha_of_all_steps_stops_no_held_out_prompt():
     assert sum(len(s.stop_at(_alpha(both, 1))) for s in both) == 2
 
 
-@pytest.mark.parametrize("selector", [whet.nearest, whet.random])
+@pytest.mark.parametrize("selector", [whet.nearest, whet.random_selection])
 def test_a_selector_without_lam_gets_the_least(space, selector):
     found = calibrate(space, selector=selector, **SETTING)
     assert found.lam == min(GRID) and len({trial.error for trial in found.table}) == 1

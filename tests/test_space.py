@@ -41,7 +41,7 @@ def test_duplicates_are_both_found_and_of_equals_the_first(tmp_path):
         (np.ones((1, 5)), 3, "queries have 5 dimensions, but the data space has 16"),
         (np.ones(16), 3, "expected a matrix"),
         (np.stack([np.ones(16), np.zeros(16)]), 3, "query 1 is the zero vector"),
-        (np.full((1, 16), np.nan), 3, "queries holds nan"),
+        (np.full((1, 16), np.nan), 3, "queries contains nan"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(space, queries, k, message):

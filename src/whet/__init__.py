@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from whet.errors import WhetError, naming_extras
 from whet.select.selection import Selection, Selector
-from whet.select.selectors.baselines import nearest, nearest_repeated, random, uncertainty
-from whet.select.selectors.lazy import sift_lazy
-from whet.select.sift import sift, sift_batch
-from whet.select.sifting import SIFT, Pick
+from whet.select.selectors.baselines import (
+    nearest,
+    nearest_repeated,
+    random_selection,
+    sift_lazy,
+    uncertainty,
+)
+from whet.select.sift import SIFT, sift, sift_batch
 
 if TYPE_CHECKING:
     from whet.adapt.adapters import Adapter
@@ -47,6 +51,11 @@ _LATER = {  # loaded when first used: `import whet` needs NumPy alone
     "training_set": "whet.space.training_set",
 }
 
+_RENAMED = {  # old public names, and what to use instead
+    "Pick": "whet.select.sift.Pick",
+    "random": "whet.random_selection",
+}
+
 __all__ = [
     "SIFT",
     "Adapter",
@@ -59,7 +68,6 @@ __all__ = [
     "LoRA",
     "OptimizerConfig",
     "Output",
-    "Pick",
     "Request",
     "Retriever",
     "SamplingParams",
@@ -73,7 +81,7 @@ __all__ = [
     "nearest",
     "nearest_repeated",
     "open_space",
-    "random",
+    "random_selection",
     "sift",
     "sift_batch",
     "sift_lazy",
@@ -86,6 +94,8 @@ def __getattr__(name: str) -> Any:
     if name in _LATER:
         with naming_extras():
             return getattr(importlib.import_module(_LATER[name]), name)
+    if name in _RENAMED:
+        raise AttributeError(f"whet.{name} is now {_RENAMED[name]}")
     raise AttributeError(f"module 'whet' has no attribute {name!r}")
 
 

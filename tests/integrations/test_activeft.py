@@ -132,8 +132,8 @@ def test_d06_lists_that_hold_too_little_give_what_they_hold():
 
 
 BAD = [
-    ({}, dict(query=np.full((1, 16), np.nan)), "query 0 holds nan"),
-    ({}, dict(query=np.full((1, 16), np.inf)), "query 0 holds inf"),
+    ({}, dict(query=np.full((1, 16), np.nan)), "query 0 contains nan"),
+    ({}, dict(query=np.full((1, 16), np.inf)), "query 0 contains inf"),
     ({}, dict(query=np.zeros((1, 16))), "query 0 holds a zero vector"),
     ({}, dict(query=np.ones((1, 15))), "query 0 has 15 dimensions, but the index has 16"),
     ({}, dict(query=np.ones((1, 1, 16))), r"query 0 has shape \(1, 1, 16\)"),
@@ -307,7 +307,7 @@ def test_d14_sigma_is_a_share_of_the_prior_and_batches_are_rectangular():
         whet.nearest,
         whet.nearest_repeated,
         whet.uncertainty,
-        partial(whet.random, seed=3),
+        partial(whet.random_selection, seed=3),
     ],
 )
 def test_d15_every_selector_runs(selector):

@@ -32,7 +32,7 @@ from whet.select.sift import sift
 from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import DataSpace
 
-DRAWS = (SELECTORS["random"], SELECTORS["kmeanspp"])  # selectors that take a seed
+SEEDED = (SELECTORS["random"],)  # selectors that take a seed
 
 
 @dataclass(slots=True)
@@ -267,7 +267,7 @@ def retriever(space: DataSpace, method: Method, seed: int = 0) -> Retriever:
 
 def chooser(method: Method, seed: int) -> Selector:
     choose: Any = selector(method.name)
-    return partial(choose, seed=seed) if choose in DRAWS else choose
+    return partial(choose, seed=seed) if choose in SEEDED else choose
 
 
 def training(switches: EvalConfig, seed: int) -> TrainingConfig:

@@ -1,1 +1,1 @@
-"""Arrays only: what an observation tells about a response, and how sure a measured number is."""
+"""Mathematics on arrays: validation, the posterior of SIFT, and bootstrap statistics."""

@@ -1,52 +1,77 @@
-"""The one door for arrays from outside: NumPy or torch, any float type, checked once."""
+"""Validation of arrays from outside: NumPy or torch, of any float type, checked once."""
 
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 Array = np.ndarray
 
-_LARGEST = 1e70  # gains hold fourth powers of the numbers, which float64 must hold in turn
+
+@runtime_checkable
+class SupportsArray(Protocol):
+    """An object that NumPy can read as an array: a NumPy array, a torch tensor, a data frame."""
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+ArrayLike: TypeAlias = SupportsArray | Sequence[Any]
+"""What whet's functions accept as an array: real numbers in a NumPy array, a torch tensor on any
+device, or (nested) sequences. Float16 and bfloat16 are read without loss."""
+
+_LARGEST = 1e70  # gains contain fourth powers of the numbers, which float64 must represent
 _SMALLEST = 1e-70
 _NOISE = 1e-14  # of a squared length: a smaller λ' drowns in the rounding of posterior variances
 
 
-def check_matrix(vectors: Any, name: str, *, finite: bool = True) -> Float[Array, "k d"]:
-    """`vectors` as a finite, C-contiguous float matrix of the width that it came in.
+def check_matrix(vectors: ArrayLike, name: str, *, finite: bool = True) -> Float[Array, "k d"]:
+    """Return `vectors` as a finite, C-contiguous matrix of the float type that it came in.
 
-    With `finite=False` a caller who will see every number anyway saves a pass over them, and passes
-    a row that turns out not to be finite to `refuse_row`. A memory-mapped array stays on disk.
+    A memory-mapped array stays on disk. With `finite=False` the check for finite numbers is
+    skipped, which saves a pass over the array for callers that read every number anyway and pass a
+    row that turns out not to be finite to `raise_bad_row`.
 
     Raises:
-        ValueError: Unless `vectors` is two-dimensional, real, finite, and has at least one row and
-            one column.
+        ValueError: If `vectors` is not two-dimensional, real and finite, or is empty.
     """
     rows = _numpy(vectors, name)
     if rows.ndim != 2:
-        raise ValueError(f"{name} has shape {rows.shape}: expected a matrix, one vector a row")
+        raise ValueError(
+            f"{name} has shape {rows.shape}: expected a matrix with one vector per row"
+        )
     if 0 in rows.shape:
         raise ValueError(f"{name} is empty, with shape {rows.shape}: expected at least one vector")
     return _finite(rows, name) if finite else np.ascontiguousarray(rows)
 
 
 def raise_bad_row(rows: Float[Array, "k d"], index: int, name: str) -> NoReturn:
-    """Say what is wrong with a row whose squared norm is not finite."""
+    """Raise the error about row `index`, whose squared norm is not finite.
+
+    Raises:
+        ValueError: Always; the message contains the offending number.
+    """
     row = rows[index]
     if np.isfinite(row).all():
         raise ValueError(
-            f"{name} holds {row[np.abs(row).argmax()]} at row {index}, whose square is infinite: "
+            f"{name} contains {row[np.abs(row).argmax()]} at row {index}, whose square is infinite: "
             "scale the vectors down"
         )
     value = row[~np.isfinite(row)][0]
-    raise ValueError(f"{name} holds {value} at row {index}: expected finite numbers")
+    raise ValueError(f"{name} contains {value} at row {index}: expected finite numbers")
 
 
-def as_targets(vectors: Any, name: str, dimension: int) -> Float[Array, "m d"]:
-    """One vector or a matrix of several as float64, none of them empty, not all of them zero."""
+def as_targets(vectors: ArrayLike, name: str, dimension: int) -> Float[Array, "m d"]:
+    """Return one vector, or a matrix of several, as a float64 matrix.
+
+    Raises:
+        ValueError: If the array is empty, not finite, or its vectors are not of length `dimension`.
+    """
     array = _numpy(vectors, name)
     if array.ndim not in (1, 2) or 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}: expected one vector, or one a row")
+        raise ValueError(f"{name} has shape {array.shape}: expected one vector, or one per row")
     if array.shape[-1] != dimension:
         raise ValueError(
             f"{name} has {array.shape[-1]} dimensions, but the candidates have {dimension}"
@@ -54,34 +79,48 @@ def as_targets(vectors: Any, name: str, dimension: int) -> Float[Array, "m d"]:
     return np.atleast_2d(_finite(array, name)).astype(np.float64)
 
 
-def as_weights(weights: Any, name: str, count: int) -> Float[Array, " m"]:
-    """`count` finite numbers, none negative, not all zero."""
+def as_weights(weights: ArrayLike, name: str, count: int) -> Float[Array, " m"]:
+    """Return `weights` as `count` finite numbers, none of them negative and not all zero.
+
+    Raises:
+        ValueError: If they are anything else.
+    """
     array = _finite(_numpy(weights, name), name).astype(np.float64)
     if array.shape != (count,):
-        raise ValueError(f"{name} has shape {array.shape}: expected {count}, one a target")
+        raise ValueError(f"{name} has shape {array.shape}: expected {count}, one per target")
     if (array < 0).any() or not array.any():
-        raise ValueError(f"{name} is {array}: expected no negative number, and one above zero")
+        raise ValueError(
+            f"{name} is {array}: expected no negative number and at least one above zero"
+        )
     return array
 
 
-def as_indices(indices: Any, name: str, count: int) -> Int[Array, " n"]:
-    """Whole numbers in 0 … `count` − 1, in the order given; a negative one does not count back."""
+def as_indices(indices: ArrayLike, name: str, count: int) -> Int[Array, " n"]:
+    """Return `indices` as whole numbers in 0 … `count` − 1; negative ones do not count from the end.
+
+    Raises:
+        ValueError: If they are anything else, a Boolean mask included.
+    """
     array = np.asarray(indices)
     if array.size == 0:
         return np.empty(0, dtype=np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
-            f"{name} is an array of {array.dtype}, shape {array.shape}: expected whole numbers, "
-            "one a row; of a mask, np.flatnonzero gives them"
+            f"{name} is an array of {array.dtype}, shape {array.shape}: expected row numbers; "
+            "np.flatnonzero makes them of a mask"
         )
     if array.min() < 0 or array.max() >= count:
         wrong = array[(array < 0) | (array >= count)][0]
-        raise ValueError(f"{name} holds {wrong}, but rows go from 0 to {count - 1}")
+        raise ValueError(f"{name} contains {wrong}, but rows go from 0 to {count - 1}")
     return array.astype(np.int64)
 
 
-def as_vector(vector: Any, name: str, dimension: int) -> Float[Array, " d"]:
-    """`vector` as a finite float vector of `dimension` numbers; one row of a matrix is accepted."""
+def as_vector(vector: ArrayLike, name: str, dimension: int) -> Float[Array, " d"]:
+    """Return `vector` as a finite float vector; a matrix of one row is accepted.
+
+    Raises:
+        ValueError: If it is anything else, or its length is not `dimension`.
+    """
     array = _numpy(vector, name)
     if array.ndim == 2 and len(array) == 1:
         array = array[0]
@@ -93,14 +132,22 @@ def as_vector(vector: Any, name: str, dimension: int) -> Float[Array, " d"]:
 
 
 def as_count(n: Any, name: str) -> int:
-    """`n` as a positive whole number."""
+    """Return `n` as an int.
+
+    Raises:
+        ValueError: If `n` is not a positive whole number.
+    """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"{name} is {n!r}: expected a whole number, 1 or more")
     return int(n)
 
 
 def as_positive(x: Any, name: str) -> float:
-    """`x` as a positive finite number."""
+    """Return `x` as a float.
+
+    Raises:
+        ValueError: If `x` is not a positive finite number.
+    """
     try:
         value = float(x)
     except (TypeError, ValueError):
@@ -111,7 +158,7 @@ def as_positive(x: Any, name: str) -> float:
 
 
 def check_noise(lam: float, squared_lengths: Float[Array, " k"]) -> None:
-    """Refuse a noise that float64 loses beside the longest candidate.
+    """Reject an observation noise that float64 cannot resolve next to the longest candidate.
 
     Raises:
         ValueError: If `lam` is below 1e-14 of the largest squared length.
@@ -119,32 +166,33 @@ def check_noise(lam: float, squared_lengths: Float[Array, " k"]) -> None:
     longest = float(squared_lengths.max())
     if lam < _NOISE * longest:
         raise ValueError(
-            f"lam is {lam:g}, lost in float64 beside a candidate of squared length {longest:.3g}: "
-            "normalise the vectors or raise lam"
+            f"lam is {lam:g}, too small for float64 next to a candidate of squared length "
+            f"{longest:.3g}: normalize the vectors or raise lam"
         )
 
 
 def duplicate_groups(rows: Float[Array, "k d"]) -> Int[Array, " k"]:
-    """For every row, the lowest index of a row with the same bytes. O(k d)."""
+    """Return for every row the lowest index of a row with the same bytes. O(k d).
+
+    >>> duplicate_groups(np.array([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])).tolist()
+    [0, 1, 0]
+    """
     first: dict[bytes, int] = {}
     return np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(rows)])
 
 
 def normalize_rows(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
-    """Every row at unit length, in float64; a zero vector stays zero."""
-    wide = rows.astype(np.float64)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    """Return every row scaled to unit length, in float64; a zero vector stays zero."""
+    rows = rows.astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
     norms[norms == 0] = 1.0
-    unit: Float[Array, "k d"] = wide / norms
-    return unit
+    normalized: Float[Array, "k d"] = rows / norms
+    return normalized
 
 
-def _numpy(values: Any, name: str) -> Array:
-    if hasattr(values, "detach"):  # a torch tensor, on any device; NumPy has no bfloat16
-        values = values.detach().cpu()
-        if values.is_floating_point() and values.element_size() == 2:
-            values = values.float()
-        values = values.numpy()
+def _numpy(values: ArrayLike, name: str) -> Array:
+    if hasattr(values, "detach"):
+        values = _from_torch(values)
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -152,19 +200,27 @@ def _numpy(values: Any, name: str) -> Array:
     if array.dtype.kind in "iub":
         array = array.astype(np.float64)
     if array.dtype.kind != "f":
-        raise ValueError(f"{name} holds {array.dtype}: expected real numbers")
+        raise ValueError(f"{name} contains {array.dtype}: expected real numbers")
+    return array
+
+
+def _from_torch(tensor: Any) -> Array:
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() and tensor.element_size() == 2:  # NumPy lacks bfloat16
+        tensor = tensor.float()
+    array: Array = tensor.numpy()
     return array
 
 
 def _finite(array: Array, name: str) -> Array:
-    top = float(max(array.max(), -array.min())) if array.size else 0.0
-    if not np.isfinite(top):
+    largest = float(max(array.max(), -array.min())) if array.size else 0.0
+    if not np.isfinite(largest):
         bad = np.argwhere(~np.isfinite(array))[0]
-        where = "row " + str(bad[0]) if array.ndim == 2 else "position " + str(bad[0])
-        raise ValueError(f"{name} holds {array[tuple(bad)]} at {where}: expected finite numbers")
-    if top > _LARGEST or 0 < top < _SMALLEST:
+        place = f"row {bad[0]}" if array.ndim == 2 else f"position {bad[0]}"
+        raise ValueError(f"{name} contains {array[tuple(bad)]} at {place}: expected finite numbers")
+    if largest > _LARGEST or 0 < largest < _SMALLEST:
         raise ValueError(
-            f"{name} holds numbers up to {top:.3g}, whose powers float64 loses: "
-            "scale them, to vectors of length one if you can"
+            f"{name} contains numbers up to {largest:.3g}, whose powers float64 cannot represent: "
+            "scale the vectors, preferably to length one"
         )
     return np.ascontiguousarray(array)

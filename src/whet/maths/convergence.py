@@ -9,18 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whet.maths.arrays import Array
+from whet.maths.irreducible import irreducible_variance
 from whet.maths.posterior import Posterior
 
 SUBMODULAR = float(1 - np.exp(-1))  # Nemhauser et al. (1978): greedy's share of the best reduction
 RISE = 1e-9  # relative to the gain, and a thousandth of it to the prior: less is rounding
-
-
-def irreducible_variance(prompt: Float[Array, " d"], candidates: Float[Array, "k d"]) -> float:
-    """σ²_∞(x*), Eq. (5): the squared length of what no candidate spans. O(k d min(k, d))."""
-    _, singular, axes = np.linalg.svd(candidates, full_matrices=False)
-    axes = axes[singular > singular[0] * max(candidates.shape) * np.finfo(float).eps]
-    rest = prompt - axes.T @ (axes @ prompt)
-    return float(rest @ rest)
 
 
 def uncertainty_reduction(

@@ -1,24 +1,22 @@
-"""How sure a measured number is: bootstrap intervals and ratios of bits per byte.
+"""Bootstrap intervals of measured numbers.
 
-Source: SIFT, arXiv 2410.08020, Section 5 (90 % intervals, 1,000 resamples); docs/protocol.md, "What
-    is reported".
+Source: SIFT, arXiv 2410.08020, Section 5 (90 % intervals, 1,000 resamples); docs/protocol.md.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from whet.maths.arrays import Array
+from whet.maths.arrays import Array, ArrayLike
 
 Statistic = Callable[[Array], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its interval."""
+    """A number with its confidence interval and the number of rows that it was computed from."""
 
     value: float
     low: float
@@ -27,7 +25,7 @@ class Estimate:
 
     @property
     def has_interval(self) -> bool:
-        """False where it is empty, and tells nothing: of one row, or of groups of one."""
+        """Whether the interval has a width; a single row, or groups of one row, give none."""
         return self.low < self.high
 
     @property
@@ -45,17 +43,19 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """`statistic` of `rows` with its percentile interval over resamples of the rows.
+    """Return `statistic` of `rows` with its percentile interval over resamples of the rows.
 
-    With `groups`, rows are resampled within their group, so that each keeps its size. One row, or
-    groups of one, have an empty interval.
+    With `groups`, rows are resampled within their group, so that each group keeps its size. One
+    row, or groups of one row, give an interval of width zero.
     """
     rows = np.asarray(rows)
 
-    def each(draws: Int[Array, "r n"]) -> Float[Array, " r"]:
+    def statistics(draws: Int[Array, "r n"]) -> Float[Array, " r"]:
         return np.array([statistic(rows[draw]) for draw in draws], np.float64)
 
-    return resampled(len(rows), each, groups=groups, level=level, resamples=resamples, seed=seed)
+    return resampled(
+        len(rows), statistics, groups=groups, level=level, resamples=resamples, seed=seed
+    )
 
 
 def resampled(
@@ -67,15 +67,15 @@ def resampled(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """`bootstrap` of a statistic that takes all resamples of `n` rows at once, a line of rows each.
+    """Like `bootstrap`, with a vectorized statistic that takes one resample of row numbers per line.
 
-    O(resamples · n) numbers in memory; no loop in Python but the statistic's own.
+    Needs memory for O(resamples · n) numbers; the only Python loop is the statistic's own.
     """
     rng = np.random.default_rng(seed)
     groups = np.zeros(n) if groups is None else groups
     members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     draws = np.concatenate(
-        [own[rng.integers(0, len(own), (resamples, len(own)))] for own in members], axis=1
+        [rows[rng.integers(0, len(rows), (resamples, len(rows)))] for rows in members], axis=1
     )
     tail = (1 - level) / 2
     low, high = np.quantile(statistic(draws), [tail, 1 - tail])
@@ -83,7 +83,11 @@ def resampled(
     return Estimate(float(value), float(low), float(high), n)
 
 
-def mean_estimate(values: Any, *, seed: int = 0) -> Estimate:
-    """The mean of `values` with its 90 % bootstrap interval."""
-    known = np.asarray(values, dtype=np.float64)
-    return resampled(len(known), lambda draws: known[draws].mean(axis=1), seed=seed)
+def mean_estimate(values: ArrayLike, *, seed: int = 0) -> Estimate:
+    """Return the mean of `values` with its 90 % bootstrap interval.
+
+    >>> mean_estimate([1.0, 2.0, 3.0]).value
+    2.0
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return resampled(len(array), lambda draws: array[draws].mean(axis=1), seed=seed)

@@ -1,1 +1,1 @@
-"""From embeddings to an order of candidates. Knows nothing of text."""
+"""Selection of the most informative candidates, on arrays: SIFT and the rules it is compared with."""

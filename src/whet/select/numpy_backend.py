@@ -1,4 +1,4 @@
-"""The plain greedy selection, on NumPy alone: the fast form's reference, and small inputs' form."""
+"""Greedy selection in plain NumPy: the reference for the numba backend, and used for small inputs."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -9,44 +9,47 @@ from whet.select.selection import argmax_first
 
 
 class NumpyGreedy:
-    """Greedy selection by `Posterior`. O(k d) float64 beside the rows."""
+    """Greedy selection with `Posterior`. Needs O(k d) float64 in addition to the rows."""
 
     def __init__(
         self,
         rows: Float[Array, "k d"],
-        goals: Float[Array, "m d"],
-        open: Bool[Array, " k"],
+        targets: Float[Array, "m d"],
+        available: Bool[Array, " k"],
         *,
         lam: float,
-        once: bool,
+        repeats: bool,
     ) -> None:
-        self._posterior = Posterior(rows, goals, lam=lam)
+        self._posterior = Posterior(rows, targets, lam=lam)
         self.prior: Float[Array, " k"] = self._posterior.variance
-        self._open, self._once = open.copy(), once
-        self._twin = duplicate_groups(rows)
+        self._available, self._repeats = available.copy(), repeats
+        self._first_equal = duplicate_groups(rows)
         self._picks: list[int] = []
         self._trace = [self._posterior.target_variance]
 
     @property
     def picks(self) -> Int[Array, " n"]:
+        """The picks so far."""
         return np.array(self._picks, dtype=np.int64)
 
     @property
     def trace(self) -> Float[Array, " steps"]:
+        """The targets' summed variance after 0, 1, … picks."""
         return np.array(self._trace)
 
     def advance(self, steps: int) -> None:
-        """Up to `steps` more picks; fewer when no candidate is left."""
+        """Make up to `steps` more picks, fewer if no candidate is left."""
         for _ in range(steps):
-            if not self._open.any():
+            if not self._available.any():
                 return
             index = self._best()
             self._posterior.observe(index)
-            self._open[index] = not self._once
+            self._available[index] = self._repeats
             self._picks.append(index)
             self._trace.append(self._posterior.target_variance)
 
     def _best(self) -> int:
-        """The first open row of the best one's group: a product may tell identical rows apart."""
-        best = argmax_first(np.where(self._open, self._posterior.gains(), -1.0))
-        return int(np.flatnonzero(self._open & (self._twin == self._twin[best]))[0])
+        """The first available row that equals the best one; products may separate equal rows."""
+        best = argmax_first(np.where(self._available, self._posterior.gains(), -1.0))
+        equal = self._first_equal == self._first_equal[best]
+        return int(np.flatnonzero(self._available & equal)[0])

@@ -1,11 +1,15 @@
 """Every selector by the name that `--selector` takes; docs/method.md says when to use which."""
 
 from whet.select.selection import Selector
-from whet.select.selectors.active_learning import ctl, information_density, itl, undirected_vtl
-from whet.select.selectors.baselines import nearest, nearest_repeated, random, uncertainty
-from whet.select.selectors.diversity import facility_location, farthest_first, kmeanspp, mmr
+from whet.select.selectors.baselines import (
+    mmr,
+    nearest,
+    nearest_repeated,
+    random_selection,
+    sift_lazy,
+    uncertainty,
+)
 from whet.select.selectors.hull import hull
-from whet.select.selectors.lazy import sift_lazy
 from whet.select.sift import sift
 
 SELECTORS: dict[str, Selector] = {
@@ -14,26 +18,33 @@ SELECTORS: dict[str, Selector] = {
     "nearest": nearest,
     "nearest-repeated": nearest_repeated,
     "uncertainty": uncertainty,
-    "random": random,
+    "random": random_selection,
     "mmr": mmr,
-    "kmeanspp": kmeanspp,
-    "farthest-first": farthest_first,
-    "facility": facility_location,
     "hull": hull,
-    "itl": itl,
-    "ctl": ctl,
-    "vtl-undirected": undirected_vtl,
-    "information-density": information_density,
 }
+"""Every selector by name."""
+
+REMOVED = {
+    "kmeanspp": "random or mmr",
+    "farthest-first": "mmr",
+    "facility": "uncertainty",
+    "itl": "sift, which makes the same picks for a single query",
+    "ctl": "sift",
+    "vtl-undirected": "uncertainty",
+    "information-density": "mmr",
+}
+"""Selectors of earlier versions, and what to use instead."""
 
 
 def selector(name: str) -> Selector:
-    """The selector called `name`.
+    """Return the selector called `name`.
 
     Raises:
-        ValueError: If no selector is called so; the message lists those there are.
+        ValueError: If there is none; the message lists the names, or names the replacement of a
+            selector that was removed.
     """
-    try:
+    if name in SELECTORS:
         return SELECTORS[name]
-    except KeyError:
-        raise ValueError(f"selector is {name!r}: expected one of {', '.join(SELECTORS)}") from None
+    if name in REMOVED:
+        raise ValueError(f"selector {name!r} was removed: use {REMOVED[name]}")
+    raise ValueError(f"selector is {name!r}: expected one of {', '.join(SELECTORS)}")

@@ -1,17 +1,18 @@
-"""What a selector returns, and the one rule of ties.
+"""The result of a selection, the rule for ties, and the state that greedy selectors share.
 
 Source: SIFT, arXiv 2410.08020: σ_n of Section 3, the stopping rule of Section 6.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from whet.maths.arrays import (
     Array,
+    ArrayLike,
     as_count,
     as_positive,
     as_vector,
@@ -22,101 +23,173 @@ from whet.maths.arrays import (
 from whet.maths.posterior import Posterior
 
 TIE = 1e-9  # relative; docs/method.md, "Ties"
+_SHOWN = 8  # rows in the representation of a selection
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Selection:
-    """An ordered choice among candidates, with what each pick told about the prompt's response."""
+    """An ordered choice among candidates, with what each pick contributes.
+
+    The posterior variance is that of the model's response to the query, given a noisy observation
+    of each pick.
+    """
 
     indices: Int[Array, " n"]
-    """Rows of the candidates in the order chosen; a row may be chosen again."""
+    """Rows of the candidates in the order chosen; a row may occur more than once."""
     gains: Float[Array, " n"]
-    """By how much each pick lowered the posterior variance."""
+    """How much each pick lowers the posterior variance."""
     variance: Float[Array, " n+1"]
-    """Posterior variance of the prompt's response after 0, 1, … n picks."""
+    """Posterior variance after 0, 1, … n picks."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        rows = ", ".join(map(str, self.indices[:_SHOWN].tolist()))
+        picks = f"[{rows}, …] ({len(self)} picks)" if len(self) > _SHOWN else f"[{rows}]"
+        return f"Selection({picks}, σ {self.sigma[-1]:.3f})"
+
     @property
     def sigma(self) -> Float[Array, " steps"]:
-        """σ_n: posterior standard deviation as a share of the prior's, so it starts at 1."""
+        """σ_n: posterior standard deviation as a fraction of the prior's, so it starts at 1."""
         sigma: Float[Array, " steps"] = np.sqrt(self.variance / self.variance[0])
         return sigma
 
     def stop_at(self, alpha: float) -> "Selection":
-        """The picks before the first step m ≥ 1 with σ_m > 1 / (α m): ADAPTIVE SIFT(α).
+        """Return the picks before the first step m ≥ 1 with σ_m > 1 / (α m): ADAPTIVE SIFT(α).
 
-        Section 6 of the paper. May be empty.
+        Large `alpha` stops early; the result may be empty. Section 6 of the paper.
+
+        Args:
+            alpha: α of the paper; positive.
+
+        Returns:
+            The leading part of this selection.
+
+        Raises:
+            ValueError: If `alpha` is not positive.
+
+        >>> import whet
+        >>> selection = whet.sift([1.0, 1.0], [[1.0, 0.0], [0.0, 1.0]], n=4, lam=0.1)
+        >>> [len(selection.stop_at(alpha)) for alpha in (1.0, 1.3, 2.0)]
+        [4, 2, 0]
         """
         steps = np.arange(1, len(self) + 1)
-        over = np.flatnonzero(self.sigma[1:] > 1 / (as_positive(alpha, "alpha") * steps))
-        return self.first(int(over[0]) if len(over) else len(self))
+        crossings = np.flatnonzero(self.sigma[1:] > 1 / (as_positive(alpha, "alpha") * steps))
+        return self.head(int(crossings[0]) if len(crossings) else len(self))
 
-    def first(self, n: int) -> "Selection":
-        """The first `n` picks."""
+    def head(self, n: int) -> "Selection":
+        """Return the first `n` picks, or all if there are fewer."""
         return Selection(self.indices[:n], self.gains[:n], self.variance[: n + 1])
 
     def counts(self) -> dict[int, int]:
-        """How often each row was chosen, in the order of first choice."""
+        """Return how often each row was chosen, in the order of first choice."""
         return dict(Counter(self.indices.tolist()))
 
 
 @runtime_checkable
 class Selector(Protocol):
-    """Orders `n` of the candidates for a prompt; `lam` is λ', the observation noise."""
+    """A function that picks `n` of the candidates for a query; `lam` is λ', the noise variance."""
 
-    def __call__(self, prompt: Any, candidates: Any, n: int, *, lam: float = ...) -> Selection: ...
+    def __call__(
+        self, query: ArrayLike, candidates: ArrayLike, n: int, *, lam: float = ...
+    ) -> Selection: ...
 
 
 def argmax_first(values: Float[Array, " k"]) -> int:
-    """The lowest index whose value is within a relative 1e-9 of the largest."""
+    """Return the lowest index whose value is within a relative 1e-9 of the largest.
+
+    >>> argmax_first(np.array([1.0, 2.0, 2.0]))
+    1
+    """
     best = values.max()
     return int(np.argmax(values >= best - TIE * abs(best)))
 
 
 class GreedyState:
-    """A selection in the making: the checked inputs, their posterior, and the picks so far."""
+    """A selection in progress: validated inputs, their posterior, and the picks so far."""
 
-    def __init__(self, prompt: Any, candidates: Any, n: int, lam: float) -> None:
+    def __init__(self, query: ArrayLike, candidates: ArrayLike, n: int, lam: float) -> None:
         self.candidates = check_matrix(candidates, "candidates")
-        self.prompt = as_vector(prompt, "prompt", self.candidates.shape[1])
-        if not self.prompt.any():
-            raise ValueError("prompt is the zero vector: no candidate tells anything about it")
+        self.query = as_vector(query, "query", self.candidates.shape[1])
+        if not self.query.any():
+            raise ValueError("query is the zero vector: every candidate is equally uninformative")
         self.n, self.lam = as_count(n, "n"), as_positive(lam, "lam")
-        self.posterior = Posterior(self.candidates, self.prompt, lam=self.lam)
-        self._lengths, self._products = self.posterior.variance, self.posterior.covariance
-        check_noise(lam, self._lengths)
-        self.first = duplicate_groups(self.candidates)
+        self.posterior = Posterior(self.candidates, self.query, lam=self.lam)
+        self._squared_lengths = self.posterior.variance
+        self._products = self.posterior.covariance
+        check_noise(lam, self._squared_lengths)
+        self.first_equal = duplicate_groups(self.candidates)
         self._indices: list[int] = []
-        self._gains: list[float] = []
         self._variance = [self.posterior.target_variance]
 
     def cosines(self) -> Float[Array, " k"]:
-        """Signed cosine of every candidate to the prompt; 0 for a zero vector."""
-        scale = np.sqrt(self._lengths) * np.linalg.norm(self.prompt.astype(np.float64))
-        cosines: Float[Array, " k"] = np.zeros(len(scale))
-        np.divide(self._products, scale, out=cosines, where=scale > 0)
+        """Return the signed cosine of every candidate to the query; 0 for a zero vector."""
+        lengths = np.sqrt(self._squared_lengths) * np.linalg.norm(self.query.astype(np.float64))
+        cosines: Float[Array, " k"] = np.zeros(len(lengths))
+        np.divide(self._products, lengths, out=cosines, where=lengths > 0)
         return cosines
 
     def pick_best(self, values: Float[Array, " k"]) -> None:
-        """Pick the candidate of the largest value; of identical candidates always the first.
+        """Pick the candidate with the largest value; among identical candidates the first.
 
-        A matrix product may give identical rows values that differ by more than the tie when all
-        gains are tiny.
+        The rule for identical rows is separate from that for ties, because a matrix product may
+        give identical rows values that differ by more than the tie when all gains are tiny.
         """
-        self.pick(int(self.first[argmax_first(values)]))
+        self.pick(int(self.first_equal[argmax_first(values)]))
 
     def pick(self, index: int) -> None:
-        before = self.posterior.target_variance
+        """Pick candidate `index`."""
         self.posterior.observe(index)
         self._indices.append(index)
-        self._gains.append(before - self.posterior.target_variance)
         self._variance.append(self.posterior.target_variance)
 
     def selection(self) -> Selection:
-        return Selection(
-            np.array(self._indices, dtype=np.int64),
-            np.array(self._gains),
-            np.array(self._variance),
-        )
+        """Return the picks so far."""
+        return _selection(self._indices, self._variance)
+
+
+class WithoutReplacement:
+    """A selection in progress in which each candidate is picked at most once.
+
+    `name` is the selector's name, for the error message. `state` holds the validated inputs; its
+    posterior stays the prior.
+    """
+
+    def __init__(
+        self, query: ArrayLike, candidates: ArrayLike, n: int, lam: float, *, name: str
+    ) -> None:
+        self.state = GreedyState(query, candidates, n, lam)
+        self._picks: list[int] = []
+        self._available = np.ones(len(self.state.candidates), dtype=bool)
+        if self.state.n > len(self._available):
+            raise ValueError(
+                f"n is {self.state.n}, but {name} picks each of the {len(self._available)} "
+                "candidates at most once: lower n or raise k"
+            )
+
+    def pick(self, index: int) -> int:
+        """Pick candidate `index` and return it."""
+        self._available[index] = False
+        self._picks.append(index)
+        return index
+
+    def pick_best(self, values: Float[Array, " k"]) -> int:
+        """Pick the available candidate with the largest value; identical candidates are equal."""
+        values = values[self.state.first_equal]
+        return self.pick(argmax_first(np.where(self._available, values, -np.inf)))
+
+    def selection(self) -> Selection:
+        """Return the picks with the variance along them, which needs no other candidates."""
+        rows = self.state.candidates[self._picks]
+        posterior = Posterior(rows, self.state.query, lam=self.state.lam)
+        variance = [posterior.target_variance]
+        for position in range(len(rows)):
+            posterior.observe(position)
+            variance.append(posterior.target_variance)
+        return _selection(self._picks, variance)
+
+
+def _selection(picks: list[int], variance: list[float]) -> Selection:
+    trace = np.array(variance)
+    return Selection(np.array(picks, dtype=np.int64), -np.diff(trace), trace)

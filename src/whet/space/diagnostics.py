@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whet.maths.arrays import Array, as_positive
-from whet.maths.convergence import irreducible_variance
+from whet.maths.irreducible import irreducible_variance
 from whet.select.sift import sift
 from whet.space.space import DataSpace
 from whet.space.store.id_index import hashes

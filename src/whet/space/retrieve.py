@@ -52,7 +52,7 @@ class Retrieval:
     """Wall time of embed, search and select."""
 
     def stop_at(self, alpha: float) -> "Retrieval":
-        """The picks that adaptive stopping keeps: see `Selection.until`."""
+        """The picks that adaptive stopping keeps: see `Selection.stop_at`."""
         selection = self.selection.stop_at(alpha)
         n = len(selection)
         return replace(self, documents=self.documents[:n], rows=self.rows[:n], selection=selection)

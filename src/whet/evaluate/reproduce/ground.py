@@ -20,7 +20,8 @@ from whet.evaluate.reproduce.shown import Rows, Shown
 from whet.evaluate.results import Run
 from whet.evaluate.tasks import ScoringTask
 from whet.maths.arrays import Array
-from whet.maths.convergence import irreducible_variance, rising_gains
+from whet.maths.convergence import rising_gains
+from whet.maths.irreducible import irreducible_variance
 from whet.maths.statistics import Estimate, bootstrap, mean_estimate
 from whet.select.sift import sift
 from whet.space.space import DataSpace

@@ -1,0 +1,1 @@
+"""Exact SIFT compiled by numba, for large problems; picks are those of `NumpyGreedy`."""

@@ -1,7 +1,8 @@
-"""What the compiled form asks of the machine: the one module that imports numba and LLVM.
+"""Compilation to machine code: the one module that imports numba and LLVM.
 
-Machine code on disk is renewed when the file of its function changes, not when a function it calls
-does: `BUILT_ON` of a module changes with the modules that it calls, and a test says when to.
+Numba renews a function's machine code on disk when the function's own file changes, but not when a
+function that it calls does. `BUILT_ON` in each module is a hash of the modules that it calls; a
+test fails if it is not current.
 """
 
 from typing import Any, no_type_check
@@ -13,18 +14,18 @@ from numba.extending import intrinsic
 
 
 def compiled(function: Any, **options: Any) -> Any:
-    """`function` as machine code without the GIL, kept on disk where some folder can be written."""
+    """Compile `function` to machine code that releases the GIL, cached on disk where possible."""
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache: compile each time
+    except RuntimeError:  # no writable cache folder: compile in every process
         return njit(**options)(function)
 
 
-def summing(function: Any) -> Any:
-    """`compiled`, with sums in the order that fills the registers, fixed when compiled.
+def compiled_sum(function: Any) -> Any:
+    """Compile `function` with sums reordered to fill the registers, in an order fixed when compiled.
 
-    Only for sums along a row. A loop over rows treats its last few by other instructions, which
+    Only for sums along a row. A loop over rows handles its last few with other instructions, which
     must give the same bits.
     """
     return compiled(function, fastmath={"reassoc", "contract", "nsz"})
@@ -33,39 +34,40 @@ def summing(function: Any) -> Any:
 @no_type_check
 @intrinsic
 def cast(context, number, like):
-    """A stored number in the type of `like`; float16 comes as bits, as numba has no such type."""
+    """Convert a stored number to the type of `like`; numba lacks float16, which is passed as bits."""
 
     def generate(context, builder, signature, arguments):
-        bits, (stored, wanted) = arguments[0], signature.args
+        bits, (stored, target) = arguments[0], signature.args
         if stored == types.uint16:
             bits = builder.bitcast(bits, ir.HalfType())
-        if stored == wanted:
+        if stored == target:
             return bits
-        kind = context.get_value_type(wanted)
-        shorter = stored == types.float64
-        return builder.fptrunc(bits, kind) if shorter else builder.fpext(bits, kind)
+        kind = context.get_value_type(target)
+        narrower = stored == types.float64
+        return builder.fptrunc(bits, kind) if narrower else builder.fpext(bits, kind)
 
     return like(number, like), generate
 
 
 @no_type_check
 @intrinsic
-def fetch(context, rows, j, byte):
-    """Ask for the line of memory at `byte` of row j, which may lie beyond the end."""
+def prefetch(context, rows, j, byte):
+    """Prefetch the cache line at `byte` of row j, which may lie beyond the end of the array."""
 
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         pointer = builder.bitcast(array.data, ir.IntType(8).as_pointer())
         stride = cgutils.unpack_tuple(builder, array.strides)[0]
-        place = builder.add(builder.mul(stride, arguments[1]), arguments[2])
+        offset = builder.add(builder.mul(stride, arguments[1]), arguments[2])
         number = ir.IntType(32)
-        prefetch = builder.module.declare_intrinsic(
+        instruction = builder.module.declare_intrinsic(
             "llvm.prefetch",
             [pointer.type],
             ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number]),
         )
-        reading, keep, of_data = number(0), number(3), number(1)
-        builder.call(prefetch, [builder.gep(pointer, [place]), reading, keep, of_data])
+        read, high_locality, data_cache = number(0), number(3), number(1)
+        address = builder.gep(pointer, [offset])
+        builder.call(instruction, [address, read, high_locality, data_cache])
         return context.get_dummy_value()
 
     return types.void(rows, types.intp, types.intp), generate
@@ -73,16 +75,16 @@ def fetch(context, rows, j, byte):
 
 @no_type_check
 @intrinsic
-def full_registers(context):
-    """Compile the calling function apart, for registers as wide as the processor's.
+def use_widest_registers(context):
+    """Compile the calling function separately, for registers as wide as the processor's.
 
-    LLVM stops at 256 bits by itself, which halves the speed of a product that lies in cache.
+    By default LLVM stops at 256 bits, which halves the speed of a product that lies in the cache.
     """
 
     def generate(context, builder, signature, arguments):
-        marks = builder.function.attributes
-        set.add(marks, "noinline")
-        set.add(marks, '"prefer-vector-width"="512"')  # unknown to llvmlite, known to LLVM
+        attributes = builder.function.attributes
+        set.add(attributes, "noinline")
+        set.add(attributes, '"prefer-vector-width"="512"')  # llvmlite does not know it; LLVM does
         return context.get_dummy_value()
 
     return types.void(), generate

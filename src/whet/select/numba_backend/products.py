@@ -1,78 +1,75 @@
-"""Sums along the rows: products, priors, and the passes that make four columns at a time."""
+"""Sums along the rows: inner products, prior variances, and passes that compute four columns."""
 
 from typing import no_type_check
 
 import numpy as np
 
-from whet.select.numba_backend.jit import cast, compiled, fetch, full_registers, summing
+from whet.select.numba_backend.jit import (
+    cast,
+    compiled,
+    compiled_sum,
+    prefetch,
+    use_widest_registers,
+)
 
-BUILT_ON = "2c9556f9"  # see `machine`
+BUILT_ON = "7cae0edd"  # see `jit`
 
-NEXT = 2**14  # bytes that are fetched ahead: halves a pass over float16 rows beyond the cache
+AHEAD = 2**14  # bytes to prefetch: halves a pass over float16 rows that are not in the cache
 
 
-@summing
+@compiled_sum
 @no_type_check
-def dot(rows, j, q):
+def dot(rows, j, vector):
+    """Inner product of row j with a float64 vector."""
     total = 0.0
-    for c in range(len(q)):
-        total += cast(rows[j, c], 0.0) * q[c]
+    for c in range(len(vector)):
+        total += cast(rows[j, c], 0.0) * vector[c]
     return total
 
 
-@summing
+@compiled_sum
 @no_type_check
-def between(rows, i, j):
-    """The product of two rows, in float64."""
-    total = 0.0
-    for c in range(rows.shape[1]):
-        total += cast(rows[i, c], 0.0) * cast(rows[j, c], 0.0)
-    return total
-
-
-@summing
-@no_type_check
-def begin(state, lo, hi):
-    """The prior of rows lo … hi."""
-    rows, goals = state.rows, state.goals
+def initialize(state, lo, hi):
+    """Set the prior variance, covariance and gains of rows lo … hi."""
+    rows, targets = state.rows, state.targets
     for j in range(lo, hi):
-        if state.shared:
+        if state.parallel:
             for byte in range(0, rows.shape[1] * rows.itemsize, 64):
-                fetch(rows, j, byte + NEXT)
-        total, share = 0.0, 0.0
+                prefetch(rows, j, byte + AHEAD)
+        total, product = 0.0, 0.0
         for c in range(rows.shape[1]):
             x = cast(rows[j, c], 0.0)
             total += x * x
-            share += x * goals[0, c]
-        state.variance[j], state.covariance[0, j] = total, share
-        told = share * share
-        for a in range(1, len(goals)):
-            share = dot(rows, j, goals[a])
-            state.covariance[a, j] = share
-            told += share * share
-        state.gains[j] = told / (total + state.lam) if state.open[j] else -1.0
+            product += x * targets[0, c]
+        state.variance[j], state.covariance[0, j] = total, product
+        squares = product * product
+        for a in range(1, len(targets)):
+            product = dot(rows, j, targets[a])
+            state.covariance[a, j] = product
+            squares += product * product
+        state.gains[j] = squares / (total + state.lam) if state.available[j] else -1.0
 
 
-@summing
+@compiled_sum
 @no_type_check
-def four_columns(state, q, lo, hi, column):
-    """One reading of rows lo … hi makes four columns, two rows at a time to halve the reads of q.
+def four_columns(state, lo, hi, column):
+    """Multiply rows lo … hi with the four vectors of a pass: one into `column`, three into the cache.
 
-    Sums are of the type of q. The last of an odd number of rows is its own partner, so that all
-    rows go through the same instructions.
+    Two rows at a time halve the reads of the vectors. The last of an odd number of rows is its own
+    partner, so that all rows go through the same instructions.
     """
-    full_registers()
-    rows, slots, zero = state.rows, state.slots, q.dtype.type(0)
-    one, two, three = state.spares[slots[0]], state.spares[slots[1]], state.spares[slots[2]]
+    use_widest_registers()
+    rows, slots, q = state.rows, state.pass_slots, state.pass_vectors
+    one, two, three = state.cache[slots[0]], state.cache[slots[1]], state.cache[slots[2]]
     for j in range(lo, hi, 2):
         k = min(j + 1, hi - 1)
-        if state.shared:
+        if state.parallel:
             for byte in range(0, 2 * rows.shape[1] * rows.itemsize, 64):
-                fetch(rows, j, byte + NEXT)
-        s, t, u, v = zero, zero, zero, zero
-        e, f, g, h = zero, zero, zero, zero
+                prefetch(rows, j, byte + AHEAD)
+        s, t, u, v = 0.0, 0.0, 0.0, 0.0
+        e, f, g, h = 0.0, 0.0, 0.0, 0.0
         for c in range(rows.shape[1]):
-            x, y = cast(rows[j, c], zero), cast(rows[k, c], zero)
+            x, y = cast(rows[j, c], 0.0), cast(rows[k, c], 0.0)
             s += x * q[0, c]
             t += x * q[1, c]
             u += x * q[2, c]
@@ -88,6 +85,7 @@ def four_columns(state, q, lo, hi, column):
 @compiled
 @no_type_check
 def largest(values):
+    """Largest of `values`; −∞ if there are none."""
     high = -np.inf
     for value in values:
         high = max(high, value)

@@ -1,4 +1,4 @@
-"""The state of the compiled greedy selection, and the threads that share its rows."""
+"""The state of a compiled greedy selection, and the threads that share its rows."""
 
 import os
 from collections.abc import Callable
@@ -10,118 +10,108 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from whet.maths.arrays import Array
 
-SPARES = 16  # columns made ahead and not yet picked
-RECENT, MEMORY = 16, 2**30  # rows of the factor kept when products are deflated, and their bytes
-SCREENED = 2**19  # numbers from which float32 passes save more than exact contenders cost
-ROUGH = 1.01 * 2.0**-24  # rounding of float32, and a hundredth more for all that float64 rounds
-SHARED = 2**22  # numbers from which one prompt's rows are shared among threads
-
-
-class Screen(NamedTuple):
-    """What `whet.select.numba_backend.screen` keeps of the picks, s at most n and k; empty where it is never on.
-
-    `known` is how many steps of a row's factor are exact, `lower` L, `inverse` L⁻¹, `ridge` w, and
-    `slack` what multiplies `rough` in the bounds.
-    """
-
-    on: Bool[Array, " 1"]
-    longest: float
-    rough: float
-    q: Float[Array, "4 _"]
-    known: Int[Array, " k"]
-    lower: Float[Array, "s s"]
-    inverse: Float[Array, "s s"]
-    ridge: Float[Array, "s m"]
-    slack: Float[Array, " 2"]
+CACHE_SLOTS = 16  # columns computed ahead and not yet picked
+RECENT = 16  # rows of the factor kept when products are deflated,
+MAX_RECENT_BYTES = 2**30  # and the memory that they may take
+PARALLEL_SIZE = 2**22  # numbers from which one query's rows are shared among threads
+_INITIAL_STEPS = 16  # steps that a new state has room for
 
 
 class State(NamedTuple):
-    """What the kernels read and write. k candidates, m targets; R rows of the factor, a ring."""
+    """What the kernels read and write: k candidates, m targets, R rows of the factor in a ring."""
 
     rows: Shaped[Array, "k d"]
-    goals: Float[Array, "m d"]
-    open: Bool[Array, " k"]
+    targets: Float[Array, "m d"]
+    available: Bool[Array, " k"]
     lam: float
-    shared: bool
+    parallel: bool
     deflated: bool
-    once: bool
+    repeats: bool
     variance: Float[Array, " k"]
     covariance: Float[Array, "m k"]
     gains: Float[Array, " k"]
-    left: Float[Array, " m"]
+    """Gain of every candidate; −1 if it is not available."""
+    target_variances: Float[Array, " m"]
     factor: Float[Array, "R k"]
-    spares: Float[Array, "S k"]
-    names: Int[Array, " S"]
-    since: Int[Array, " S"]
+    cache: Float[Array, "S k"]
+    """Columns computed ahead."""
+    cached_rows: Int[Array, " S"]
+    """The candidate of each cached column; −1 for an empty slot."""
+    cached_at: Int[Array, " S"]
+    """The step whose factor each cached column accounts for."""
     z: Float[Array, "n d"]
     picks: Int[Array, " n"]
     scales: Float[Array, " n"]
+    """√(k_n(i, i) + λ') of each pick i."""
     trace: Float[Array, " n+1"]
-    slots: Int[Array, " 3"]
-    q: Float[Array, "4 d"]
-    told: Float[Array, "n m"]
-    first: Int[Array, " n"]
-    screen: Screen
+    pass_slots: Int[Array, " 3"]
+    """Slots of the cache for the other columns of a pass."""
+    pass_vectors: Float[Array, "4 d"]
+    coefficients: Float[Array, "n m"]
+    """Covariance of each pick with each target, divided by its scale."""
     weights: Float[Array, " R"]
-    base: Float[Array, " 1"]
+    """The pick's entries in the rows of the factor that its column lacks."""
+    multiple: Float[Array, " 1"]
+    """Factor between a row of the factor and the column of a repeated pick."""
     plan: Int[Array, " 3"]
+    """How the column of the current pick is computed: source, slot, first step it lacks."""
 
 
 class NumbaGreedy:
-    """Greedy selection by `whet.select.numba_backend.kernels`; the same bits for any number of threads.
+    """Greedy selection with compiled kernels; the same bits for any number of threads.
 
-    Memory beside the rows: up to 40 k numbers of float64; up to 3 n k of them for k ≤ 2 d, where n
-    is the number of picks.
+    Memory in addition to the rows: up to 40 k numbers of float64; up to 3 n k of them for k ≤ 2 d,
+    where n is the number of picks.
     """
 
     def __init__(
         self,
         rows: Shaped[Array, "k d"],
-        goals: Float[Array, "m d"],
-        open: Bool[Array, " k"],
+        targets: Float[Array, "m d"],
+        available: Bool[Array, " k"],
         *,
         lam: float,
-        once: bool,
+        repeats: bool,
         threads: int | None,
     ) -> None:
         from whet.select.numba_backend import kernels, products
 
         self._kernels = kernels
         k, d = rows.shape
-        shared = k * d >= SHARED  # by size, not by threads: one path, hence the same bits
-        self._threads = (threads or cores()) if shared else 1
-        self._state = _state(_bits(rows), goals, open.copy(), lam, once, shared)
-        self.step = 0
-        self._each(lambda lo, hi: products.begin(self._state, lo, hi))
-        self._state = _screened(self._state)
+        parallel = k * d >= PARALLEL_SIZE  # not by threads: one path, hence the same bits
+        self._threads = (threads or num_cores()) if parallel else 1
+        self.state = _new_state(_readable(rows), targets, available.copy(), lam, repeats, parallel)
+        self._step = 0
+        self._for_all_rows(lambda lo, hi: products.initialize(self.state, lo, hi))
 
     @property
     def prior(self) -> Float[Array, " k"]:
-        """Squared norms of the rows, before the first step."""
-        return self._state.variance
+        """Squared norms of the rows; valid before the first step."""
+        return self.state.variance
 
     @property
     def picks(self) -> Int[Array, " n"]:
-        return self._state.picks[: self.step]
+        """The picks so far."""
+        return self.state.picks[: self._step]
 
     @property
     def trace(self) -> Float[Array, " steps"]:
-        """What is left of the targets' variance after 0, 1, … picks."""
-        return self._state.trace[: self.step + 1]
+        """The targets' summed variance after 0, 1, … picks."""
+        return self.state.trace[: self._step + 1]
 
     def advance(self, steps: int) -> None:
-        """Up to `steps` more picks; fewer when no candidate is left."""
-        stop = self.step + steps
-        self._state = _reserve(self._state, stop)
-        if not self._state.shared:
-            self.step = self._kernels.advance(self._state, self.step, stop)
+        """Make up to `steps` more picks, fewer if no candidate is left."""
+        stop = self._step + steps
+        self.state = _reserve(self.state, stop)
+        if not self.state.parallel:
+            self._step = self._kernels.advance(self.state, self._step, stop)
             return
-        while self.step < stop and self._kernels.choose(self._state, self.step):
-            self._each(lambda lo, hi: self._kernels.observe(self._state, lo, hi, self.step))
-            self.step += 1
+        while self._step < stop and self._kernels.choose(self.state, self._step):
+            self._for_all_rows(lambda lo, hi: self._kernels.observe(self.state, lo, hi, self._step))
+            self._step += 1
 
-    def _each(self, work: Callable[[int, int], None]) -> None:
-        k = len(self._state.rows)
+    def _for_all_rows(self, work: Callable[[int, int], None]) -> None:
+        k = len(self.state.rows)
         edges = [k * part // self._threads for part in range(self._threads + 1)]
         if self._threads == 1:
             work(0, k)
@@ -130,119 +120,87 @@ class NumbaGreedy:
             list(pool.map(work, edges[:-1], edges[1:]))
 
 
-def cores() -> int:
-    """Processors that this process may use."""
+def num_cores() -> int:
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _bits(rows: Shaped[Array, "k d"]) -> Shaped[Array, "k d"]:
+def _readable(rows: Shaped[Array, "k d"]) -> Shaped[Array, "k d"]:
+    """`rows` in a type that the kernels read: float16 as its bits, wider types than 64 as float64."""
     if rows.dtype == np.float16:
         return rows.view(np.uint16)
     return rows if rows.dtype == np.float32 else np.asarray(rows, np.float64)
 
 
-def _aligned(m: int, d: int, dtype: type) -> Float[Array, "m d"]:
-    """A matrix at the start of a cache line: a fifth of a pass's time at k = 200."""
-    size = m * d * np.dtype(dtype).itemsize
+def _aligned(m: int, d: int) -> Float[Array, "m d"]:
+    """A matrix that starts at a cache line, which saves a fifth of a pass's time at k = 200."""
+    size = m * d * 8
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(m, d)
+    return memory[start : start + size].view(np.float64).reshape(m, d)
 
 
-def _state(
+def _new_state(
     rows: Shaped[Array, "k d"],
-    goals: Float[Array, "m d"],
-    open: Bool[Array, " k"],
+    targets: Float[Array, "m d"],
+    available: Bool[Array, " k"],
     lam: float,
-    once: bool,
-    shared: bool,
+    repeats: bool,
+    parallel: bool,
 ) -> State:
-    (k, d), m = rows.shape, len(goals)
+    (k, d), m = rows.shape, len(targets)
     deflated = k > 2 * d
-    recent = min(RECENT, max(4, MEMORY // (8 * k))) if deflated else 16
-    left = np.einsum("md,md->m", goals, goals)
+    capacity = RECENT
+    if deflated:
+        capacity = min(RECENT, max(4, MAX_RECENT_BYTES // (8 * k)))
+    target_variances = np.einsum("md,md->m", targets, targets)
     return State(
         rows=rows,
-        goals=goals,
-        open=open,
+        targets=targets,
+        available=available,
         lam=lam,
-        shared=shared,
+        parallel=parallel,
         deflated=deflated,
-        once=once,
+        repeats=repeats,
         variance=np.empty(k),
         covariance=np.empty((m, k)),
         gains=np.empty(k),
-        left=left,
-        factor=np.empty((recent, k)),
-        spares=np.empty((SPARES, k)),
-        names=np.full(SPARES, -1),
-        since=np.zeros(SPARES, np.int64),
-        z=np.empty((16 if deflated else 0, d)),
-        picks=np.empty(16, np.int64),
-        scales=np.empty(16),
-        trace=np.array([left.sum(), *[0.0] * 16]),
-        slots=np.zeros(3, np.int64),
-        q=_aligned(4, d, np.float64),
-        told=np.empty((16, m)),
-        first=np.empty(16, np.int64),
-        screen=_screen(k, d, m, 0, 0.0),
-        weights=np.empty(recent),
-        base=np.empty(1),
+        target_variances=target_variances,
+        factor=np.empty((capacity, k)),
+        cache=np.empty((CACHE_SLOTS, k)),
+        cached_rows=np.full(CACHE_SLOTS, -1),
+        cached_at=np.zeros(CACHE_SLOTS, np.int64),
+        z=np.empty((_INITIAL_STEPS if deflated else 0, d)),
+        picks=np.empty(_INITIAL_STEPS, np.int64),
+        scales=np.empty(_INITIAL_STEPS),
+        trace=np.array([target_variances.sum(), *[0.0] * _INITIAL_STEPS]),
+        pass_slots=np.zeros(3, np.int64),
+        pass_vectors=_aligned(4, d),
+        coefficients=np.empty((_INITIAL_STEPS, m)),
+        weights=np.empty(capacity),
+        multiple=np.empty(1),
         plan=np.empty(3, np.int64),
     )
 
 
-def _screen(k: int, d: int, m: int, room: int, longest: float) -> Screen:
-    """For `room` picks of rows whose largest squared length is `longest`; off where room is 0."""
-    return Screen(
-        on=np.full(1, room > 0),
-        longest=longest,
-        rough=ROUGH * d * longest,
-        q=_aligned(4, d if room else 0, np.float32),
-        known=np.zeros(k if room else 0, np.int64),
-        lower=np.empty((room, room)),
-        inverse=np.empty((room, room)),
-        ridge=np.empty((room, m)),
-        slack=np.zeros(2),
-    )
-
-
-def _screened(state: State) -> State:
-    """`state` with the screen on, where that pays and float32 has the range for the lengths."""
-    (k, d), longest = state.rows.shape, float(state.variance.max())
-    pays = k * d >= SCREENED and not state.deflated and state.rows.dtype != np.float64
-    if not (pays and 1e-12 < longest < 1e12 and d <= 2**16):
-        return state
-    return state._replace(screen=_screen(k, d, len(state.goals), len(state.picks), longest))
-
-
 def _reserve(state: State, steps: int) -> State:
-    """`state` with room for `steps` picks in all."""
+    """Return `state` with room for `steps` picks in all."""
     room = len(state.picks)
     if steps <= room:
         return state
     room = max(steps, 2 * room)
 
-    def longer(array: Array, rows: int) -> Array:
-        fresh = np.empty((rows, *array.shape[1:]), array.dtype)
-        fresh[: len(array)] = array
-        return fresh
+    def extended(array: Array, rows: int) -> Array:
+        copy = np.empty((rows, *array.shape[1:]), array.dtype)
+        copy[: len(array)] = array
+        return copy
 
     state = state._replace(
-        picks=longer(state.picks, room),
-        scales=longer(state.scales, room),
-        told=longer(state.told, room),
-        first=longer(state.first, room),
-        trace=longer(state.trace, room + 1),
+        picks=extended(state.picks, room),
+        scales=extended(state.scales, room),
+        coefficients=extended(state.coefficients, room),
+        trace=extended(state.trace, room + 1),
     )
     if state.deflated:
-        return state._replace(z=longer(state.z, room))
-    state = state._replace(factor=longer(state.factor, room), weights=np.empty(room))
-    screen = state.screen
-    if screen.on[0]:
-        side = max(len(screen.lower), min(room, len(state.rows)))  # after k picks it is given up
-        wider = [np.empty((side, side)), np.empty((side, side))]
-        for fresh, old in zip(wider, (screen.lower, screen.inverse), strict=True):
-            fresh[: len(old), : len(old)] = old
-        screen = screen._replace(lower=wider[0], inverse=wider[1], ridge=longer(screen.ridge, side))
-    return state._replace(screen=screen)
+        return state._replace(z=extended(state.z, room))
+    return state._replace(factor=extended(state.factor, room), weights=np.empty(room))

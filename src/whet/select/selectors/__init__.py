@@ -1,0 +1,1 @@
+"""Selectors that SIFT is compared with; all have the signature `whet.select.selection.Selector`."""

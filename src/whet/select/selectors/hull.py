@@ -1,67 +1,68 @@
-"""The prompt as an average of candidates: a sparse convex reconstruction, rounded to counts.
+"""HullFT: approximate the query by a convex combination of candidates, rounded to whole counts.
 
-Source: HullFT (arXiv 2605.30337), from its description alone: Frank–Wolfe over weights that sum
-to one, at most n of them positive; then whole counts by rounding down, filling up greedily and
-swapping. What the description leaves open is ours: where Frank–Wolfe starts, exact line search,
-filling and swapping within the support, the order of the picks.
+Source: HullFT (arXiv 2605.30337), reimplemented from its description: Frank–Wolfe over weights that
+sum to one, at most n of them positive; then whole counts by rounding down, filling up greedily and
+swapping. The description leaves open, and we chose: where Frank–Wolfe starts, exact line search,
+filling and swapping within the support, and the order of the picks.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from whet.maths.arrays import Array, duplicate_groups, normalize_rows
+from whet.maths.arrays import Array, ArrayLike, duplicate_groups, normalize_rows
 from whet.select.selection import TIE, GreedyState, Selection, argmax_first
 
 STEPS = 250  # of Frank–Wolfe, at most
 PASSES = 2  # of swaps, at most
 
 
-def hull(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01) -> Selection:
-    """`n` picks, with repetition, whose mean direction is as near as may be to the prompt's.
+def hull(query: ArrayLike, candidates: ArrayLike, n: int, *, lam: float = 0.01) -> Selection:
+    """Make `n` picks, with repetition, whose mean direction is as near as possible to the query's.
 
-    The most repeated comes first and copies follow one another, so that a gradient can be reused.
-    `lam` only enters the variance reported; candidates of negative cosine are of no use here.
-    O(k d s + k) for each of s ≤ n supporting candidates and of 250 steps.
+    The most repeated candidate comes first and copies are adjacent, so that a gradient can be
+    reused. `lam` is used only for the reported variance; candidates of negative cosine are never
+    useful here. O(k d s + k) for each of s ≤ n supporting candidates and of 250 steps. Raises as
+    `sift`.
     """
-    trial = GreedyState(prompt, candidates, n, lam)
-    distinct = np.unique(duplicate_groups(trial.candidates))
-    rows = normalize_rows(trial.candidates[distinct])
-    goal = normalize_rows(trial.prompt[None])[0]
-    mixture = reconstruct(rows, goal, support=trial.n)
-    counts = whole_counts(rows[mixture.support], goal, mixture.weights, trial.n)
-    for slot in np.argsort(-counts, kind="stable"):
-        for _ in range(counts[slot]):
-            trial.pick(int(distinct[mixture.support[slot]]))
-    return trial.selection()
+    state = GreedyState(query, candidates, n, lam)
+    distinct = np.unique(duplicate_groups(state.candidates))
+    rows = normalize_rows(state.candidates[distinct])
+    target = normalize_rows(state.query[None])[0]
+    mixture = reconstruct(rows, target, support=state.n)
+    counts = round_to_counts(rows[mixture.support], target, mixture.weights, state.n)
+    for position in np.argsort(-counts, kind="stable"):
+        for _ in range(counts[position]):
+            state.pick(int(distinct[mixture.support[position]]))
+    return state.selection()
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Weights that sum to one, of a few rows in rising order, and how far from best they may be."""
+    """Weights that sum to one, of a few rows in ascending order, with an optimality gap."""
 
     support: Int[Array, " s"]
     weights: Float[Array, " s"]
     gap: float
-    """Half the squared distance is at most this much above the least, if `support` did not bind."""
+    """Half the squared distance is at most this much above its minimum, if `support` did not bind."""
 
 
-def reconstruct(rows: Float[Array, "k d"], goal: Float[Array, " d"], *, support: int) -> Mixture:
-    """Frank–Wolfe with exact line search for min ½‖goal − Σ w_i row_i‖² from the best single row.
+def reconstruct(rows: Float[Array, "k d"], target: Float[Array, " d"], *, support: int) -> Mixture:
+    """Minimize ½‖target − Σ w_i row_i‖² by Frank–Wolfe with exact line search.
 
-    Once `support` rows carry weight, no other enters. The gap falls as 1/steps.
+    Starts at the best single row; once `support` rows have a positive weight, no other is added.
+    The gap falls as 1/steps.
     """
-    toward = rows @ goal
-    start = argmax_first(toward - np.einsum("kd,kd->k", rows, rows) / 2)
-    kernel = {start: rows @ rows[start]}  # one column for each row that ever carried weight
+    alignment = rows @ target
+    start = argmax_first(alignment - np.einsum("kd,kd->k", rows, rows) / 2)
+    kernel = {start: rows @ rows[start]}  # one column for each row that ever had a weight
     weights = np.zeros(len(rows))
     weights[start] = 1.0
     mean = kernel[start].copy()  # products of every row with the current mixture
     gap = np.inf
     for _ in range(STEPS):
-        slope = toward - mean
+        slope = alignment - mean
         full = np.count_nonzero(weights) >= support
         best = argmax_first(np.where(weights > 0, slope, -np.inf) if full else slope)
         gap = float(slope[best] - weights @ slope)
@@ -75,35 +76,36 @@ def reconstruct(rows: Float[Array, "k d"], goal: Float[Array, " d"], *, support:
         weights *= 1 - step
         weights[best] += step
         mean += step * (column - mean)
-    held = np.flatnonzero(weights)
-    return Mixture(held, weights[held], max(gap, 0.0))
+    positive = np.flatnonzero(weights)
+    return Mixture(positive, weights[positive], max(gap, 0.0))
 
 
-def whole_counts(
-    rows: Float[Array, "s d"], goal: Float[Array, " d"], weights: Float[Array, " s"], n: int
+def round_to_counts(
+    rows: Float[Array, "s d"], target: Float[Array, " d"], weights: Float[Array, " s"], n: int
 ) -> Int[Array, " s"]:
-    """Counts that sum to `n`, near n·`weights`, for a small ‖n·goal − Σ counts_i row_i‖².
+    """Return counts that sum to `n`, near n·`weights`, with a small ‖n·target − Σ counts_i row_i‖².
 
-    Rounded down; then the row that helps most is added until there are `n`; then one row at a time
-    is exchanged for the one that helps most, for two passes or until nothing helps. O(s² (d + n)).
+    The weights are rounded down; the row that improves most is added until there are `n`; then one
+    row at a time is swapped for the one that improves most, for two passes or until no swap
+    improves. O(s² (d + n)).
     """
     kernel = rows @ rows.T
     square = np.diag(kernel)
     counts = np.floor(weights * n * (1 + TIE)).astype(np.int64)
-    slope = n * (rows @ goal) - kernel @ counts
+    slope = n * (rows @ target) - kernel @ counts
     for _ in range(n - int(counts.sum())):
         best = argmax_first(2 * slope - square)
         counts[best] += 1
         slope -= kernel[best]
     for _ in range(PASSES):
         before = counts.copy()
-        for held in np.flatnonzero(counts):
-            better = 2 * (slope - slope[held]) - (square + square[held] - 2 * kernel[held])
-            best = argmax_first(better)
-            if better[best] > TIE:
-                counts[held] -= 1
+        for i in np.flatnonzero(counts):
+            improvement = 2 * (slope - slope[i]) - (square + square[i] - 2 * kernel[i])
+            best = argmax_first(improvement)
+            if improvement[best] > TIE:
+                counts[i] -= 1
                 counts[best] += 1
-                slope += kernel[held] - kernel[best]
+                slope += kernel[i] - kernel[best]
         if (counts == before).all():
             break
     return counts
