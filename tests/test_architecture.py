@@ -8,10 +8,11 @@ import grimp
 import pytest
 
 import whet
+from whet.errors import MissingDependencyError, require
 
 SOURCE = Path(whet.__file__).parent
 FLOORS = [
-    {"errors"},
+    {"errors", "compat"},
     {"io", "config", "_version"},
     {"maths"},
     {"data"},
@@ -31,9 +32,6 @@ HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 KNOWN = {  # imports that break a rule today, as importer: imported; the fewer the better
     ("whet.adapt.batch_decoding", "whet.adapt.model"),
     ("whet.adapt.sampling", "whet.adapt.model"),
-    ("whet.serve.app", "whet"),
-    ("whet.space.store.manifest", "whet"),
-    ("whet.space.store.writer", "whet"),
 }
 FILES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
 
@@ -96,6 +94,32 @@ def test_import_whet_loads_numpy_and_jaxtyping_only():
     assert out.stdout.strip() == "['jaxtyping', 'numpy']"
 
 
-def test_every_public_name_completes_and_loads():
-    assert set(whet.__all__) <= set(dir(whet))
+def test_every_public_name_loads_and_is_all_that_completion_offers():
+    assert dir(whet) == sorted(whet.__all__)
     assert all(getattr(whet, name) is not None for name in whet.__all__)
+
+
+def test_every_error_is_public_and_ends_in_error():
+    kinds = [kind for kind in vars(whet.errors).values() if isinstance(kind, type)]
+    errors = {kind.__name__ for kind in kinds if issubclass(kind, Exception)}
+    assert errors == {name for name in whet.__all__ if name.endswith("Error")}
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [("Options", "SelectionConfig"), ("Query", "Request"), ("open_space", "DataSpace.open")],
+)
+def test_an_old_public_name_raises_an_error_that_gives_the_new_one(old, new):
+    with pytest.raises(AttributeError, match=rf"whet\.{old} is now whet\.{new}"):
+        getattr(whet, old)
+
+
+def test_the_former_package_compat_names_the_new_one():
+    for code in ("import whet.compat.activeft", "from whet.compat import activeft"):
+        with pytest.raises(ImportError, match="is now whet.integrations"):
+            exec(code, {})
+
+
+def test_a_missing_dependency_is_named_with_its_extra():
+    with pytest.raises(MissingDependencyError, match=r"no_such_package is not installed: .*\[eval\]"):
+        require("no_such_package", "eval")

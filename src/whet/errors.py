@@ -1,42 +1,43 @@
-"""Every error of whet that a user may see.
+"""The errors that whet raises, and the import of require dependencies.
 
-    WhetError                    the world is not as it must be
-    ├── SourceError              a file or data set of texts cannot be read
-    ├── SpaceError               a data space is missing, corrupt or of a newer format
-    │   └── EmbedderMismatchError     a data space was made by another embedder
-    ├── NoMatchError             a prompt shares nothing with the data space (also a ValueError)
-    ├── ModelError               a language model cannot be loaded or used
-    ├── EngineError              an engine cannot take or finish a prompt
-    │   ├── QueueFullError            as many prompts wait as may
-    │   ├── EngineClosedError         it was closed
-    │   └── AdaptationError     a prompt's loss is not finite; `trace` tells its steps
-    ├── RunFolderError                 a run's folder holds something else than what is asked for
-    └── MissingDependencyError             an optional dependency is not installed
+    WhetError
+    ├── SourceError                a file or data set of documents cannot be read
+    ├── SpaceError                 a data space is missing, damaged, or of a newer format
+    │   └── EmbedderMismatchError  a data space was built with another embedder
+    ├── NoMatchError               a prompt shares nothing with the data space (also a ValueError)
+    ├── ModelError                 a language model cannot be loaded or used
+    ├── EngineError                an engine cannot accept or finish a request
+    │   ├── QueueFullError         the engine's queue is full
+    │   ├── EngineClosedError      the engine was closed
+    │   └── AdaptationError        a request's loss is not finite; `trace` holds its steps
+    ├── RunFolderError             a run's folder belongs to another run or is damaged
+    └── MissingDependencyError     an optional dependency is not installed
 
-A caller's own mistake (a negative count, a wrong shape) is a `ValueError`.
+Invalid arguments, such as a negative count or a wrong shape, raise `ValueError`.
 """
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 
 class WhetError(Exception):
-    """The world is not as it must be; the message says what, the value, and what to do."""
+    """Base class of whet's runtime errors.
+
+    Messages state the problem, the value, what was expected, and what to do.
+    """
 
 
 class SourceError(WhetError):
-    """A file or data set of texts cannot be read."""
+    """A file or data set of documents cannot be read."""
 
 
 class SpaceError(WhetError):
-    """A data space is missing, corrupt or of a newer format."""
+    """A data space is missing, damaged, or of a newer format."""
 
 
 class EmbedderMismatchError(SpaceError):
-    """A data space was made by another embedder."""
+    """A data space was built with another embedder."""
 
 
 class NoMatchError(WhetError, ValueError):
@@ -48,57 +49,51 @@ class ModelError(WhetError):
 
 
 class EngineError(WhetError):
-    """An engine cannot take or finish a prompt."""
+    """An engine cannot accept or finish a request."""
 
 
 class QueueFullError(EngineError):
-    """As many prompts wait as may; try again later."""
+    """The engine's queue is full: retry later."""
 
 
 class EngineClosedError(EngineError):
-    """The engine was closed and takes no more prompts."""
+    """The engine was closed and accepts no more requests."""
 
 
 class AdaptationError(EngineError):
-    """A prompt's loss is not finite; other prompts are not concerned."""
+    """A request's loss is not finite. Other requests are not affected."""
 
     def __init__(self, message: str, trace: Any = None) -> None:
         super().__init__(message)
         self.trace = trace
-        """Its steps until then: a `whet.engine.AdaptationTrace`."""
+        """The steps taken before the error: a `whet.AdaptationTrace`."""
 
 
 class RunFolderError(WhetError):
-    """A run's folder holds something else than what is asked for."""
+    """A run's folder belongs to another run, or is damaged."""
 
 
 class MissingDependencyError(WhetError):
     """An optional dependency is not installed."""
 
 
-EXTRAS = {"torch": "adapt", "transformers": "adapt", "matplotlib": "eval"}
+def require(module: str, extra: str) -> ModuleType:
+    """Import `module`, which needs the optional dependencies of `extra`.
 
+    `module` may be one of whet's own modules; the message names the package that is missing.
 
-@contextmanager
-def naming_extras() -> Iterator[None]:
-    """Turn a missing optional dependency into an error that names the extra to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        raise MissingDependencyError(
-            f"{error.name} is not installed: run `pip install 'whet[{EXTRAS[error.name]}]'`"
-        ) from error
+    >>> require("json", "adapt").dumps([1])
+    '[1]'
 
-
-def optional(module: str, extra: str) -> ModuleType:
-    """Import `module`, or say which extra of whet brings it."""
+    Raises:
+        MissingDependencyError: If `module`, or a package that it imports, is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "whet"):
             raise
         raise MissingDependencyError(
-            f"{error.name} is not installed: run `pip install 'whet[{extra}]'`"
+            f"{package} is not installed: run `pip install 'whet[{extra}]'`"
         ) from error

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from whet.adapt.config import PRECISIONS
-from whet.errors import ModelError, optional
+from whet.errors import ModelError, require
 
 BUNDLED = ("whet-nano", "whet-pico")
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
@@ -39,7 +39,7 @@ def load(
     Raises:
         ModelError: If there is no such model or device, or the model is not of that kind.
     """
-    transformers = optional("transformers", "adapt")
+    transformers = require("transformers", "adapt")
     where = _device(device)
     source = str(files("whet") / "assets" / str(name)) if str(name) in BUNDLED else str(name)
     transformers.utils.logging.disable_progress_bar()  # of its own; ours say what they count

@@ -25,9 +25,9 @@ def serve(space: Path | None, path: Path | None, check: bool, **given: Any) -> N
     """
     if space is None and path is None:
         raise ValueError("name SPACE, or --config FILE")
-    from whet.errors import optional
+    from whet.errors import require
 
-    optional("fastapi", "serve")
+    require("fastapi", "serve")
     from whet.serve.config import Config
 
     config = Config.read(path, spaces=space and {space.stem: space}, **given)

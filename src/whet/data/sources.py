@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from whet.errors import SourceError, optional
+from whet.errors import SourceError, require
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -222,7 +222,7 @@ def _parquet(file: IO[bytes], name: str, path: str, text_field: str) -> Records:
 
 
 def _dataset(spec: str) -> Records:
-    datasets = optional("datasets", "data")
+    datasets = require("datasets", "data")
     name, _, split = spec.partition(":")
     try:
         rows = iter(datasets.load_dataset(name, split=split or "train", streaming=True))

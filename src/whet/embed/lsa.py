@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from whet.embed.fingerprint import digest
-from whet.errors import ModelError, SpaceError, optional
+from whet.errors import ModelError, SpaceError, require
 from whet.io import load
 from whet.maths.arrays import Array, as_count
 
@@ -170,7 +170,7 @@ class SentenceEncoder:
         Raises:
             ModelError: If it cannot be loaded.
         """
-        library = optional("sentence_transformers", "embed")
+        library = require("sentence_transformers", "embed")
         try:
             self._model = library.SentenceTransformer(model, device=device)
         except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from whet import __version__
+from whet._version import __version__
 from whet.engine import Engine
 from whet.serve import completions, routes
 from whet.serve import errors as problems

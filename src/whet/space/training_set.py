@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whet.data.documents import Document, refuse_one
-from whet.errors import optional
+from whet.errors import require
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection
 from whet.select.sift import sift
@@ -86,7 +86,7 @@ class TrainingSet:
         Raises:
             MissingDependencyError: If `datasets` is not installed.
         """
-        datasets = optional("datasets", "data")
+        datasets = require("datasets", "data")
         rows = [record | {"meta": json.dumps(record["meta"])} for record in self.records()]
         return datasets.Dataset.from_list(rows)
 

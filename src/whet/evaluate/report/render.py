@@ -7,7 +7,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from whet.errors import optional
+from whet.errors import require
 from whet.evaluate.report.table import SHORT, Report
 from whet.evaluate.results import Run
 from whet.maths.statistics import Estimate, mean_estimate
@@ -67,7 +67,7 @@ def caption(report: Report) -> str:
 
 def curves(run: Run, path: Path) -> None:
     """% of base against steps, a line a method with its 90 % interval; PNG or SVG by suffix."""
-    plt = optional("matplotlib.pyplot", "eval")
+    plt = require("matplotlib.pyplot", "eval")
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for method in run.methods:
         means = [mean_estimate(run.ratio(method, step)) for step in run.steps]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from whet.errors import optional
+from whet.errors import require
 from whet.evaluate.report.table import SHORT
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate
@@ -40,8 +40,8 @@ RC = {
 @contextmanager
 def canvas(panels: int, width: float, height: float) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes, in a row, of that size in inches each: one, or an array."""
-    matplotlib = optional("matplotlib", "eval")
-    figures = optional("matplotlib.figure", "eval")  # no backend: nothing global, no window
+    matplotlib = require("matplotlib", "eval")
+    figures = require("matplotlib.figure", "eval")  # no backend: nothing global, no window
     with matplotlib.rc_context(RC):
         figure = figures.Figure(figsize=(width * panels, height), layout="constrained")
         yield figure, figure.subplots(1, panels)
@@ -67,13 +67,13 @@ def label(method: str) -> str:
 
 def whole(axes: Any) -> None:
     """Mark the horizontal axis at whole numbers."""
-    ticker = optional("matplotlib.ticker", "eval")
+    ticker = require("matplotlib.ticker", "eval")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
 
 
 def plain_ticks(axis: Any) -> None:
     """Mark a logarithmic axis at 1, 2, 5, 10 …, in plain numbers."""
-    axis.set_minor_locator(optional("matplotlib.ticker", "eval").LogLocator(subs=(2, 5)))
+    axis.set_minor_locator(require("matplotlib.ticker", "eval").LogLocator(subs=(2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(lambda value, _: f"{value:g}")
 

@@ -23,7 +23,7 @@ from whet.adapt.model import LanguageModel, Score
 from whet.adapt.sampling import SamplingParams
 from whet.adapt.session import adapted
 from whet.engine import Engine, Request
-from whet.errors import NoMatchError, optional
+from whet.errors import NoMatchError, require
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.tasks import ScoringTask
 from whet.maths.arrays import as_count
@@ -31,7 +31,7 @@ from whet.select.config import SelectionConfig
 from whet.space.progress import bar
 from whet.spaces import open_space
 
-optional("lm_eval", "lm-eval")
+require("lm_eval", "lm-eval")
 
 import lm_eval.models  # noqa: E402, F401  # its own models are known beside ours
 from lm_eval.api.instance import Instance  # noqa: E402  # after the extra was named

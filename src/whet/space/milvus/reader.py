@@ -21,7 +21,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from whet.data.filters import Filter, both, check_fields
-from whet.errors import EmbedderMismatchError, SpaceError, optional
+from whet.errors import EmbedderMismatchError, SpaceError, require
 from whet.maths.arrays import Array
 from whet.space.milvus.filters import column, expression, literal, spelled
 from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
@@ -248,7 +248,7 @@ class MilvusReader:
 
 def connected(uri: str) -> Any:
     """A client. Raises SpaceError if nothing answers."""
-    library = optional("pymilvus", "milvus")
+    library = require("pymilvus", "milvus")
     try:
         return library.MilvusClient(uri)
     except (library.MilvusException, OSError) as error:

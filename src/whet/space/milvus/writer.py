@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from whet.data.filters import Filter, kind
-from whet.errors import optional
+from whet.errors import require
 from whet.maths.arrays import Array
 from whet.space.milvus.filters import key, spelled
 from whet.space.milvus.reader import (
@@ -150,7 +150,7 @@ def _write_record(client: Any, collection: str, record: Record) -> None:
 
 
 def _make(client: Any, collection: str, record: Record) -> None:
-    kinds = optional("pymilvus", "milvus").DataType
+    kinds = require("pymilvus", "milvus").DataType
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("row", kinds.INT64, is_primary=True)
     for name in ("name", "text", "meta"):

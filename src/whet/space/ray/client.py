@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from whet.errors import WhetError, optional
+from whet.errors import WhetError, require
 
 LOCAL = "local"
 LOOPBACK = "127.0.0.2"  # Ray turns 127.0.0.1 into the address of an interface
@@ -33,7 +33,7 @@ def connected(address: str) -> Any:
         )
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = optional("ray", "ray")
+    ray = require("ray", "ray")
     if ray.is_initialized():
         have = ray.get_runtime_context().gcs_address
         if address not in (LOCAL, have):

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from whet import __version__
+from whet._version import __version__
 from whet.errors import SpaceError
 from whet.io import write_json
 

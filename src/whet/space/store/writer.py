@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from whet import __version__
+from whet._version import __version__
 from whet.data.documents import refuse_one
 from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
