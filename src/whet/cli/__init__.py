@@ -1,6 +1,7 @@
-"""The command line: a verb parses, calls one function, prints; results on stdout, all else not.
+"""The command line: a command parses its options, calls one function, and prints the result.
 
-Exit code 2 is for a wrong call, 1 for a world that is not as it must be.
+Results go to stdout, progress and errors to stderr. Exit code 2 is for usage errors, 1 for runtime
+errors.
 """
 
 import sys
@@ -8,66 +9,85 @@ from typing import Any
 
 import click
 
-import whet
-from whet.cli import evaluate as evidence
-from whet.cli import generate as answers
-from whet.cli import index as texts
-from whet.cli import reproduce
-from whet.cli import serve as serving
-from whet.cli import space as spaces
-from whet.errors import WhetError, naming_extras
+from whet._version import __version__
+from whet.cli import evaluate, generate, index, select, serve, space
+from whet.errors import WhetError
+
+RENAMED_COMMANDS = {
+    "why": "`whet explain`",
+    "key": "`whet keys create`",
+    "reproduce": "`python -m studies`, in a checkout of whet's repository",
+}
 
 
-class OneLine(click.ClickException):
-    """An error as its user sees it."""
+class UserError(click.ClickException):
+    """An error as one line on stderr."""
 
-    def __init__(self, message: str, usage: bool) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, usage: bool) -> None:
+        super().__init__(" ".join(message.split()))
         self.exit_code = 2 if usage else 1  # type: ignore[misc]  # click declares it as a constant
 
 
-class Verbs(click.Group):
-    """Turns whet's errors into one line and an exit code."""
+class ErrorHandlingGroup(click.Group):
+    """Prints whet's errors as one line, and the commands in sections."""
+
+    sections: dict[str, list[str]] = {}  # noqa: RUF012  # filled below, once
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with naming_extras():
-                made = super().invoke(ctx)
-                sys.stdout.flush()
-                return made
-        except BrokenPipeError:  # whoever reads has enough: click ends without a word
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:  # the reader has closed the pipe: click exits without a message
             raise
         except (WhetError, OSError, ValueError) as error:
             if ctx.params["debug"]:
                 raise
-            raise OneLine(" ".join(str(error).split()), isinstance(error, ValueError)) from error
+            raise UserError(str(error), usage=isinstance(error, ValueError)) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in RENAMED_COMMANDS:
+            raise click.UsageError(f"`whet {args[0]}` is now {RENAMED_COMMANDS[args[0]]}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = formatter.width - max(map(len, self.commands)) - 6
+        for title, names in self.sections.items():
+            rows = [(name, self.commands[name].get_short_help_str(width)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(whet.__version__, prog_name="whet")
+@click.group(cls=ErrorHandlingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="whet")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
-    """Sharpen a language model on every prompt.
+    """Fine-tune a language model at test time, for each prompt.
 
     \b
-    whet index texts.jsonl my.whet          make a data space
-    whet select my.whet "a prompt" -n 10    the texts that tell most about its answer
-    whet generate my.whet "a prompt"        sharpen on them, answer, put the weights back
+    whet index texts.jsonl my.whet          build a data space
+    whet select my.whet "a prompt" -n 10    select the most informative documents
+    whet generate my.whet "a prompt"        fine-tune on them, answer, restore the model
     """
 
 
-for verb in (
-    texts.index,
-    texts.select,
-    texts.why,
-    answers.generate,
-    answers.score,
-    evidence.evaluate,
-    evidence.report,
-    evidence.demo,
-    reproduce.reproduce,
-    spaces.space,
-    serving.serve,
-    serving.key,
-):
-    main.add_command(verb)
+@click.group()
+def keys() -> None:
+    """Manage the API keys of a server."""
+
+
+keys.add_command(serve.key, "create")
+
+COMMANDS: dict[str, list[click.Command]] = {
+    "Data": [index.index, space.space, space.ray],
+    "Selection": [select.select, select.explain],
+    "Adaptation": [generate.generate, generate.score],
+    "Evaluation": [evaluate.evaluate, evaluate.report, evaluate.demo],
+    "Server": [serve.serve, keys],
+}
+for title, commands in COMMANDS.items():
+    ErrorHandlingGroup.sections[title] = [str(command.name) for command in commands]
+    for command in commands:
+        main.add_command(command)

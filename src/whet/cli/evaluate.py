@@ -1,4 +1,4 @@
-"""Verbs that measure: eval, report and the demo."""
+"""`whet eval`, `whet report` and `whet demo`: measure on prompts of your own, print the results."""
 
 import json
 import sys
@@ -8,121 +8,130 @@ from typing import Any
 
 import click
 
-from whet.cli.options import JSON, PATH, QUIET, RAY, read, show, tell
+from whet.cli.options import JSON, PATH, QUIET, RAY, Command, Space, emit, print_tables, read_text
 
-WORTH = click.option(
-    "--worth", default=0.0, show_default=True, help="Bits per byte that a second must save."
+MIN_GAIN = click.option(
+    "--min-gain-per-second",
+    default=0.0,
+    show_default=True,
+    help="Advice: bits per byte that a second of adaptation must save.",
 )
 DROP_LEAKS = click.option(
-    "--drop-leaks", is_flag=True, help="Leave out prompts that are in the data space, or nearly."
+    "--drop-leaks", is_flag=True, help="Leave out prompts that are in the data space, or nearly so."
 )
 
 
-@click.command(name="eval")
-@click.argument("space", metavar="SPACE|FILE.toml", type=PATH)
-@click.option("--prompts", help="Documents to score: as SOURCE of `whet index`.")
+@click.command(name="eval", cls=Command)
+@click.argument("space", metavar="SPACE|FILE.toml", type=Space())
+@click.option("--prompts", help="Documents to score: a source, as for `whet index`.")
 @click.option("--out", required=True, type=PATH, help="Folder of the run.")
-@click.option("--per-set", type=click.IntRange(1), help="First documents a set [default: all].")
-@click.option("--workers", default=1, show_default=True, help="WorkerPool, of one thread each.")
+@click.option("--per-set", type=click.IntRange(1),
+              help="Number of documents per set, from its beginning [default: all].")  # fmt: skip
+@click.option("--workers", default=1, show_default=True, help="Processes, of one thread each.")
 @RAY
-@click.option("--config", type=PATH, help="Data and switches in TOML: see docs/protocol.md.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One switch.")
-@click.option("--advise", metavar="PROMPT", help="Tell what PROMPT is worth, by the run in --out.")
-@WORTH
+@click.option("--config", type=PATH, help="TOML file with data and options: see docs/protocol.md.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Set one option of the configuration; repeatable.")  # fmt: skip
+@click.option("--advise", metavar="PROMPT",
+              help="Evaluate nothing: recommend a method and a number of steps for PROMPT, from "
+              "the run in --out.")  # fmt: skip
+@MIN_GAIN
 @DROP_LEAKS
 @JSON
 @QUIET
 def evaluate(
-    space: Path, prompts: str | None, out: Path, per_set: int | None, workers: int,
+    space: Path | str, prompts: str | None, out: Path, per_set: int | None, workers: int,
     ray: str | None, config: Path | None, overrides: tuple[str, ...], advise: str | None,
-    worth: float, drop_leaks: bool, as_json: bool, quiet: bool,
+    min_gain_per_second: float, drop_leaks: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Every method on every prompt, in bits per byte; a run cut short goes on where it stopped.
+    """Score every method on every prompt, in bits per byte. An interrupted run resumes.
 
-    A FILE.toml names the data space and the prompts itself: see examples/. With --advise, nothing
-    is evaluated: the run tells how many steps, of which method, are worth it for one prompt.
+    A FILE.toml names the data space and the prompts: see examples/.
     """
     from whet.evaluate.dataset import Config
     from whet.evaluate.results import Run
     from whet.evaluate.runner import evaluate
     from whet.evaluate.worker_pool import WorkerPool
 
-    if space.suffix == ".toml":
-        made = Config.read(space, overrides)
+    if isinstance(space, Path) and space.suffix == ".toml":
+        read = Config.read(space, overrides)
     else:
-        made = Config.read(config, [*overrides, f"data.space={json.dumps(str(space))}"])
+        read = Config.read(config, [*overrides, f"data.space={json.dumps(str(space))}"])
     data = replace(
-        made.data,
-        prompts=prompts or made.data.prompts,
-        per_set=per_set or made.data.per_set,
+        read.data,
+        prompts=prompts or read.data.prompts,
+        per_set=per_set or read.data.per_set,
     )
     if data.space and advise is not None:
-        _advise(data.space, out, read(advise), worth, drop_leaks, as_json)
+        _advise(data.space, out, read_text(advise), min_gain_per_second, drop_leaks, as_json)
         return
     if not data.space or not data.prompts:
-        raise click.UsageError("name SPACE and --prompts, or a FILE.toml whose [data] does")
+        raise click.UsageError("pass SPACE and --prompts, or a FILE.toml whose [data] names both")
     with WorkerPool(workers) as processes:
-        evaluate(data, out, made.switches, processes=processes, ray=ray, progress=not quiet)
+        evaluate(data, out, read.switches, processes=processes, ray=ray, progress=not quiet)
     run = Run.open(out)
-    _report(run.without_leaks() if drop_leaks else run, None, as_json)
+    _print_report(run.without_leaks() if drop_leaks else run, None, as_json)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
-@click.option("--step", type=int, help="Gradient steps [default: the last scored].")
+@click.option("--step", type=int, help="Number of gradient steps [default: the last scored].")
 @click.option("--plot", type=PATH, help="Also draw the curves (.png, .svg).")
-@click.option("--html", type=PATH, help="Also write it as one page, with the picks of each prompt.")
-@click.option("--texts", type=PATH, metavar="SPACE", help="With --html: show the texts, of SPACE.")
+@click.option("--html", type=PATH, help="Also write one page with the picks of each prompt.")
+@click.option("--space", type=Space(), metavar="SPACE", help="With --html: show texts from SPACE.")
 @click.option("--view", type=click.Choice(["table", "uncertainty", "cost", "advice"]),
-    default="table", show_default=True, help="What to tell of it.")  # fmt: skip
-@WORTH
+              default="table", show_default=True, help="What to print.")  # fmt: skip
+@MIN_GAIN
 @DROP_LEAKS
 @JSON
 def report(
     runs: tuple[Path, ...], step: int | None, plot: Path | None, html: Path | None,
-    texts: Path | None, view: str, worth: float, drop_leaks: bool, as_json: bool,
+    space: Path | str | None, view: str, min_gain_per_second: float, drop_leaks: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
-    """The table of a run: bits per byte in % of the base model's, set by set.
+    """Print the results of a run: bits per byte as % of the base model's, per set.
 
-    Several runs that differ in their methods alone stand side by side, on the prompts of all.
-    Other views: what σ knows and when to stop, seconds and tokens, when sharpening is worth it.
+    Several runs that differ only in their methods are shown next to each other, on the prompts
+    they share. Other views: what σ predicts and when to stop (uncertainty), seconds and tokens
+    (cost), when adaptation is worth its time (advice).
     """
-    if texts and not html:
-        raise click.UsageError("--texts is of the page: name it with --html FILE")
+    if space and not html:
+        raise click.UsageError("--space requires --html FILE")
     if step is not None and view == "advice":
-        raise click.UsageError("--step is not for --view advice, which weighs all scored steps")
+        raise click.UsageError("--step cannot be used with --view advice, which uses all steps")
     from whet.evaluate.report.views import VIEWS
     from whet.evaluate.reproduce.study import join
     from whet.evaluate.results import Run
 
-    opened = join([Run.open(run) for run in runs])
-    opened = opened.without_leaks() if drop_leaks else opened
+    run = join([Run.open(run) for run in runs])
+    run = run.without_leaks() if drop_leaks else run
     if plot:
         from whet.evaluate.report.render import curves
 
-        curves(opened, plot)
+        curves(run, plot)
         print(f"wrote {plot}", file=sys.stderr)
     if html:
-        _page(opened, step, html, texts)
+        _write_page(run, step, html, space)
     if view == "table":
-        _report(opened, step, as_json)
+        _print_report(run, step, as_json)
         return
-    sheets = list(VIEWS[view](opened, step, worth))
+    sheets = list(VIEWS[view](run, step, min_gain_per_second))
     if as_json:
         print(json.dumps({sheet.title: sheet.record for sheet in sheets}))
     else:
-        tell(*(sheet.table() for sheet in sheets))
+        print_tables(*(sheet.table() for sheet in sheets))
 
 
-@click.command()
-@click.option("--out", default="runs/demo", show_default=True, type=PATH)
-@click.option("--model", default="whet-nano", show_default=True, help="Name, folder or hub id.")
-@click.option("--files", default=12, show_default=True, help="Held-out files of the library.")
-@click.option("-n", default=20, show_default=True, help="Gradient steps a file.")
+@click.command(cls=Command)
+@click.option("--out", default="runs/demo", show_default=True, type=PATH, help="Folder to write.")
+@click.option("--model", default="whet-nano", show_default=True,
+              help="Bundled model, folder, or Hugging Face id.")  # fmt: skip
+@click.option("--files", default=12, show_default=True, help="Number of held-out files.")
+@click.option("-n", "--n", "n", default=20, show_default=True, help="Gradient steps per file.")
 @JSON
 @QUIET
 def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) -> None:
-    """The paper's claim on Python's standard library as found on this machine, in three minutes."""
+    """Compare SIFT with nearest neighbors on the source of Python's standard library (3 min)."""
     from whet.evaluate.demo import demo, show_picks
     from whet.evaluate.results import Run
 
@@ -130,30 +139,30 @@ def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) 
     print(f"wrote {out / 'curves.png'}", file=sys.stderr)
     if not as_json:
         print(show_picks(out))
-    _report(Run.open(out / "run"), None, as_json)
+    _print_report(Run.open(out / "run"), None, as_json)
 
 
-def _report(run: Any, step: int | None, as_json: bool) -> None:
+def _print_report(run: Any, step: int | None, as_json: bool) -> None:
     from whet.evaluate.report.render import caption, table
     from whet.evaluate.report.table import report
 
-    made = report(run, step)
+    results = report(run, step)
     if as_json:
-        print(json.dumps(made.record()))
+        print(json.dumps(results.record()))
         return
-    tell(table(made), caption(made))
+    print_tables(table(results), caption(results))
 
 
-def _page(run: Any, step: int | None, html: Path, texts: Path | None) -> None:
+def _write_page(run: Any, step: int | None, html: Path, space: Path | str | None) -> None:
     from whet.evaluate.report.html import page
     from whet.spaces import open_space
 
-    html.write_text(page(run, step, space=open_space(texts) if texts else None), encoding="utf-8")
+    html.write_text(page(run, step, space=open_space(space) if space else None), encoding="utf-8")
     print(f"wrote {html}", file=sys.stderr)
 
 
 def _advise(
-    space: str, folder: Path, prompt: str, worth: float, drop_leaks: bool, as_json: bool
+    space: str, folder: Path, prompt: str, min_gain: float, drop_leaks: bool, as_json: bool
 ) -> None:
     from whet.adapt.loading import DTYPES
     from whet.adapt.model import LanguageModel
@@ -163,14 +172,14 @@ def _advise(
 
     run = Run.open(folder)
     run = run.without_leaks() if drop_leaks else run
-    asked = run.meta["switches"]
-    dtype = DTYPES[asked.get("dtype", "fp32")]
-    model = LanguageModel.from_pretrained(asked["model"], device=asked.get("device"), dtype=dtype)
-    plan = Advisor(run, worth).plan(open_space(space), model, prompt)
+    config = run.meta["switches"]
+    dtype = DTYPES[config.get("dtype", "fp32")]
+    model = LanguageModel.from_pretrained(config["model"], device=config.get("device"), dtype=dtype)
+    plan = Advisor(run, min_gain).plan(open_space(space), model, prompt)
     plain = (
         f"{plan.steps} steps of {plan.method}: {plan.saved:.4f} bits per byte less in "
-        f"{plan.seconds:.2f} s, {plan.saved / plan.seconds:.4f} a second"
+        f"{plan.seconds:.2f} s, {plan.saved / plan.seconds:.4f} per second"
         if plan.steps
-        else "no step: none is worth its seconds"
+        else "no step: no method saves enough per second"
     )
-    show(asdict(plan), as_json, plain)
+    emit(asdict(plan), as_json, plain)

@@ -1,4 +1,4 @@
-"""Verbs that sharpen a model for a prompt: generate and score."""
+"""`whet generate` and `whet score`: fine-tune a model for a prompt, then use it."""
 
 import sys
 from dataclasses import asdict
@@ -7,125 +7,122 @@ from typing import Any
 
 import click
 
+from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig
 from whet.cli.options import (
     ADAPTATION,
     JSON,
     QUIET,
     SELECTION,
     SPACE,
-    calibrated_options,
-    read,
-    show,
+    Command,
+    emit,
+    read_text,
+    resolve_selection,
+    take_config,
 )
-from whet.evaluate.config import EvalConfig
+from whet.errors import require
+from whet.select.config import SelectionConfig
 
 
-@click.command()
+@click.command(cls=Command)
 @SPACE
 @click.argument("prompt")
+@click.option("--max-tokens", default=128, show_default=True, help="Longest answer, in tokens.")
+@click.option("--temperature", default=0.0, show_default=True,
+              help="Sampling temperature; 0 takes the most likely token.")  # fmt: skip
+@click.option("--compare", is_flag=True, help="Also print the base model's answer.")
+@JSON
+@QUIET
 @ADAPTATION
 @SELECTION
-@QUIET
-@click.option("--max-tokens", default=128, show_default=True, help="Length of the answer.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 is the likeliest answer.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the sampling.")
-@click.option("--compare", is_flag=True, help="Also tell what the base model says.")
-@JSON
 def generate(
-    space: Path,
-    prompt: str,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
-    compare: bool,
-    quiet: bool,
-    as_json: bool,
-    **rest: Any,
-) -> None:
-    """Sharpen the model on SPACE for PROMPT, continue it, put the weights back ("-": stdin).
+    space: Path | str, prompt: str, max_tokens: int, temperature: float, compare: bool, quiet: bool,
+    as_json: bool, **values: Any,
+) -> None:  # fmt: skip
+    """Fine-tune on documents of SPACE for PROMPT, answer, and restore the model ("-": read stdin).
 
     With -n 0 the base model answers.
     """
-    prompt, engine = read(prompt), _engine(space, **rest)
-    asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    base = engine.model.generate(prompt, **asked) if compare else None
-    answer = engine.generate(prompt, **asked)
-    _tell(answer, quiet or as_json)
-    record, plain = {"prompt": prompt, **_record(answer)}, answer.text
+    prompt = read_text(prompt)
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": values["seed"]}
+    engine = _engine(space, values)
+    base = engine.model.generate(prompt, **sampling) if compare else None
+    output = engine.generate(prompt, **sampling)
+    _report(output, quiet or as_json)
+    record, plain = {"prompt": prompt, **_record(output)}, output.text
     if base is not None:
-        record, plain = record | {"base": base}, f"base model:\n{base}\n\nsharpened:\n{plain}"
-    show(record, as_json, plain)
+        record, plain = record | {"base": base}, f"base model:\n{base}\n\nadapted model:\n{plain}"
+    emit(record, as_json, plain)
 
 
-@click.command()
+@click.command(cls=Command)
 @SPACE
 @click.argument("text")
-@click.option("--prompt", help="What comes before TEXT [default: the first half of TEXT].")
+@click.option("--prompt", help="Context of TEXT [default: TEXT is cut in half].")
+@JSON
+@QUIET
 @ADAPTATION
 @SELECTION
-@QUIET
-@JSON
 def score(
-    space: Path, text: str, prompt: str | None, quiet: bool, as_json: bool, **rest: Any
+    space: Path | str, text: str, prompt: str | None, quiet: bool, as_json: bool, **values: Any
 ) -> None:
-    """Bits per byte of TEXT before and after sharpening on what comes before it ("-": stdin)."""
+    """Bits per byte of TEXT before and after fine-tuning on its context ("-": read stdin)."""
+    from whet.evaluate.config import EvalConfig
     from whet.evaluate.tasks import ScoringTask
 
-    text = read(text)
+    text = read_text(text)
     if prompt is None:
         (task,) = ScoringTask.of(text, EvalConfig())
         prompt, text = task.context, task.text
-    answer = _engine(space, **rest).score(text, prompt=prompt)
-    before, after = answer.base.bits_per_byte, answer.score.bits_per_byte
-    record = {"base": before, "sharpened": after, **_record(answer)}
-    plain = f"{before:.4f} bits per byte, sharpened {after:.4f} ({100 * after / before:.1f} %)"
-    _tell(answer, quiet or as_json)
-    show(record, as_json, plain)
+    output = _engine(space, values).score(text, prompt=prompt)
+    before, after = output.base.bits_per_byte, output.score.bits_per_byte
+    _report(output, quiet or as_json)
+    plain = f"{before:.4f} bits per byte, after adaptation {after:.4f}"
+    plain += f" ({100 * after / before:.1f} %)"
+    emit({"base": before, "adapted": after, **_record(output)}, as_json, plain)
 
 
-def _engine(
-    space: Path,
-    *,
-    model: str,
-    mode: str,
-    lr: float | None,
-    rank: int | None,
-    device: str | None,
-    **rest: Any,
-) -> Any:
+def _engine(space: Path | str, values: dict[str, Any]) -> Any:
+    """The engine that the options `values` configure."""
+    adapter = take_config(AdapterOptions, values)
+    training = take_config(TrainingConfig, values)
+    optimizer = take_config(OptimizerConfig, values)
+    selection = take_config(SelectionConfig, values)
+    require("torch", "adapt")
     from whet.adapt.model import LanguageModel
     from whet.engine import Engine
     from whet.spaces import open_space
 
-    loaded = LanguageModel.from_pretrained(model, device=device)
+    model = LanguageModel.from_pretrained(values["model"], device=values["device"])
     opened = open_space(space)
     return Engine(
         opened,
-        loaded,
-        loaded.adapter_config(mode, lr=lr, r=rank),
-        options=calibrated_options(opened, **rest),
+        model,
+        model.adapter_config(adapter.name, **adapter.options),
+        options=resolve_selection(opened, selection),
+        training=training,
+        optimizer=optimizer,
     )
 
 
-def _tell(answer: Any, quiet: bool) -> None:
-    """What was learned, in a line on stderr."""
+def _report(output: Any, quiet: bool) -> None:
+    """Print a line on stderr: the documents trained on, the steps, σ and the time."""
     if quiet:
         return
-    steps = answer.trace.steps
-    names = list(dict.fromkeys(step.id for step in steps))
-    shown = ", ".join([*names[:3], *["…"] * (len(names) > 3)]) or "nothing"
-    told = [f"{len(steps)} step" + ("s" if len(steps) != 1 else "")]
+    steps = output.trace.steps
+    ids = list(dict.fromkeys(step.id for step in steps))
+    listed = ", ".join([*ids[:3], *["…"] * (len(ids) > 3)]) or "nothing"
+    numbers = [f"{len(steps)} step" + ("s" if len(steps) != 1 else "")]
     if steps and steps[-1].sigma is not None:
-        told.append(f"σ {steps[-1].sigma:.2f}")
-    told.append(f"{sum(answer.seconds.values()):.1f} s")
-    print(f"sharpened on {shown} ({', '.join(told)})", file=sys.stderr)
+        numbers.append(f"σ {steps[-1].sigma:.2f}")
+    numbers.append(f"{sum(output.seconds.values()):.1f} s")
+    print(f"trained on {listed} ({', '.join(numbers)})", file=sys.stderr)
 
 
-def _record(answer: Any) -> dict[str, Any]:
-    trace = [asdict(step) for step in answer.trace]
+def _record(output: Any) -> dict[str, Any]:
     return {
-        "text": answer.text,
-        "trace": trace,
-        "stop_reason": answer.trace.stop_reason,
-        "seconds": answer.seconds,
+        "text": output.text,
+        "trace": [asdict(step) for step in output.trace],
+        "stop_reason": output.trace.stop_reason,
+        "seconds": output.seconds,
     }

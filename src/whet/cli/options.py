@@ -1,107 +1,248 @@
-"""Options that several verbs take, and how every verb reads and prints."""
+"""Options that several commands share, and how every command reads its input and prints.
+
+The options of a configuration are made from its dataclass: names, types, defaults and help texts
+exist once, in `SelectionConfig`, `AdapterOptions`, `TrainingConfig` and `OptimizerConfig`.
+"""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from whet.adapt.config import ADAPTERS
+from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig
+from whet.config import ConfigField, config_fields
+from whet.select.config import SelectionConfig
 from whet.select.registry import SELECTORS
 
+Function = Callable[..., Any]
+Decorator = Callable[[Function], Function]
+C = TypeVar("C")
 
-def number_or_auto(value: Any) -> Any:
-    return value if value == "auto" else click.FLOAT.convert(value, None, None)
+ADDRESSES = ("ray:", "milvus:")
+FLAT_NAMES = {(AdapterOptions, "name"): "adapter", (OptimizerConfig, "name"): "optimizer"}
+"""Options whose name alone would not say of what they are the name."""
+
+RENAMED_OPTIONS = {
+    "--alpha": "--stop-alpha",
+    "--candidates": "--retriever (vectors is now dense)",
+    "--sign": "--metric",
+    "--mode": "--adapter",
+    "--method": "--adapter",
+    "--rank": "--r",
+    "--public": "--public-label",
+    "--texts": "--space",
+    "--most": "--max-prompts",
+    "--worth": "--min-gain-per-second",
+    "--keys": "--api-keys",
+}
 
 
-Verb = Callable[..., Any]
-AUTO: dict[str, Any] = {"type": number_or_auto, "metavar": "NUMBER|auto"}
-PATH = click.Path(path_type=Path)
-SPACE = click.argument("space", type=PATH)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-RAY = click.option("--ray", metavar="HOST:PORT|local", help="Ray cluster whose workers do it.")
-QUIET = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+class Space(click.ParamType):
+    """A data space: the path of a folder, or the address of one that Ray or Milvus serves."""
+
+    name = "path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        return value if str(value).startswith(ADDRESSES) else Path(value)
 
 
-def options(*decorators: Callable[[Verb], Verb]) -> Callable[[Verb], Verb]:
-    def apply(verb: Verb) -> Verb:
+class NumberOrWord(click.ParamType):
+    """A number, or one of a few words."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self.words = words
+        self.name = "|".join(["number", *words])
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        if value in self.words:
+            return str(value)
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a valid number or {' or '.join(self.words)}", param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name.upper().replace("AUTO", "auto")
+
+
+class Words(click.ParamType):
+    """Words separated by commas."""
+
+    name = "word,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(str(value).split(","))
+
+
+class GroupedOption(click.Option):
+    """An option that `--help` lists under the heading `group`."""
+
+    def __init__(self, *names: Any, group: str = "Options", **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.group = group
+
+
+class Command(click.Command):
+    """A command whose help lists its options by group, and which names the new name of old ones."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if new := RENAMED_OPTIONS.get(error.option_name):
+                raise click.UsageError(f"{error.option_name} is now {new}", ctx) from error
+            raise
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        params = self.get_params(ctx)
+        for param in sorted(params, key=lambda param: isinstance(param, GroupedOption)):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                groups.setdefault(getattr(param, "group", "Options"), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def config_options(
+    kind: type, title: str, *, skip: tuple[str, ...] = (), **types: Any
+) -> Decorator:
+    """Options for the fields of the dataclass `kind`, listed under `title`; see `take_config`.
+
+    Args:
+        skip: Fields without an option.
+        types: click types of fields whose annotation does not say which values are valid.
+    """
+
+    def decorate(function: Function) -> Function:
+        for field in reversed(config_fields(kind)):
+            if field.name not in skip:
+                function = _option(kind, field, title, types.get(field.name))(function)
+        return function
+
+    return decorate
+
+
+def take_config(kind: type[C], values: dict[str, Any]) -> C:
+    """The configuration `kind` from the `values` of its options, which are removed from there."""
+    taken = {}
+    for field in config_fields(kind):
+        name = FLAT_NAMES.get((kind, field.name), field.name)
+        if name in values:
+            taken[field.name] = values.pop(name)
+    return kind(**taken)
+
+
+def _option(kind: type, field: ConfigField, title: str, type_: Any) -> Decorator:
+    name = FLAT_NAMES.get((kind, field.name), field.name)
+    declared = [f"--{name.replace('_', '-')}", name]
+    if name in ("n", "k"):
+        declared.insert(0, f"-{name}")
+    flag = field.type is bool
+    return click.option(
+        *declared,
+        cls=GroupedOption,
+        group=title,
+        type=None if flag else type_ or _click_type(field),
+        is_flag=flag,
+        default=field.default,
+        show_default=not (flag or field.default is None or field.default == ()),
+        metavar="FILTER" if name == "where" else None,
+        help=field.help,
+    )
+
+
+def _click_type(field: ConfigField) -> Any:
+    members = get_args(field.type) if get_origin(field.type) is not Literal else ()
+    if float in members and field.choices:
+        return NumberOrWord(field.choices)
+    if field.choices:
+        return click.Choice(field.choices)
+    if get_origin(field.type) is tuple:
+        return Words()
+    return field.type if field.type in (int, float) else click.STRING
+
+
+def options(*decorators: Decorator) -> Decorator:
+    """All of `decorators`, in order."""
+
+    def decorate(function: Function) -> Function:
         for decorator in reversed(decorators):
-            verb = decorator(verb)
-        return verb
+            function = decorator(function)
+        return function
 
-    return apply
+    return decorate
 
 
-SELECTION = options(
-    click.option(
-        "-n",
-        default=50,
-        show_default=True,
-        help="Texts to select, repeats included.",
-    ),
-    click.option(
-        "-k", type=int, help="Candidates nearest the prompt [default: 200, or all there are]."
-    ),
-    click.option(
-        "--lam", default=0.01, show_default=True, help="λ', the noise: small is diverse.", **AUTO
-    ),
-    click.option(
-        "--selector", type=click.Choice(list(SELECTORS)), default="sift", show_default=True
-    ),
-    click.option("--stop-alpha", help="Stop before the first step with σ > 1 / (α n).", **AUTO),
-    click.option(
-        "--retriever",
-        type=click.Choice(["dense", "bm25", "hybrid"]),
-        default="dense",
-        show_default=True,
-        help="Who nominates them: vectors, the prompt's words, or both.",
-    ),
-    click.option("--where", help='Candidates\' filter, as `set == "github" and year > 2010`.'),
+PATH = click.Path(path_type=Path)
+SPACE = click.argument("space", type=Space())
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+RAY = click.option("--ray", metavar="HOST:PORT|local", help="Run on the workers of a Ray cluster.")
+QUIET = click.option("--quiet", is_flag=True, help="Do not show progress.")
+WHERE = click.option(
+    "--where", metavar="FILTER", help='Only documents that pass, such as `set == "github"`.'
 )
+SELECTION = config_options(SelectionConfig, "Selection", selector=click.Choice(list(SELECTORS)))
 ADAPTATION = options(
-    click.option("--model", default="whet-nano", show_default=True, help="Name, folder or hub id."),
-    click.option("--mode", type=click.Choice(list(ADAPTERS)), default="full", show_default=True),
-    click.option("--lr", type=float, help="Learning rate [default: the model's, or the mode's]."),
-    click.option("--rank", type=int, help="Rank of LoRA [default: 32]."),
-    click.option("--device", help="Where the model runs, as cpu or cuda [default: the model's]."),
-)
+    click.option(
+        "--model",
+        default="whet-nano",
+        show_default=True,
+        help="Bundled model, folder, or Hugging Face id.",
+    ),
+    click.option("--device", help="Device of the model, such as cpu or cuda [default: a GPU if "
+                 "there is one]."),
+    config_options(AdapterOptions, "Adapter"),
+    config_options(TrainingConfig, "Training", skip=("persist_optimizer", "seed")),
+    config_options(OptimizerConfig, "Optimizer"),
+    click.option("--seed", default=0, show_default=True, help="Seed of everything random."),
+)  # fmt: skip
 
 
-def calibrated_options(space: Any, **selection: Any) -> Any:
-    """Options with numbers for `auto`, which are told, so that the next call may name them."""
-    from whet.select.config import SelectionConfig
+def resolve_selection(space: Any, config: SelectionConfig) -> Any:
+    """`config` with numbers for `auto`; they are printed, so that they can be passed next time."""
     from whet.spaces import calibrated
 
-    asked = SelectionConfig(**selection)
-    found = calibrated(space, asked, progress=True)
-    if asked.has_auto:
-        alpha = "" if found.stop_alpha is None else f" --stop-alpha {found.stop_alpha:.3g}"
-        print(f"chosen on the data space: --lam {found.lam:g}{alpha}", file=sys.stderr)
-    return found
+    resolved = calibrated(space, config, progress=True)
+    if config.has_auto:
+        stop = "" if resolved.stop_alpha is None else f" --stop-alpha {resolved.stop_alpha:.3g}"
+        print(f"chosen on the data space: --lam {resolved.lam:g}{stop}", file=sys.stderr)
+    return resolved
 
 
-def read(prompt: str) -> str:
-    return sys.stdin.read() if prompt == "-" else prompt
+def read_text(argument: str) -> str:
+    """The text of an argument, or of stdin for "-"."""
+    return sys.stdin.read() if argument == "-" else argument
 
 
-def line(text: str) -> str:
+def shorten(text: str) -> str:
+    """`text` in one line of at most 80 characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= 80 else flat[:79] + "…"
 
 
-def tell(*renderables: Any) -> None:
-    """Print tables as wide as they are, for the terminal to wrap, and lines of text."""
+def print_tables(*renderables: Any) -> None:
+    """Print rich tables in their full width, and strings line by line."""
     from rich.console import Console
 
     from whet.evaluate.report.render import WIDE
 
     console = Console(width=WIDE, highlight=False, markup=False)
-    for each in renderables:
-        console.print(each, soft_wrap=isinstance(each, str))
+    for renderable in renderables:
+        console.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
-def show(record: dict[str, Any], as_json: bool, plain: str) -> None:
-    from whet.space.jsonl import as_json as line_of
+def emit(record: dict[str, Any], as_json: bool, plain: str) -> None:
+    """Print the result of a command: `record` with --json, otherwise `plain`."""
+    from whet.space.jsonl import as_json as to_json
 
-    print(line_of(record) if as_json else plain)
+    print(to_json(record) if as_json else plain)

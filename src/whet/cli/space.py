@@ -1,4 +1,4 @@
-"""Verbs that look after a data space, and the one that serves it."""
+"""`whet space` and `whet ray`: maintain a data space, copy it, serve it on a Ray cluster."""
 
 import json
 import signal
@@ -12,83 +12,83 @@ from typing import Any
 
 import click
 
-from whet.cli.options import JSON, PATH, QUIET, SPACE, show
+from whet.cli.options import JSON, PATH, QUIET, SPACE, WHERE, Command, emit
 from whet.errors import SpaceError
 
-WHERE = click.option("--where", help='Only what passes, such as `set == "github"`.')
+FOLDER = click.argument("space", type=PATH)
 
 
 @click.group()
 def space() -> None:
-    """Look after a data space."""
+    """Maintain a data space."""
 
 
-@space.command()
-@SPACE
+@space.command(cls=Command)
+@FOLDER
 @JSON
 def info(space: Path, as_json: bool) -> None:
-    """What SPACE holds, how its index does, and what can be filtered by."""
+    """Describe SPACE: its documents, embedder, index, and the fields that filters can compare."""
     from whet.space.maintenance import describe
 
-    told = describe(space)
-    shown = told if told["index"]["segments"] else told | {"index": "none: exact search"}
+    record = describe(space)
+    shown = record if record["index"]["segments"] else record | {"index": "none: exact search"}
     lines = [f"{name:<10} {_plain(value)}" for name, value in shown.items()]
-    show(told, as_json, "\n".join(lines))
+    emit(record, as_json, "\n".join(lines))
 
 
-@space.command()
-@SPACE
+@space.command(cls=Command)
+@FOLDER
 @JSON
 def verify(space: Path, as_json: bool) -> None:
-    """Read every byte of SPACE and name each file that is not as it was written."""
+    """Read every byte of SPACE and list each damaged file."""
     from whet.space.maintenance import faults
 
-    found = faults(space)
-    show({"faults": found}, as_json, "\n".join(found) or f"{space}: every file is as written")
-    if found:
-        faulty = f"{len(found):,} fault" + ("s" if len(found) > 1 else "")
-        raise SpaceError(f"{space} has {faulty}: restore what is named above, or rebuild it")
+    damaged = faults(space)
+    emit({"faults": damaged}, as_json, "\n".join(damaged) or f"{space}: no file is damaged")
+    if damaged:
+        count = f"{len(damaged):,} fault" + ("s" if len(damaged) > 1 else "")
+        raise SpaceError(f"{space} has {count}: restore the files listed above, or rebuild it")
 
 
-@space.command()
-@SPACE
+@space.command(cls=Command)
+@FOLDER
 @JSON
 @QUIET
 def compact(space: Path, as_json: bool, quiet: bool) -> None:
-    """Give the disk back that deleted documents and unfinished additions take."""
+    """Free the disk space of deleted documents and unfinished additions."""
     from whet.space.maintenance import size
     from whet.space.progress import bar
     from whet.space.store.writer import SegmentsWriter
 
     before = size(space)
-    with SegmentsWriter(space) as writer, bar("writing", None, show=not quiet) as done:
-        writer.compact(done)
+    with SegmentsWriter(space) as writer, bar("writing", None, show=not quiet) as progress:
+        writer.compact(progress)
     after = size(space)
     record = {"space": str(space), "bytes_before": before, "bytes": after}
-    show(record, as_json, f"{space}: {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
+    emit(record, as_json, f"{space}: {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
 
 
-@space.command()
-@SPACE
+@space.command(cls=Command)
+@FOLDER
 @click.argument("ids", nargs=-1)
 @WHERE
 @JSON
 def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) -> None:
-    """Delete documents from SPACE by IDS, or those that pass --where."""
+    """Delete the documents with IDS, or those that pass --where, from SPACE."""
     from whet.space.store.writer import delete_documents
 
     if bool(ids) == (where is not None):
-        raise click.UsageError("give either IDS or --where FILTER")
-    gone = delete_documents(space, ids, where)
-    show({"space": str(space), "deleted": gone}, as_json, f"{space}: {gone:,} deleted")
+        raise click.UsageError("pass either IDS or --where FILTER")
+    deleted = delete_documents(space, ids, where)
+    emit({"space": str(space), "deleted": deleted}, as_json, f"{space}: {deleted:,} deleted")
 
 
-@space.command()
-@SPACE
-@click.option("--out", type=PATH, help="File of JSON lines [default: stdout].")
+@space.command(cls=Command)
+@FOLDER
+@click.option("--out", type=PATH, help="File to write [default: stdout].")
 @WHERE
 def export(space: Path, out: Path | None, where: str | None) -> None:
-    """The documents of SPACE as JSON lines, which `whet index` reads."""
+    """Write the documents of SPACE as JSON lines, which `whet index` reads."""
     from whet.io import atomic_write
     from whet.space.maintenance import documents
 
@@ -97,47 +97,55 @@ def export(space: Path, out: Path | None, where: str | None) -> None:
         sys.stdout.writelines(lines)
         return
     if out.exists():
-        raise SpaceError(f"{out} exists: move it, or name another file")
+        raise SpaceError(f"{out} exists: move it, or choose another file")
     with atomic_write(out) as new:
         with new.open("w", encoding="utf-8") as file:
             file.writelines(lines)
 
 
-@space.command()
+@space.command(cls=Command)
 @SPACE
-@click.option("--prompts", type=PATH, help="Texts that will be asked, as for `whet index`.")
-@click.option("-n", default=50, show_default=True, help="Picks a prompt.")
-@click.option("-k", default=200, show_default=True, help="Candidates nearest a prompt.")
-@click.option("--most", default=200, show_default=True, help="Prompts looked at.")
+@click.option("--prompts", type=PATH, help="Expected prompts: a source, as for `whet index`.")
+@click.option("-n", "--n", "n", default=50, show_default=True, help="Picks per prompt.")
+@click.option("-k", "--k", "k", default=200, show_default=True, help="Candidates per prompt.")
+@click.option("--max-prompts", default=200, show_default=True, help="Most prompts to look at.")
 @WHERE
 @JSON
 def doctor(
-    space: Path, prompts: Path | None, n: int, k: int, most: int, where: str | None, as_json: bool
-) -> None:
-    """Duplicates, prompts that SPACE holds already, and whether sharpening on it will pay."""
+    space: Path | str, prompts: Path | None, n: int, k: int, max_prompts: int, where: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Find duplicates and prompts that are in SPACE; estimate whether fine-tuning will help."""
     from whet.space.diagnostics import diagnose
     from whet.spaces import open_space
 
     opened = open_space(space)
     if where is not None:
         opened = opened.filter(where)
-    found = diagnose(opened, list(_texts(prompts, most)), n=n, k=k)
-    show({**asdict(found), "verdict": found.verdict()}, as_json, str(found))
+    diagnosis = diagnose(opened, list(_texts(prompts, max_prompts)), n=n, k=k)
+    record = {**asdict(diagnosis), "verdict": diagnosis.verdict()}
+    emit(record, as_json, str(diagnosis))
 
 
-@space.command()
-@SPACE
+@click.group()
+def ray() -> None:
+    """Serve a data space on a Ray cluster."""
+
+
+@ray.command(cls=Command)
+@FOLDER
 @click.option("--ray", "address", required=True, metavar="HOST:PORT|local", help="The cluster.")
-@click.option("--shards", type=int, help="Parts of SPACE [default: one a machine].")
-@click.option("--replicas", default=1, show_default=True, help="Actors of each part.")
-@click.option("--name", help="By which it is found [default: SPACE's].")
+@click.option("--shards", type=int, help="Number of shards [default: one per machine].")
+@click.option("--replicas", default=1, show_default=True, help="Actors per shard.")
+@click.option("--name", help="Name in the address [default: the folder's].")
 @JSON
 def serve(
     space: Path, address: str, shards: int | None, replicas: int, name: str | None, as_json: bool
 ) -> None:
-    """Serve SPACE by a Ray cluster until interrupted; other verbs take the address it prints.
+    """Serve SPACE on a Ray cluster until interrupted; prints the address that replaces SPACE.
 
-    Every machine must see SPACE at the same path. A token is asked of all: see docs/scale.md.
+    Every machine must see SPACE at the same path. Clients need the cluster's token: see
+    docs/scale.md.
     """
     from whet.space.ray.cluster import serve as start
 
@@ -145,16 +153,16 @@ def serve(
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        show({"address": served.address}, as_json, served.address)
+        emit({"address": served.address}, as_json, served.address)
         sys.stdout.flush()
         stop.wait()
 
 
-def _texts(prompts: Path | None, most: int) -> Iterator[str]:
+def _texts(prompts: Path | None, limit: int) -> Iterator[str]:
     from whet.data.documents import read_documents
 
     if prompts is not None:
-        for _, document in zip(range(most), read_documents(prompts), strict=False):
+        for _, document in zip(range(limit), read_documents(prompts), strict=False):
             yield document.text
 
 
