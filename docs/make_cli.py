@@ -11,7 +11,7 @@ from whet.cli import main
 HEAD = """# The command line
 
 Made by `make docs` from `whet --help`. Results go to stdout, progress and errors to stderr. Exit
-code 2 is for a wrong call, 1 for a world that is not as it must be. Completion:
+code 2 is for usage errors, 1 for runtime errors. Completion:
 `eval "$(_WHET_COMPLETE=bash_source whet)"` (or `zsh_source`, `fish_source`).
 """
 

@@ -121,5 +121,7 @@ def test_the_former_package_compat_names_the_new_one():
 
 
 def test_a_missing_dependency_is_named_with_its_extra():
-    with pytest.raises(MissingDependencyError, match=r"no_such_package is not installed: .*\[eval\]"):
+    with pytest.raises(
+        MissingDependencyError, match=r"no_such_package is not installed: .*\[eval\]"
+    ):
         require("no_such_package", "eval")

@@ -10,7 +10,11 @@ from click.testing import CliRunner
 from support import tiny_models
 from support.paths import ROOT
 
+from whet.adapt.config import AdapterOptions, OptimizerConfig
 from whet.cli import main
+from whet.cli.options import FLAT_NAMES
+from whet.config import config_fields
+from whet.select.config import SelectionConfig
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
 
@@ -63,13 +67,13 @@ def test_select_prints_ids_and_json(folder):
 
 
 def test_a_small_space_needs_no_k(folder):
-    for verb in ("select", "why"):
+    for verb in ("select", "explain"):
         assert len(json.loads(whet(verb, folder / "space", "alpha", "--json"))["picks"]) == 50
     words = ["select", folder / "space", "--targets", folder / "texts.jsonl", "-n", 4, "--json"]
     assert json.loads(whet(*words))["candidates"] == 20
 
 
-@pytest.mark.parametrize("verb", ["select", "why"])
+@pytest.mark.parametrize("verb", ["select", "explain"])
 def test_a_prompt_from_stdin_is_in_the_record_with_each_picks_metadata(folder, verb):
     found = json.loads(whet(verb, folder / "space", "-", *SMALL, "--json", stdin="alpha beta"))
     assert found["prompt"] == "alpha beta"
@@ -95,28 +99,28 @@ def test_select_takes_every_selector(folder, selector):
 
 def test_adaptive_stopping_takes_fewer_steps(folder):
     words = ["select", folder / "space", "alpha beta", "-k", 10, "-n", 10, "--json"]
-    assert len(json.loads(whet(*words, "--alpha", 9))["picks"]) == 0
-    assert len(json.loads(whet(*words, "--alpha", 1e-6))["picks"]) == 10
+    assert len(json.loads(whet(*words, "--stop-alpha", 9))["picks"]) == 0
+    assert len(json.loads(whet(*words, "--stop-alpha", 1e-6))["picks"]) == 10
 
 
-def test_auto_is_told_so_that_it_can_be_named(folder):
+def test_values_chosen_for_auto_are_printed_as_options(folder):
     words = ["select", folder / "space", "alpha beta", *SMALL, "--json"]
-    done = run(*words, "--lam", "auto", "--alpha", "auto")
+    done = run(*words, "--lam", "auto", "--stop-alpha", "auto")
     chosen = done.stderr.partition("chosen on the data space: ")[2].split()
-    assert [chosen[0], chosen[2]] == ["--lam", "--alpha"]
+    assert [chosen[0], chosen[2]] == ["--lam", "--stop-alpha"]
     assert json.loads(whet(*words, *chosen))["picks"] == json.loads(done.stdout)["picks"]
 
 
-def test_why_tells_what_each_pick_told(folder):
-    words = ["why", folder / "space", "alpha beta", *SMALL]
-    told = json.loads(whet(*words, "--json"))
-    assert [p["step"] for p in told["picks"]] == [1, 2, 3] and told["picks"][0]["gain"] > 0
-    assert all(pick["id"] in whet(*words) for pick in told["picks"])
+def test_explain_prints_the_gain_of_each_pick(folder):
+    words = ["explain", folder / "space", "alpha beta", *SMALL]
+    picks = json.loads(whet(*words, "--json"))["picks"]
+    assert [pick["step"] for pick in picks] == [1, 2, 3] and picks[0]["gain"] > 0
+    assert all(pick["id"] in whet(*words) for pick in picks)
 
 
-def test_words_may_nominate(folder):
+def test_bm25_proposes_documents_that_share_a_word(folder):
     found = json.loads(
-        whet("select", folder / "space", "alpha", *SMALL, "--candidates", "bm25", "--json")
+        whet("select", folder / "space", "alpha", *SMALL, "--retriever", "bm25", "--json")
     )
     assert all("alpha" in pick["text"].split() for pick in found["picks"])
 
@@ -149,24 +153,65 @@ def test_generate_compares_with_the_base_model(folder):
     base = json.loads(whet(*words, "-n", 0, "--json"))["text"]
     compared = json.loads(whet(*words, "--compare", "--json"))
     assert compared["base"] == base != compared["text"]
-    plain = f"base model:\n{base}\n\nsharpened:\n{compared['text']}\n"
+    plain = f"base model:\n{base}\n\nadapted model:\n{compared['text']}\n"
     assert whet(*words, "--compare") == plain
 
 
-def test_what_was_learned_is_told_on_stderr_unless_quiet(folder):
+def test_the_documents_trained_on_are_printed_on_stderr_unless_quiet(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
-    told = run(*words, "--max-tokens", 2).stderr
-    assert told.startswith("sharpened on d") and "(3 steps, σ 0." in told
+    line = run(*words, "--max-tokens", 2).stderr
+    assert line.startswith("trained on d") and "(3 steps, σ 0." in line
     assert run(*words, "--max-tokens", 2, "--quiet").stderr == ""
     refused = run(*words, "--device", "nowhere")
     assert refused.exit_code != 0 and "nowhere" in refused.stderr
 
 
-@pytest.mark.parametrize("mode", ["full", "lora", "head"])
-def test_score_tells_bits_before_and_after(folder, mode):
+@pytest.mark.parametrize("adapter", ["auto", "full", "lora", "head"])
+def test_score_prints_bits_before_and_after(folder, adapter):
     words = ["score", folder / "space", "alpha beta gamma", "--model", folder / "model", *SMALL]
-    made = json.loads(whet(*words, "--mode", mode, "--lr", 0.01, "--json"))
-    assert made["base"] > made["sharpened"] > 0
+    record = json.loads(whet(*words, "--adapter", adapter, "--lr", 0.01, "--json"))
+    assert record["base"] > record["adapted"] > 0
+
+
+def test_training_and_optimizer_options_reach_the_engine(folder):
+    words = ["score", folder / "space", "alpha beta gamma", "--model", folder / "model", *SMALL]
+    words += ["--lr", 0.01, "--json"]
+    adapted = {json.loads(whet(*words, *more))["adapted"] for more in (
+        [], ["--order", "reversed"], ["--batch-size", 3], ["--optimizer", "sgd"],
+        ["--adapter", "lora", "--target-modules", "c_attn"],
+        ["--adapter", "lora", "--target-modules", "c_attn", "--r", 2, "--lora-alpha", 4],
+    )}  # fmt: skip
+    assert len(adapted) == 6
+
+
+def test_every_field_of_a_configuration_is_an_option_with_its_default():
+    options = {param.name: param for param in main.commands["generate"].params}
+    for kind in (SelectionConfig, AdapterOptions, OptimizerConfig):
+        for field in config_fields(kind):
+            option = options[FLAT_NAMES.get((kind, field.name), field.name)]
+            assert option.help == field.help and option.default == field.default
+
+
+@pytest.mark.parametrize(
+    "words, new",
+    [
+        (["why", "s", "p"], "`whet explain`"),
+        (["key", "f", "n"], "`whet keys create`"),
+        (["reproduce", "fig1"], "`python -m studies`"),
+        (["space", "serve", "s"], "`whet ray serve`"),
+        (["select", "s", "p", "--alpha", "1"], "--stop-alpha"),
+        (["select", "s", "p", "--candidates", "bm25"], "--retriever"),
+        (["generate", "s", "p", "--mode", "lora"], "--adapter"),
+        (["generate", "s", "p", "--rank", "8"], "--r"),
+        (["index", "a", "s", "--public", "a"], "--public-label"),
+        (["report", "r", "--texts", "s"], "--space"),
+        (["report", "r", "--worth", "1"], "--min-gain-per-second"),
+        (["space", "doctor", "s", "--most", "1"], "--max-prompts"),
+    ],
+)
+def test_an_old_name_is_a_usage_error_that_gives_the_new_one(words, new):
+    done = run(*words)
+    assert done.exit_code == 2 and f"is now {new}" in done.stderr
 
 
 def test_eval_then_report(folder, tmp_path):
@@ -185,7 +230,7 @@ def test_eval_then_report(folder, tmp_path):
     done = run("report", *both, tmp_path / "other")
     assert done.exit_code == 1 and "has 'random', which is there already" in done.output
     page = tmp_path / "page.html"
-    whet("report", tmp_path / "run", "--html", page, "--texts", folder / "space")
+    whet("report", tmp_path / "run", "--html", page, "--space", folder / "space")
     assert page.read_text().startswith("<!doctype html>") and '"texts":["' in page.read_text()
 
 
@@ -209,7 +254,7 @@ def test_eval_by_a_file_then_every_view_and_advice(folder, tmp_path):
     assert len(made) == 1
     plan = json.loads(whet(*run_of, "--advise", "alpha beta gamma", "--json"))
     assert set(plan) == {"method", "steps", "saved", "seconds"}
-    assert "no step" in whet(*run_of, "--advise", "alpha", "--worth", 1e9)
+    assert "no step" in whet(*run_of, "--advise", "alpha", "--min-gain-per-second", 1e9)
     done = run("report", tmp_path / "run", "--drop-leaks")  # all prompts are in the data space
     assert done.exit_code == 1 and "no prompt that is kept" in done.output
 
@@ -221,13 +266,17 @@ class Missing:
         if name.partition(".")[0] == "torch":
             raise ModuleNotFoundError(name, name="torch")
 sys.meta_path.insert(0, Missing())
+from whet.adapt.config import AdapterOptions, OptimizerConfig
 from whet.cli import main
+from whet.cli.options import FLAT_NAMES
+from whet.config import config_fields
+from whet.select.config import SelectionConfig
 main(sys.argv[1:])
 """
 
 BAD = [
     (2, ["select", "{space}", "alpha", "-n", "0"], "n is 0"),
-    (2, ["report", "{space}", "--texts", "{space}"], "--texts is of the page: name it with --html"),
+    (2, ["report", "{space}", "--space", "{space}"], "--space requires --html"),
     (2, ["select", "{space}", "alpha", "-k", "500"], "k is 500, but the data space holds 20"),
     (2, ["select", "{space}", "alpha", "-k", "9", "--lam", "0"], "lam is 0"),
     (2, ["select", "{space}", "", "-k", "9"], "prompt is ''"),
@@ -241,9 +290,9 @@ BAD = [
     (1, ["generate", "{space}", "alpha", "-k", "9", "--model", "nowhere"], "cannot load model"),
     (2, ["select", "{space}"], "either PROMPT or --targets"),
     (2, ["select", "{space}", "alpha", "--targets", "{texts}"], "either PROMPT or --targets"),
-    (2, ["select", "{space}", "alpha", "--out", "{out}"], "go with --targets"),
-    (2, ["select", "{space}", "--targets", "{texts}", "--alpha", "1"], "for one PROMPT"),
-    (2, ["select", "{space}", "--targets", "{texts}", "--lam", "auto"], "for one PROMPT"),
+    (2, ["select", "{space}", "alpha", "--out", "{out}"], "require --targets"),
+    (2, ["select", "{space}", "--targets", "{texts}", "--stop-alpha", "1"], "cannot be used"),
+    (2, ["select", "{space}", "--targets", "{texts}", "--lam", "auto"], "cannot be used"),
     (2, ["select", "{space}", "alpha", "-k", "9", "--lam", "best"], "'best' is not a valid"),
     (2, ["select", "{space}", "--targets", "{texts}", "-k", "9", "-n", "0"], "n is 0"),
     (2, ["select", "{space}", "--targets", "{strange}", "-k", "9"], "target 0 ('☃') shares no"),
@@ -252,8 +301,8 @@ BAD = [
     (2, ["generate", "{space}", "x" * 40, "-k", "9", "--model", "{model}"], "has a context of 32"),
     (2, ["score", "{space}", "", "-k", "9", "--model", "{model}"], "too short to split"),
     (1, ["eval", "{space}", "--prompts", "nowhere", "--out", "{out}"], "nowhere"),
-    (2, ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--set", "x=1"], "sets 'x'"),
-    (2, ["eval", "{space}", "--out", "{out}"], "name SPACE and --prompts"),
+    (2, ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--set", "x=1"], "name 'x'"),
+    (2, ["eval", "{space}", "--out", "{out}"], "pass SPACE and --prompts"),
     (1, ["report", "nowhere"], "holds no run"),
     (1, ["report", "{space}"], "holds no run"),
     (1, ["select", "{texts}", "alpha"], "is a file"),

@@ -54,7 +54,7 @@ def test_a_source_is_known_by_its_whole_path(space, tmp_path, monkeypatch):
 
 
 def test_verify_names_the_file_that_was_changed(space):
-    assert "every file is as written" in whet("space", "verify", space).stdout
+    assert "no file is damaged" in whet("space", "verify", space).stdout
     [file] = space.glob("segments/*/vectors.npy")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -158,7 +158,7 @@ def test_half_a_surrogate_pair_is_told_and_the_rest_is_added(tmp_path):
 def test_labels_are_chosen_when_a_space_is_made(tmp_path):
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records(40)))
-    labelled = ["--label-field", "set", "--public", "a", "--quiet"]
+    labelled = ["--label-field", "set", "--public-label", "a", "--quiet"]
     refused = whet("index", source, tmp_path / "s", "--label-field", "set", "--quiet")
     assert refused.exit_code == 2 and "name the label of the public ones" in refused.stderr
     assert whet("index", source, tmp_path / "s", *labelled).exit_code == 0
@@ -166,4 +166,4 @@ def test_labels_are_chosen_when_a_space_is_made(tmp_path):
     assert whet("index", source, tmp_path / "s", *labelled).exit_code == 0
     other = whet("index", source, tmp_path / "s", "--label-field", "year", "--quiet")
     assert other.exit_code == 1 and "chosen when it is made" in other.stderr
-    assert whet("index", source, tmp_path / "t", "--public", "a").exit_code == 2
+    assert whet("index", source, tmp_path / "t", "--public-label", "a").exit_code == 2

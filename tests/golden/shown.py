@@ -69,7 +69,7 @@ def calls(folder):
     yield "select --targets", ["select", space, "--targets", texts, *few, "--json"]
     out = ["--out", folder / "picks.jsonl", "--json"]
     yield "select --targets --out", ["select", space, "--targets", texts, *few, *out]
-    yield "why", ["why", space, PROMPT, *few, "--json"]
+    yield "explain", ["explain", space, PROMPT, *few, "--json"]
     more = ["--compare", "--max-tokens", 2]
     yield "generate", ["generate", space, PROMPT, *answer, "--max-tokens", 2]
     yield "generate --compare", ["generate", space, PROMPT, *answer, *more]

@@ -6,6 +6,7 @@ exist once, in `SelectionConfig`, `AdapterOptions`, `TrainingConfig` and `Optimi
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -39,7 +40,7 @@ RENAMED_OPTIONS = {
 }
 
 
-class Space(click.ParamType):
+class Space(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
     """A data space: the path of a folder, or the address of one that Ray or Milvus serves."""
 
     name = "path"
@@ -50,7 +51,7 @@ class Space(click.ParamType):
         return value if str(value).startswith(ADDRESSES) else Path(value)
 
 
-class NumberOrWord(click.ParamType):
+class NumberOrWord(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
     """A number, or one of a few words."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
@@ -71,7 +72,7 @@ class NumberOrWord(click.ParamType):
         return self.name.upper().replace("AUTO", "auto")
 
 
-class Words(click.ParamType):
+class Words(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
     """Words separated by commas."""
 
     name = "word,…"
@@ -135,7 +136,7 @@ def config_options(
 def take_config(kind: type[C], values: dict[str, Any]) -> C:
     """The configuration `kind` from the `values` of its options, which are removed from there."""
     taken = {}
-    for field in config_fields(kind):
+    for field in config_fields(kind):  # type: ignore[arg-type]  # a class is hashable
         name = FLAT_NAMES.get((kind, field.name), field.name)
         if name in values:
             taken[field.name] = values.pop(name)
@@ -208,15 +209,16 @@ ADAPTATION = options(
 )  # fmt: skip
 
 
-def resolve_selection(space: Any, config: SelectionConfig) -> Any:
+def resolve_selection(space: Any, config: SelectionConfig) -> SelectionConfig:
     """`config` with numbers for `auto`; they are printed, so that they can be passed next time."""
+    if not config.has_auto:
+        return config
     from whet.spaces import calibrated
 
     resolved = calibrated(space, config, progress=True)
-    if config.has_auto:
-        stop = "" if resolved.stop_alpha is None else f" --stop-alpha {resolved.stop_alpha:.3g}"
-        print(f"chosen on the data space: --lam {resolved.lam:g}{stop}", file=sys.stderr)
-    return resolved
+    stop = "" if resolved.stop_alpha is None else f" --stop-alpha {resolved.stop_alpha:.3g}"
+    print(f"chosen on the data space: --lam {resolved.lam:g}{stop}", file=sys.stderr)
+    return replace(config, lam=resolved.lam, stop_alpha=resolved.stop_alpha)
 
 
 def read_text(argument: str) -> str:

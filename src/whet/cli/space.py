@@ -18,7 +18,18 @@ from whet.errors import SpaceError
 FOLDER = click.argument("space", type=PATH)
 
 
-@click.group()
+class SpaceGroup(click.Group):
+    """The group, which names the new name of an old command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] == "serve":
+            raise click.UsageError("`whet space serve` is now `whet ray serve`", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=SpaceGroup)
 def space() -> None:
     """Maintain a data space."""
 
