@@ -37,11 +37,11 @@ from whet.select.selection import Selector as Selector
 from whet.select.selectors.baselines import nearest as nearest
 from whet.select.selectors.baselines import nearest_repeated as nearest_repeated
 from whet.select.selectors.baselines import random_selection as random_selection
-from whet.select.selectors.baselines import uncertainty as uncertainty
 from whet.select.selectors.baselines import sift_lazy as sift_lazy
+from whet.select.selectors.baselines import uncertainty as uncertainty
+from whet.select.sift import SIFT as SIFT
 from whet.select.sift import sift as sift
 from whet.select.sift import sift_batch as sift_batch
-from whet.select.sift import SIFT as SIFT
 from whet.space.diagnostics import diagnose as diagnose
 from whet.space.retrieve import Retrieval as Retrieval
 from whet.space.retrieve import Retriever as Retriever
