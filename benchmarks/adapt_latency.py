@@ -32,7 +32,9 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.adapt.tuners.lora import DOWN, linear_layers, widths
 from whet.data.documents import read_documents
-from whet.spaces import SelectionConfig, build_space, retrieve
+from whet.select.config import SelectionConfig
+from whet.space.retrieve import retrieve
+from whet.space.space import DataSpace
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("WHET_CORPUS_FOLDER", "corpus"))
@@ -43,7 +45,7 @@ Plan = list[Tensor]  # the texts of one prompt
 
 def workload(model: LanguageModel, space: Path, prompts: int, texts: int) -> list[Plan]:
     """The nearest `texts` of each of the first `prompts` of valid, as tokens, uncut."""
-    opened = build_space(CORPUS / "space.jsonl.gz", space)
+    opened = DataSpace.build(CORPUS / "space.jsonl.gz", space)
     options = SelectionConfig(selector="nearest", n=texts, k=max(texts, 20))
     asked = list(read_documents(CORPUS / "valid.jsonl.gz"))[:prompts]
     return [

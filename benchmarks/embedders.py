@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from whet.data.documents import Document, read_documents
-from whet.embed.registry import get_embedder
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.dataset import Data
 from whet.evaluate.results import Run
@@ -75,9 +74,7 @@ def index(source: Path, space: Path, embedder: str, every: int) -> dict[str, Any
         start = time.perf_counter()
         documents: Iterator[Document] = islice(read_documents(source), 0, None, every)
         part = f"every {every} of {source}"
-        made = DataSpace.build(
-            documents, space, get_embedder(packaged(embedder)), True, source=part
-        )
+        made = DataSpace.build(documents, space, packaged(embedder), progress=True, resume_key=part)
         seconds = time.perf_counter() - start
         record = {"documents": len(made), "dimension": made.dimension, "seconds": seconds}
         told.write_text(json.dumps(record))

@@ -28,8 +28,8 @@ from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.provenance import provenance
 from whet.evaluate.run_storage import append
 from whet.evaluate.tasks import ScoringTask
+from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace
-from whet.spaces import SelectionConfig
 
 METHODS = ("nearest", "sift")
 

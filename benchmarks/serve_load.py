@@ -30,10 +30,11 @@ import click
 
 from whet.data.documents import Document, read_documents
 from whet.engine import Request, SamplingParams
+from whet.select.config import SelectionConfig
 from whet.serve.config import Config
 from whet.serve.main import engines_of
+from whet.space.retrieve import retrieve
 from whet.space.space import DataSpace
-from whet.spaces import SelectionConfig, open_space, retrieve
 
 STEPS, TOKENS, LONG, PROMPTS = 8, 16, 128, 32
 
@@ -172,7 +173,7 @@ def at_once(space: Path, prompts: list[str], runs: int, **options: Any) -> dict[
 
 def overhead(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     """By HTTP over the same by the engine alone, in this process; who is first takes turns."""
-    opened = open_space(space)
+    opened = DataSpace.open(space)
     engine = engines_of(Config(spaces={"docs": space}))["lora"]
     greedy = SamplingParams(max_tokens=TOKENS)
 
@@ -235,7 +236,7 @@ def p99(values: list[float]) -> float:
 def first(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     """From the last step to the first piece of text, over one forward pass of the prompt."""
     engine = engines_of(Config(spaces={"docs": space}))["lora"]
-    opened, shares = open_space(space), []
+    opened, shares = DataSpace.open(space), []
     with engine:
         for prompt in prompts[: 4 * runs]:
             found = retrieve(opened, prompt, SelectionConfig(n=2, k=200))

@@ -29,7 +29,6 @@ from whet.maths.statistics import mean_estimate
 from whet.space.progress import bar
 from whet.space.space import DataSpace
 from whet.space.training_set import training_set
-from whet.spaces import open_space
 
 PATH = click.Path(exists=True, path_type=Path)
 
@@ -53,7 +52,7 @@ def main(
     held_out: int, n: int, k: int, lams: tuple[float, ...], shuffle: bool, seed: int,
     out: Path | None,
 ) -> None:  # fmt: skip
-    opened, loaded = open_space(space), LanguageModel.from_pretrained(model)
+    opened, loaded = DataSpace.open(space), LanguageModel.from_pretrained(model)
     adaptation = loaded.adapter_config("full", lr=lr)
     every = list(read_documents(prompts))
     rows: list[dict[str, Any]] = []

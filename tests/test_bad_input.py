@@ -10,7 +10,7 @@ from support import reference
 import whet
 from whet.config import parsed
 from whet.integrations.activeft import Retriever
-from whet.spaces import SelectionConfig
+from whet.select.config import SelectionConfig
 
 ONCE = [whet.nearest, whet.random_selection]  # each candidate at most once
 ANY = [whet.sift, whet.nearest_repeated, whet.uncertainty]

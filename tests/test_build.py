@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.hashing_embedder import HashingEmbedder
 
-from whet.data.documents import Document, as_document
+from whet.data.documents import Document, to_document
 from whet.data.filters import Compare, parse
 from whet.embed.lsa import LSA
 from whet.errors import EmbedderMismatchError, ModelError, SourceError, SpaceError
@@ -20,7 +20,6 @@ from whet.space import build
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels
 from whet.space.store.writer import delete_documents
-from whet.spaces import build_space
 
 TESTS = Path(__file__).parent
 
@@ -66,10 +65,7 @@ class Counting(HashingEmbedder):
 
 
 KILLED = """
-if (path / "meta.json").exists():
-    build.add(documents(50), path, Counting(sign), "fifty", False)
-else:
-    DataSpace.build(documents(50), path, Counting(sign), source="fifty")
+DataSpace.build(documents(50), path, Counting(sign), resume_key="fifty")
 """
 
 
@@ -86,11 +82,11 @@ def test_a_killed_addition_goes_on_where_it_stopped(tmp_path, monkeypatch, there
     writer.communicate()
     if there:
         assert len(DataSpace.open(path, HashingEmbedder())) == there
-        space = DataSpace.open(path, rest).add(documents(50), source="fifty")
+        space = DataSpace.open(path, rest).add(documents(50), resume_key="fifty")
     else:
         with pytest.raises(SpaceError, match="is unfinished: run the same `whet index` again"):
             DataSpace.open(path, HashingEmbedder())
-        space = DataSpace.build(documents(50), path, rest, source="fifty")
+        space = DataSpace.build(documents(50), path, rest, resume_key="fifty")
     assert rest.texts == 50 - there - 20  # two batches of ten were kept
     assert space.documents(space.rows) == documents(50)
     np.testing.assert_allclose(
@@ -105,10 +101,12 @@ def test_another_addition_does_not_take_the_place_of_an_unfinished_one(tmp_path)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        DataSpace.build(documents(9), tmp_path / "s", Broken(), source="one")
+        DataSpace.build(documents(9), tmp_path / "s", Broken(), resume_key="one")
     with pytest.raises(SpaceError, match="unfinished addition of source one.*not of source two"):
-        DataSpace.build(documents(9), tmp_path / "s", HashingEmbedder(), source="two")
-    assert len(DataSpace.build(documents(9), tmp_path / "s", HashingEmbedder(), source="one")) == 9
+        DataSpace.build(documents(9), tmp_path / "s", HashingEmbedder(), resume_key="two")
+    assert (
+        len(DataSpace.build(documents(9), tmp_path / "s", HashingEmbedder(), resume_key="one")) == 9
+    )
 
 
 def test_an_unfinished_addition_without_a_source_is_not_taken_for_another(tmp_path):
@@ -133,10 +131,10 @@ def test_an_unfinished_addition_does_not_go_on_by_another_rule_of_chunks(tmp_pat
     source.write_text("One paragraph.\n\nAnother, longer paragraph.\n")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(LSA, "encode", stop)
-        build_space(source, path, chunks="paragraph:20")
+        DataSpace.build(source, path, chunks="paragraph:20")
     with pytest.raises(SpaceError, match=r"a\.txt in paragraph:20, .* not of source \S+a\.txt, "):
-        build_space(source, path)
-    made = build_space(source, path, chunks="paragraph:20")
+        DataSpace.build(source, path)
+    made = DataSpace.build(source, path, chunks="paragraph:20")
     assert made.manifest.source == f"{source} in paragraph:20"
 
 
@@ -223,7 +221,7 @@ def test_lsa_learns_no_word_of_what_is_not_public(tmp_path):
     space = DataSpace.build(labelled(), tmp_path / "s", labels=labels)
     terms = json.loads((space.path / "embedder" / "terms.json").read_text())
     assert "weather" in terms and not {"zebra", "yacht", "ann", "bob"} & set(terms)
-    with pytest.raises(ValueError, match="lsa would be fitted on texts that not everybody may"):
+    with pytest.raises(ValueError, match="lsa would be fitted on restricted texts"):
         DataSpace.build(labelled(), tmp_path / "no", labels=Labels(field="who"))
     with pytest.raises(SourceError, match="none has field 'who' with the public value 'alll'"):
         DataSpace.build(labelled(), tmp_path / "no", labels=Labels(field="who", public="alll"))
@@ -241,7 +239,7 @@ def test_a_bound_space_shows_its_own_and_is_not_written(tmp_path):
     with pytest.raises(IndexError, match="row 20 is not in the data space"):
         bound.texts([0, 20])
     for write in (lambda: bound.add(labelled()), lambda: bound.delete(ids=["all0"])):
-        with pytest.raises(SpaceError, match="open for a part of it"):
+        with pytest.raises(SpaceError, match="opened with a filter"):
             write()
     own = bound.filter(Compare("who", "==", "ann"))
     assert set(own.ids) == {f"ann{i}" for i in range(9)} == set(own.filter(own.where).ids)
@@ -265,7 +263,7 @@ def test_a_space_of_a_python_embedder_is_extended_in_python(tmp_path):
     with pytest.raises(
         EmbedderMismatchError, match=r"embedder 'hashing': add .* in Python, with `Data"
     ):
-        build_space(tmp_path, space.path)
+        DataSpace.build(tmp_path, space.path)
     assert len(DataSpace.open(space.path, HashingEmbedder()).add(documents(5))) == 5
 
 
@@ -281,10 +279,10 @@ def test_texts_and_mappings_are_documents_too(tmp_path):
     assert "document 4: field 'text' is an empty text" in told and "document 5: no field" in told
 
 
-@pytest.mark.parametrize("documents", ["a b", {"text": "a"}], ids=str)
+@pytest.mark.parametrize("documents", [Document("a", "b"), {"text": "a"}], ids=str)
 def test_one_text_is_no_list_of_them(tmp_path, documents):
     with pytest.raises(ValueError, match="expected a list of them"):
         DataSpace.build(documents, tmp_path / "s", HashingEmbedder())
     with pytest.raises(ValueError, match="document 0 is 5: expected a text, a mapping"):
-        as_document(5, 0)
+        to_document(5, 0)
     assert not (tmp_path / "s").exists()

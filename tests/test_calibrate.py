@@ -5,12 +5,12 @@ from support.hashing_embedder import HashingEmbedder
 
 import whet
 from whet.data.documents import Document
+from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.select.selection import Selection
 from whet.space.space import DataSpace
-from whet.space.tuning import GRID, _alpha, calibrate
-from whet.spaces import SelectionConfig, calibrated
+from whet.space.tuning import GRID, alpha_for_steps, resolve, tune_selection
 
-SETTING = {"n": 8, "k": 20, "prompts": 16}
+SETTING = {"config": SelectionConfig(n=8, k=20), "prompts": 16}
 
 
 def made(folder, texts, dimension=24):
@@ -39,20 +39,20 @@ def space(tmp_path_factory):
 
 
 def test_the_choice_follows_its_rule_and_repeats_itself(space):
-    found = calibrate(space, **SETTING)
-    again = calibrate(DataSpace.open(space.path, space.embedder), **SETTING)
-    assert found == again != calibrate(space, seed=1, **SETTING) and found.prompts == 16
-    assert [trial.lam for trial in found.table] == list(GRID)
-    errors = [trial.error for trial in found.table]
-    within = [t.lam for t in found.table if t.error - min(errors) <= t.se + 1e-15]
+    found = tune_selection(space, **SETTING)
+    again = tune_selection(DataSpace.open(space.path, space.embedder), **SETTING)
+    assert found == again != tune_selection(space, seed=1, **SETTING) and found.prompts == 16
+    assert [trial.lam for trial in found.results] == list(GRID)
+    errors = [trial.error for trial in found.results]
+    within = [t.lam for t in found.results if t.error - min(errors) <= t.standard_error + 1e-15]
     assert found.lam == min(within) and 0 < min(errors) < 1
     assert {found.lam} <= set(GRID) and 1 <= found.steps <= 8
-    distinct = [trial.distinct for trial in found.table]
+    distinct = [trial.distinct for trial in found.results]
     assert distinct[0] > distinct[-1]
 
 
 def test_alpha_takes_the_steps_that_it_promises(space):
-    found = calibrate(space, **SETTING)
+    found = tune_selection(space, **SETTING)
     order = np.random.default_rng(0).permutation(len(space))[:16].tolist()
     taken = []
     for row in order:
@@ -61,13 +61,13 @@ def test_alpha_takes_the_steps_that_it_promises(space):
         near = space.search(query, 21)[0]
         candidates = near.vectors[near.rows != row]
         chosen = whet.sift(query[0], candidates, 8, lam=found.lam)
-        taken.append(len(chosen.stop_at(found.alpha)))
+        taken.append(len(chosen.stop_at(found.stop_alpha)))
     assert np.mean(taken) == found.steps
 
 
 @pytest.mark.parametrize("selector, metric", [(whet.sift, "abs_cosine"), (whet.nearest, "cosine")])
 def test_errors_are_those_of_ridge_regression_without_the_document(space, selector, metric):
-    found = calibrate(space, lams=[0.1], selector=selector, **SETTING)
+    found = tune_selection(space, lams=[0.1], selector=selector, **SETTING)
     order = np.random.default_rng(0).permutation(len(space))[:16].tolist()
     errors = np.zeros((len(GRID), 16))
     for i, row in enumerate(order):
@@ -83,42 +83,41 @@ def test_errors_are_those_of_ridge_regression_without_the_document(space, select
         for j, noise in enumerate(GRID):
             weights = np.linalg.solve(x.T @ x + noise * np.eye(24), x.T @ y.astype(float))
             errors[j, i] = ((truth - query @ weights) ** 2).sum()
-    assert found.table[0].error == pytest.approx(errors.mean(axis=1).min(), rel=1e-9)
+    assert found.results[0].error == pytest.approx(errors.mean(axis=1).min(), rel=1e-9)
 
 
 def test_a_fixed_lam_leaves_alpha_to_choose(space):
-    options = calibrated(space, SelectionConfig(n=8, k=20, lam=0.3, stop_alpha="auto"), prompts=16)
+    options = resolve(space, SelectionConfig(n=8, k=20, lam=0.3, stop_alpha="auto"), prompts=16)
     assert options.lam == 0.3
-    assert options.alpha == calibrate(space, lams=[0.3], **SETTING).alpha
+    assert options.stop_alpha == tune_selection(space, lams=[0.3], **SETTING).stop_alpha
     kept = SelectionConfig(n=8, k=20)
-    assert calibrated(space, kept) is kept
+    assert resolve(space, kept) == ResolvedSelection.of(kept)
 
 
 def test_auto_is_a_choice_made_once(space):
-    options = calibrated(space, SelectionConfig(n=8, k=20, lam="auto", stop_alpha=0.5), prompts=16)
-    assert options.lam == calibrate(space, **SETTING).lam and options.alpha == 0.5
-    assert calibrated(space, options) is options
+    options = resolve(space, SelectionConfig(n=8, k=20, lam="auto", stop_alpha=0.5), prompts=16)
+    assert options.lam == tune_selection(space, **SETTING).lam and options.stop_alpha == 0.5
 
 
 def test_alpha_of_all_steps_stops_no_held_out_prompt():
     trace = np.array([1.0, 0.5, 0.4])
     other = np.array([1.0, 0.9, 0.85])
     both = [Selection(np.zeros(2, int), -np.diff(t), t) for t in (trace, other)]
-    assert [len(s.stop_at(_alpha(both, 2))) for s in both] == [2, 2]
-    assert sum(len(s.stop_at(_alpha(both, 1))) for s in both) == 2
+    assert [len(s.stop_at(alpha_for_steps(both, 2))) for s in both] == [2, 2]
+    assert sum(len(s.stop_at(alpha_for_steps(both, 1))) for s in both) == 2
 
 
 @pytest.mark.parametrize("selector", [whet.nearest, whet.random_selection])
 def test_a_selector_without_lam_gets_the_least(space, selector):
-    found = calibrate(space, selector=selector, **SETTING)
-    assert found.lam == min(GRID) and len({trial.error for trial in found.table}) == 1
+    found = tune_selection(space, selector=selector, **SETTING)
+    assert found.lam == min(GRID) and len({trial.error for trial in found.results}) == 1
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"n": 0}, "n is 0"),
-        ({"k": 151}, "k is 151, but the data space holds 150"),
+        ({"config": SelectionConfig(n=0)}, "n is 0"),
+        ({"config": SelectionConfig(k=151)}, "k is 151, but the data space holds 150"),
         ({"lams": [0.0]}, "lam is 0.0"),
         ({"prompts": 0}, "prompts is 0"),
         ({"prompts": 7}, "only 7 documents"),
@@ -127,13 +126,13 @@ def test_a_selector_without_lam_gets_the_least(space, selector):
 )
 def test_bad_input_is_refused(space, change, message):
     with pytest.raises(ValueError, match=message):
-        calibrate(space, **(SETTING | change))
+        tune_selection(space, **(SETTING | change))
 
 
 def test_a_space_of_texts_that_cannot_be_split_is_refused(tmp_path):
     tiny = made(tmp_path / "s", list("abcdefghijkl"))
     with pytest.raises(ValueError, match="give numbers instead of auto"):
-        calibrate(tiny, n=2, k=3)
+        tune_selection(tiny, SelectionConfig(n=2, k=3))
 
 
 def test_an_engine_calibrates_once(space, tmp_path, monkeypatch):
@@ -141,6 +140,6 @@ def test_an_engine_calibrates_once(space, tmp_path, monkeypatch):
     engine = whet.Engine(
         space, model, options=SelectionConfig(n=3, k=9, lam="auto", stop_alpha="auto")
     )
-    assert engine.options.lam in GRID and engine.options.alpha > 0
-    monkeypatch.setattr("whet.spaces.calibrate", None)
+    assert engine.options.lam in GRID and engine.options.stop_alpha > 0
+    monkeypatch.setattr("whet.space.tuning.tune_selection", None)
     assert len(engine.select(space.text(0))) <= 3

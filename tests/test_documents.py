@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from whet.data.documents import Document, read_documents, try_documents
+from whet.data.documents import Document, iter_documents, read_documents
 from whet.errors import SourceError
 
 RECORDS = [
@@ -121,7 +121,7 @@ BAD = [
     ("d.jsonl", b'{"text": null}\n', "line 1: field 'text' holds null"),
     ("d.jsonl", b'{"text": "a"}\n{"text": ""}\n', "line 2: field 'text' is an empty text"),
     ("d.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: byte 10 is not UTF-8"),
-    ("d.jsonl", b'{"text": "ab\\ud800"}\n', "line 1: character 2 is half of a surrogate pair"),
+    ("d.jsonl", b'{"text": "ab\\ud800"}\n', "line 1: unpaired surrogate at position 2"),
     ("d.jsonl", b"", "holds no documents"),
     ("d.jsonl", b"\n \n", "holds no documents"),
     ("d.jsonl.gz", WHOLE[: len(WHOLE) // 2], "not whole gz after line"),
@@ -179,7 +179,7 @@ def test_a_caller_who_asks_goes_on_past_what_fails(tmp_path):
     write(tmp_path / "2.jsonl.gz", WHOLE[: len(WHOLE) // 2])
     write(tmp_path / "3.parquet", b"PAR1 and no more")
     write(tmp_path / "4.txt", b"c")
-    made = list(try_documents(tmp_path))
+    made = list(iter_documents(tmp_path))
     texts = [document.text for document in made if isinstance(document, Document)]
     assert texts[:2] == ["a", "b"] and texts[-1] == "c"
     places = [str(e).rpartition("/")[2].split(":")[0] for e in made if isinstance(e, SourceError)]
@@ -189,7 +189,7 @@ def test_a_caller_who_asks_goes_on_past_what_fails(tmp_path):
 def test_a_source_of_failures_alone_tells_the_first(tmp_path):
     path = write(tmp_path / "d.jsonl", b"{\n[]\n")
     with pytest.raises(SourceError, match=r"holds no documents .*line 1: not valid JSON"):
-        list(try_documents(path))
+        list(iter_documents(path))
 
 
 def test_chunks_are_named_and_say_where_they_come_from(tmp_path):

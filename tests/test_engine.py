@@ -14,8 +14,8 @@ import whet
 from whet.adapt.config import LMHead
 from whet.data.documents import Document
 from whet.engine import Engine, Request, SamplingParams, TrainingConfig, TrainStep
+from whet.select.config import SelectionConfig
 from whet.space.retrieve import Retrieval
-from whet.spaces import SelectionConfig
 
 
 @pytest.fixture(scope="module")

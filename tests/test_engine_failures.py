@@ -17,9 +17,9 @@ from whet.adapt.slots import Slots
 from whet.data.documents import Document
 from whet.engine import Engine, Request, SamplingParams, TrainingConfig, TrainStep
 from whet.errors import AdaptationError, EngineClosedError, ModelError, QueueFullError
+from whet.select.config import SelectionConfig
 from whet.space.retrieve import Retrieval
 from whet.space.space import DataSpace
-from whet.spaces import SelectionConfig
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from support import eval_fixtures
 from whet.adapt.model import LanguageModel
 from whet.errors import RunFolderError
 from whet.evaluate.policy import Advisor
-from whet.spaces import open_space
+from whet.space.space import DataSpace
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_no_step_is_advised_where_a_second_costs_too_much(here, run):
     made = policies(run, worth=1e6)
     assert made["advised"].steps == made["one plan"].steps == made["oracle"].steps == 0
     plan = Advisor(run, 1e6).plan(
-        open_space(here / "space"), LanguageModel.from_pretrained(here / "model"), "alpha beta"
+        DataSpace.open(here / "space"), LanguageModel.from_pretrained(here / "model"), "alpha beta"
     )
     assert (plan.steps, plan.saved, plan.seconds) == (0, 0.0, 0.0)
 
@@ -77,7 +77,7 @@ def test_a_gain_that_follows_the_prompts_loss_is_learned(here, run):
 
 
 def test_a_plan_tells_method_steps_gain_and_seconds(here, run):
-    space, model = open_space(here / "space"), LanguageModel.from_pretrained(here / "model")
+    space, model = DataSpace.open(here / "space"), LanguageModel.from_pretrained(here / "model")
     plan = Advisor(run).plan(space, model, eval_fixtures.text(7))
     assert plan.method in ("nearest", "sift") and plan.steps in (1, 2, 4)
     assert plan.saved > 0 and plan.seconds > 0
@@ -86,7 +86,7 @@ def test_a_plan_tells_method_steps_gain_and_seconds(here, run):
 def test_a_plan_is_of_the_run_s_own_selection(here, run):
     """Its filter holds for advice too: with nothing left to select from, there is none."""
     switches = run.meta["switches"] | {"where": 'id == "nobody"'}
-    space, model = open_space(here / "space"), LanguageModel.from_pretrained(here / "model")
+    space, model = DataSpace.open(here / "space"), LanguageModel.from_pretrained(here / "model")
     with pytest.raises(ValueError, match="0 documents pass|no document passes"):
         Advisor(replace(run, meta=run.meta | {"switches": switches})).plan(space, model, "alpha")
 
@@ -95,7 +95,7 @@ def test_advice_is_of_the_run_s_own_data_space(run, tmp_path):
     eval_fixtures.build(tmp_path, texts=31)
     model = LanguageModel.from_pretrained(tmp_path / "model")
     with pytest.raises(RunFolderError, match="is of another data space"):
-        Advisor(run).plan(open_space(tmp_path / "space"), model, "alpha")
+        Advisor(run).plan(DataSpace.open(tmp_path / "space"), model, "alpha")
 
 
 def test_steps_on_the_prompt_itself_are_no_plan_at_any_rate(run):

@@ -25,7 +25,6 @@ from whet.evaluate.runner import evaluate
 from whet.evaluate.worker_pool import WorkerPool
 from whet.io import exclusive_lock
 from whet.space.space import DataSpace
-from whet.spaces import open_space
 
 CLOCKS = ("embed_s", "search_s", "select_s", "train_s", "score_s")
 
@@ -107,7 +106,7 @@ def test_a_crash_while_packing_counts_nothing_twice(here, finished, tmp_path, pa
     run = eval_fixtures.run(here, tmp_path / "run", per_set=1).folder
     prompts = Data(prompts=str(here / "prompts.jsonl")).read().prompts[2:4]
     evaluator = Evaluator(
-        open_space(here / "space"),
+        DataSpace.open(here / "space"),
         LanguageModel.from_pretrained(here / "model"),
         eval_fixtures.switches(here),
     )

@@ -20,11 +20,11 @@ from whet.evaluate.dataset import Prompt
 from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.incontext import InContext
 from whet.evaluate.tasks import ScoringTask
+from whet.select.config import SelectionConfig
 from whet.select.selectors.baselines import nearest
 from whet.select.sift import sift
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
-from whet.spaces import open_space
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def rows(here, model, document, **changes):
 
 
 def evaluator(here, model, **changes):
-    return Evaluator(open_space(here / "space"), model, eval_fixtures.switches(here, **changes))
+    return Evaluator(DataSpace.open(here / "space"), model, eval_fixtures.switches(here, **changes))
 
 
 def measured(evaluator, document):
@@ -60,7 +60,7 @@ PROMPT = Document("p", text(100), {})
 
 
 def test_rows_equal_the_slot_step_by_step(here, model):
-    space, made = open_space(here / "space"), rows(here, model, PROMPT)
+    space, made = DataSpace.open(here / "space"), rows(here, model, PROMPT)
     texts = {d.id: d.text for d in space.documents(range(len(space)))}
     (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
     for method in eval_fixtures.switches(here).methods:
@@ -129,15 +129,17 @@ def test_the_order_of_the_steps_is_a_switch_of_a_method(here, model):
 
 def test_the_sign_of_the_candidates_is_a_switch_of_a_method(here, model):
     space, methods = (
-        open_space(here / "space"),
+        DataSpace.open(here / "space"),
         ("sift", "sift(sign=positive)", "nearest(sign=both)"),
     )
     made = rows(here, model, PROMPT, methods=methods)
     (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
-    for method, choose, sign in zip(
-        methods, (sift, sift, nearest), (None, "positive", "both"), strict=True
+    for method, choose, metric in zip(
+        methods, (sift, sift, nearest), ("auto", "cosine", "abs_cosine"), strict=True
     ):
-        found = Retriever(space, selector=choose, k=10, sign=sign).select(task.query, 4)
+        found = Retriever(space, SelectionConfig(k=10, metric=metric), selector=choose).select(
+            task.query, 4
+        )
         assert picks(made, method) == [d.id for d in found.documents]
 
 
@@ -247,7 +249,7 @@ def test_context_alone_moves_no_weight_and_both_differ(here, model):
     alone = made["sift(use=context)", 0, 4]
     assert alone["loss"] is None and alone["tokens"] == 0
     (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
-    space = open_space(here / "space")
+    space = DataSpace.open(here / "space")
     texts = {d.id: d.text for d in space.documents(range(len(space)))}
     chosen = [texts[name] for name in picks(made, "sift")]
     assert alone["bits"] == InContext(model, task).score(chosen).bits
@@ -263,7 +265,7 @@ def test_a_mode_is_a_switch_of_a_method(here, model):
 def learned(here, model, made, method, *updates, lr=1e-2, slots=None):
     """Bits after updates done by hand; each is the steps whose texts it takes, or None: again."""
     (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
-    space = open_space(here / "space")
+    space = DataSpace.open(here / "space")
     texts = {d.id: model.tokens(d.text) for d in space.documents(range(len(space)))}
     chunks = {s: texts[made[method, 0, s]["document"]].split(model.context) for s in range(1, 5)}
     slots = slots or Slots(model, FullFineTuning(lr=lr))

@@ -9,6 +9,7 @@ from support.hashing_embedder import HashingEmbedder
 from whet.data.documents import Document
 from whet.data.filters import parse
 from whet.errors import NoMatchError
+from whet.select.config import SelectionConfig
 from whet.space.bm25 import BM25
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
@@ -29,9 +30,9 @@ def test_scores_are_those_of_bm25s(texts, query):
 
 def test_the_nearest_are_ascending_share_a_word_and_of_equals_the_lowest():
     index = BM25(["fox", "red fox", "whale", "fox", "", "fox"])
-    assert index.nearest("a fox", 2).tolist() == [0, 3]
-    assert index.nearest("red fox", 9).tolist() == [0, 1, 3, 5]
-    assert index.nearest("bear", 3).tolist() == []
+    assert index.top_k("a fox", 2).tolist() == [0, 3]
+    assert index.top_k("red fox", 9).tolist() == [0, 1, 3, 5]
+    assert index.top_k("bear", 3).tolist() == []
 
 
 def test_texts_without_a_word_are_refused():
@@ -47,7 +48,7 @@ def space(tmp_path_factory):
 
 
 def test_words_nominate_and_vectors_are_selected_from(space):
-    found = Retriever(space, k=2, candidates="bm25").select("whale", 3)
+    found = Retriever(space, SelectionConfig(k=2, retriever="bm25")).select("whale", 3)
     assert found.candidates.rows.tolist() == [2, 3]
     np.testing.assert_array_equal(found.candidates.vectors, space.vectors([2, 3]))
     query = space.embedder.encode(["whale"])[0]
@@ -57,8 +58,8 @@ def test_words_nominate_and_vectors_are_selected_from(space):
 def test_hybrid_is_the_union_of_both(space):
     prompt = "a frog sings"
     vectors, words, both = (
-        Retriever(space, k=2, candidates=source).select(prompt, 1).candidates.rows
-        for source in ("vectors", "bm25", "hybrid")
+        Retriever(space, SelectionConfig(k=2, retriever=source)).select(prompt, 1).candidates.rows
+        for source in ("dense", "bm25", "hybrid")
     )
     assert both.tolist() == sorted({*vectors.tolist(), *words.tolist()})
 
@@ -66,17 +67,15 @@ def test_hybrid_is_the_union_of_both(space):
 @pytest.mark.parametrize("source", ["bm25", "hybrid"])
 def test_what_fails_a_filter_is_not_nominated_by_its_words(space, source):
     seen = parse("i >= 3")
-    asked = Retriever(space, k=3, candidates=source, where=seen)
-    bound = Retriever(space.filter(seen), k=3, candidates=source)
+    asked = Retriever(space, SelectionConfig(k=3, retriever=source, where=seen))
+    bound = Retriever(space.filter(seen), SelectionConfig(k=3, retriever=source))
     for retriever in (asked, bound):
         rows = retriever.select("blue whale", 1).candidates.rows.tolist()
         assert 3 in rows and min(rows) >= 3
     with pytest.raises(NoMatchError, match="shares no word"):
-        Retriever(space, k=1, candidates="bm25", where=seen).select("fox", 1)
+        Retriever(space, SelectionConfig(k=1, retriever="bm25", where=seen)).select("fox", 1)
 
 
 def test_a_prompt_that_shares_no_word_is_refused(space):
     with pytest.raises(NoMatchError, match="shares no word"):
-        Retriever(space, k=2, candidates="bm25").select("bears", 1)
-    with pytest.raises(ValueError, match="expected vectors, bm25 or hybrid"):
-        Retriever(space, k=2, candidates="words")
+        Retriever(space, SelectionConfig(k=2, retriever="bm25")).select("bears", 1)

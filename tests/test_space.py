@@ -62,7 +62,7 @@ def test_opened_again_it_is_as_it_was_built(space):
 
 
 def test_lsa_is_fitted_and_kept_in_the_folder(tmp_path):
-    space = DataSpace.build(documents(40), tmp_path / "s", source="numbers")
+    space = DataSpace.build(documents(40), tmp_path / "s", resume_key="numbers")
     again = DataSpace.open(tmp_path / "s")
     assert again.embedder.name == "lsa" and again.manifest.source == "numbers"
     query = again.embedder.encode([documents(40)[7].text])
@@ -123,8 +123,10 @@ def test_two_writers_are_told_apart(space):
 def test_no_documents_and_a_taken_place_are_refused(space, tmp_path):
     with pytest.raises(SourceError, match="no documents"):
         DataSpace.build([], tmp_path / "empty", HashingEmbedder())
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "own.txt").write_text("mine")
     with pytest.raises(SpaceError, match="exists"):
-        DataSpace.build(documents(3), space.path, HashingEmbedder())
+        DataSpace.build(documents(3), tmp_path / "taken", HashingEmbedder())
     (tmp_path / "file").write_text("")
     with pytest.raises(SpaceError, match="cannot be made: Not a directory"):
         DataSpace.build(documents(3), tmp_path / "file" / "s", HashingEmbedder())

@@ -17,7 +17,7 @@ from whet.evaluate.demo import SHORTEST, source
 from whet.evaluate.reproduce.catalogue import CATALOGUE
 from whet.evaluate.reproduce.plans import PLANS
 from whet.evaluate.reproduce.study import KINDS, Study, data_of, drawn, held_out
-from whet.spaces import open_space
+from whet.space.space import DataSpace
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_study_that_was_cut_short_goes_on_where_it_was(here, tmp_path):
 
 
 def test_a_smaller_share_is_part_of_a_larger_one(here):
-    space = open_space(here / "space")
+    space = DataSpace.open(here / "space")
     few, many = ({d.id for d in drawn(space, share)} for share in (0.3, 0.8))
     assert few < many < set(space.ids)
     assert 0.2 < len(few) / len(space) < 0.4 and len(list(drawn(space, 1.0))) == len(space)
@@ -64,7 +64,7 @@ def test_a_smaller_share_is_part_of_a_larger_one(here):
 def test_a_part_of_the_data_space_is_a_space_of_the_same_embedder(here, tmp_path):
     own = study(here, tmp_path)
     path = own._part(PLANS["third"])
-    made, whole = open_space(path), open_space(here / "space")
+    made, whole = DataSpace.open(path), DataSpace.open(here / "space")
     assert made.embedder.fingerprint == whole.embedder.fingerprint
     assert set(made.ids) == {d.id for d in drawn(whole, 0.33)}
     assert own._part(PLANS["third"]) == path and own._part(PLANS["core"]) == here / "space"

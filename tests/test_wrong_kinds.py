@@ -14,10 +14,10 @@ RUN = """
 import json, sys
 from pathlib import Path
 import whet
-from whet import DataSpace, Document, Engine, LanguageModel, Query, Retriever
+from whet import DataSpace, Document, Engine, LanguageModel, Request, Retriever
 model = LanguageModel.from_pretrained("model", device="cpu")
 s = DataSpace.build(["red fox", "blue whale", "red whale"], "space")
-engine = Engine(s, model, options=whet.Options(n=1))
+engine = Engine(s, model, options=whet.SelectionConfig(n=1))
 assert Engine(s, model, "lora").adaptation == model.adapter_config("lora")
 class Unfinished:
     name, dimension = "words", 3
@@ -31,31 +31,30 @@ def told(call):
 print(json.dumps([told(call) for call in json.load(sys.stdin)]))
 """
 CASES = {
-    "Retriever('space')": "space is 'space': expected a DataSpace, as `whet.open_space('space')`",
+    "Retriever('space')": "space is 'space': expected a DataSpace, as `whet.DataSpace.open('space')`",
     "Retriever(None)": "space is None: expected a DataSpace",
-    "Retriever(s, selector='closest')": "selector is 'closest': expected one of sift,",
-    "Retriever(s, where=5)": "where is 5: expected a text such as `year >= 2010`, or a filter",
+    "Retriever(s, whet.SelectionConfig(selector='closest'))": "selector is 'closest': expected one of sift,",
+    "Retriever(s, whet.SelectionConfig(where=5))": "where is 5: expected a text such as `year >= 2010`, or a filter",
+    "whet.SelectionConfig(retriever='words')": "retriever is 'words': expected dense or bm25 or",
     "s.filter(None)": "where is None: expected a filter, or a text",
     "Retriever(s).select(['a', 'b'], 1)": "prompt is ['a', 'b']: expected one text",
     "Retriever(s).select(None, 1)": "prompt is None: expected one text",
     "Retriever(s).select('fox', 1).to_context(8, count_tokens=lambda text: Tokens())": (
         "count_tokens gave a Tokens: expected a number of tokens, as lambda text: len("
     ),
-    "DataSpace.build(['a b'], 'new/one', 'st:x')": (
-        "embedder is 'st:x': expected an object, as "
-        "`whet.embed.registry.get_embedder('st:x')` gives"
-    ),
+    "DataSpace.build(['a b'], 'new/one', 'x')": "embedder is 'x': expected lsa, st:NAME",
+    "DataSpace.build(['a b'], 'new/one', None)": "embedder is None, without name: expected a",
     "DataSpace.build(['a b'], 'new/one', Unfinished())": (
-        "embedder is Unfinished(), without fingerprint: expected name, dimension, fingerprint"
+        "embedder is Unfinished(), without fingerprint: expected a string such as 'lsa'"
     ),
-    "DataSpace.open('space', 'lsa')": "embedder is 'lsa': expected an object",
+    "DataSpace.open('space', 5)": "embedder is 5, without name: expected a string such as 'lsa'",
     "whet.training_set(s, 'fox', 2)": "targets is 'fox': expected a list of them, as ['fox']",
     "Engine('space', model)": "space is 'space': expected a DataSpace",
     "Engine(s, 'whet-nano')": "model is 'whet-nano': expected a LanguageModel, as",
     "Engine(s, model, 'LoRA')": "mode is 'LoRA': expected full, lora, head",
     "engine.generate(['a'])": "prompt is ['a']: expected one text",
     "list(engine.run([{'prompt': 'x'}]))": "query is {'prompt': 'x'}: expected a text or a whet.Q",
-    "Query('x', documents=['a text'])": "documents holds 'a text': expected a Document, as",
+    "Request('x', documents=['a text'])": "documents holds 'a text': expected a Document, as",
 }
 
 

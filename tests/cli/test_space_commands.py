@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from whet.cli import main
 from whet.data.filters import Compare
 from whet.space.diagnostics import diagnose
-from whet.spaces import open_space
+from whet.space.space import DataSpace
 
 WORDS = "red green blue fox whale frog runs sings sleeps tree stone river".split()
 
@@ -132,7 +132,7 @@ def test_doctor_counts_what_is_there_twice_or_asked(space, tmp_path):
 
 
 def test_doctor_of_a_bound_space_sees_its_own_alone(space):
-    opened = open_space(space)
+    opened = DataSpace.open(space)
     text = opened.text(1)
     bound = opened.filter(Compare("set", "==", "a"))
     assert diagnose(opened, [text], n=5, k=20).same == 1
@@ -140,7 +140,7 @@ def test_doctor_of_a_bound_space_sees_its_own_alone(space):
     assert diagnose(bound, [text], n=5, k=20).documents == 20
 
 
-def test_half_a_surrogate_pair_is_told_and_the_rest_is_added(tmp_path):
+def test_documents_with_unpaired_surrogates_are_listed_and_the_rest_added(tmp_path):
     halves = [r'{"id": "x\ud800", "text": "a"}', r'{"id": "m", "text": "b", "k": ["\udcff"]}']
     good = ['{"id": "g", "text": "red fox", "n": NaN}', '{"id": "h", "text": "blue whale"}']
     source = tmp_path / "texts.jsonl"
@@ -148,9 +148,10 @@ def test_half_a_surrogate_pair_is_told_and_the_rest_is_added(tmp_path):
     made = told("index", source, tmp_path / "s", "--quiet")
     assert (made["documents"], made["failed"]) == (2, 2)
     failed = map(json.loads, (tmp_path / "s" / "failed.jsonl").read_text().splitlines())
-    assert [(f["id"], f["reason"].split(" is half")[0]) for f in failed] == [
-        ("x\ud800", "character 1 of its id"), ("m", "character 8 of its metadata")
-    ]  # fmt: skip
+    assert [(f["id"], f["reason"]) for f in failed] == [
+        ("x\ud800", "its id has an unpaired surrogate at position 1"),
+        ("m", "its metadata has an unpaired surrogate at position 8"),
+    ]
     exported = whet("space", "export", tmp_path / "s").stdout
     assert "NaN" not in exported and json.loads(exported.splitlines()[0])["meta"] == {"n": None}
 
@@ -165,5 +166,5 @@ def test_labels_are_chosen_when_a_space_is_made(tmp_path):
     assert told("space", "info", tmp_path / "s")["labels"] == {"field": "set", "public": "a"}
     assert whet("index", source, tmp_path / "s", *labelled).exit_code == 0
     other = whet("index", source, tmp_path / "s", "--label-field", "year", "--quiet")
-    assert other.exit_code == 1 and "chosen when it is made" in other.stderr
+    assert other.exit_code == 1 and "chosen when a data space is created" in other.stderr
     assert whet("index", source, tmp_path / "t", "--public-label", "a").exit_code == 2

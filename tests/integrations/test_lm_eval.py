@@ -15,7 +15,8 @@ from support.paths import DOCS
 
 from whet.engine import Engine
 from whet.integrations.lm_eval import WhetLM
-from whet.spaces import SelectionConfig, open_space
+from whet.select.config import SelectionConfig
+from whet.space.space import DataSpace
 
 CONTEXT, CHOICES = "alpha beta gamma", [" delta", " kappa"]
 
@@ -35,7 +36,7 @@ def engine(place, model):
     loaded = model._engine.model
     adaptation = loaded.adapter_config("full", lr=1e-2)
     return Engine(
-        open_space(place / "space"), loaded, adaptation, options=SelectionConfig(n=3, k=10)
+        DataSpace.open(place / "space"), loaded, adaptation, options=SelectionConfig(n=3, k=10)
     )
 
 

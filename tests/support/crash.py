@@ -61,9 +61,9 @@ def perform(path, seed, number):
     if kind == "append":
         documents = [document(i) for i in range(start, start + 60)]
         if (path / FILE).exists():
-            DataSpace.open(path, EMBEDDER).add(documents, source=f"from {start}")
+            DataSpace.open(path, EMBEDDER).add(documents, resume_key=f"from {start}")
         else:
-            DataSpace.build(documents, path, EMBEDDER, source=f"from {start}")
+            DataSpace.build(documents, path, EMBEDDER, resume_key=f"from {start}")
         return
     with SegmentsWriter(path) as writer:
         if kind == "delete":

@@ -155,9 +155,9 @@ def _print_report(run: Any, step: int | None, as_json: bool) -> None:
 
 def _write_page(run: Any, step: int | None, html: Path, space: Path | str | None) -> None:
     from whet.evaluate.report.html import page
-    from whet.spaces import open_space
+    from whet.space.space import DataSpace
 
-    html.write_text(page(run, step, space=open_space(space) if space else None), encoding="utf-8")
+    html.write_text(page(run, step, space=DataSpace.open(space) if space else None), encoding="utf-8")
     print(f"wrote {html}", file=sys.stderr)
 
 
@@ -168,14 +168,14 @@ def _advise(
     from whet.adapt.model import LanguageModel
     from whet.evaluate.policy import Advisor
     from whet.evaluate.results import Run
-    from whet.spaces import open_space
+    from whet.space.space import DataSpace
 
     run = Run.open(folder)
     run = run.without_leaks() if drop_leaks else run
     config = run.meta["switches"]
     dtype = DTYPES[config.get("dtype", "fp32")]
     model = LanguageModel.from_pretrained(config["model"], device=config.get("device"), dtype=dtype)
-    plan = Advisor(run, min_gain).plan(open_space(space), model, prompt)
+    plan = Advisor(run, min_gain).plan(DataSpace.open(space), model, prompt)
     plain = (
         f"{plan.steps} steps of {plan.method}: {plan.saved:.4f} bits per byte less in "
         f"{plan.seconds:.2f} s, {plan.saved / plan.seconds:.4f} per second"

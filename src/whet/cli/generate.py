@@ -91,10 +91,10 @@ def _engine(space: Path | str, values: dict[str, Any]) -> Any:
     require("torch", "adapt")
     from whet.adapt.model import LanguageModel
     from whet.engine import Engine
-    from whet.spaces import open_space
+    from whet.space.space import DataSpace
 
     model = LanguageModel.from_pretrained(values["model"], device=values["device"])
-    opened = open_space(space)
+    opened = DataSpace.open(space)
     return Engine(
         opened,
         model,

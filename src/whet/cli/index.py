@@ -38,20 +38,20 @@ def index(source: str, space: Path, as_json: bool, quiet: bool, **options: Any) 
     Running it again adds new documents and keeps existing ones; an interrupted run resumes.
     Documents that cannot be added are listed in SPACE/failed.jsonl.
     """
-    from whet.space.space import counted
+    from whet.space.space import format_count
     from whet.space.store.manifest import Labels
-    from whet.spaces import build_space
+    from whet.space.space import DataSpace
 
     label_field, public_label = options.pop("label_field"), options.pop("public_label")
     if public_label is not None and label_field is None:
         raise click.UsageError("--public-label requires --label-field FIELD")
     labels = None if label_field is None else Labels(field=label_field, public=public_label)
     embedder = options.pop("embedder")
-    built = build_space(source, space, embedder, labels=labels, progress=not quiet, **options)
+    built = DataSpace.build(source, space, embedder, labels=labels, progress=not quiet, **options)
     failed = built.manifest.failed
     record = {"space": str(space), "documents": len(built), "embedder": built.embedder.name}
     record |= {"dimension": built.dimension, "failed": failed}
-    plain = f"{space}: {counted(len(built))}, {built.embedder.name}"
+    plain = f"{space}: {format_count(len(built))}, {built.embedder.name}"
     if failed:
         plain += f"; {failed:,} could not be added: see {space}/failed.jsonl"
     emit(record, as_json, plain)

@@ -213,9 +213,9 @@ def resolve_selection(space: Any, config: SelectionConfig) -> SelectionConfig:
     """`config` with numbers for `auto`; they are printed, so that they can be passed next time."""
     if not config.has_auto:
         return config
-    from whet.spaces import calibrated
+    from whet.space.tuning import resolve
 
-    resolved = calibrated(space, config, progress=True)
+    resolved = resolve(space, config, progress=True)
     stop = "" if resolved.stop_alpha is None else f" --stop-alpha {resolved.stop_alpha:.3g}"
     print(f"chosen on the data space: --lam {resolved.lam:g}{stop}", file=sys.stderr)
     return replace(config, lam=resolved.lam, stop_alpha=resolved.stop_alpha)

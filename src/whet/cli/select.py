@@ -84,9 +84,9 @@ def explain(space: Path | str, prompt: str, as_json: bool, **values: Any) -> Non
 
 def _retrieve(space: Path | str, prompt: str, config: SelectionConfig) -> Any:
     from whet.space.retrieve import Retriever
-    from whet.spaces import open_space
+    from whet.space.space import DataSpace
 
-    opened = open_space(space)
+    opened = DataSpace.open(space)
     return Retriever(opened, resolve_selection(opened, config)).select(prompt)
 
 
@@ -103,10 +103,10 @@ def _select_training_set(
         raise click.UsageError("--stop-alpha, --retriever and auto cannot be used with --targets")
     from whet.data.documents import read_documents
     from whet.space.training_set import training_set
-    from whet.spaces import open_space
+    from whet.space.space import DataSpace
 
     texts = [document.text for document in read_documents(targets)]
-    opened = open_space(space)
+    opened = DataSpace.open(space)
     if config.where is not None:
         opened = opened.filter(config.where)
     selected = training_set(

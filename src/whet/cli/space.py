@@ -128,9 +128,9 @@ def doctor(
 ) -> None:  # fmt: skip
     """Find duplicates and prompts that are in SPACE; estimate whether fine-tuning will help."""
     from whet.space.diagnostics import diagnose
-    from whet.spaces import open_space
+    from whet.space.space import DataSpace
 
-    opened = open_space(space)
+    opened = DataSpace.open(space)
     if where is not None:
         opened = opened.filter(where)
     diagnosis = diagnose(opened, list(_texts(prompts, max_prompts)), n=n, k=k)

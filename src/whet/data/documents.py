@@ -1,149 +1,196 @@
-"""Texts in: whatever a source holds, read one document at a time.
+"""Documents and how they are read from files, folders, data sets and Python objects.
 
-Nothing is skipped in silence but what a folder holds that is no text: hidden, empty and binary
-files. Any other trouble is a `SourceError` that names the file and the line, or, for a caller who
-would rather go on, that error in the record's place.
+Only hidden, empty and binary files of a folder are skipped without a message. Every other problem is
+a `SourceError` that names the file and the line. `read_documents` raises the first one;
+`iter_documents` yields it in place of the record, so that the caller can go on.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whet.data.chunking import Spans, chunker
+from whet.data.chunking import Spans, get_chunker
 from whet.data.sources import Record, records
 from whet.errors import SourceError
 
-SHOWN = 40  # characters of a text that a message shows
+SHOWN = 40  # characters of a text that an error message shows
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text of the data space."""
+    """A text with an id and metadata.
+
+    >>> Document("d1", "Bees dance to point at flowers.", {"year": 2020}).meta["year"]
+    2020
+    """
 
     id: str
     text: str
     meta: dict[str, Any] = field(default_factory=dict)
-    """What else its source says of it; must be JSON to be stored."""
+    """Further fields, which filters can use; must be JSON to be stored."""
 
 
-def as_document(item: Any, number: int) -> Document | SourceError:
-    """What Python code gives as a document: one, its text, or a mapping, as a record of JSON is.
+DocumentLike = Document | SourceError | str | Mapping[str, Any]
+"""A document, its text, or a mapping such as a JSON record; or the error of one that cannot be
+read, from a source that can go on."""
 
-    One without an id is called by `number`.
+
+def to_documents(
+    items: Iterable[DocumentLike],
+    first: int = 0,
+    *,
+    text_field: str = "text",
+    chunks: str = "whole",
+) -> Iterator[Document | SourceError]:
+    """Convert Python objects to documents; an item without an id gets its number as id.
+
+    >>> [document.id for document in to_documents(["a b", {"id": "x", "text": "c"}])]
+    ['0', 'x']
+
+    Args:
+        items: Texts, mappings (`text_field`, `id`, metadata) or documents.
+        first: Number of the first item.
+        text_field: Key of a mapping that holds the text.
+        chunks: See `read_documents`.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If `chunks` is not a chunking rule, or an item is of another kind.
+    """
+    split = get_chunker(chunks)
+    return _chunked(
+        (to_document(item, i, text_field) for i, item in enumerate(items, first)), split
+    )
+
+
+def to_document(item: Any, number: int, text_field: str = "text") -> Document | SourceError:
+    """Convert a text, a mapping or a document; an item without an id gets `number` as id.
+
+    Raises:
+        ValueError: If the item is of another kind.
     """
     if isinstance(item, Document | SourceError):
         return item
     if isinstance(item, str):
-        item = {"text": item}
+        item = {text_field: item}
     if not isinstance(item, Mapping):
         raise ValueError(
             f"document {number} is {item!r}: expected a text, a mapping with a text, or a Document"
         )
-    return _document(Record(str(number), f"document {number}", dict(item)), "text")
+    return _from_record(Record(str(number), f"document {number}", dict(item)), text_field)
 
 
-def refuse_one(texts: Any, name: str) -> None:
-    """Refuse one text in the place of several, which Python would take letter by letter.
+def reject_str(texts: Any, name: str) -> None:
+    """Reject a single string where a list is expected: Python would iterate over its characters.
 
     Raises:
-        ValueError: If `texts` is a text.
+        ValueError: If `texts` is a string.
     """
     if isinstance(texts, str):
         shown = repr(texts if len(texts) <= SHOWN else texts[:SHOWN] + "…")
         raise ValueError(f"{name} is {shown}: expected a list of them, as [{shown}]")
 
 
-def broken(document: Document) -> str | None:
-    """What of it cannot be written to a file, if anything."""
+def encoding_error(document: Document) -> str | None:
+    """Description of the first unpaired surrogate in the document, which UTF-8 cannot encode."""
     meta = json.dumps(document.meta, ensure_ascii=False, default=str)
     for part, text in (("text", document.text), ("id", document.id), ("metadata", meta)):
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            return f"character {error.start} of its {part} is half of a surrogate pair"
+            return f"its {part} has an unpaired surrogate at position {error.start}"
     return None
 
 
 def read_documents(
     source: str | Path, *, text_field: str = "text", chunks: str = "whole"
 ) -> Iterator[Document]:
-    """The documents of `source`, in its own order, holding one at a time.
+    """Read the documents of `source` in order, one at a time.
 
-    `source` is a file of records (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`, `.csv`, `.tsv`,
-    `.json` that holds an array of objects, one, or one a line), any other single file (one
-    document), a folder of either kind (sorted, recursive; an id is the path within it), `-` for
-    JSON lines from stdin, or `hf:owner/name`, `hf:owner/name:split`, `hf:./folder` for a Hugging
-    Face data set, streamed (split `train` unless named). A record without an `id` is called by its
-    file and line; its fields other than `id` and `text_field` become `meta`.
+    `source` is one of:
+
+    - a file of records: `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`, `.csv`, `.tsv`, or `.json`
+      that holds an array of objects, one object, or one object per line;
+    - any other file: one document;
+    - a folder of such files, sorted and recursive; ids are paths relative to it;
+    - `-`: JSON lines from stdin;
+    - `hf:owner/name`, `hf:owner/name:split` or `hf:./folder`: a Hugging Face data set, streamed
+      (split `train` by default).
+
+    A record without an `id` is named after its file and line. Fields other than `id` and
+    `text_field` become `meta`.
 
     Args:
         source: Where to read.
         text_field: Field of a record that holds the text.
-        chunks: `whole`, `tokens:N` or `paragraph:N` (characters): see `whet.data.chunking`. A chunk
-            of document `id` is called `id#0`, `id#1`, …; its `meta` gains `parent` and `span`.
+        chunks: `whole`, `tokens:N` or `paragraph:N` (characters): see `whet.data.chunking`. The
+            chunks of document `id` are named `id#0`, `id#1`, …; their `meta` has `parent` and
+            `span` in addition.
 
     Raises:
-        SourceError: While iterating: nothing to read, or a record or file that is not as above.
-        ValueError: If `chunks` is no rule.
+        SourceError: While iterating, if there is nothing to read or a record cannot be read.
+        ValueError: If `chunks` is not a chunking rule.
     """
-    return map(_raised, try_documents(source, text_field=text_field, chunks=chunks))
+    return map(_raise_error, iter_documents(source, text_field=text_field, chunks=chunks))
 
 
-def try_documents(
+def iter_documents(
     source: str | Path, *, text_field: str = "text", chunks: str = "whole"
 ) -> Iterator[Document | SourceError]:
-    """As `read_documents`, with an error in the place of each record or file that cannot be read.
+    """Like `read_documents`, but yields the error of each record or file that cannot be read.
 
     Raises:
-        SourceError: While iterating: if there is nothing to read, or nothing of it can be read.
-        ValueError: If `chunks` is no rule.
+        SourceError: While iterating, if there is nothing to read, or none of it can be read.
+        ValueError: If `chunks` is not a chunking rule.
     """
-    return _read(str(source), text_field, chunker(chunks))
+    return _read(str(source), text_field, get_chunker(chunks))
 
 
-def _raised(made: Document | SourceError) -> Document:
-    if isinstance(made, SourceError):
-        raise made
-    return made
+def _raise_error(item: Document | SourceError) -> Document:
+    if isinstance(item, SourceError):
+        raise item
+    return item
 
 
 def _read(
     source: str, text_field: str, split: Callable[[str], Spans] | None
 ) -> Iterator[Document | SourceError]:
-    first: SourceError | None = None
+    first_error: SourceError | None = None
     count = 0
-    for record in records(source, text_field):
-        made = _document(record, text_field) if isinstance(record, Record) else record
-        if isinstance(made, SourceError):
-            first = first or made
-            yield made
-            continue
-        for document in [made] if split is None else _chunks(made, split(made.text)):
+    items = (
+        _from_record(record, text_field) if isinstance(record, Record) else record
+        for record in records(source, text_field)
+    )
+    for item in _chunked(items, split):
+        if isinstance(item, SourceError):
+            first_error = first_error or item
+        else:
             count += 1
-            yield document
+        yield item
     if not count:
-        why = f" ({first})" if first else ""
-        raise SourceError(f"{source} holds no documents{why}: expected at least one text")
+        reason = f" ({first_error})" if first_error else ""
+        raise SourceError(f"{source} holds no documents{reason}: expected at least one text")
 
 
-def _chunks(document: Document, spans: Spans) -> Iterator[Document]:
-    for number, (start, stop) in enumerate(spans):
-        place = {"parent": document.id, "span": [start, stop]}
-        text = document.text[start:stop]
-        yield Document(f"{document.id}#{number}", text, document.meta | place)
+def _chunked(
+    items: Iterable[Document | SourceError], split: Callable[[str], Spans] | None
+) -> Iterator[Document | SourceError]:
+    for item in items:
+        if split is None or isinstance(item, SourceError):
+            yield item
+            continue
+        for number, (start, stop) in enumerate(split(item.text)):
+            meta = item.meta | {"parent": item.id, "span": [start, stop]}
+            yield Document(f"{item.id}#{number}", item.text[start:stop], meta)
 
 
-def _document(record: Record, text_field: str) -> Document | SourceError:
+def _from_record(record: Record, text_field: str) -> Document | SourceError:
     fields = record.fields
     if text_field not in fields:
-        there = ", ".join(repr(field) for field in fields) or "no fields"
+        present = ", ".join(repr(name) for name in fields) or "no fields"
         return SourceError(
-            f"{record.where}: no field {text_field!r}, only {there}: name the one that holds the "
+            f"{record.where}: no field {text_field!r}, only {present}: name the one that holds the "
             "text"
         )
     text = fields[text_field]
@@ -155,7 +202,7 @@ def _document(record: Record, text_field: str) -> Document | SourceError:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return SourceError(f"{record.where}: character {error.start} is half of a surrogate pair")
+        return SourceError(f"{record.where}: unpaired surrogate at position {error.start}")
     rest = {key: value for key, value in fields.items() if key not in (text_field, "id", "meta")}
     meta = fields.get("meta")
     if meta is not None:

@@ -52,22 +52,19 @@ class Embedder(Protocol):
 
 
 def check_embedder(embedder: Any) -> None:
-    """Refuse what is neither an `Embedder` nor None, such as an embedder's name.
+    """Check that `embedder` is a specification or has the attributes of an `Embedder`.
 
     Raises:
-        ValueError: Saying how it is had by name, or what it lacks.
+        ValueError: If an attribute is missing.
     """
     if isinstance(embedder, str):
-        raise ValueError(
-            f"embedder is {embedder!r}: expected an object, as "
-            f"`whet.embed.registry.get_embedder({embedder!r})` gives, or None for lsa"
-        )
-    needed = ("name", "dimension", "fingerprint", "encode")
-    missing = [] if embedder is None else [part for part in needed if not hasattr(embedder, part)]
+        return
+    attributes = ("name", "dimension", "fingerprint", "encode")
+    missing = [name for name in attributes if not hasattr(embedder, name)]
     if missing:
         raise ValueError(
-            f"embedder is {embedder!r}, without {missing[0]}: expected {', '.join(needed)}, as "
-            "whet.embed.lsa.Embedder has them"
+            f"embedder is {embedder!r}, without {missing[0]}: expected a string such as 'lsa', or "
+            f"an object with {', '.join(attributes)} (see whet.Embedder)"
         )
 
 

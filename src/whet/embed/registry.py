@@ -8,6 +8,7 @@ from typing import Any
 
 from whet.embed.lsa import Embedder
 
+LOADABLE = ("st", "hf", "ntk", "influence")  # kinds that are loaded by name
 KINDS = """lsa, st:NAME (sentence-transformers), hf:NAME (the hidden states of a Hugging Face \
 model), ntk:NAME (the gradient at its head) or influence:NAME (the gradient at its layers)"""
 
@@ -32,7 +33,7 @@ def get_embedder(spec: str) -> Embedder | None:
     return made
 
 
-def model_of(spec: str) -> str:
+def base_spec(spec: str) -> str:
     """`spec` without its options; a folder by its whole path, as its embedder is called."""
     kind, model, _ = _parts(spec)
     return f"{kind}:{model}" if model else kind

@@ -22,9 +22,9 @@ from whet.engine.updates import plan_updates, rate
 from whet.errors import WhetError
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
-from whet.space.retrieve import Retrieval, check_space
+from whet.space.retrieve import Retrieval, check_space, retrieve
 from whet.space.space import DataSpace
-from whet.spaces import calibrated, retrieve
+from whet.space.tuning import resolve
 
 SLOTS = 8
 
@@ -103,7 +103,7 @@ class Engine:
         if isinstance(adaptation, str):
             adaptation = model.adapter_config(adaptation)
         options = options or SelectionConfig()
-        self.options = options if space is None else calibrated(space, options)
+        self.options = options if space is None else resolve(space, options)
         self.model = model
         self.adaptation = adaptation or model.adapter_config("full")
         check_compiled(self.adaptation, compiled)

@@ -10,7 +10,6 @@ from whet.data.documents import Document, read_documents
 from whet.errors import SourceError
 from whet.evaluate.config import EvalConfig
 from whet.space.space import DataSpace
-from whet.spaces import build_space, open_space
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +48,11 @@ class Data:
             WhetError: If it is neither there nor can be built.
         """
         if self.source and not Path(self.space).exists():
-            build_space(
+            DataSpace.build(
                 self.source, self.space, self.embedder, text_field=self.text_field,
                 progress=progress,
             )  # fmt: skip
-        return open_space(self.space)
+        return DataSpace.open(self.space)
 
     def read(self) -> "Prompts":
         """The prompts: one of each set in turn.

@@ -25,7 +25,7 @@ from whet.evaluate.worker_pool import WorkerPool
 from whet.io import exclusive_lock, write_json
 from whet.space.progress import bar
 from whet.space.ray.client import connected, spread
-from whet.spaces import open_space
+from whet.space.space import DataSpace
 
 
 def evaluate(
@@ -96,7 +96,7 @@ def _record(of: tuple[str, EvalConfig], prompt: Prompt) -> dict[str, Any]:
 def _own(space: str, switches: EvalConfig) -> Evaluator:
     """A worker process's one evaluator."""
     torch.set_num_threads(1)
-    return Evaluator(open_space(space), _model(switches), switches)
+    return Evaluator(DataSpace.open(space), _model(switches), switches)
 
 
 def _model(switches: EvalConfig) -> LanguageModel:

@@ -11,7 +11,6 @@ from whet.serve.main import engines_of
 from whet.serve.retrieval import tried
 from whet.serve.space_registry import View
 from whet.space.space import DataSpace
-from whet.spaces import open_space
 
 
 def check(config: Config) -> Iterator[str]:
@@ -24,7 +23,7 @@ def check(config: Config) -> Iterator[str]:
     reach = "this machine alone" if is_loopback(config.host) else "others"
     yield f"address {config.host}:{config.port}, reached by {reach}"
     yield _keys(config)
-    spaces = {name: open_space(place) for name, place in config.spaces.items()}
+    spaces = {name: DataSpace.open(place) for name, place in config.spaces.items()}
     for name, space in spaces.items():
         yield f"space {name}: {len(space):,} documents, {space.embedder.name}, {_labels(space)}"
     for method, engine in engines_of(config).items():

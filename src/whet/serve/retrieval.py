@@ -14,9 +14,8 @@ from whet.errors import NoMatchError
 from whet.select.config import SelectionConfig
 from whet.serve.answers import Found, Picked
 from whet.serve.space_registry import View
-from whet.space.retrieve import Retrieval
+from whet.space.retrieve import Retrieval, retrieve
 from whet.space.space import DEFAULT_K, DataSpace
-from whet.spaces import retrieve
 
 
 @dataclass(frozen=True, slots=True)

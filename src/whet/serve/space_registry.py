@@ -17,7 +17,6 @@ from whet.serve.auth import Key
 from whet.serve.errors import APIError
 from whet.space.space import DataSpace
 from whet.space.store.manifest import SEGMENTS, Manifest, read_manifest
-from whet.spaces import open_space
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +154,7 @@ def _newest(place: Path, old: DataSpace | None = None) -> _Version:
     built = building(place, manifest)  # first: what is replaced meanwhile then shows
     if old is not None and old.manifest.fingerprint == manifest.fingerprint:
         return _Version(DataSpace.open(place, old.embedder), built)
-    return _Version(open_space(place), built)
+    return _Version(DataSpace.open(place), built)
 
 
 def _missing(name: str) -> APIError:

@@ -52,7 +52,7 @@ class BM25:
         )
         return scores
 
-    def nearest(self, query: str, k: int) -> Int[Array, " m"]:
+    def top_k(self, query: str, k: int) -> Int[Array, " m"]:
         """The `k` best rows, ascending; fewer if fewer share a word. Of equals the lowest rows."""
         scores = self.scores(query)
         best = np.argsort(-scores, kind="stable")[: as_count(k, "k")]

@@ -1,27 +1,37 @@
-"""Documents in, segments out: an addition is seen whole or not at all, and a killed one goes on.
+"""Adding documents to a data space: an addition is seen whole or not at all, and can be resumed.
 
-Documents are spooled to parts, the parts embedded one after another, by length, and then sealed as
-segments that the manifest names last. Each part is journaled, so what is done is not done again
-(`staging`). Memory holds a part, 16 bytes a document, and what building an index takes.
+Documents are spooled to parts; the parts are embedded one after another, sorted by length, and then
+sealed as segments, which the manifest names last. Each finished part is journaled (`staging`), so an
+interrupted addition continues where it stopped. Memory holds one part, 16 bytes per document, and
+what building an index needs.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from whet.data.documents import Document, as_document, broken
+from whet.data.chunking import get_chunker
+from whet.data.documents import (
+    Document,
+    DocumentLike,
+    encoding_error,
+    iter_documents,
+    to_documents,
+)
 from whet.embed.lsa import LSA, Embedder
-from whet.errors import ModelError, SourceError
+from whet.embed.registry import LOADABLE, base_spec, get_embedder
+from whet.errors import EmbedderMismatchError, ModelError, SourceError, SpaceError
 from whet.io import atomic_write, translate_disk_errors
 from whet.maths.arrays import Array
 from whet.space.progress import bar
 from whet.space.ray.client import connected, spread
-from whet.space.store.manifest import STAGING, Labels, Manifest
+from whet.space.store.manifest import STAGING, Labels, Manifest, read_manifest
 from whet.space.store.reader import Segments
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import label_of, seal
@@ -31,116 +41,170 @@ from whet.space.store.writer import SegmentsWriter
 
 FAILED = "failed.jsonl"
 LARGEST = 65_000.0  # of a number in float16
-Reading = Iterable[Document | SourceError | str | Mapping[str, Any]]
-"""Documents, texts, or mappings as records of JSON are; an error stands for one that cannot be
-read, where its source can go on."""
+Documents = Iterable[DocumentLike] | str | Path
+"""What can be added: documents, texts or mappings; or a source that `read_documents` reads."""
 
 
-def build(
-    documents: Reading,
-    path: Path,
-    embedder: Embedder | None,
-    source: str,
-    labels: Labels | None,
-    progress: bool,
-    ray: str | None = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addition:
+    """Documents to add and how to add them."""
+
+    docs: Documents
+    text_field: str = "text"
+    chunks: str = "whole"
+    resume_key: str = ""
+    progress: bool = False
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        get_chunker(self.chunks)
+        if isinstance(self.docs, Mapping | Document):
+            raise ValueError(f"docs is {str(self.docs)[:40]!r}: expected a list of them")
+
+    @property
+    def source(self) -> str:
+        """What identifies these documents, read in the same way; empty if nothing does."""
+        key = self.resume_key
+        if not key and isinstance(self.docs, str | Path) and str(self.docs) != "-":
+            key = str(Path(self.docs).resolve()) if Path(self.docs).exists() else str(self.docs)
+        if not key:
+            return ""
+        field = "" if self.text_field == "text" else f" by {self.text_field}"
+        return key + field + ("" if self.chunks == "whole" else f" in {self.chunks}")
+
+    def documents(self, first: int) -> Iterator[Document | SourceError]:
+        """The documents; those without an id are numbered from `first`."""
+        if isinstance(self.docs, str | Path):
+            return iter_documents(self.docs, text_field=self.text_field, chunks=self.chunks)
+        return to_documents(self.docs, first, text_field=self.text_field, chunks=self.chunks)
+
+
+def create(
+    addition: Addition, path: Path, embedder: Embedder | None, labels: Labels | None
 ) -> None:
-    """Write a new data space; without an embedder, `lsa` is fitted on the documents.
-
-    `ray` is the address of a cluster whose workers embed.
-    """
+    """Write a new data space; without an embedder, `lsa` is fitted on the documents."""
     if embedder is None and labels is not None and labels.public is None:
         raise ValueError(
-            "lsa would be fitted on texts that not everybody may read: name the label of the "
-            "public ones (--public), or choose a pretrained embedder (st:NAME or hf:NAME)"
+            "lsa would be fitted on restricted texts: name the label of the public ones "
+            "(`Labels(public=…)`, --public), or choose a pretrained embedder (st:NAME or hf:NAME)"
         )
-    there = path.exists()
-    new = Manifest(embedder="", fingerprint="", dimension=0, source=source, labels=labels)
+    existed = path.exists()
+    new = Manifest(embedder="", fingerprint="", dimension=0, source=addition.source, labels=labels)
     with SegmentsWriter(path, new=new) as writer:
         try:
-            _add(writer, documents, embedder, source, progress, ray)
+            _add(writer, addition, embedder)
         except (ValueError, SourceError):
-            if not there:
+            if not existed:
                 os.rmdir(path)
             raise
 
 
-def add(
-    documents: Reading, path: Path, embedder: Embedder, source: str, progress: bool,
-    ray: str | None = None,
-) -> None:  # fmt: skip
-    """Add what is new among `documents`; the data space's `lsa` stays as it is."""
+def add(addition: Addition, path: Path, embedder: Embedder) -> None:
+    """Add the documents that are new; an `lsa` embedder is not fitted again."""
     with SegmentsWriter(path) as writer:
         Segments.open(path, fingerprint=embedder.fingerprint).close()
-        _add(writer, documents, embedder, source, progress, ray)
+        _add(writer, addition, embedder)
 
 
-def _add(
-    writer: SegmentsWriter, documents: Reading, embedder: Embedder | None, source: str,
-    progress: bool, ray: str | None,
-) -> None:  # fmt: skip
-    """What is wrong with the call or the source leaves nothing; from all else it can go on."""
+def embedder_for_adding(
+    path: Path, embedder: str | Embedder, labels: Labels | None
+) -> Embedder | None:
+    """The embedder to add to the data space at `path` with; None if it is the space's own `lsa`.
+
+    A model other than that of the data space is rejected before it is loaded.
+
+    Raises:
+        EmbedderMismatchError: If another embedder made the data space.
+        SpaceError: If the data space has other `labels`, or cannot be read.
+    """
+    manifest = read_manifest(path)
+    made_by = manifest.embedder
+    if isinstance(embedder, str):
+        matches = base_spec(made_by) == base_spec(embedder)
+        loaded = get_embedder(embedder) if matches else None
+    else:
+        matches, loaded = True, embedder
+    if loaded is not None and loaded.fingerprint != manifest.fingerprint:
+        matches = loaded.name == made_by  # same name, other weights: `open` explains that
+    if not matches and made_by.partition(":")[0] not in ("lsa", *LOADABLE):
+        raise EmbedderMismatchError(
+            f"data space {path} was made by the Python embedder {made_by!r}: add to it in Python, "
+            "with `DataSpace.build(docs, path, embedder)`, or choose another path"
+        )
+    if not matches:
+        name = embedder if isinstance(embedder, str) else embedder.name
+        raise EmbedderMismatchError(
+            f"data space {path} was made by embedder {made_by}, not {name}: "
+            f"add to it with embedder {made_by}, or choose another path"
+        )
+    if labels not in (None, manifest.labels):
+        raise SpaceError(
+            f"data space {path} has labels {manifest.labels}, not {labels}: labels are "
+            "chosen when a data space is created"
+        )
+    return loaded
+
+
+def _add(writer: SegmentsWriter, addition: Addition, embedder: Embedder | None) -> None:
+    """An error of the caller or the source leaves no trace; anything else can be resumed."""
     name, fingerprint = (embedder.name, embedder.fingerprint) if embedder else (LSA.name, "")
-    plan = {"source": source, "embedder": name, "fingerprint": fingerprint}
+    plan = {"source": addition.source, "embedder": name, "fingerprint": fingerprint}
     with translate_disk_errors(writer.path):
         staging = Staging(writer.path / STAGING, plan)
         try:
             if not staging.read:
-                _spool(documents, staging, writer, progress)
-            used = embedder or _fitted(writer, staging, progress)
-            _embed(staging, used, progress, ray)
-            _commit(writer, staging, used, progress)
+                _spool(addition, staging, writer)
+            used = embedder or _fit_lsa(writer, staging, addition.progress)
+            _embed(staging, used, addition)
+            _commit(writer, staging, used, addition.progress)
         except (ValueError, SourceError):
             staging.remove()
             raise
         staging.remove()
 
 
-def _spool(documents: Reading, staging: Staging, writer: SegmentsWriter, progress: bool) -> None:
-    """Write the documents that are new; going on, those of earlier parts are met again."""
-    seen, now, first = Seen(), writer.snapshot(), writer.manifest.next
+def _spool(addition: Addition, staging: Staging, writer: SegmentsWriter) -> None:
+    """Write the new documents to parts; when resuming, those of earlier parts are met again."""
+    seen, snapshot = Seen(), writer.snapshot()
     for part in range(staging.parts):
         rows = staging.rows(part)
         for name, text in zip(*(as_strings(rows[c]) for c in ("id", "text")), strict=True):
             seen.same(name, text)
     with (staging.folder / FAILED).open("w", encoding="utf-8") as log:
-        with bar("reading", None, show=progress) as done:
-            for batch in _parts(documents, first, done):
-                fresh, failures = _new(batch, seen, now)
+        with bar("reading", None, show=addition.progress) as advance:
+            for batch in _batches(addition.documents(writer.manifest.next), advance):
+                fresh, failures = _new(batch, seen, snapshot)
                 log.writelines(json.dumps(failure) + "\n" for failure in failures)
                 if fresh:
                     staging.put(fresh)
     staging.end()
 
 
-def _parts(
-    documents: Reading, first: int, done: Callable[[int], None]
+def _batches(
+    documents: Iterable[Document | SourceError], advance: Callable[[int], None]
 ) -> Iterator[list[Document | SourceError]]:
-    if isinstance(documents, str | Mapping | Document):
-        raise ValueError(f"documents is {str(documents)[:40]!r}: expected a list of them")
-    part: list[Document | SourceError] = []
+    batch: list[Document | SourceError] = []
     characters = 0
-    for number, given in enumerate(documents, start=first):
-        item = as_document(given, number)
-        part.append(item)
+    for item in documents:
+        batch.append(item)
         characters += len(item.text) if isinstance(item, Document) else 0
-        done(1)
-        if len(part) == PART or characters >= CHARACTERS:
-            yield part
-            part, characters = [], 0
-    if part:
-        yield part
+        advance(1)
+        if len(batch) == PART or characters >= CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _new(
-    batch: list[Document | SourceError], seen: Seen, now: Segments
+    batch: list[Document | SourceError], seen: Seen, snapshot: Segments
 ) -> tuple[list[Document], list[dict[str, str]]]:
-    """The documents that are nowhere yet, and what is wrong with others."""
+    """The documents that are not stored yet, and the reasons why others cannot be added."""
     failures = [{"reason": str(item)} for item in batch if isinstance(item, SourceError)]
     fresh = []
     for item in batch:
         if isinstance(item, Document):
-            if reason := broken(item):
+            if reason := encoding_error(item):
                 failures.append({"id": item.id, "reason": reason})
                 continue
             same = seen.same(item.id, item.text)
@@ -148,30 +212,30 @@ def _new(
                 fresh.append(item)
             elif not same:
                 failures.append({"id": item.id, "reason": "its id is given twice, with two texts"})
-    rows = now.find([document.id for document in fresh])
-    stored = iter(now.rows(rows[rows >= 0], ["text"])["text"].to_pylist())
-    left = []
+    rows = snapshot.find([document.id for document in fresh])
+    stored = iter(snapshot.rows(rows[rows >= 0], ["text"])["text"].to_pylist())
+    new = []
     for document, row in zip(fresh, rows.tolist(), strict=True):
         if row < 0:
-            left.append(document)
+            new.append(document)
         elif next(stored) != document.text:
             reason = "its id is in the data space with another text: delete that one first"
             failures.append({"id": document.id, "reason": reason})
-    return left, failures
+    return new, failures
 
 
-def _fitted(writer: SegmentsWriter, staging: Staging, progress: bool) -> LSA:
-    """The data space's own embedder, fitted on what everybody may read."""
+def _fit_lsa(writer: SegmentsWriter, staging: Staging, progress: bool) -> LSA:
+    """The data space's own embedder, fitted on its public documents."""
     final = writer.path / EMBEDDER
-    if final.exists():  # it was killed just before its end
+    if final.exists():  # the writer was killed just before it finished
         return LSA.load(final)
     folder = staging.folder / EMBEDDER
     if not folder.exists():
         labels = writer.manifest.labels
-        kept = None if labels is None else lambda meta: label_of(meta, labels) == labels.public
-        texts = Texts(staging, kept)
+        is_public = None if labels is None else lambda meta: label_of(meta, labels) == labels.public
+        texts = Texts(staging, is_public)
         if not staging.parts:
-            raise _nothing(list(staging.failures(FAILED)))
+            raise _no_documents(list(staging.failures(FAILED)))
         if labels is not None and not len(texts):
             raise SourceError(
                 f"no document to fit lsa on: none has field {labels.field!r} with the public value "
@@ -182,39 +246,39 @@ def _fitted(writer: SegmentsWriter, staging: Staging, progress: bool) -> LSA:
     return LSA.load(folder)
 
 
-def _embed(staging: Staging, embedder: Embedder, progress: bool, ray: str | None) -> None:
-    """Here, or by the workers of a cluster; in either case a part is journaled as it is done."""
+def _embed(staging: Staging, embedder: Embedder, addition: Addition) -> None:
+    """Embed the parts here or on a Ray cluster, and journal each one when it is finished."""
     embedded = [part for part in range(staging.parts) if staging.embedded(part)]
-    left = ((part, as_strings(staging.rows(part)["text"])) for part in range(staging.parts)
-            if not staging.embedded(part))  # fmt: skip
-    made = (
-        (_part(embedder, *one) for one in left)
-        if ray is None
-        else spread(connected(ray), _part, embedder, left)
+    pending = ((part, as_strings(staging.rows(part)["text"])) for part in range(staging.parts)
+               if not staging.embedded(part))  # fmt: skip
+    results = (
+        (_embed_part(embedder, *item) for item in pending)
+        if addition.ray is None
+        else spread(connected(addition.ray), _embed_part, embedder, pending)
     )
     total = sum(staging.count(part) for part in range(staging.parts))
-    with bar("embedding", total, show=progress) as done:
-        done(sum(staging.count(part) for part in embedded))
-        for part, vectors, failures in made:
+    with bar("embedding", total, show=addition.progress) as advance:
+        advance(sum(staging.count(part) for part in embedded))
+        for part, vectors, failures in results:
             staging.embed(part, vectors, failures)
-            done(staging.count(part))
+            advance(staging.count(part))
 
 
-def _part(
+def _embed_part(
     embedder: Embedder, part: int, texts: list[str]
 ) -> tuple[int, Float[Array, "n d"], dict[int, str]]:
-    return part, *_encoded(embedder, texts)
+    return part, *_encode(embedder, texts)
 
 
-def _encoded(embedder: Embedder, texts: list[str]) -> tuple[Float[Array, "n d"], dict[int, str]]:
-    """Vectors as they are stored, and what is wrong with texts whose row is NaN instead."""
+def _encode(embedder: Embedder, texts: list[str]) -> tuple[Float[Array, "n d"], dict[int, str]]:
+    """Vectors as stored, and an error message for each text whose row is NaN instead."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    rows, failures = _tried(embedder, [texts[i] for i in order])
+    rows, failures = _embed_or_bisect(embedder, [texts[i] for i in order])
     unit = _normalized(embedder)
     odd = odd_lengths(rows) if unit else np.flatnonzero(~(np.abs(rows) < LARGEST).all(axis=1))
     for i in odd.tolist():
-        told = f"embedder {embedder.name} made a vector of length {np.linalg.norm(rows[i])} of it"
-        failures.setdefault(i, told)
+        length = np.linalg.norm(rows[i])
+        failures.setdefault(i, f"embedder {embedder.name} returned a vector of length {length}")
     rows[list(failures)] = 0
     stored = as_stored(rows, unit)
     stored[list(failures)] = np.nan
@@ -223,35 +287,37 @@ def _encoded(embedder: Embedder, texts: list[str]) -> tuple[Float[Array, "n d"],
     return vectors, {order[i]: reason for i, reason in failures.items()}
 
 
-def _tried(embedder: Embedder, texts: list[str]) -> tuple[Float[Array, "n d"], dict[int, str]]:
-    """All that can be embedded: of a batch that cannot, its halves."""
+def _embed_or_bisect(
+    embedder: Embedder, texts: list[str]
+) -> tuple[Float[Array, "n d"], dict[int, str]]:
+    """Embed the texts; if a batch fails, embed its halves to find the texts that fail."""
     try:
         rows = np.array(embedder.encode(texts), dtype=np.float32)
     except (ValueError, ModelError) as error:
         if len(texts) == 1:
             return np.full((1, embedder.dimension), np.nan, np.float32), {0: str(error)}
         middle = len(texts) // 2
-        one, first = _tried(embedder, texts[:middle])
-        two, second = _tried(embedder, texts[middle:])
-        return np.concatenate([one, two]), first | {i + middle: r for i, r in second.items()}
+        left, errors = _embed_or_bisect(embedder, texts[:middle])
+        right, more = _embed_or_bisect(embedder, texts[middle:])
+        return np.concatenate([left, right]), errors | {i + middle: e for i, e in more.items()}
     if rows.shape != (len(texts), embedder.dimension):
         raise ModelError(
-            f"embedder {embedder.name} made vectors of shape {rows.shape} of {len(texts)} texts,"
-            f" expected dimension {embedder.dimension}"
+            f"embedder {embedder.name} returned vectors of shape {rows.shape} for {len(texts)} "
+            f"texts: expected dimension {embedder.dimension}"
         )
     return rows, {}
 
 
 def _commit(writer: SegmentsWriter, staging: Staging, embedder: Embedder, progress: bool) -> None:
-    """Seal the parts as segments, and name them."""
+    """Seal the parts as segments and name these in the manifest."""
     first, labels, path = writer.manifest.next, writer.manifest.labels, writer.path
     total = sum(len(batch.ids) for batch in staging.batches(first))
     failures = list(staging.failures(FAILED))
     if not total and not first:
-        raise _nothing(failures)
-    with bar("writing", total, show=progress) as done:
+        raise _no_documents(failures)
+    with bar("writing", total, show=progress) as advance:
         names = seal(staging.folder, "sealed", lambda: staging.batches(first),
-                     embedder.dimension, labels, done, indexed=_normalized(embedder))  # fmt: skip
+                     embedder.dimension, labels, advance, indexed=_normalized(embedder))  # fmt: skip
     failed = _log(path / FAILED, failures)
     if not total and failed == writer.manifest.failed:
         return
@@ -265,23 +331,23 @@ def _commit(writer: SegmentsWriter, staging: Staging, embedder: Embedder, progre
     writer.adopt(staging.folder, names, **changes)
 
 
-def _nothing(failures: list[dict[str, str]]) -> SourceError:
-    """Why there is no document to make a data space of."""
+def _no_documents(failures: list[dict[str, str]]) -> SourceError:
+    """The error about an addition of which no document can be stored."""
     others = f", and {len(failures) - 1:,} more" if len(failures) > 1 else ""
-    told = f" ({failures[0]['reason']}{others})" if failures else ""
-    return SourceError(f"no documents: a data space needs at least one{told}")
+    reason = f" ({failures[0]['reason']}{others})" if failures else ""
+    return SourceError(f"no documents: a data space needs at least one{reason}")
 
 
 def _normalized(embedder: Embedder) -> bool:
-    """Whether its vectors have length 1 or 0; so they have unless the embedder denies it."""
+    """Whether the vectors have length 1 or 0, which is the default for embedders."""
     return bool(getattr(embedder, "normalized", True))
 
 
 def _log(path: Path, failures: list[dict[str, str]]) -> int:
-    """Tell what could not be added, each once; gives how many there are by now."""
+    """List the documents that could not be added, each once, and return their number."""
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    told = dict.fromkeys([*lines, *(json.dumps(failure) for failure in failures)])
-    if len(told) > len(lines):
+    logged = dict.fromkeys([*lines, *(json.dumps(failure) for failure in failures)])
+    if len(logged) > len(lines):
         with atomic_write(path) as new:
-            new.write_text("".join(line + "\n" for line in told), "utf-8")
-    return len(told)
+            new.write_text("".join(line + "\n" for line in logged), "utf-8")
+    return len(logged)

@@ -1,6 +1,6 @@
-"""From a prompt to the documents to learn from: search, then a selector.
+"""From a prompt to the documents to train on: search for candidates, then select among them.
 
-Source: SIFT, arXiv 2410.08020, Algorithm 1 over the k nearest of Section 4.
+Source: SIFT, arXiv 2410.08020, Algorithm 1 on the k nearest neighbors of Section 4.
 """
 
 import time
@@ -24,47 +24,48 @@ from whet.space.context import Context, context
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Metric, Neighbors
 
-NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # an opposite text is far to them
+NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # they rank by signed cosine
 
 
 def check_space(space: Any) -> None:
-    """Raises ValueError if `space` is no opened data space, but a path, say."""
+    """Raises ValueError unless `space` is an opened data space, rather than a path, say."""
     if not isinstance(space, DataSpace):
         shown = repr(str(space) if isinstance(space, Path) else space)
-        how = f", as `whet.open_space({shown})` gives" if isinstance(space, str | Path) else ""
-        raise ValueError(f"space is {shown}: expected a DataSpace{how}")
+        advice = f", as `whet.DataSpace.open({shown})`" if isinstance(space, str | Path) else ""
+        raise ValueError(f"space is {shown}: expected a DataSpace{advice}")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Retrieval:
-    """The documents chosen for a prompt; shows as a table in a notebook."""
+    """The documents selected for a prompt. Notebooks show it as a table."""
 
     documents: tuple[Document, ...]
-    """In the order chosen, a repeated one again."""
+    """In the order selected; a document that is selected twice occurs twice."""
     rows: Int[Array, " n"]
-    """Their rows in the data space."""
+    """Rows of the documents in the data space."""
     selection: Selection
-    """The choice among the candidates."""
+    """Indices among the candidates, with gains and variances."""
     candidates: Neighbors
+    """What the documents were selected from."""
     query: Float[Array, " d"]
-    """The prompt's embedding."""
+    """Embedding of the prompt."""
     seconds: dict[str, float]
-    """Wall time of embed, search and select."""
+    """Wall time of the stages `embed`, `search` and `select`."""
 
     def stop_at(self, alpha: float) -> "Retrieval":
-        """The picks that adaptive stopping keeps: see `Selection.stop_at`."""
+        """Only the picks that adaptive stopping with `alpha` keeps: see `Selection.stop_at`."""
         selection = self.selection.stop_at(alpha)
         n = len(selection)
         return replace(self, documents=self.documents[:n], rows=self.rows[:n], selection=selection)
 
     def explain(self) -> Explanation:
-        """For each pick what it told, its row here, and which earlier pick it is most like."""
+        """What each pick contributed, and which earlier pick it is most similar to."""
         names = [""] * len(self.candidates.rows)
-        for place, document in zip(self.selection.indices, self.documents, strict=True):
-            names[place] = f"{document.id} {document.text}"
-        told = explain(self.selection, self.query, self.candidates.vectors, names=names)
-        picks = zip(told.picks, self.rows.tolist(), strict=True)
-        return replace(told, picks=tuple(replace(pick, row=row) for pick, row in picks))
+        for index, document in zip(self.selection.indices, self.documents, strict=True):
+            names[index] = f"{document.id} {document.text}"
+        explanation = explain(self.selection, self.query, self.candidates.vectors, names=names)
+        picks = zip(explanation.picks, self.rows.tolist(), strict=True)
+        return replace(explanation, picks=tuple(replace(pick, row=row) for pick, row in picks))
 
     def to_context(
         self,
@@ -73,10 +74,10 @@ class Retrieval:
         count_tokens: Callable[[str], int] | None = None,
         separator: str = "\n\n",
     ) -> Context:
-        """The texts that fit `budget` to put in front of a question: see `space.context`.
+        """Join the texts that fit `budget`, to put them before a question: see `space.context`.
 
-        The budget is in characters, or in tokens with `count_tokens`, and so is `Context.tokens`.
-        The text is empty if no text fits.
+        The budget is in characters, or in tokens with `count_tokens`. The text is empty if no
+        document fits.
         """
         return context(
             [document.text for document in self.documents],
@@ -91,17 +92,25 @@ class Retrieval:
         return self.explain()._repr_html_()
 
     def __repr__(self) -> str:
-        names = [repr(name) for name in dict.fromkeys(d.id for d in self.documents)]
-        shown = ", ".join([*names[:3], *["…"] * (len(names) > 3)]) or "nothing"
-        told = f"{len(self)} of {len(self.candidates.rows)} candidates: {shown}"
-        return f"Retrieval({told}; σ {self.selection.sigma[-1]:.3f})"
+        ids = [repr(name) for name in dict.fromkeys(d.id for d in self.documents)]
+        shown = ", ".join([*ids[:3], *["…"] * (len(ids) > 3)]) or "nothing"
+        counts = f"{len(self)} of {len(self.candidates.rows)} candidates"
+        return f"Retrieval({counts}: {shown}; σ {self.selection.sigma[-1]:.3f})"
 
     def __len__(self) -> int:
         return len(self.documents)
 
 
 class Retriever:
-    """A data space and a selector: the drop-in for nearest-neighbor retrieval."""
+    """Selects documents of a data space for a prompt; replaces nearest-neighbor retrieval.
+
+    >>> import tempfile
+    >>> texts = ["bees dance", "bees sting", "ants walk"]
+    >>> space = DataSpace.build(texts, tempfile.mkdtemp() + "/insects.whet")
+    >>> retriever = Retriever(space, SelectionConfig(n=1))
+    >>> [document.text for document in retriever.select("why do bees dance?").documents]
+    ['bees dance']
+    """
 
     def __init__(
         self,
@@ -110,16 +119,17 @@ class Retriever:
         *,
         selector: Selector | None = None,
     ) -> None:
-        """Checks the configuration against the data space.
+        """Check the configuration against the data space.
 
         Args:
             space: Where to retrieve from.
-            config: How to select; `lam` and `stop_alpha` must be numbers, not `auto`.
-            selector: A function to select with, in place of the one that `config` names.
+            config: How to select. `lam` and `stop_alpha` must be numbers: for `auto`, call
+                `whet.space.tuning.resolve` first.
+            selector: A function that selects, instead of the one that `config` names.
 
         Raises:
-            ValueError: If fewer than `k` documents pass the filter, `space` is not a data space,
-                or the filter has a field that no document has.
+            ValueError: If fewer than `k` documents pass the filter, the filter has a field that no
+                document has, a value is `auto`, or `space` is not a data space.
         """
         check_space(space)
         if not isinstance(config, ResolvedSelection):
@@ -127,32 +137,30 @@ class Retriever:
         self.space, self.config = space, config
         self.selector = selector_of(config.selector) if selector is None else selector
         self.k = space.resolve_k(config.k, config.where)
-        near: Metric = "cosine" if self.selector in NEAREST else "abs_cosine"
-        signs: dict[str, Metric] = {"auto": near, "abs_cosine": "abs_cosine", "cosine": "cosine"}
-        self.metric = signs[config.metric]
+        self.metric: Metric = "cosine" if self.selector in NEAREST else "abs_cosine"
+        if config.metric != "auto":
+            self.metric = config.metric
 
     def select(self, prompt: str, n: int | None = None) -> Retrieval:
-        """Select documents for `prompt`, repeats included: `n`, by default as configured.
+        """Select documents for `prompt`; a document can be selected several times.
 
-        With `stop_alpha`, only the picks that adaptive stopping keeps.
+        With `stop_alpha`, the result ends where adaptive stopping does.
+
+        Args:
+            prompt: The text to select documents for.
+            n: Number of picks; by default that of the configuration.
+
+        Returns:
+            The documents in order, with the selection and the candidates.
 
         Raises:
-            ValueError: If `n` < 1, or the prompt is blank or shares nothing with the data space.
+            NoMatchError: If the prompt is blank or has nothing in common with the data space.
+            ValueError: If `n` < 1, or the prompt is not a string.
         """
-        n = self.config.n if n is None else n
-        as_count(n, "n")
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt is {prompt!r}: expected one text")
-        if not prompt.strip():
-            raise NoMatchError(f"prompt is {prompt!r}: expected a text")
+        n = as_count(self.config.n if n is None else n, "n")
         start = time.perf_counter()
-        query = self.space.embedder.encode([prompt])
+        query = self._embed(prompt)
         embedded = time.perf_counter()
-        if not query.any():
-            raise NoMatchError(
-                f"prompt shares no term with the data space, as {self.space.embedder.name} sees "
-                "them: there is nothing near it"
-            )
         candidates = self._candidates(prompt, query)
         searched = time.perf_counter()
         selection = self.selector(query[0], candidates.vectors, n, lam=self.config.lam)
@@ -162,21 +170,59 @@ class Retriever:
             "select": time.perf_counter() - searched,
         }
         rows = candidates.rows[selection.indices]
-        distinct, place = np.unique(rows, return_inverse=True)
-        known = self.space.documents(distinct)
-        documents = tuple(known[i] for i in place)
-        found = Retrieval(documents, rows, selection, candidates, query[0], seconds)
+        distinct, places = np.unique(rows, return_inverse=True)
+        stored = self.space.documents(distinct)
+        documents = tuple(stored[i] for i in places)
+        retrieval = Retrieval(documents, rows, selection, candidates, query[0], seconds)
         alpha = self.config.stop_alpha
-        return found if alpha is None else found.stop_at(alpha)
+        return retrieval if alpha is None else retrieval.stop_at(alpha)
+
+    def search(self, prompt: str) -> Neighbors:
+        """The candidates for `prompt` by ascending row, from which `select` picks.
+
+        At most `k`; up to twice as many with the hybrid retriever, fewer with `bm25` if fewer
+        documents share a word with the prompt.
+
+        Raises:
+            NoMatchError: If the prompt is blank or has nothing in common with the data space.
+            ValueError: If the prompt is not a string.
+        """
+        return self._candidates(prompt, self._embed(prompt))
+
+    def _embed(self, prompt: str) -> Float[Array, "1 d"]:
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt is {prompt!r}: expected one text")
+        if not prompt.strip():
+            raise NoMatchError(f"prompt is {prompt!r}: expected a text")
+        query = self.space.embedder.encode([prompt])
+        if not query.any():
+            raise NoMatchError(
+                f"prompt shares no term with the data space according to {self.space.embedder.name}: "
+                "no document is near it"
+            )
+        return query
 
     def _candidates(self, prompt: str, query: Float[Array, "1 d"]) -> Neighbors:
+        where = self.config.where
         if self.config.retriever == "bm25":
-            rows = self.space.bm25_search(prompt, self.k, self.config.where)
+            rows = self.space.bm25_search(prompt, self.k, where)
             if not len(rows):
                 raise NoMatchError("prompt shares no word with the data space: bm25 finds nothing")
             return self.space.score_rows(query, rows)
-        [near] = self.space.search(query, self.k, metric=self.metric, where=self.config.where)
+        [neighbors] = self.space.search(query, self.k, metric=self.metric, where=where)
         if self.config.retriever == "dense":
-            return near
-        rows = self.space.bm25_search(prompt, self.k, self.config.where)
-        return self.space.score_rows(query, np.union1d(near.rows, rows))
+            return neighbors
+        rows = self.space.bm25_search(prompt, self.k, where)
+        return self.space.score_rows(query, np.union1d(neighbors.rows, rows))
+
+
+def retrieve(
+    space: DataSpace, prompt: str, config: SelectionConfig | ResolvedSelection | None = None
+) -> Retrieval:
+    """Select documents of `space` for one prompt; for several, keep a `Retriever`.
+
+    Raises:
+        NoMatchError: If the prompt is blank or has nothing in common with the data space.
+        ValueError: As `Retriever`.
+    """
+    return Retriever(space, config).select(prompt)

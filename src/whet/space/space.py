@@ -7,32 +7,44 @@ from typing import Any
 
 from jaxtyping import Float, Int
 
-from whet.data.documents import Document, refuse_one
+from whet.data.documents import Document, reject_str
 from whet.data.filters import Filter, as_filter, both
-from whet.embed.lsa import LSA, Embedder, SentenceEncoder, check_embedder
+from whet.embed.lsa import LSA, Embedder, check_embedder
+from whet.embed.registry import LOADABLE, base_spec, get_embedder
 from whet.errors import EmbedderMismatchError, SpaceError
 from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.bm25 import BM25
-from whet.space.build import Reading
+from whet.space.build import Addition, Documents
+from whet.space.milvus.reader import MilvusReader
 from whet.space.ray.cluster import SCHEME, Cluster, find
-from whet.space.store.manifest import Labels, Manifest
+from whet.space.store.manifest import FILE, Labels, Manifest
 from whet.space.store.protocol import Metric, Neighbors, Reader
 from whet.space.store.reader import Segments
 from whet.space.store.staging import EMBEDDER
 from whet.space.store.vectors import as_aims, cosines
 from whet.space.store.writer import delete_documents
 
-DEFAULT_K = 200  # candidates, where there are so many
-LOADED = ("st", "hf", "ntk", "influence")  # kinds of embedder that `whet.open_space` loads
+DEFAULT_K = 200  # candidates; all documents if there are fewer
+MILVUS = "milvus:"
 EMPTY = "the data space holds no documents: add some"
 
 
 class DataSpace:
-    """An opened data space. It stays as it was when opened, whoever writes to it meanwhile.
+    """Documents with their vectors, opened for search; create one with `build` or `open`.
 
-    A document has an id, which its source gave, and a row, a whole number that the data space gave
-    and never gives again.
+    An opened data space is a snapshot: it does not change while others write to the folder. `add`
+    and `delete` return the new state. Every document has an id, given by its source, and a row, a
+    number that the data space assigns once and never reuses.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> space = DataSpace.build(["bees dance", "ants walk", "bees sting"], f"{folder}/insects.whet")
+    >>> [neighbors] = space.search(space.embedder.encode(["dancing bees"]), k=2)
+    >>> space.texts(neighbors.rows)
+    ['bees dance', 'bees sting']
+    >>> len(DataSpace.open(f"{folder}/insects.whet"))
+    3
     """
 
     def __init__(
@@ -43,80 +55,119 @@ class DataSpace:
         store: Reader,
         where: Filter | None = None,
     ) -> None:
-        """Use `build` or `open`. With a filter, `store` is restricted to it."""
+        """Use `build` or `open` instead. With `where`, `store` must be filtered by it."""
         self.path, self.manifest, self.embedder, self.store = path, manifest, embedder, store
         self.where = where
-        """What bounds this data space for good; None if nothing does."""
+        """The filter that every operation of this data space is subject to, if any."""
         self._count = store.count()
-        self._words: dict[Filter | None, tuple[Int[Array, " n"], BM25]] = {}
+        self._bm25: dict[Filter | None, tuple[Int[Array, " n"], BM25]] = {}
 
     @classmethod
     def build(
         cls,
-        documents: Reading,
+        docs: Documents,
         path: str | Path,
-        embedder: Embedder | None = None,
-        progress: bool = False,
+        embedder: str | Embedder = "lsa",
         *,
-        source: str = "",
+        text_field: str = "text",
+        chunks: str = "whole",
         labels: Labels | None = None,
+        progress: bool = False,
+        resume_key: str = "",
         ray: str | None = None,
     ) -> "DataSpace":
-        """Make a data space at `path`, or go on with making it where that was killed.
+        """Create the data space at `path`, or add the documents that are new to an existing one.
 
-        A document that cannot be added is told in `failed.jsonl`: one that the source could not
-        read, whose id comes with another text as well, or that the embedder makes no vector of.
+        Running it again after an interruption resumes, if the documents come from a source or have
+        a `resume_key`. Documents that cannot be added (unreadable records, an id that comes with
+        two texts, texts that cannot be embedded) are listed in `failed.jsonl`.
+
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/insects.whet"
+        >>> docs = [{"id": "bee", "text": "Bees dance.", "year": 2020}, "Ants walk."]
+        >>> DataSpace.build(docs, path).ids
+        ['bee', '1']
+        >>> len(DataSpace.build(["Wasps sting."], path))
+        3
 
         Args:
-            documents: Texts, mappings like records of JSON (`text`, `id`, metadata), or
-                `Document`s; without an id they are called "0", "1", … Read once, or once more
-                to go on.
-            path: A new folder.
-            embedder: None fits `lsa` on the documents and keeps it in the folder.
-            progress: Draw bars on stderr.
-            source: Where the documents come from, in words: a killed addition of the same source
-                goes on where it stopped, and one without begins anew.
-            labels: What is not for everybody: then nothing is fitted across labels.
+            docs: Texts, mappings (`text`, `id`, metadata) or `Document`s; those without an id are
+                numbered. Or a source: a file, a folder, `hf:NAME` or `-`, see `read_documents`.
+            path: A new folder, or that of a data space.
+            embedder: `lsa`, which is fitted on the documents and stored in the folder;
+                `st:NAME`, `hf:NAME@layer=6` or another specification of docs/embedders.md; or an
+                object that implements `Embedder`.
+            text_field: Field of a record that holds the text.
+            chunks: How texts are split: `whole`, `tokens:N` or `paragraph:N`.
+            labels: Access labels of the documents; nothing is then fitted across labels.
+            progress: Draw progress bars on stderr.
+            resume_key: Identifies `docs` when an interrupted call is resumed; by default the
+                source's path. Without it, an interrupted addition starts again.
             ray: Address of a Ray cluster (HOST:PORT, or `local`) whose workers embed.
 
+        Returns:
+            The data space, opened.
+
         Raises:
-            SourceError: If there are no documents, or the source cannot go on.
-            SpaceError: If `path` holds anything else, or cannot be written.
-            ValueError: If a document or `embedder` is of another kind, or `lsa` would be fitted
-                on documents that are not public.
+            SourceError: If there are no documents, or the source fails.
+            SpaceError: If `path` holds anything else, cannot be written, has other labels, or
+                another process is writing.
+            EmbedderMismatchError: If the existing data space was made by another embedder.
+            ValueError: If an argument is invalid, or `lsa` would be fitted on documents that are
+                not public.
         """
         check_embedder(embedder)
-        build.build(documents, Path(path), embedder, source, labels, progress, ray)
-        return cls.open(path, embedder)
+        if str(path).startswith((SCHEME, MILVUS)):
+            raise ValueError(f"path is {str(path)!r}: expected a folder")
+        path = Path(path)
+        addition = Addition(
+            docs=docs, text_field=text_field, chunks=chunks, resume_key=resume_key,
+            progress=progress, ray=ray,
+        )  # fmt: skip
+        if (path / FILE).exists():
+            existing = cls.open(path, build.embedder_for_adding(path, embedder, labels))
+            build.add(addition, path, existing.embedder)
+            return cls.open(path, existing.embedder)
+        loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
+        build.create(addition, path, loaded, labels)
+        return cls.open(path, loaded)
 
     @classmethod
     def open(
         cls,
         path: str | Path,
-        embedder: Embedder | None = None,
+        embedder: str | Embedder | None = None,
         *,
         where: Filter | str | None = None,
         partial: bool = False,
     ) -> "DataSpace":
-        """Open the data space at `path`; nothing is read but what is needed to check it.
+        """Open the data space at `path`, with the embedder that made it.
 
-        Its embedder comes along where it is `lsa` or `st:…`; another must be given.
+        Reads no more than needed to check the files; vectors and texts stay on disk.
 
         Args:
-            path: Its folder; or `ray:HOST:PORT/NAME`, where it is served by a Ray cluster.
-            embedder: The one that made it.
-            where: Only what passes can be seen, whatever is asked later: a filter, or a text as
-                `--where` takes.
-            partial: Leave out segments that are broken, or shards that do not answer, instead of
-                refusing.
+            path: A folder; `ray:HOST:PORT/NAME` for one that a Ray cluster serves; or
+                `milvus:URI#COLLECTION` for a copy in Milvus, which needs `embedder`.
+            embedder: By default loaded by the name that the data space stores. Required if the
+                data space was made by a Python object.
+            where: Filter that every operation is subject to, such as `year >= 2010`.
+            partial: Skip broken segments, or shards that do not answer, instead of raising.
+
+        Returns:
+            The data space as it is now; later changes are not seen.
 
         Raises:
-            SpaceError: If it is missing, of another format, or its files are broken.
+            SpaceError: If the data space is missing, of another format, or its files are broken.
             EmbedderMismatchError: If another embedder made it.
-            ValueError: If the filter cannot be read, or has a field that no document has.
+            ModelError: If the embedder's model cannot be loaded.
+            ValueError: If the filter cannot be parsed, or has a field that no document has.
         """
-        check_embedder(embedder)
+        if embedder is not None:
+            check_embedder(embedder)
         where = as_filter(where)
+        if str(path).startswith(MILVUS):
+            space = cls._open_milvus(str(path), embedder)
+            return space if where is None else space.filter(where)
         store: Segments | Cluster
         if str(path).startswith(SCHEME):
             store = find(str(path), partial=partial)
@@ -125,64 +176,89 @@ class DataSpace:
             path = Path(path)
             store = Segments.open(path, partial=partial)
         manifest = store.manifest
-        embedder = _own_embedder(path, store) if embedder is None else embedder
+        if embedder is None or isinstance(embedder, str):
+            embedder = _load_embedder(path, store, embedder)
         made_by = (manifest.dimension, manifest.fingerprint)
         if (embedder.dimension, embedder.fingerprint) != made_by:
             raise EmbedderMismatchError(
                 f"data space {path} holds vectors of dimension {manifest.dimension} by "
-                f"{manifest.embedder}, but another {embedder.name} makes {embedder.dimension}: "
-                f"rebuild it with `whet index --embedder {embedder.name}`"
+                f"{manifest.embedder}, but this {embedder.name} has dimension "
+                f"{embedder.dimension} or other weights: rebuild it with `whet index --embedder "
+                f"{embedder.name}`"
             )
-        opened = cls(path, manifest, embedder, store)
-        return opened if where is None else opened.filter(where)
+        space = cls(path, manifest, embedder, store)
+        return space if where is None else space.filter(where)
+
+    @classmethod
+    def _open_milvus(cls, address: str, embedder: str | Embedder | None) -> "DataSpace":
+        uri, _, collection = address.removeprefix(MILVUS).rpartition("#")
+        loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
+        if not uri or loaded is None:
+            raise ValueError(
+                f"path is {address!r} and embedder {embedder!r}: expected milvus:URI#COLLECTION "
+                "and the embedder that made it (of an lsa space: `DataSpace.open(folder).embedder`)"
+            )
+        reader = MilvusReader.open(uri, collection, fingerprint=loaded.fingerprint)
+        manifest = Manifest(
+            embedder=loaded.name, fingerprint=reader.fingerprint, dimension=reader.dimension,
+            version=reader.version,
+        )  # fmt: skip
+        return cls(Path(address), manifest, loaded, reader)
 
     def filter(self, where: Filter | str) -> "DataSpace":
-        """The same, of which only what passes `where` can be seen, whatever is asked later.
+        """The documents that pass `where`, as a data space whose operations see no others.
 
         Raises:
-            ValueError: If the filter cannot be read, or has a field that no document has.
+            ValueError: If the filter cannot be parsed, or has a field that no document has.
         """
-        own = as_filter(where)
-        if own is None:  # as a key's labels that were forgotten
+        condition = as_filter(where)
+        if condition is None:  # such as the labels of a key that were forgotten
             raise ValueError("where is None: expected a filter, or a text as `year >= 2010`")
-        store, bound = self.store.filter(own), both(self.where, own)
-        return DataSpace(self.path, self.manifest, self.embedder, store, bound)
+        store, combined = self.store.filter(condition), both(self.where, condition)
+        return DataSpace(self.path, self.manifest, self.embedder, store, combined)
 
     def add(
         self,
-        documents: Reading,
-        progress: bool = False,
+        docs: Documents,
         *,
-        source: str = "",
+        text_field: str = "text",
+        chunks: str = "whole",
+        progress: bool = False,
+        resume_key: str = "",
         ray: str | None = None,
     ) -> "DataSpace":
-        """Add the documents that are not there yet, all or none, and open the data space again.
+        """Add the documents that are new, all or none; returns the data space opened again.
 
-        They are as in `build`; those without an id are called by the rows that follow. One of the
-        same id and text is skipped, so doing it twice is doing it once. The embedder is kept as it
-        is. What is there is not touched. A killed addition goes on by its `source`, as with
-        `build`.
+        Arguments are as for `build`. Adding a document of the same id and text again has no effect;
+        one of the same id with another text is listed in `failed.jsonl`. The embedder and existing
+        documents do not change.
 
         Raises:
-            SourceError: If the source cannot go on.
-            SpaceError: As `build`, or if another process is writing.
+            SourceError: If the source fails.
+            SpaceError: If the data space cannot be written, was opened with a filter, or another
+                process is writing.
+            ValueError: If an argument is invalid.
         """
-        self._assert_whole()
-        build.add(documents, self.path, self.embedder, source, progress, ray)
+        self._require_unfiltered()
+        addition = Addition(
+            docs=docs, text_field=text_field, chunks=chunks, resume_key=resume_key,
+            progress=progress, ray=ray,
+        )  # fmt: skip
+        build.add(addition, self.path, self.embedder)
         return DataSpace.open(self.path, self.embedder)
 
     def delete(self, *, ids: Sequence[str] = (), where: Filter | str | None = None) -> "DataSpace":
-        """Delete documents by id, or those that pass a filter, and open the data space again.
+        """Delete documents by id or by filter; returns the data space opened again.
 
-        An id that is not there is none to delete. The disk is given back by `compact`.
+        Unknown ids are ignored. `whet space compact` frees the disk space.
 
         Raises:
-            ValueError: If neither or both are given, `ids` is one text, or the filter has a field
-                of no document.
-            SpaceError: If another process is writing.
+            ValueError: If both or neither of `ids` and `where` are given, `ids` is a string, or the
+                filter has a field that no document has.
+            SpaceError: If the data space was opened with a filter, or another process is writing.
         """
-        self._assert_whole()
-        refuse_one(ids, "ids")
+        self._require_unfiltered()
+        reject_str(ids, "ids")
         if bool(ids) == (where is not None):
             raise ValueError("delete takes either ids or a filter: give one of them")
         delete_documents(self.path, ids, where)
@@ -192,37 +268,39 @@ class DataSpace:
         return self._count
 
     def __repr__(self) -> str:
-        return f"DataSpace({str(self.path)!r}, {counted(self._count)}, {self.embedder.name})"
+        return f"DataSpace({str(self.path)!r}, {format_count(self._count)}, {self.embedder.name})"
 
     @property
     def dimension(self) -> int:
+        """Length of the vectors."""
         return self.store.dimension
 
     @property
     def rows(self) -> Int[Array, " n"]:
-        """Every document's row, ascending."""
+        """Rows of all documents, ascending."""
         return self.store.ids()
 
     @property
     def ids(self) -> Sequence[str]:
-        """Every document's id, by row."""
-        names: list[str] = self.store.rows(self.rows, ["id"])["id"].to_pylist()
-        return names
+        """Ids of all documents, by row."""
+        ids: list[str] = self.store.rows(self.rows, ["id"])["id"].to_pylist()
+        return ids
 
     def vectors(self, rows: Any) -> Float[Array, "n d"]:
-        """In float32. Raises IndexError for a row that is not there."""
+        """Vectors of the documents in `rows`, in float32. Raises IndexError for an unknown row."""
         return self.store.vectors(rows).astype("float32")
 
     def text(self, row: int) -> str:
+        """Text of one document. Raises IndexError if there is no such row."""
         return self.texts([row])[0]
 
     def texts(self, rows: Iterable[int] | Int[Array, " n"]) -> list[str]:
-        """Raises IndexError for a row that is not there."""
+        """Texts of the documents in `rows`. Raises IndexError for an unknown row."""
         texts: list[str] = self.store.rows(list(rows), ["text"])["text"].to_pylist()
         return texts
 
     def documents(self, rows: Iterable[int] | Int[Array, " n"]) -> list[Document]:
-        """Raises IndexError for a row that is not there."""
+        """The documents in `rows`. Raises IndexError for an unknown row."""
         return [
             Document(row["id"], row["text"], json.loads(row["meta"]))
             for row in self.store.rows(list(rows)).to_pylist()
@@ -238,93 +316,119 @@ class DataSpace:
         exact: bool = False,
         probe_fraction: float | None = None,
     ) -> list[Neighbors]:
-        """For each query the `k` documents of largest |cosine|, or of largest cosine.
+        """Find the `k` documents nearest to each query, by |cosine| or by cosine.
 
-        The same on any thread count and in any batch; of equals the lowest rows. Exact where a
-        segment has no index; otherwise `probe_fraction`, the share of the index that is searched,
-        trades recall for time.
+        Results do not depend on the number of threads or on the other queries; ties go to the
+        lowest row. Segments without an index are searched exactly, O(N d).
+
+        >>> import tempfile
+        >>> space = DataSpace.build(["bees dance", "ants walk"], tempfile.mkdtemp() + "/s")
+        >>> [neighbors] = space.search(space.vectors([1]), k=1)
+        >>> neighbors.rows.tolist(), round(float(neighbors.scores[0]), 2)
+        ([1], 1.0)
+
+        Args:
+            queries: One row per query.
+            k: Number of documents.
+            metric: `abs_cosine` finds vectors opposite to the query too, as SIFT can use them.
+            where: Filter that a document must pass.
+            exact: Search every row, without an index.
+            probe_fraction: Share of an index that is searched, above 0 and at most 1; by default
+                the share that had a recall of 0.95 when the index was built.
+
+        Returns:
+            One `Neighbors` per query: rows (ascending), vectors and scores.
 
         Raises:
-            ValueError: If k < 1, or fewer documents pass; if a query is zero, not finite or of
-                another dimension; if the filter has a field that no document has.
+            ValueError: If k < 1 or fewer documents pass the filter; if a query is zero, not finite
+                or of another dimension; if the filter has a field that no document has.
         """
         where = as_filter(where)
         self.resolve_k(k, where)
-        found = self.store.search(
+        results = self.store.search(
             queries, k, metric=metric, where=where, exact=exact, probe_fraction=probe_fraction
         )
-        return [found.of(line) for line in range(len(found.ids))]
+        return [results.of(i) for i in range(len(results.ids))]
 
     def bm25_search(
         self, prompt: str, k: int, where: Filter | str | None = None
     ) -> Int[Array, " m"]:
-        """Rows of the `k` documents that answer best to the prompt's words, ascending (BM25).
+        """Find the `k` documents that match the words of `prompt` best by BM25.
 
-        Fewer if fewer share a word with it. The first call with a filter reads all texts that pass,
-        and keeps their index of words in memory: see `BM25` for its cost.
+        The first call with a filter reads all texts that pass it and keeps a word index of them in
+        memory; see `BM25` for the cost.
+
+        Returns:
+            Rows, ascending; fewer than `k` if fewer documents share a word with the prompt.
 
         Raises:
-            ValueError: If no text holds a word, or the filter has a field that no document has.
+            ValueError: If no text contains a word, or the filter has a field that no document has.
         """
         where = as_filter(where)
-        if where not in self._words:
-            visible = self.store.ids(where)
-            self._words[where] = visible, BM25(self.texts(visible))
-        rows, words = self._words[where]
-        found: Int[Array, " m"] = rows[words.nearest(prompt, k)]
-        return found
+        if where not in self._bm25:
+            rows = self.store.ids(where)
+            self._bm25[where] = rows, BM25(self.texts(rows))
+        rows, index = self._bm25[where]
+        nearest: Int[Array, " m"] = rows[index.top_k(prompt, k)]
+        return nearest
 
     def score_rows(self, query: Float[Array, "1 d"], rows: Int[Array, " n"]) -> Neighbors:
-        """Documents that something else nominated, by ascending row, as candidates of `query`.
+        """Vectors of given `rows` (ascending) and their cosines with `query`.
 
         Raises:
             ValueError: If the query is zero, not finite or of another dimension.
-            IndexError: If a row is not there.
+            IndexError: If there is no such row.
         """
-        vectors, [aim] = self.vectors(rows), as_aims(query, self.dimension)
-        return Neighbors(rows, vectors, cosines(aim, vectors))
-
-    def _assert_whole(self) -> None:
-        if self.where is not None:
-            raise SpaceError(f"{self.path} is open for a part of it: open it whole to write")
+        vectors, [unit_query] = self.vectors(rows), as_aims(query, self.dimension)
+        return Neighbors(rows, vectors, cosines(unit_query, vectors))
 
     def resolve_k(self, k: int | None = None, where: Filter | str | None = None) -> int:
-        """`k` if so many documents pass; without `k`, 200 or as many as pass.
+        """The number of candidates: `k`, or by default 200, or all documents if there are fewer.
 
         Raises:
-            ValueError: If k < 1, or fewer documents pass.
+            ValueError: If k < 1, or fewer than `k` documents pass the filter.
         """
         where = as_filter(where)
-        passing = self._count if where is None else self.store.count(where)
-        asked = min(DEFAULT_K, max(1, passing)) if k is None else as_count(k, "k")
-        if asked <= passing:
-            return asked
-        if not passing:
+        count = self._count if where is None else self.store.count(where)
+        resolved = min(DEFAULT_K, max(1, count)) if k is None else as_count(k, "k")
+        if resolved <= count:
+            return resolved
+        if not count:
             filtered = where is not None or self.where is not None
             raise ValueError("no document passes the filter: correct it" if filtered else EMPTY)
-        there = counted(passing)
-        told = f"the data space holds {there}" if where is None else f"{there} pass the filter"
-        raise ValueError(f"k is {asked}, but {told}: lower k")
+        documents = format_count(count)
+        limit = (
+            f"the data space holds {documents}" if where is None else f"{documents} pass the filter"
+        )
+        raise ValueError(f"k is {resolved}, but {limit}: lower k")
+
+    def _require_unfiltered(self) -> None:
+        if self.where is not None:
+            raise SpaceError(
+                f"{self.path} was opened with a filter: open it without `where` to write"
+            )
 
 
-def counted(count: int) -> str:
-    """As a person says it."""
-    return f"{count:,} document" + ("s" if count != 1 else "")
+def format_count(documents: int) -> str:
+    """The number of documents with its unit, such as `1,234 documents`."""
+    return f"{documents:,} document" + ("s" if documents != 1 else "")
 
 
-def _own_embedder(path: Path, store: Segments | Cluster) -> Embedder:
+def _load_embedder(path: Path, store: Segments | Cluster, spec: str | None) -> Embedder:
+    """The embedder that made the data space at `path`, which `spec` must agree with."""
     name = store.manifest.embedder
+    if spec is not None and base_spec(spec) != base_spec(name):
+        raise EmbedderMismatchError(
+            f"data space {path} was made by embedder {name}, not {spec}: open it without an "
+            "embedder, or rebuild it"
+        )
     if name == LSA.name:
         return store.lsa() if isinstance(store, Cluster) else LSA.load(path / EMBEDDER)
-    kind, _, model = name.partition(":")
-    if kind == "st" and "@" not in model:
-        return SentenceEncoder(model)
-    if kind in LOADED:
+    if name.partition(":")[0] not in LOADABLE:
         raise SpaceError(
-            f"data space {path} was made by embedder {name}: open it with "
-            f"`whet.open_space({str(path)!r})`, which loads that"
+            f"data space {path} was made by the Python embedder {name!r}: open it in Python with "
+            "`DataSpace.open(path, embedder)`"
         )
-    raise SpaceError(
-        f"data space {path} was made by the Python embedder {name!r}: open it in Python with "
-        "`DataSpace.open(path, embedder)`"
-    )
+    embedder = get_embedder(name if spec is None else spec)
+    assert embedder is not None
+    return embedder

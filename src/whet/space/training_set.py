@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float, Int
 
-from whet.data.documents import Document, refuse_one
+from whet.data.documents import Document, reject_str
 from whet.errors import require
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection
@@ -168,7 +168,7 @@ def _along(
 
 
 def _embed(space: DataSpace, targets: Sequence[str]) -> Float[Array, "m d"]:
-    refuse_one(targets, "targets")
+    reject_str(targets, "targets")
     if not len(targets):
         raise ValueError("targets is empty: expected at least one text")
     for i, text in enumerate(targets):

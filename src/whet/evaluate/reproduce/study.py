@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from whet.data.documents import Document
 from whet.embed.lsa import LSA
-from whet.embed.registry import get_embedder
 from whet.errors import RunFolderError, SourceError
 from whet.evaluate.config import DYNAMIC, EvalConfig
 from whet.evaluate.dataset import Data, Prompts, fraction
@@ -95,10 +94,10 @@ class Study:
         part = f"{plan.embedder or f'{plan.share:g}'}".replace("/", "-").replace(":", "-")
         path = self.folder / f"space-{origin}-{part}"
         if not path.exists():
-            embedder = get_embedder(plan.embedder) if plan.embedder else self.space.embedder
+            embedder = plan.embedder or self.space.embedder
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as new:
-                DataSpace.build(drawn(self.space, share), new, embedder, self.progress)
+                DataSpace.build(drawn(self.space, share), new, embedder, progress=self.progress)
                 if isinstance(embedder, LSA):  # one that was given does not come along by itself
                     embedder.save(new / EMBEDDER)
         return path

@@ -29,7 +29,7 @@ from whet.evaluate.tasks import ScoringTask
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
 from whet.space.progress import bar
-from whet.spaces import open_space
+from whet.space.space import DataSpace
 
 require("lm_eval", "lm-eval")
 
@@ -92,7 +92,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         loaded = LanguageModel.from_pretrained(model, device=_device(device))
         self._chunks = EvalConfig(leakage="score-first", chunks=as_count(chunks, "chunks"))
         self._engine = Engine(
-            open_space(space),
+            DataSpace.open(space),
             loaded,
             loaded.adapter_config(mode, lr=lr, r=rank),
             options=SelectionConfig(n=n, k=k, lam=lam, selector=selector, stop_alpha=alpha),

@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from whet._version import __version__
-from whet.data.documents import refuse_one
+from whet.data.documents import reject_str
 from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
 from whet.io import atomic_write, exclusive_lock, sync, translate_disk_errors
@@ -251,7 +251,7 @@ def delete_documents(
         SpaceError: If there is no whole data space at `path`, or another process is writing.
         ValueError: If `ids` is one text, or the filter has a field that no document has.
     """
-    refuse_one(ids, "ids")
+    reject_str(ids, "ids")
     where = as_filter(where)
     with SegmentsWriter(path) as writer:
         before = writer.snapshot().count()
