@@ -42,6 +42,7 @@ CASES = {
     "Retriever(s).select('fox', 1).to_context(8, count_tokens=lambda text: Tokens())": (
         "count_tokens gave a Tokens: expected a number of tokens, as lambda text: len("
     ),
+    "DataSpace.build(Document('a', 'b'), 'new/one')": "docs is Document(id='a', text='b', meta={})",
     "DataSpace.build(['a b'], 'new/one', 'x')": "embedder is 'x': expected lsa, st:NAME",
     "DataSpace.build(['a b'], 'new/one', None)": "embedder is None, without name: expected a",
     "DataSpace.build(['a b'], 'new/one', Unfinished())": (
