@@ -38,9 +38,8 @@ def index(source: str, space: Path, as_json: bool, quiet: bool, **options: Any) 
     Running it again adds new documents and keeps existing ones; an interrupted run resumes.
     Documents that cannot be added are listed in SPACE/failed.jsonl.
     """
-    from whet.space.space import format_count
+    from whet.space.space import DataSpace, format_count
     from whet.space.store.manifest import Labels
-    from whet.space.space import DataSpace
 
     label_field, public_label = options.pop("label_field"), options.pop("public_label")
     if public_label is not None and label_field is None:

@@ -102,8 +102,8 @@ def _select_training_set(
     if config.stop_alpha is not None or config.has_auto or config.retriever != "dense":
         raise click.UsageError("--stop-alpha, --retriever and auto cannot be used with --targets")
     from whet.data.documents import read_documents
-    from whet.space.training_set import training_set
     from whet.space.space import DataSpace
+    from whet.space.training_set import training_set
 
     texts = [document.text for document in read_documents(targets)]
     opened = DataSpace.open(space)
