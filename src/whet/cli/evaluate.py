@@ -157,7 +157,9 @@ def _write_page(run: Any, step: int | None, html: Path, space: Path | str | None
     from whet.evaluate.report.html import page
     from whet.space.space import DataSpace
 
-    html.write_text(page(run, step, space=DataSpace.open(space) if space else None), encoding="utf-8")
+    html.write_text(
+        page(run, step, space=DataSpace.open(space) if space else None), encoding="utf-8"
+    )
     print(f"wrote {html}", file=sys.stderr)
 
 
