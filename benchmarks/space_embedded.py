@@ -31,7 +31,7 @@ from whet.data.filters import Compare, Filter
 from whet.embed.lsa import LSA, Embedder, SentenceEncoder
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Metric
-from whet.space.store.reader import Segments
+from whet.space.store.reader import DiskReader
 
 CLUSTERS, NOISE, ROUNDS = 2000, 1.2, 7
 RECALL = 0.93
@@ -83,7 +83,7 @@ def search(rows: int, dimension: int, k: int, queries: int, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s"
         DataSpace.build(numbered(rows), path, made)
-        opened = Segments.open(path)
+        opened = DiskReader.open(path)
         asked = made.rows(queries, -1 % 2**31)
         both = _effort(opened, asked, k, "abs_cosine")
         alone = _effort(opened, asked, k, "cosine")
@@ -181,7 +181,7 @@ def memory(space: Path, rows: int, dimension: int, out: Path) -> None:
     idle, start = _peak(), time.perf_counter()
     opened = DataSpace.build(numbered(rows), space, Made(dimension))
     seconds = time.perf_counter() - start
-    store = Segments.open(space)
+    store = DiskReader.open(space)
     record = {
         "rows": rows, "dimension": dimension, "build_s": seconds, "documents": len(opened),
         "peak_mb": _peak(), "peak_before_mb": idle, "segments": len(store.segments),
@@ -195,7 +195,7 @@ def memory(space: Path, rows: int, dimension: int, out: Path) -> None:
 @JSON
 def reopen(space: Path, out: Path) -> None:
     """How long opening takes what `memory` built."""
-    made = Made(Segments.open(space).dimension)
+    made = Made(DiskReader.open(space).dimension)
     first = time.perf_counter()
     rows = len(DataSpace.open(space, made))
     first = 1000 * (time.perf_counter() - first)
@@ -217,7 +217,7 @@ def _timed(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
     return {name: np.array(seconds[2:]) for name, seconds in taken.items()}
 
 
-def _effort(opened: Segments, asked: Any, k: int, metric: Metric) -> float:
+def _effort(opened: DiskReader, asked: Any, k: int, metric: Metric) -> float:
     """The least share of the lists, of those for which the index is used, of enough recall."""
     [segment] = opened.segments
     assert segment.measured is not None
@@ -235,7 +235,7 @@ def _effort(opened: Segments, asked: Any, k: int, metric: Metric) -> float:
 
 
 def _recall(
-    opened: Segments, asked: Any, k: int, probe_fraction: float, metric: Metric = "abs_cosine",
+    opened: DiskReader, asked: Any, k: int, probe_fraction: float, metric: Metric = "abs_cosine",
     where: Filter | None = None,
 ) -> float:  # fmt: skip
     options: dict[str, Any] = {"metric": metric, "where": where, "vectors": False}

@@ -27,10 +27,10 @@ from corpus_vectors import lsa_vectors
 from whet.evaluate.provenance import provenance
 from whet.space.store.manifest import Manifest
 from whet.space.store.protocol import SCHEMA
-from whet.space.store.reader import Segments
+from whet.space.store.reader import DiskReader
 from whet.space.store.sealing import Batch
-from whet.space.store.vectors import as_stored
-from whet.space.store.writer import SegmentsWriter
+from whet.space.store.vectors import to_float16
+from whet.space.store.writer import DiskWriter
 
 D, PIECE, K = 256, 20_000, 1000
 RESULTS = Path(__file__).parent / "results" / "space_scale.json"
@@ -58,7 +58,7 @@ def build(space: Path, rows: int, target: Path) -> None:
     new = None if space.exists() else Manifest(embedder="made", fingerprint="made", dimension=D)
     real()  # read before the clock starts
     start, before = time.perf_counter(), bytes_of(space)
-    with SegmentsWriter(space, new=new) as writer:
+    with DiskWriter(space, new=new) as writer:
         first = writer.manifest.next
         writer.commit(lambda: made(first, rows), next=first + rows)
     taken = time.perf_counter() - start
@@ -74,7 +74,7 @@ def build(space: Path, rows: int, target: Path) -> None:
 def query(space: Path, prompts: int, target: Path) -> None:
     """Time and recall of a search for 1,000 rows with their vectors, by probe_fraction."""
     start = time.perf_counter()
-    store = Segments.open(space)
+    store = DiskReader.open(space)
     opened = time.perf_counter() - start
     rng = np.random.default_rng(1)
     ids = np.sort(rng.choice(store.ids(), prompts, replace=False))
@@ -113,7 +113,7 @@ def nodes(space: Path, prompts: int, target: Path) -> None:
     cluster, size = Cluster(), {"num_cpus": 1, "object_store_memory": 200 * 2**20}
     cluster.add_node(node_ip_address="127.0.0.2", include_dashboard=False, **size)
     cluster.add_node(node_ip_address="127.0.0.3", **size)
-    local, served = Segments.open(space), serve(space, cluster.address)
+    local, served = DiskReader.open(space), serve(space, cluster.address)
     far = find(served.address)
     rng = np.random.default_rng(2)
     ids = np.sort(rng.choice(local.ids(), prompts, replace=False))
@@ -153,7 +153,7 @@ def made(first: int, count: int) -> Iterator[Batch]:
         table = pa.RecordBatch.from_pydict(
             {"id": [f"d{i}" for i in ids], "text": texts, "meta": metas}, schema=SCHEMA
         )
-        yield Batch(ids, table, as_stored(rows))
+        yield Batch(ids, table, to_float16(rows))
 
 
 @cache

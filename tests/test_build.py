@@ -37,7 +37,8 @@ def failed(path):
 
 def process(code, *arguments):
     code = (
-        "from test_build import *\nbuild.PART = 10\npath, sign = map(Path, sys.argv[1:])\n" + code
+        "from test_build import *\nbuild.PART_DOCUMENTS = 10\npath, sign = map(Path, sys.argv[1:])\n"
+        + code
     )
     paths = os.pathsep.join([str(TESTS), *sys.path])
     return subprocess.Popen(
@@ -202,7 +203,7 @@ def test_texts_are_embedded_by_length_and_stay_in_their_order(tmp_path, monkeypa
             assert [len(text) for text in texts] == sorted(len(text) for text in texts)
             return super().encode(texts)
 
-    monkeypatch.setattr(build, "PART", 7)
+    monkeypatch.setattr(build, "PART_DOCUMENTS", 7)
     space = DataSpace.build(documents(40), tmp_path / "s", Watching())
     plain = HashingEmbedder().encode(space.texts(space.rows))
     np.testing.assert_allclose(space.vectors(space.rows), plain, atol=1e-3)

@@ -25,7 +25,7 @@ from whet.errors import SpaceError
 from whet.space.ray.cluster import Opening, find, serve
 from whet.space.ray.shard import parts
 from whet.space.space import DataSpace
-from whet.space.store.writer import SegmentsWriter
+from whet.space.store.writer import DiskWriter
 
 
 def ray():
@@ -170,7 +170,7 @@ def test_who_opened_earlier_stays_with_that_version(space, nodes):
     served = serve(space.path, nodes, name="versions")
     before = DataSpace.open(served.address)
     space.delete(where=parse("i < 70"))
-    with SegmentsWriter(space.path) as writer:
+    with DiskWriter(space.path) as writer:
         writer.compact()
     assert len(DataSpace.open(served.address)) == 10
     os.kill(pid("versions/0/0"), signal.SIGKILL)

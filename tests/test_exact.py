@@ -10,12 +10,12 @@ import whet.space.store.vectors
 
 from support.store_conformance import table  # isort: skip
 from whet.space.store.manifest import Manifest
-from whet.space.store.writer import SegmentsWriter
+from whet.space.store.writer import DiskWriter
 
 
 def stored(rows, folder, parts=1):
     new = Manifest(embedder="t", fingerprint="t", dimension=rows.shape[1], normalized=False)
-    with SegmentsWriter(folder, new=new) as writer:
+    with DiskWriter(folder, new=new) as writer:
         for part in np.array_split(np.arange(len(rows)), parts):
             writer.add(table(len(part), int(part[0]) if len(part) else 0), rows[part])
         return writer.snapshot()
@@ -23,7 +23,7 @@ def stored(rows, folder, parts=1):
 
 def nearest(store, queries, k, metric="abs_cosine"):
     found = store.search(queries, k, metric=metric, exact=True)
-    return [found.of(line) for line in range(len(queries))]
+    return [found[line] for line in range(len(queries))]
 
 
 def by_brute_force(store, query, k, metric="abs_cosine"):

@@ -19,8 +19,8 @@ from whet.space.maintenance import faults
 from whet.space.space import DataSpace
 from whet.space.store import ann_index as index
 from whet.space.store.manifest import Labels, Manifest, read_manifest
-from whet.space.store.reader import Segments
-from whet.space.store.writer import SegmentsWriter
+from whet.space.store.reader import DiskReader
+from whet.space.store.writer import DiskWriter
 
 TESTS = Path(__file__).parent
 FILES = ["vectors.npy", "ids.npy", "rows.arrow", "columns.arrow", "names.npy", "index.faiss",
@@ -29,7 +29,7 @@ FILES = ["vectors.npy", "ids.npy", "rows.arrow", "columns.arrow", "names.npy", "
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(index, "FROM", 400)
+    monkeypatch.setattr(index, "MIN_ROWS", 400)
 
 
 @pytest.fixture
@@ -58,25 +58,25 @@ def python(code, *arguments):
 
 
 def test_an_index_nominates_and_stored_vectors_decide(path):
-    reader, query = Segments.open(path), units(8, 9)
+    reader, query = DiskReader.open(path), units(8, 9)
     exact = reader.search(query, 20, exact=True)
     found = reader.search(query, 20, probe_fraction=0.7)
     assert exact.exact and not found.exact
     shared = [len(np.intersect1d(a, b)) for a, b in zip(exact.ids, found.ids, strict=True)]
     assert np.mean(shared) > 17
     for line in range(8):
-        own = found.of(line)
+        own = found[line]
         np.testing.assert_array_equal(own.vectors, reader.vectors(own.rows).astype(np.float32))
-        both = np.isin(exact.of(line).rows, own.rows)
+        both = np.isin(exact[line].rows, own.rows)
         np.testing.assert_array_equal(  # measured, not as the 8 bits of the index have it
-            exact.of(line).scores[both], own.scores[np.isin(own.rows, exact.of(line).rows)]
+            exact[line].scores[both], own.scores[np.isin(own.rows, exact[line].rows)]
         )
     whole = reader.search(query, 20, probe_fraction=1.0)
     np.testing.assert_array_equal(whole.ids, exact.ids)
 
 
 def test_more_effort_finds_more(path):
-    reader, query = Segments.open(path), units(40, 5)
+    reader, query = DiskReader.open(path), units(40, 5)
     exact = reader.search(query, 5, exact=True).ids
     found = [reader.search(query, 5, probe_fraction=e).ids for e in (0.05, 0.3, 1.0)]
     recalls = [np.mean([len(np.intersect1d(a, b)) for a, b in zip(exact, f, strict=True)]) / 5
@@ -85,16 +85,16 @@ def test_more_effort_finds_more(path):
 
 
 def test_recall_is_measured_when_the_index_is_built(path):
-    [large, little] = Segments.open(path).segments
+    [large, little] = DiskReader.open(path).segments
     assert little.measured is None
-    assert large.measured.recall >= index.GOAL and 0 < large.measured.probe_fraction <= 1
+    assert large.measured.recall >= index.TARGET_RECALL and 0 < large.measured.probe_fraction <= 1
     assert list(np.sort(large.measured.efforts)) == large.measured.efforts
 
 
 @pytest.mark.parametrize("few", [True, False])
 def test_a_filtered_search_of_an_index_finds_only_what_passes(path, few):
     where = In("i", (3, 7, 11)) if few else Compare("i", "<", 900)
-    found = Segments.open(path).search(units(4, 9), 10, where=where, probe_fraction=0.5)
+    found = DiskReader.open(path).search(units(4, 9), 10, where=where, probe_fraction=0.5)
     passing = {3, 7, 11} if few else set(range(900))
     assert set(found.ids.ravel().tolist()) <= passing | {-1}
     assert found.exact or not few
@@ -106,20 +106,20 @@ def test_a_filtered_search_of_an_index_finds_only_what_passes(path, few):
 
 
 def test_nobody_uses_an_index_that_is_fitted_on_what_he_may_not_read(path):
-    reader = Segments.open(path)
+    reader = DiskReader.open(path)
     assert not reader.search(units(1), 5, probe_fraction=0.5).exact
     assert reader.filter(Compare("i", "==", 5)).search(units(1), 1).exact
     assert reader.filter(Compare("i", "<", 999)).search(units(1), 5, probe_fraction=0.5).exact
     assert not reader.filter(Compare("i", "<", 2000)).search(units(1), 5, probe_fraction=0.5).exact
     with in_segments(path) as writer:  # what was deleted had its part in the fitting
         writer.delete(where=Compare("i", "==", 999))
-    reader = Segments.open(path).filter(Compare("i", "<", 999))
+    reader = DiskReader.open(path).filter(Compare("i", "<", 999))
     assert reader.search(units(1), 5, probe_fraction=0.5).exact
 
 
 def test_in_a_labelled_store_an_index_is_of_one_label(tmp_path, small):
     new = Manifest(embedder="test", fingerprint="test", dimension=D, labels=Labels(field="set"))
-    with SegmentsWriter(tmp_path / "s", new=new) as writer:
+    with DiskWriter(tmp_path / "s", new=new) as writer:
         rows = table(1500).to_pylist()
         for row, i in zip(rows, range(1500), strict=True):
             row["meta"] = json.dumps({"i": i, "set": "public" if i % 3 else f"user {i % 9}"})
@@ -145,7 +145,7 @@ def test_what_is_written_never_changes(path):
 
 
 def test_an_index_is_mapped_not_loaded(path):
-    reader = Segments.open(path)
+    reader = DiskReader.open(path)
     reader.search(units(1), 5, probe_fraction=0.5)
     assert "index.faiss" in Path("/proc/self/maps").read_text()
 
@@ -154,12 +154,12 @@ def test_faiss_keeps_the_threads_it_had(path):
     import faiss
 
     before = faiss.omp_get_max_threads()
-    Segments.open(path).search(units(1), 5, probe_fraction=0.5)
+    DiskReader.open(path).search(units(1), 5, probe_fraction=0.5)
     assert faiss.omp_get_max_threads() == before
 
 
 def test_a_reader_outlives_compaction_and_then_the_space_is_given_back(path):
-    reader = Segments.open(path)
+    reader = DiskReader.open(path)
     found, old = reader.search(units(3, 9), 40), set(os.listdir(path / "segments"))
     with in_segments(path) as writer:
         writer.delete(where=Compare("i", "<", 500))
@@ -176,7 +176,7 @@ def test_a_reader_outlives_compaction_and_then_the_space_is_given_back(path):
 
 READER = """
 from test_segments import *
-reader = Segments.open(sys.argv[1])
+reader = DiskReader.open(sys.argv[1])
 print(reader.version, flush=True)
 input()
 found = reader.search(units(1), 5, probe_fraction=0.5)
@@ -199,7 +199,7 @@ def test_another_process_reads_on_while_all_is_rewritten(path):
 
 
 def test_a_fork_reads_what_its_parent_opened(path):
-    reader = Segments.open(path)
+    reader = DiskReader.open(path)
     truth = reader.search(units(2), 9, probe_fraction=0.5).ids
     child = os.fork()
     if child == 0:
@@ -233,8 +233,8 @@ def test_a_broken_file_is_named_and_the_rest_is_usable(path, name, damage):
     if damage == "flipped" and name != "segment.json":
         return  # seen by `verify`, which reads everything
     with pytest.raises(SpaceError, match=name):
-        Segments.open(path)
-    rest = Segments.open(path, partial=True)
+        DiskReader.open(path)
+    rest = DiskReader.open(path, partial=True)
     assert rest.count() == 30 and name in rest.faults[0]
     found = rest.search(units(1), 5)
     assert not found.exact and (found.shards_ok, found.shards) == (1, 2)
@@ -246,7 +246,7 @@ def test_a_flipped_bit_in_the_head_of_an_index_is_refused_before_it_is_parsed(pa
     content[40] ^= 1
     file.write_bytes(content)
     with pytest.raises(SpaceError, match="index.faiss is broken: its head"):
-        Segments.open(path).search(units(1), 5, probe_fraction=0.5)
+        DiskReader.open(path).search(units(1), 5, probe_fraction=0.5)
 
 
 def changed(path, **values):
@@ -271,7 +271,7 @@ DAMAGE = [
 def test_a_broken_manifest_is_refused_in_one_line(path, damage, message):
     damage(path)
     with pytest.raises(SpaceError, match=message) as caught:
-        Segments.open(path)
+        DiskReader.open(path)
     assert "\n" not in str(caught.value)
 
 
@@ -279,7 +279,7 @@ def test_another_embedder_is_refused(path):
     with pytest.raises(
         EmbedderMismatchError, match="was made by embedder test with fingerprint 'test'"
     ):
-        Segments.open(path, fingerprint="other")
+        DiskReader.open(path, fingerprint="other")
 
 
 FULL = """
@@ -300,14 +300,14 @@ def test_a_full_disk_changes_nothing(path):
     before = files(path)
     _, complaint = (writer := python(FULL, path)).communicate()
     assert writer.returncode == 0, complaint
-    assert files(path) == before and Segments.open(path).version == 2
+    assert files(path) == before and DiskReader.open(path).version == 2
 
 
 READ_ONLY = """
 path = Path(sys.argv[1])
-Segments.open(path).search(units(1), 5)  # imports what the other may not be able to read
+DiskReader.open(path).search(units(1), 5)  # imports what the other may not be able to read
 os.setuid(65534)
-assert Segments.open(path).search(units(1), 5).ids.shape == (1, 5)
+assert DiskReader.open(path).search(units(1), 5).ids.shape == (1, 5)
 try:
     with in_segments(path) as writer:
         writer.add(table(1, 5000), units(1))
@@ -336,7 +336,7 @@ def test_no_clock_is_asked(path):
         for file in (path / "segments").rglob("*"):
             os.utime(file, (2**31, 2**31))
         assert writer.delete(ids=[0]) == 4
-    assert Segments.open(path).count() == 1030
+    assert DiskReader.open(path).count() == 1030
 
 
 def test_vectors_of_any_length_are_kept_as_they_are(tmp_path):

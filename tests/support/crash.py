@@ -26,9 +26,9 @@ from whet.space import build
 from whet.space.space import DataSpace
 from whet.space.store import ann_index as index
 from whet.space.store import segment
-from whet.space.store.manifest import FILE, SEGMENTS
-from whet.space.store.reader import Segments
-from whet.space.store.writer import SegmentsWriter
+from whet.space.store.manifest import MANIFEST_FILE, SEGMENTS
+from whet.space.store.reader import DiskReader
+from whet.space.store.writer import DiskWriter
 
 EMBEDDER = HashingEmbedder()
 
@@ -60,12 +60,12 @@ def perform(path, seed, number):
     kind, start, seventh = operation(seed, number)
     if kind == "append":
         documents = [document(i) for i in range(start, start + 60)]
-        if (path / FILE).exists():
+        if (path / MANIFEST_FILE).exists():
             DataSpace.open(path, EMBEDDER).add(documents, resume_key=f"from {start}")
         else:
             DataSpace.build(documents, path, EMBEDDER, resume_key=f"from {start}")
         return
-    with SegmentsWriter(path) as writer:
+    with DiskWriter(path) as writer:
         if kind == "delete":
             now = writer.snapshot()
             if len(now) and seventh in {i % 7 for i in after(seed, number)}:
@@ -105,7 +105,7 @@ def killed(path, notes, seed, after_s):
 def check(path, notes, seed):
     """Gives how many operations were acknowledged."""
     number = noted(notes)
-    if not (path / FILE).exists():
+    if not (path / MANIFEST_FILE).exists():
         assert number == 0, "an acknowledged build is gone"
         return 0
     space = DataSpace.open(path, EMBEDDER)
@@ -123,13 +123,15 @@ def check(path, notes, seed):
 
 
 def check_no_leak(path):
-    with SegmentsWriter(path) as writer:
+    with DiskWriter(path) as writer:
         writer.compact()
         manifest = writer.manifest
-    kept = {FILE, SEGMENTS, "failed.jsonl"} | ({manifest.deleted} if manifest.deleted else set())
+    kept = {MANIFEST_FILE, SEGMENTS, "failed.jsonl"} | (
+        {manifest.deleted} if manifest.deleted else set()
+    )
     assert {entry.name for entry in path.iterdir()} <= kept
     assert {entry.name for entry in (path / SEGMENTS).iterdir()} == set(manifest.segments)
-    Segments.open(path).close()
+    DiskReader.open(path).close()
 
 
 def pace(path):
@@ -142,7 +144,7 @@ def pace(path):
 
 def sweep(folder, kills, seed):
     """Kill so many writers; gives how many operations were acknowledged between them."""
-    build.PART, index.FROM, segment.MOST = 16, 100, 150
+    build.PART_DOCUMENTS, index.MIN_ROWS, segment.MAX_ROWS = 16, 100, 150
     rng, done, pace_s = random.Random(seed), 0, pace(folder / "pace")
     for round_ in range(kills):
         if round_ % 12 == 0:  # now and then a new data space
@@ -153,7 +155,7 @@ def sweep(folder, kills, seed):
         if now == number:  # too little time, on this machine, as busy as it is now
             pace_s *= 1.5
         done, number = done + now - number, now
-        if round_ % 12 == 11 and (path / FILE).exists():
+        if round_ % 12 == 11 and (path / MANIFEST_FILE).exists():
             check_no_leak(path)
             shutil.rmtree(path)
     return done

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from whet.data.filters import And, Compare, In, Not, Or, check_fields, kind
 from whet.space.store.protocol import COLUMNS, SCHEMA, SearchResults
-from whet.space.store.records import as_numbers
+from whet.space.store.records import as_row_numbers
 
 TIE = 1e-9
 
@@ -163,7 +163,9 @@ class ReferenceWriter:
     def delete(self, *, ids=None, where=None):
         if (ids is None) == (where is None):
             raise ValueError("give ids or a filter")
-        gone = set(self.snapshot().ids(where).tolist() if ids is None else as_numbers(ids).tolist())
+        gone = set(
+            self.snapshot().ids(where).tolist() if ids is None else as_row_numbers(ids).tolist()
+        )
         left = [row for row in self.rows if row.id not in gone]
         self.version += len(left) < len(self.rows)
         self.rows = left

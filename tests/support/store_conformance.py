@@ -16,7 +16,7 @@ from support.reference_store import ReferenceWriter
 from whet.data.filters import And, Compare, In, Not, Or, parse
 from whet.space.store.manifest import Manifest
 from whet.space.store.protocol import SCHEMA
-from whet.space.store.writer import SegmentsWriter
+from whet.space.store.writer import DiskWriter
 
 D = 8
 
@@ -24,7 +24,7 @@ D = 8
 def in_segments(folder):
     there = (folder / "meta.json").exists()
     new = None if there else Manifest(embedder="test", fingerprint="test", dimension=D)
-    return SegmentsWriter(folder, new=new)
+    return DiskWriter(folder, new=new)
 
 
 STORES = {"reference": lambda folder: ReferenceWriter(D, "test"), "segments": in_segments}
@@ -135,7 +135,7 @@ def test_padding_is_last_and_has_no_id(store):
     found = store.snapshot().search(units(2), 75, where=Compare("i", "<", 5))
     assert (found.ids[:, :5] >= 0).all() and (found.ids[:, 5:] == -1).all()
     assert not found.scores[:, 5:].any() and not found.vectors[:, 5:].any()
-    assert len(found.of(0)) == 5 and (np.diff(found.of(0).rows) > 0).all()
+    assert len(found[0]) == 5 and (np.diff(found[0].rows) > 0).all()
 
 
 def test_a_filter_comes_before_the_search(store):

@@ -24,7 +24,7 @@ from whet.evaluate.run_storage import FORMAT, META, append, pack, read_meta, rep
 from whet.evaluate.worker_pool import WorkerPool
 from whet.io import exclusive_lock, write_json
 from whet.space.progress import bar
-from whet.space.ray.client import connected, spread
+from whet.space.ray.client import connect, map_unordered
 from whet.space.space import DataSpace
 
 
@@ -79,7 +79,7 @@ def evaluate(
             of = data.space, switches
             records: Iterator[dict[str, Any]] = map(evaluator.record, left)
             if ray is not None:
-                records = spread(connected(ray), _record, of, ((prompt,) for prompt in left))
+                records = map_unordered(connect(ray), _record, of, ((prompt,) for prompt in left))
             elif several and left:
                 records = several.each(_record, of, left)
             for record in records:

@@ -17,7 +17,7 @@ from whet.serve.requests import NewDocument
 from whet.serve.space_registry import Catalogue
 from whet.space.space import DataSpace
 from whet.space.store.protocol import SCHEMA
-from whet.space.store.writer import SegmentsWriter
+from whet.space.store.writer import DiskWriter
 
 
 def add(catalogue: Catalogue, name: str, key: Key, documents: Sequence[NewDocument]) -> Written:
@@ -76,7 +76,7 @@ def _write(space: DataSpace, documents: Sequence[Document]) -> None:
         {"id": document.id, "text": document.text, "meta": json.dumps(document.meta)}
         for document in documents
     ]
-    with SegmentsWriter(space.path) as writer:
+    with DiskWriter(space.path) as writer:
         writer.add(pa.Table.from_pylist(rows, SCHEMA), vectors)
 
 

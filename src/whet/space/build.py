@@ -30,14 +30,21 @@ from whet.errors import EmbedderMismatchError, ModelError, SourceError, SpaceErr
 from whet.io import atomic_write, translate_disk_errors
 from whet.maths.arrays import Array
 from whet.space.progress import bar
-from whet.space.ray.client import connected, spread
+from whet.space.ray.client import connect, map_unordered
 from whet.space.store.manifest import STAGING, Labels, Manifest, read_manifest
-from whet.space.store.reader import Segments
+from whet.space.store.reader import DiskReader
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import label_of, seal
-from whet.space.store.staging import CHARACTERS, EMBEDDER, PART, Seen, Staging, Texts
-from whet.space.store.vectors import as_stored, odd_lengths
-from whet.space.store.writer import SegmentsWriter
+from whet.space.store.staging import (
+    EMBEDDER_FOLDER,
+    PART_CHARACTERS,
+    PART_DOCUMENTS,
+    SeenIds,
+    StagedTexts,
+    Staging,
+)
+from whet.space.store.vectors import non_unit_rows, to_float16
+from whet.space.store.writer import DiskWriter
 
 FAILED = "failed.jsonl"
 LARGEST = 65_000.0  # of a number in float16
@@ -90,7 +97,7 @@ def create(
         )
     existed = path.exists()
     new = Manifest(embedder="", fingerprint="", dimension=0, source=addition.source, labels=labels)
-    with SegmentsWriter(path, new=new) as writer:
+    with DiskWriter(path, new=new) as writer:
         try:
             _add(writer, addition, embedder)
         except (ValueError, SourceError):
@@ -101,8 +108,8 @@ def create(
 
 def add(addition: Addition, path: Path, embedder: Embedder) -> None:
     """Add the documents that are new; an `lsa` embedder is not fitted again."""
-    with SegmentsWriter(path) as writer:
-        Segments.open(path, fingerprint=embedder.fingerprint).close()
+    with DiskWriter(path) as writer:
+        DiskReader.open(path, fingerprint=embedder.fingerprint).close()
         _add(writer, addition, embedder)
 
 
@@ -145,7 +152,7 @@ def embedder_for_adding(
     return loaded
 
 
-def _add(writer: SegmentsWriter, addition: Addition, embedder: Embedder | None) -> None:
+def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> None:
     """An error of the caller or the source leaves no trace; anything else can be resumed."""
     name, fingerprint = (embedder.name, embedder.fingerprint) if embedder else (LSA.name, "")
     plan = {"source": addition.source, "embedder": name, "fingerprint": fingerprint}
@@ -163,9 +170,9 @@ def _add(writer: SegmentsWriter, addition: Addition, embedder: Embedder | None) 
         staging.remove()
 
 
-def _spool(addition: Addition, staging: Staging, writer: SegmentsWriter) -> None:
+def _spool(addition: Addition, staging: Staging, writer: DiskWriter) -> None:
     """Write the new documents to parts; when resuming, those of earlier parts are met again."""
-    seen, snapshot = Seen(), writer.snapshot()
+    seen, snapshot = SeenIds(), writer.snapshot()
     for part in range(staging.parts):
         rows = staging.rows(part)
         for name, text in zip(*(as_strings(rows[c]) for c in ("id", "text")), strict=True):
@@ -189,7 +196,7 @@ def _batches(
         batch.append(item)
         characters += len(item.text) if isinstance(item, Document) else 0
         advance(1)
-        if len(batch) == PART or characters >= CHARACTERS:
+        if len(batch) == PART_DOCUMENTS or characters >= PART_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:
@@ -197,7 +204,7 @@ def _batches(
 
 
 def _new(
-    batch: list[Document | SourceError], seen: Seen, snapshot: Segments
+    batch: list[Document | SourceError], seen: SeenIds, snapshot: DiskReader
 ) -> tuple[list[Document], list[dict[str, str]]]:
     """The documents that are not stored yet, and the reasons why others cannot be added."""
     failures = [{"reason": str(item)} for item in batch if isinstance(item, SourceError)]
@@ -224,16 +231,16 @@ def _new(
     return new, failures
 
 
-def _fit_lsa(writer: SegmentsWriter, staging: Staging, progress: bool) -> LSA:
+def _fit_lsa(writer: DiskWriter, staging: Staging, progress: bool) -> LSA:
     """The data space's own embedder, fitted on its public documents."""
-    final = writer.path / EMBEDDER
+    final = writer.path / EMBEDDER_FOLDER
     if final.exists():  # the writer was killed just before it finished
         return LSA.load(final)
-    folder = staging.folder / EMBEDDER
+    folder = staging.folder / EMBEDDER_FOLDER
     if not folder.exists():
         labels = writer.manifest.labels
         is_public = None if labels is None else lambda meta: label_of(meta, labels) == labels.public
-        texts = Texts(staging, is_public)
+        texts = StagedTexts(staging, is_public)
         if not staging.parts:
             raise _no_documents(list(staging.failures(FAILED)))
         if labels is not None and not len(texts):
@@ -254,7 +261,7 @@ def _embed(staging: Staging, embedder: Embedder, addition: Addition) -> None:
     results = (
         (_embed_part(embedder, *item) for item in pending)
         if addition.ray is None
-        else spread(connected(addition.ray), _embed_part, embedder, pending)
+        else map_unordered(connect(addition.ray), _embed_part, embedder, pending)
     )
     total = sum(staging.count(part) for part in range(staging.parts))
     with bar("embedding", total, show=addition.progress) as advance:
@@ -275,12 +282,12 @@ def _encode(embedder: Embedder, texts: list[str]) -> tuple[Float[Array, "n d"], 
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     rows, failures = _embed_or_bisect(embedder, [texts[i] for i in order])
     unit = _normalized(embedder)
-    odd = odd_lengths(rows) if unit else np.flatnonzero(~(np.abs(rows) < LARGEST).all(axis=1))
+    odd = non_unit_rows(rows) if unit else np.flatnonzero(~(np.abs(rows) < LARGEST).all(axis=1))
     for i in odd.tolist():
         length = np.linalg.norm(rows[i])
         failures.setdefault(i, f"embedder {embedder.name} returned a vector of length {length}")
     rows[list(failures)] = 0
-    stored = as_stored(rows, unit)
+    stored = to_float16(rows, unit)
     stored[list(failures)] = np.nan
     vectors = np.empty_like(stored)
     vectors[order] = stored
@@ -308,7 +315,7 @@ def _embed_or_bisect(
     return rows, {}
 
 
-def _commit(writer: SegmentsWriter, staging: Staging, embedder: Embedder, progress: bool) -> None:
+def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: bool) -> None:
     """Seal the parts as segments and name these in the manifest."""
     first, labels, path = writer.manifest.next, writer.manifest.labels, writer.path
     total = sum(len(batch.ids) for batch in staging.batches(first))
@@ -326,8 +333,8 @@ def _commit(writer: SegmentsWriter, staging: Staging, embedder: Embedder, progre
         changes |= {"embedder": embedder.name, "fingerprint": embedder.fingerprint,
                     "dimension": embedder.dimension,
                     "normalized": _normalized(embedder)}  # fmt: skip
-        if (staging.folder / EMBEDDER).exists():
-            (staging.folder / EMBEDDER).rename(path / EMBEDDER)
+        if (staging.folder / EMBEDDER_FOLDER).exists():
+            (staging.folder / EMBEDDER_FOLDER).rename(path / EMBEDDER_FOLDER)
     writer.adopt(staging.folder, names, **changes)
 
 

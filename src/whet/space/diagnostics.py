@@ -13,7 +13,7 @@ from whet.maths.arrays import Array, as_positive
 from whet.maths.irreducible import irreducible_variance
 from whet.select.sift import sift
 from whet.space.space import DataSpace
-from whet.space.store.id_index import hashes
+from whet.space.store.id_index import hash_strings
 
 NEAR = 0.95  # |cosine| from which two texts are nearly the same
 PAYS = 0.7  # σ up to which a good part of a prompt is told: a rule of thumb, of ours
@@ -112,7 +112,7 @@ def diagnose(
         blank=blank,
         prompts=len(prompts),
         strange=len(prompts) - len(known),
-        same=int(np.isin(hashes(list(prompts)), order).sum()) if prompts else 0,
+        same=int(np.isin(hash_strings(list(prompts)), order).sum()) if prompts else 0,
         near=near,
         sigma=float(np.mean(sigmas)) if sigmas else None,
         limit=float(np.mean(limits)) if limits else None,
@@ -121,11 +121,11 @@ def diagnose(
 
 
 def _texts_and_blank(space: DataSpace, step: int = 4096) -> tuple[Array, int]:
-    """The hashes of all texts, and how many have the zero vector."""
+    """Hashes of all texts, and how many have the zero vector."""
     rows, found, blank = space.rows, [np.empty(0, np.uint64)], 0
     for start in range(0, len(rows), step):
         own = rows[start : start + step]
-        found.append(hashes(space.texts(own)))
+        found.append(hash_strings(space.texts(own)))
         blank += int((~space.vectors(own).any(axis=1)).sum())
     return np.concatenate(found), blank
 

@@ -9,7 +9,7 @@ from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
 from whet.space.jsonl import as_json
 from whet.space.store.manifest import SEGMENTS, STAGING, read_manifest
-from whet.space.store.reader import Segments, deleted_ids
+from whet.space.store.reader import DiskReader, deleted_ids
 from whet.space.store.segment import Segment
 
 STEP = 1024  # documents read at a time
@@ -21,7 +21,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         SpaceError: If it cannot be opened whole.
     """
-    store = Segments.open(path)
+    store = DiskReader.open(path)
     manifest = store.manifest
     indexes = [s.measured for s in store.segments if s.measured is not None]
     rows = sum(segment.count for segment in store.segments)
@@ -86,7 +86,7 @@ def documents(path: Path, where: Filter | str | None = None) -> Iterator[str]:
         SpaceError: If the data space cannot be opened whole.
         ValueError: If the filter has a field that no document has.
     """
-    store = Segments.open(path)
+    store = DiskReader.open(path)
     ids = store.ids(as_filter(where))
     for start in range(0, len(ids), STEP):
         for row in store.rows(ids[start : start + STEP]).to_pylist():

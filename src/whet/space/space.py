@@ -18,11 +18,11 @@ from whet.space.bm25 import BM25
 from whet.space.build import Addition, Documents
 from whet.space.milvus.reader import MilvusReader
 from whet.space.ray.cluster import SCHEME, Cluster, find
-from whet.space.store.manifest import FILE, Labels, Manifest
+from whet.space.store.manifest import MANIFEST_FILE, Labels, Manifest
 from whet.space.store.protocol import Metric, Neighbors, Reader
-from whet.space.store.reader import Segments
-from whet.space.store.staging import EMBEDDER
-from whet.space.store.vectors import as_aims, cosines
+from whet.space.store.reader import DiskReader
+from whet.space.store.staging import EMBEDDER_FOLDER
+from whet.space.store.vectors import cosines, normalize_queries
 from whet.space.store.writer import delete_documents
 
 DEFAULT_K = 200  # candidates; all documents if there are fewer
@@ -124,7 +124,7 @@ class DataSpace:
             docs=docs, text_field=text_field, chunks=chunks, resume_key=resume_key,
             progress=progress, ray=ray,
         )  # fmt: skip
-        if (path / FILE).exists():
+        if (path / MANIFEST_FILE).exists():
             existing = cls.open(path, build.embedder_for_adding(path, embedder, labels))
             build.add(addition, path, existing.embedder)
             return cls.open(path, existing.embedder)
@@ -168,13 +168,13 @@ class DataSpace:
         if str(path).startswith(MILVUS):
             space = cls._open_milvus(str(path), embedder)
             return space if where is None else space.filter(where)
-        store: Segments | Cluster
+        store: DiskReader | Cluster
         if str(path).startswith(SCHEME):
             store = find(str(path), partial=partial)
             path = store.opening.path
         else:
             path = Path(path)
-            store = Segments.open(path, partial=partial)
+            store = DiskReader.open(path, partial=partial)
         manifest = store.manifest
         if embedder is None or isinstance(embedder, str):
             embedder = _load_embedder(path, store, embedder)
@@ -348,7 +348,7 @@ class DataSpace:
         results = self.store.search(
             queries, k, metric=metric, where=where, exact=exact, probe_fraction=probe_fraction
         )
-        return [results.of(i) for i in range(len(results.ids))]
+        return [results[i] for i in range(len(results))]
 
     def bm25_search(
         self, prompt: str, k: int, where: Filter | str | None = None
@@ -379,7 +379,7 @@ class DataSpace:
             ValueError: If the query is zero, not finite or of another dimension.
             IndexError: If there is no such row.
         """
-        vectors, [unit_query] = self.vectors(rows), as_aims(query, self.dimension)
+        vectors, [unit_query] = self.vectors(rows), normalize_queries(query, self.dimension)
         return Neighbors(rows, vectors, cosines(unit_query, vectors))
 
     def resolve_k(self, k: int | None = None, where: Filter | str | None = None) -> int:
@@ -414,7 +414,7 @@ def format_count(documents: int) -> str:
     return f"{documents:,} document" + ("s" if documents != 1 else "")
 
 
-def _load_embedder(path: Path, store: Segments | Cluster, spec: str | None) -> Embedder:
+def _load_embedder(path: Path, store: DiskReader | Cluster, spec: str | None) -> Embedder:
     """The embedder that made the data space at `path`, which `spec` must agree with."""
     name = store.manifest.embedder
     if spec is not None and base_spec(spec) != base_spec(name):
@@ -423,7 +423,7 @@ def _load_embedder(path: Path, store: Segments | Cluster, spec: str | None) -> E
             "embedder, or rebuild it"
         )
     if name == LSA.name:
-        return store.lsa() if isinstance(store, Cluster) else LSA.load(path / EMBEDDER)
+        return store.lsa() if isinstance(store, Cluster) else LSA.load(path / EMBEDDER_FOLDER)
     if name.partition(":")[0] not in LOADABLE:
         raise SpaceError(
             f"data space {path} was made by the Python embedder {name!r}: open it in Python with "

@@ -29,7 +29,7 @@ from whet.evaluate.runner import evaluate
 from whet.evaluate.worker_pool import WorkerPool
 from whet.io import atomic_write
 from whet.space.space import DataSpace
-from whet.space.store.staging import EMBEDDER
+from whet.space.store.staging import EMBEDDER_FOLDER
 
 QUICK_STEPS, QUICK_PROMPTS = 10, 12
 PER_SET = 20
@@ -99,7 +99,7 @@ class Study:
             with atomic_write(path) as new:
                 DataSpace.build(drawn(self.space, share), new, embedder, progress=self.progress)
                 if isinstance(embedder, LSA):  # one that was given does not come along by itself
-                    embedder.save(new / EMBEDDER)
+                    embedder.save(new / EMBEDDER_FOLDER)
         return path
 
 

@@ -25,7 +25,7 @@ from whet.errors import EmbedderMismatchError, SpaceError, require
 from whet.maths.arrays import Array
 from whet.space.milvus.filters import column, expression, literal, spelled
 from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
-from whet.space.store.vectors import as_aims, check_search, cosines, error, ranked
+from whet.space.store.vectors import check_search, cosines, error, normalize_queries, rerank
 
 LACKS = frozenset({"snapshots", "locks"})
 """snapshots: a reader does not see what is added later, but what is deleted is gone for it as well.
@@ -153,7 +153,7 @@ class MilvusReader:
         Raises:
             ValueError: If k is above 16,384, too.
         """
-        aims = as_aims(queries, self.dimension)
+        aims = normalize_queries(queries, self.dimension)
         check_search(k, metric, probe_fraction)
         if k > MOST:
             raise ValueError(f"k is {k}, but Milvus gives at most {MOST} rows: lower k")
@@ -162,7 +162,7 @@ class MilvusReader:
         passing = self._passing(where)
         near = [self._near(aim, k, metric, passing, probes) for aim in aims]
         pools = ((rows, stored) for rows, stored, _ in near)
-        found = ranked(aims, pools, k, metric, vectors, self.version)
+        found = rerank(aims, pools, k, metric, vectors, self.version)
         sure = probes >= self._record.lists and all(all_ties for _, _, all_ties in near)
         return replace(found, exact=sure)
 

@@ -26,8 +26,8 @@ from whet.space.milvus.reader import (
 )
 from whet.space.store.metadata import type_of
 from whet.space.store.protocol import COLUMNS, Reader
-from whet.space.store.records import as_numbers
-from whet.space.store.vectors import as_stored, odd_lengths
+from whet.space.store.records import as_row_numbers
+from whet.space.store.vectors import non_unit_rows, to_float16
 
 
 class MilvusWriter:
@@ -72,7 +72,9 @@ class MilvusWriter:
         if not len(rows):
             return record.version
         fields = {name: list(kinds) for name, kinds in record.fields.items()}
-        stored = (vectors if vectors.dtype == np.float16 else as_stored(vectors)).astype(np.float32)
+        stored = (vectors if vectors.dtype == np.float16 else to_float16(vectors)).astype(
+            np.float32
+        )
         try:
             for start in range(0, len(rows), PIECE):
                 piece = _entities(rows.slice(start, PIECE), stored[start : start + PIECE],
@@ -90,7 +92,7 @@ class MilvusWriter:
             raise ValueError("delete takes either ids or a filter: give one of them")
         live = self.snapshot().ids(where)
         if ids is not None:
-            live = np.intersect1d(live, as_numbers(ids))
+            live = np.intersect1d(live, as_row_numbers(ids))
         if not len(live):
             return self._record.version
         for start in range(0, len(live), PIECE):
@@ -110,7 +112,7 @@ class MilvusWriter:
                 f"vectors have shape {vectors.shape}: expected {len(rows)} rows of dimension "
                 f"{self._record.dimension}"
             )
-        odd = odd_lengths(vectors.astype(np.float32))
+        odd = non_unit_rows(vectors.astype(np.float32))
         if len(odd):
             length = np.linalg.norm(vectors[odd[0]])
             raise ValueError(f"vector {odd[0]} has length {length}: expected 1, or 0")

@@ -18,7 +18,7 @@ LOOPBACK = "127.0.0.2"  # Ray turns 127.0.0.1 into the address of an interface
 AHEAD = 2  # pieces of work given to a cluster for each of its processors
 
 
-def connected(address: str) -> Any:
+def connect(address: str) -> Any:
     """The `ray` module, connected to the cluster at `address` (HOST:PORT).
 
     `local` starts a cluster of this machine alone, which ends with the process.
@@ -65,7 +65,7 @@ def _assert_answers(address: str) -> None:
         ) from error
 
 
-def spread(
+def map_unordered(
     ray: Any, function: Callable[..., Any], common: Any, pieces: Iterable[tuple[Any, ...]]
 ) -> Iterator[Any]:
     """`function(common, *piece)` of every piece, as they are done, in no order.
@@ -74,7 +74,7 @@ def spread(
     the function is raised as it is.
 
     Args:
-        ray: As `connected` gave it.
+        ray: As `connect` returns it.
         function: Of a module that the workers have.
         common: Sent to each machine once.
         pieces: The rest of the arguments.

@@ -24,13 +24,13 @@ from whet.data.filters import Filter, both, check_fields
 from whet.embed.lsa import LSA
 from whet.errors import SpaceError
 from whet.maths.arrays import Array, as_count
-from whet.space.ray.client import connected
+from whet.space.ray.client import connect
 from whet.space.ray.replicas import Answers, Replicas
 from whet.space.ray.shard import Held, Part, Shard, parts
 from whet.space.store.manifest import Manifest, read_manifest
 from whet.space.store.protocol import COLUMNS, Metric, SearchResults
-from whet.space.store.reader import Segments
-from whet.space.store.vectors import cut
+from whet.space.store.reader import DiskReader
+from whet.space.store.vectors import top_k
 
 SCHEME = "ray:"
 NAMESPACE = "whet"
@@ -210,7 +210,7 @@ def _merged(
     owners, sizes = best.copy(), np.zeros((len(ids), k))
     for line in range(len(ids)):
         there = np.flatnonzero(ids[line] >= 0)
-        kept = there[cut(scores[line, there], ids[line, there], k, metric)]
+        kept = there[top_k(scores[line, there], ids[line, there], k, metric)]
         best[line, : len(kept)], sizes[line, : len(kept)] = ids[line, kept], scores[line, kept]
         owners[line, : len(kept)] = shards[kept]
     return best, sizes, owners
@@ -228,7 +228,7 @@ class Opening:
     """The names of each shard's actors."""
 
     @classmethod
-    def of(cls, now: Segments, hosts: list[list[str]]) -> "Opening":
+    def of(cls, now: DiskReader, hosts: list[list[str]]) -> "Opening":
         """What is to be told of an opened version; the shards need its segments to stay."""
         return cls(now.path, now.manifest, parts(now, len(hosts)), hosts)
 
@@ -245,12 +245,12 @@ class Server:
 
     def __init__(self, path: Path, hosts: list[list[str]]) -> None:
         self._path, self._hosts = path, hosts
-        self._held: list[tuple[Segments, Opening]] = []
+        self._held: list[tuple[DiskReader, Opening]] = []
 
     def opening(self) -> Opening:
         """Of the version that is there now."""
         if not self._held or self._held[-1][1].manifest != read_manifest(self._path):
-            now = Segments.open(self._path)
+            now = DiskReader.open(self._path)
             self._held.append((now, Opening.of(now, self._hosts)))
             del self._held[:-VERSIONS]
         return self._held[-1][1]
@@ -294,9 +294,9 @@ def serve(
         WhetError: If there is no such cluster.
     """
     path = Path(path).resolve()
-    Segments.open(path).close()
+    DiskReader.open(path).close()
     as_count(replicas, "replicas")
-    ray = connected(address)
+    ray = connect(address)
     nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
     count, name = as_count(shards or len(nodes), "shards"), name or path.name
     hosts = [[f"{name}/{shard}/{turn}" for turn in range(replicas)] for shard in range(count)]
@@ -334,7 +334,7 @@ def find(address: str, *, partial: bool = False, timeout_s: float = TIMEOUT_S) -
         WhetError: If there is no such cluster.
     """
     where, _, name = address.removeprefix(SCHEME).partition("/")
-    ray = connected(where)
+    ray = connect(where)
     try:
         server = ray.get_actor(name, namespace=NAMESPACE)
         opening: Opening = ray.get(server.opening.remote(), timeout=timeout_s)

@@ -41,7 +41,7 @@ class Replicas:
         self, ray: Any, parts: Sequence[Part], hosts: Sequence[Sequence[Any]], timeout_s: float
     ) -> None:
         """Args:
-        ray: As `workers.connected` gave it.
+        ray: As `client.connect` returns it.
         parts: A shard each.
         hosts: The actors of each.
         timeout_s: How long a shard has for an answer, all its replicas together.

@@ -18,8 +18,8 @@ from whet.data.filters import Filter
 from whet.embed.lsa import LSA
 from whet.maths.arrays import Array
 from whet.space.store.manifest import Manifest
-from whet.space.store.reader import Segments, deleted_ids
-from whet.space.store.staging import EMBEDDER
+from whet.space.store.reader import DiskReader, deleted_ids
+from whet.space.store.staging import EMBEDDER_FOLDER
 
 KEPT = 8  # opened at once; the one not asked for longest is closed
 
@@ -37,7 +37,7 @@ class Part:
     """The shard's rows that cannot be seen."""
 
 
-def parts(segments: Segments, count: int) -> list[Part]:
+def parts(segments: DiskReader, count: int) -> list[Part]:
     """An opened store in `count` parts of about as many rows; some are empty if it has fewer
     segments."""
     own: list[list[Any]] = [[] for _ in range(count)]
@@ -60,29 +60,29 @@ class Held(NamedTuple):
     values: Any
 
 
-def _vectors(segments: Segments, ids: Int[Array, " m"]) -> Held:
+def _vectors(segments: DiskReader, ids: Int[Array, " m"]) -> Held:
     places = np.flatnonzero(segments.holds(ids))
     return Held(places, segments.vectors(ids[places]))
 
 
-def _cut_vectors(segments: Segments, ids: Int[Array, " m"], parts: int) -> list[Array]:
+def _cut_vectors(segments: DiskReader, ids: Int[Array, " m"], parts: int) -> list[Array]:
     return np.array_split(segments.vectors(ids), parts)
 
 
-def _rows(segments: Segments, ids: Int[Array, " m"], columns: Sequence[str]) -> Held:
+def _rows(segments: DiskReader, ids: Int[Array, " m"], columns: Sequence[str]) -> Held:
     places = np.flatnonzero(segments.holds(ids))
     return Held(places, segments.rows(ids[places], columns))
 
 
-def _lsa(segments: Segments) -> LSA:
-    return LSA.load(segments.path / EMBEDDER)
+def _lsa(segments: DiskReader) -> LSA:
+    return LSA.load(segments.path / EMBEDDER_FOLDER)
 
 
 QUESTIONS: dict[str, Callable[..., Any]] = {
-    "search": Segments.search,
-    "ids": Segments.ids,
-    "count": Segments.count,
-    "find": Segments.find,
+    "search": DiskReader.search,
+    "ids": DiskReader.ids,
+    "count": DiskReader.count,
+    "find": DiskReader.find,
     "fields": lambda segments: segments.fields,
     "vectors": _vectors,
     "cut vectors": _cut_vectors,
@@ -95,7 +95,7 @@ class Shard:
     """What an actor runs."""
 
     def __init__(self) -> None:
-        self._opened: OrderedDict[Any, Segments] = OrderedDict()
+        self._opened: OrderedDict[Any, DiskReader] = OrderedDict()
 
     def ask(
         self, part: Part, bound: Filter | None, question: str, *asked: Any, **named: Any
@@ -103,10 +103,10 @@ class Shard:
         """The answer of the part's rows that pass `bound`: nothing of others leaves the shard."""
         return QUESTIONS[question](self._open(part, bound), *asked, **named)
 
-    def _open(self, part: Part, bound: Filter | None) -> Segments:
+    def _open(self, part: Part, bound: Filter | None) -> DiskReader:
         key = part.key, bound
         if key not in self._opened:
-            whole = Segments.shard(part.path, part.manifest, part.deleted)
+            whole = DiskReader.shard(part.path, part.manifest, part.deleted)
             self._opened[key] = whole if bound is None else whole.filter(bound)
         self._opened.move_to_end(key)
         while len(self._opened) > KEPT:

@@ -24,19 +24,19 @@ from whet.errors import SpaceError
 from whet.io import checksum
 from whet.maths.arrays import Array
 from whet.space.store.protocol import Metric
-from whet.space.store.vectors import Pool, Vectors, cosines, cut
+from whet.space.store.vectors import TopK, Vectors, cosines, top_k
 
-FROM = 50_000  # rows; with fewer, looking at all of them is as fast
-TRAIN = 100_000  # rows that centroids are fitted on
-ROUNDS = 10  # of k-means
-READ = 8192  # rows of the sample that are read at a time
-PROBES = 64  # rows by which recall is measured
-GOAL = 0.95  # recall of the default probe_fraction
-EFFORTS = tuple(2.0 ** (-e / 2) for e in range(14, -1, -1))
+MIN_ROWS = 50_000  # rows; with fewer, looking at all of them is as fast
+TRAIN_ROWS = 100_000  # rows that centroids are fitted on
+KMEANS_ITERATIONS = 10  # of k-means
+SAMPLE_BLOCK = 8192  # rows of the sample that are read at a time
+RECALL_SAMPLE = 64  # rows by which recall is measured
+TARGET_RECALL = 0.95  # recall of the default probe_fraction
+PROBE_FRACTIONS = tuple(2.0 ** (-e / 2) for e in range(14, -1, -1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class IndexStats:
     """What an index found of what there was, for rows that its centroids were not fitted on."""
 
     lists: int
@@ -53,7 +53,7 @@ class Measured:
     @property
     def probe_fraction(self) -> float:
         """The least that reaches a recall of 0.95."""
-        good = [e for e, r in zip(self.efforts, self.recalls, strict=True) if r >= GOAL]
+        good = [e for e, r in zip(self.efforts, self.recalls, strict=True) if r >= TARGET_RECALL]
         return min(good, default=1.0)
 
     @property
@@ -61,23 +61,23 @@ class Measured:
         return self.recalls[self.efforts.index(self.probe_fraction)]
 
 
-def build_index(path: Path, vectors: Vectors, seed: int = 0) -> Measured:
+def build_index(path: Path, vectors: Vectors, seed: int = 0) -> IndexStats:
     """Write the index of `vectors`. Holds one 8-bit copy of them, after 200,000 in float32."""
     faiss = _faiss()
     n, d = len(vectors), vectors.dimension
     lists = 2 ** round(np.log2(2 * np.sqrt(n)))
     order = np.random.default_rng(seed).permutation(n)
     index = faiss.index_factory(d, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter, index.cp.seed = ROUNDS, seed + 1
+    index.cp.niter, index.cp.seed = KMEANS_ITERATIONS, seed + 1
     index.cp.min_points_per_centroid = 1
     with _one_thread():
-        index.train(_sample(vectors, np.sort(order[:TRAIN])))
+        index.train(_sample(vectors, np.sort(order[:TRAIN_ROWS])))
         _fill(index, vectors)
     faiss.write_index(index, str(path))
-    k, recalls = _recalls(Index(index), vectors, np.sort(order[-PROBES:]))
+    k, recalls = _recalls(AnnIndex(index), vectors, np.sort(order[-RECALL_SAMPLE:]))
     head = min(path.stat().st_size, lists * (4 * d + 16) + 16 * d + 65_536)
-    return Measured(
-        lists=lists, head=head, head_crc32=checksum(path, head), k=k, efforts=list(EFFORTS),
+    return IndexStats(
+        lists=lists, head=head, head_crc32=checksum(path, head), k=k, efforts=list(PROBE_FRACTIONS),
         recalls=recalls,
     )  # fmt: skip
 
@@ -85,8 +85,8 @@ def build_index(path: Path, vectors: Vectors, seed: int = 0) -> Measured:
 def _sample(vectors: Vectors, rows: Int[Array, " m"]) -> Float[Array, "m d"]:
     """Rows in float32. Some at a time, since pages of the file count as memory while mapped."""
     sample = np.empty((len(rows), vectors.dimension), np.float32)
-    for start in range(0, len(rows), READ):
-        sample[start : start + READ] = vectors.gather(rows[start : start + READ])
+    for start in range(0, len(rows), SAMPLE_BLOCK):
+        sample[start : start + SAMPLE_BLOCK] = vectors.gather(rows[start : start + SAMPLE_BLOCK])
         vectors.forget()
     return sample
 
@@ -106,7 +106,7 @@ def _fill(index: Any, vectors: Vectors) -> None:
         vectors.forget()
 
 
-class Index:
+class AnnIndex:
     """An index, in memory or on disk."""
 
     def __init__(self, index: Any) -> None:
@@ -117,7 +117,7 @@ class Index:
         self._centroids = index.quantizer.reconstruct_n(0, index.nlist)
 
     @classmethod
-    def open(cls, path: Path, measured: Measured) -> "Index":
+    def open(cls, path: Path, measured: IndexStats) -> "AnnIndex":
         """What `build_index` wrote, by memory map.
 
         Raises:
@@ -128,7 +128,7 @@ class Index:
         faiss = _faiss()
         return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
 
-    def nominate(
+    def search(
         self,
         aims: Float[Array, "b d"],
         k: int,
@@ -182,14 +182,16 @@ def _distinct(
     return rows[found], scores[found]
 
 
-def _recalls(index: Index, vectors: Vectors, probes: Int[Array, " p"]) -> tuple[int, list[float]]:
+def _recalls(
+    index: AnnIndex, vectors: Vectors, probes: Int[Array, " p"]
+) -> tuple[int, list[float]]:
     """Of the k nearest rows of each probe, the share that is found at each probe_fraction."""
     k = min(1000, max(1, len(vectors) // 50))
     aims = vectors.gather(probes).astype(np.float64)
     aims = aims[aims.any(axis=1)]
     if not len(aims):
-        return k, [1.0] * len(EFFORTS)
-    pools = [Pool(k, vectors.dimension) for _ in aims]
+        return k, [1.0] * len(PROBE_FRACTIONS)
+    pools = [TopK(k, vectors.dimension) for _ in aims]
     narrow = aims.astype(np.float32).T
     for rows, block in vectors.blocks():
         for pool, scores in zip(pools, np.abs(block @ narrow).T, strict=True):
@@ -198,10 +200,10 @@ def _recalls(index: Index, vectors: Vectors, probes: Int[Array, " p"]) -> tuple[
     exact = []
     for aim, pool in zip(aims, pools, strict=True):
         scores = cosines(aim, vectors.gather(pool.rows))
-        exact.append(pool.rows[cut(scores, pool.rows, k, "abs_cosine")])
+        exact.append(pool.rows[top_k(scores, pool.rows, k, "abs_cosine")])
     recalls = []
-    for probe_fraction in EFFORTS[:-1]:
-        found = index.nominate(aims, k, "abs_cosine", probe_fraction, None)
+    for probe_fraction in PROBE_FRACTIONS[:-1]:
+        found = index.search(aims, k, "abs_cosine", probe_fraction, None)
         shares = []
         for nearest, (rows, scores) in zip(exact, found, strict=True):
             best = rows[np.argsort(-scores, kind="stable")[:k]]

@@ -13,20 +13,20 @@ from whet.io import load
 from whet.maths.arrays import Array
 
 
-def hashes(strings: Sequence[str]) -> UInt64[Array, " n"]:
+def hash_strings(strings: Sequence[str]) -> UInt64[Array, " n"]:
     """64 bits of BLAKE2 of each."""
     digests = b"".join(hashlib.blake2b(s.encode(), digest_size=8).digest() for s in strings)
     return np.frombuffer(digests, "<u8")
 
 
-def write_names(path: Path, names: UInt64[Array, " n"], texts: UInt64[Array, " n"]) -> None:
+def write_id_index(path: Path, names: UInt64[Array, " n"], texts: UInt64[Array, " n"]) -> None:
     """Of all rows of a segment, in their order: the hashes of ids and of texts."""
     order = np.argsort(names, kind="stable")
     np.save(path, np.stack([names[order], order.astype(np.uint64), texts[order]]))
 
 
-class Names:
-    """What `write_names` wrote, memory-mapped."""
+class IdIndex:
+    """What `write_id_index` wrote, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         try:

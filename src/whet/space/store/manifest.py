@@ -14,7 +14,7 @@ from whet.errors import SpaceError
 from whet.io import write_json
 
 FORMAT = 2
-FILE = "meta.json"
+MANIFEST_FILE = "meta.json"
 STAGING = "staging"  # what an unfinished addition has got so far
 SEGMENTS = "segments"
 
@@ -57,7 +57,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replace `meta.json`, all or nothing, once what it names is on the disk."""
-        write_json(folder / FILE, asdict(self))
+        write_json(folder / MANIFEST_FILE, asdict(self))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -71,16 +71,16 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise SpaceError(f"{folder} does not exist: make a data space with `whet index`")
     try:
-        fields = json.loads((folder / FILE).read_text("utf-8"))
+        fields = json.loads((folder / MANIFEST_FILE).read_text("utf-8"))
         version = fields["format"]
     except FileNotFoundError:
         if (folder / STAGING).is_dir():
             raise SpaceError(
                 f"{folder} is unfinished: run the same `whet index` again, it goes on"
             ) from None
-        raise SpaceError(f"{folder} is not a data space: it holds no {FILE}") from None
+        raise SpaceError(f"{folder} is not a data space: it holds no {MANIFEST_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SpaceError(f"{folder / FILE} is broken: {error!r}") from error
+        raise SpaceError(f"{folder / MANIFEST_FILE} is broken: {error!r}") from error
     if version != FORMAT:
         advice = "upgrade whet" if isinstance(version, int) and version > FORMAT else "rebuild it"
         raise SpaceError(
@@ -95,7 +95,7 @@ def _checked(folder: Path, fields: dict[str, object]) -> Manifest:
     kinds = {name: list if kind == list[str] else kind for name, kind in expected.items()}
     wrong = [name for name, kind in kinds.items() if not isinstance(fields.get(name), kind)]
     if wrong:
-        raise SpaceError(f"{folder / FILE} is broken: {wrong[0]} is missing or no value")
+        raise SpaceError(f"{folder / MANIFEST_FILE} is broken: {wrong[0]} is missing or no value")
     labels = fields.get("labels")
     try:
         return Manifest(
@@ -103,4 +103,4 @@ def _checked(folder: Path, fields: dict[str, object]) -> Manifest:
             labels=None if labels is None else Labels(**labels),  # type: ignore[arg-type]
         )
     except TypeError as error:
-        raise SpaceError(f"{folder / FILE} is broken: labels are {labels!r}") from error
+        raise SpaceError(f"{folder / MANIFEST_FILE} is broken: labels are {labels!r}") from error

@@ -19,14 +19,14 @@ from whet.data.filters import LONGEST, OPERATORS, Value, kind
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
 
-MOST = 128  # columns of a segment; further fields cannot be filtered by
+MAX_COLUMNS = 128  # columns of a segment; further fields cannot be filtered by
 TYPES = {"truth": pa.bool_(), "whole": pa.int64(), "real": pa.float64(), "text": pa.large_string()}
 KIND = {"truth": "truth", "whole": "number", "real": "number", "text": "text"}
 FUNCTIONS = {"==": pc.equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater}
 FUNCTIONS |= {">=": pc.greater_equal}
 
 
-class ColumnsWriter:
+class MetadataWriter:
     """Gathers the columns of a segment; a few bytes a value are held until it is written."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class ColumnsWriter:
                 if type_ is not None:
                     columns[f"{type_} {field}"][place] = value
         for name in columns:
-            if name not in self._schema and len(self._schema) < MOST:
+            if name not in self._schema and len(self._schema) < MAX_COLUMNS:
                 self._schema[name] = TYPES[name.partition(" ")[0]]
         kept = {n: pa.array(v, self._schema[n]) for n, v in columns.items() if n in self._schema}
         kept[" "] = pa.nulls(len(metas))  # counts the rows even where there are no columns
@@ -60,12 +60,12 @@ class ColumnsWriter:
                 file.write_table(pa.table(arrays, schema=schema))
 
 
-class Columns:
+class MetadataColumns:
     """The columns of a segment, memory-mapped; `filters.matches` reads them."""
 
     def __init__(self, path: Path, names: list[pa.Array]) -> None:
         """Args:
-        path: What a `ColumnsWriter` wrote.
+        path: What a `MetadataWriter` wrote.
         names: The documents' own ids, which are a field as well.
         """
         try:

@@ -58,8 +58,11 @@ class SearchResults:
     shards_ok: int = 1
     shards: int = 1
 
-    def of(self, line: int) -> Neighbors:
-        """One prompt's candidates, without the padding."""
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, line: int) -> Neighbors:
+        """The candidates of one query, without the padding."""
         assert self.vectors is not None, "searched without vectors"
         count = int((self.ids[line] >= 0).sum())
         order = np.argsort(self.ids[line, :count])

@@ -21,17 +21,17 @@ from whet.errors import EmbedderMismatchError, SpaceError
 from whet.io import load
 from whet.maths.arrays import Array
 from whet.space.store import vectors as exact_search
-from whet.space.store.id_index import hashes
+from whet.space.store.id_index import hash_strings
 from whet.space.store.manifest import SEGMENTS, Manifest, read_manifest
 from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
 from whet.space.store.segment import RECORD, Segment
-from whet.space.store.vectors import Pool, as_aims, check_search, ranked
+from whet.space.store.vectors import TopK, check_search, normalize_queries, rerank
 
 Mask = Bool[Array, " _"]
 KEPT = 4  # filters whose masks are remembered, a byte a row each
 
 
-class Segments:
+class DiskReader:
     """A version of the store in a folder. Safe in threads, and after a fork."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Segments:
         where: Filter | None = None,
         partial: bool = False,
         fingerprint: str | None = None,
-    ) -> "Segments":
+    ) -> "DiskReader":
         """The version that is there now.
 
         Args:
@@ -99,7 +99,7 @@ class Segments:
         return found if where is None else found.filter(where)
 
     @classmethod
-    def shard(cls, path: Path, manifest: Manifest, deleted: Int[Array, " n"]) -> "Segments":
+    def shard(cls, path: Path, manifest: Manifest, deleted: Int[Array, " n"]) -> "DiskReader":
         """The segments that `manifest` names, be it replaced by now or only a part of the store's.
 
         A filter's fields are not checked: they may be in another part.
@@ -117,11 +117,11 @@ class Segments:
         live = [~np.isin(segment.ids, deleted) for segment in segments]
         return cls(path, manifest, segments, live, [True] * len(segments), [], complete=False)
 
-    def filter(self, where: Filter) -> "Segments":
+    def filter(self, where: Filter) -> "DiskReader":
         """See `Reader.filter`. An index that was fitted on rows that fail is not used."""
         self._check(where)
         passing = [matches(where, segment.columns) for segment in self.segments]
-        return Segments(
+        return DiskReader(
             self.path,
             self.manifest,
             self.segments,
@@ -173,7 +173,7 @@ class Segments:
 
     def find(self, names: Sequence[str]) -> Int[Array, " n"]:
         """See `Reader.find`."""
-        found, wanted = np.full(len(names), -1, np.int64), hashes(names)
+        found, wanted = np.full(len(names), -1, np.int64), hash_strings(names)
         for segment, seen in zip(self.segments, self._visible, strict=True):
             maybe = segment.names.places(wanted)
             pairs = [(i, p) for i, own in enumerate(maybe) for p in own.tolist() if seen[p]]
@@ -197,7 +197,7 @@ class Segments:
         probe_fraction: float | None = None,
     ) -> SearchResults:
         """See `Reader.search`. Exact in segments without an index, and where few rows pass."""
-        aims = as_aims(queries, self.dimension)
+        aims = normalize_queries(queries, self.dimension)
         check_search(k, metric, probe_fraction)
         masks = self._passing(where)
         efforts = [self._effort(i, m, k, exact, probe_fraction) for i, m in enumerate(masks)]
@@ -205,7 +205,7 @@ class Segments:
         for line, more in enumerate(self._indexed(aims, k, metric, masks, efforts)):
             nominees[line] = np.union1d(nominees[line], more)
         pools = ((self._ids_at(places), self._gather(places)) for places in nominees)
-        found = ranked(aims, pools, k, metric, vectors, self.version)
+        found = rerank(aims, pools, k, metric, vectors, self.version)
         ok, faults = len(self.segments), len(self.faults)
         sure = not faults and all(e is None for e in efforts)
         return replace(found, exact=sure, shards_ok=ok, shards=ok + faults)
@@ -227,7 +227,7 @@ class Segments:
         efforts: list[float | None],
     ) -> list[Int[Array, " _"]]:  # fmt: skip
         """For each aim the places that may be among the nearest, where no index is used."""
-        pools = [Pool(k, self.dimension) for _ in aims]
+        pools = [TopK(k, self.dimension) for _ in aims]
         narrow = aims.astype(np.float32).T
         size = np.abs if metric == "abs_cosine" else np.asarray
         for number, segment in enumerate(self.segments):
@@ -250,7 +250,7 @@ class Segments:
         for number, probe_fraction in enumerate(efforts):
             if probe_fraction is not None:
                 mask = None if masks[number].all() else masks[number]
-                near = self.segments[number].index.nominate(aims, k, metric, probe_fraction, mask)
+                near = self.segments[number].index.search(aims, k, metric, probe_fraction, mask)
                 for line, (rows, scores) in enumerate(near):
                     found[line].append((rows + self._starts[number], scores))
         best = []

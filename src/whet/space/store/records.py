@@ -12,15 +12,15 @@ from whet.errors import SpaceError
 from whet.maths.arrays import Array
 from whet.space.store.protocol import COLUMNS, SCHEMA
 
-ROWS, BYTES = 1024, 16_000_000  # a batch ends at the first of these
+BATCH_ROWS, BATCH_BYTES = 1024, 16_000_000  # a batch ends at the first of these
 
 
-class Rows:
+class RecordFile:
     """Texts and metadata, by place in the file."""
 
     def __init__(self, path: Path, starts: Sequence[int]) -> None:
         """Args:
-        path: What a `RowsWriter` wrote.
+        path: What a `RecordWriter` wrote.
         starts: Its `starts`.
         """
         try:
@@ -58,7 +58,7 @@ class Rows:
             raise SpaceError(f"{self._path} is broken at batch {number}: {error}") from error
 
 
-class RowsWriter:
+class RecordWriter:
     """Writes rows as they come, in batches of about 1,024; whole once it is closed."""
 
     def __init__(self, path: Path) -> None:
@@ -71,12 +71,12 @@ class RowsWriter:
         self._written = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
-        for start in range(0, len(batch), ROWS):
-            part = batch.slice(start, ROWS)
+        for start in range(0, len(batch), BATCH_ROWS):
+            part = batch.slice(start, BATCH_ROWS)
             self._waiting.append(part)
             self._count += len(part)
             self._bytes += part.nbytes
-            if self._count >= ROWS or self._bytes >= BYTES:
+            if self._count >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
                 self._flush()
 
     def _flush(self) -> None:
@@ -97,7 +97,7 @@ def as_strings(column: pa.Array | pa.ChunkedArray) -> list[str]:
     return cast(list[str], column.to_pylist())
 
 
-def as_numbers(ids: Any) -> Int[Array, " n"]:
+def as_row_numbers(ids: Any) -> Int[Array, " n"]:
     """Rows' numbers as an array.
 
     Raises:

@@ -62,7 +62,7 @@ def seal(
         chosen = _of_group(batches, labels, large, groups)
         left: Batch | None = None
         while count:
-            size = min(count, segment.MOST)
+            size = min(count, segment.MAX_ROWS)
             names.append(f"{prefix}-{len(names):05d}")
             left = _write(folder / names[-1], size, dimension, chosen, left,
                           indexed and (large is not None or labels is None), done)  # fmt: skip
@@ -77,7 +77,7 @@ def _groups(batches: Batches, labels: Labels | None) -> dict[Any, int]:
     counts: Counter[Any] = Counter()
     for batch in batches():
         counts.update(_labels(batch, labels))
-    large = {label: n for label, n in counts.items() if label is not None and n >= index.FROM}
+    large = {label: n for label, n in counts.items() if label is not None and n >= index.MIN_ROWS}
     rest = counts.total() - sum(large.values())
     return large | ({None: rest} if rest else {})
 

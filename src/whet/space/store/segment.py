@@ -30,14 +30,14 @@ from whet.errors import SpaceError
 from whet.io import checksum, load, sync, write_json
 from whet.maths.arrays import Array
 from whet.space.store import ann_index as faiss_index
-from whet.space.store.ann_index import Index, Measured, build_index
-from whet.space.store.id_index import Names, hashes, write_names
-from whet.space.store.metadata import Columns, ColumnsWriter
-from whet.space.store.records import Rows, RowsWriter, as_strings
-from whet.space.store.vectors import Vectors, begin
+from whet.space.store.ann_index import AnnIndex, IndexStats, build_index
+from whet.space.store.id_index import IdIndex, hash_strings, write_id_index
+from whet.space.store.metadata import MetadataColumns, MetadataWriter
+from whet.space.store.records import RecordFile, RecordWriter, as_strings
+from whet.space.store.vectors import Vectors, write_npy_header
 
 RECORD = "segment.json"
-MOST = 2**20  # rows of a segment
+MAX_ROWS = 2**20  # rows of a segment
 
 
 class SegmentWriter:
@@ -46,15 +46,15 @@ class SegmentWriter:
     def __init__(self, folder: Path, count: int, dimension: int) -> None:
         """Args:
         folder: What is there of an earlier attempt is removed.
-        count: Rows that will be added.
+        count: RecordFile that will be added.
         dimension: Of their vectors.
         """
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self._folder, self._count, self._dimension = folder, count, dimension
         self._vectors = (folder / "vectors.npy").open("wb")
-        begin(self._vectors, count, dimension)
-        self._rows, self._columns = RowsWriter(folder / "rows.arrow"), ColumnsWriter()
+        write_npy_header(self._vectors, count, dimension)
+        self._rows, self._columns = RecordWriter(folder / "rows.arrow"), MetadataWriter()
         self._ids: list[Array] = []
         self._names: list[Array] = []
         self._texts: list[Array] = []
@@ -67,8 +67,8 @@ class SegmentWriter:
         self._rows.add(rows)
         self._columns.add(as_strings(rows.column("meta")))
         self._ids.append(ids)
-        self._names.append(hashes(as_strings(rows.column("id"))))
-        self._texts.append(hashes(as_strings(rows.column("text"))))
+        self._names.append(hash_strings(as_strings(rows.column("id"))))
+        self._texts.append(hash_strings(as_strings(rows.column("text"))))
 
     def close(self, *, indexed: bool = True) -> None:
         """Write the rest: `indexed` if there are enough rows for an index to be faster."""
@@ -78,9 +78,11 @@ class SegmentWriter:
         self._rows.close()
         self._columns.write(folder / "columns.arrow")
         np.save(folder / "ids.npy", ids)
-        write_names(folder / "names.npy", np.concatenate(self._names), np.concatenate(self._texts))
+        write_id_index(
+            folder / "names.npy", np.concatenate(self._names), np.concatenate(self._texts)
+        )
         measured = None
-        if indexed and self._count >= faiss_index.FROM:
+        if indexed and self._count >= faiss_index.MIN_ROWS:
             measured = build_index(folder / "index.faiss", Vectors(folder / "vectors.npy"))
         files = {}
         for path in sorted(folder.iterdir()):
@@ -114,7 +116,7 @@ class Segment:
             self.count = int(self.record["count"])
             self._check_sizes()
             self.vectors = Vectors(folder / "vectors.npy")
-            self.rows = Rows(folder / "rows.arrow", self.record["starts"])
+            self.rows = RecordFile(folder / "rows.arrow", self.record["starts"])
             self.ids = _mapped(folder / "ids.npy")
         except BaseException:
             os.close(lock)
@@ -123,24 +125,24 @@ class Segment:
         """Let the folder be swept away; what is read of it already stays readable."""
 
     @property
-    def measured(self) -> Measured | None:
+    def measured(self) -> IndexStats | None:
         """How the index does; None if there is none."""
         record = self.record["index"]
-        return None if record is None else Measured(**record)
+        return None if record is None else IndexStats(**record)
 
     @cached_property
-    def index(self) -> Index:
+    def index(self) -> AnnIndex:
         assert self.measured is not None
-        return Index.open(self.folder / "index.faiss", self.measured)
+        return AnnIndex.open(self.folder / "index.faiss", self.measured)
 
     @cached_property
-    def columns(self) -> Columns:
+    def columns(self) -> MetadataColumns:
         names = [batch.column("id") for batch in self.rows.batches()]
-        return Columns(self.folder / "columns.arrow", names)
+        return MetadataColumns(self.folder / "columns.arrow", names)
 
     @cached_property
-    def names(self) -> Names:
-        return Names(self.folder / "names.npy")
+    def names(self) -> IdIndex:
+        return IdIndex(self.folder / "names.npy")
 
     def places(self, ids: Int[Array, " n"]) -> Int[Array, " n"]:
         """Where rows are in the segment; -1 for those that are not."""

@@ -20,13 +20,13 @@ from whet.errors import SpaceError
 from whet.io import atomic_write, load, sync, write_json
 from whet.maths.arrays import Array
 from whet.space.jsonl import as_json
-from whet.space.store.id_index import hashes
+from whet.space.store.id_index import hash_strings
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import Batch
 
-PART, CHARACTERS = 2048, 16_000_000  # a part ends at the first of these
-EMBEDDER = "embedder"  # the folder of an embedder that is fitted on the data space itself
+PART_DOCUMENTS, PART_CHARACTERS = 2048, 16_000_000  # a part ends at the first of these
+EMBEDDER_FOLDER = "embedder"  # the folder of an embedder that is fitted on the data space itself
 
 
 class Staging:
@@ -128,7 +128,7 @@ class Staging:
         return self.folder / f"{part:07d}.{kind}"
 
 
-class Texts(Sequence[str]):
+class StagedTexts(Sequence[str]):
     """The texts that are staged, each read when asked for; best asked in order."""
 
     def __init__(self, staging: Staging, kept: Callable[[str], bool] | None) -> None:
@@ -156,7 +156,7 @@ class Texts(Sequence[str]):
         return self._read[int(self._places[part][row - start])].as_py()
 
 
-class Seen:
+class SeenIds:
     """The texts of the ids met so far, by their hashes: 16 bytes a document."""
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ class Seen:
 
     def same(self, name: str, text: str) -> bool | None:
         """Whether `name` was met with this text; None if it is met for the first time."""
-        key, value = (int(h) for h in hashes([name, text]))
+        key, value = (int(h) for h in hash_strings([name, text]))
         was = self._new.get(key)
         if was is None:
             place = int(np.searchsorted(self._names, np.uint64(key)))

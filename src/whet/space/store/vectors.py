@@ -104,7 +104,7 @@ class Vectors:
         return self._mapped()
 
 
-class Pool:
+class TopK:
     """The rows seen so far that may be among the k of largest score, given each score's error."""
 
     def __init__(self, k: int, dimension: int) -> None:
@@ -122,7 +122,7 @@ class Pool:
             self.rows, self._scores = self.rows[over], self._scores[over]
 
 
-def as_aims(queries: Any, dimension: int) -> Float[Array, "b d"]:
+def normalize_queries(queries: Any, dimension: int) -> Float[Array, "b d"]:
     """Queries as float64 rows of length one.
 
     Raises:
@@ -158,7 +158,7 @@ Nominees = Iterable[tuple[Int[Array, " m"], Float[Array, "m d"]]]
 """For each query the ids and stored vectors of rows, all that may be among its nearest."""
 
 
-def ranked(
+def rerank(
     aims: Float[Array, "b d"],
     nominees: Nominees,
     k: int,
@@ -171,7 +171,7 @@ def ranked(
     vectors = np.zeros((len(aims), k, aims.shape[1]), np.float16) if wanted else None
     for line, (aim, (own, stored)) in enumerate(zip(aims, nominees, strict=True)):
         measured = cosines(aim, stored)
-        kept = cut(measured, own, k, metric)
+        kept = top_k(measured, own, k, metric)
         ids[line, : len(kept)], scores[line, : len(kept)] = own[kept], measured[kept]
         if vectors is not None:
             vectors[line, : len(kept)] = stored[kept]
@@ -186,7 +186,7 @@ def cosines(aim: Float[Array, " d"], stored: Float[Array, "m d"]) -> Float[Array
     return _divided(products, lengths)
 
 
-def cut(
+def top_k(
     scores: Float[Array, " m"], ids: Int[Array, " m"], k: int, metric: Metric
 ) -> Int[Array, " k"]:
     """Places of the `k` largest, the nearest first; of those tied with the k-th the lowest ids."""
@@ -212,13 +212,13 @@ def error(d: int) -> float:
     return 2.0**-11 + math.sqrt(d) * 2.0**-25 + (d + 2) * 2.0**-23
 
 
-def begin(file: IO[bytes], count: int, dimension: int) -> None:
+def write_npy_header(file: IO[bytes], count: int, dimension: int) -> None:
     """The head of an `.npy` file of `count` float16 rows, which then follow."""
     head = {"descr": "<f2", "fortran_order": False, "shape": (count, dimension)}
     np.lib.format.write_array_header_1_0(file, cast(Any, head))
 
 
-def as_stored(rows: Float[Array, "n d"], normalized: bool = True) -> Float[Array, "n d"]:
+def to_float16(rows: Float[Array, "n d"], normalized: bool = True) -> Float[Array, "n d"]:
     """float16; of unit rows, the length is corrected to 1 before the rounding."""
     wide = rows.astype(np.float32, copy=False)
     return np.ascontiguousarray(_unit(wide) if normalized else wide, dtype="<f2")
@@ -234,7 +234,7 @@ def _divided(values: Array, lengths: Array) -> Array:
     return cast(Array, np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0))
 
 
-def odd_lengths(rows: Float[Array, "n d"], slack: float = 1e-3) -> Int[Array, " m"]:
+def non_unit_rows(rows: Float[Array, "n d"], slack: float = 1e-3) -> Int[Array, " m"]:
     """Which rows are neither of length 1 nor 0."""
     lengths = np.linalg.norm(rows, axis=1)
     return np.flatnonzero(~((lengths == 0) | (np.abs(lengths - 1) < slack)))

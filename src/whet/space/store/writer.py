@@ -21,16 +21,16 @@ from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
 from whet.io import atomic_write, exclusive_lock, sync, translate_disk_errors
 from whet.maths.arrays import Array
-from whet.space.store.manifest import FILE, SEGMENTS, STAGING, Manifest, read_manifest
+from whet.space.store.manifest import MANIFEST_FILE, SEGMENTS, STAGING, Manifest, read_manifest
 from whet.space.store.protocol import COLUMNS, SCHEMA
-from whet.space.store.reader import Segments, deleted_ids
-from whet.space.store.records import ROWS, as_numbers
+from whet.space.store.reader import DiskReader, deleted_ids
+from whet.space.store.records import BATCH_ROWS, as_row_numbers
 from whet.space.store.sealing import Batch, Batches, seal
-from whet.space.store.segment import MOST, Segment, removed
-from whet.space.store.vectors import as_stored, odd_lengths
+from whet.space.store.segment import MAX_ROWS, Segment, removed
+from whet.space.store.vectors import non_unit_rows, to_float16
 
 
-class SegmentsWriter:
+class DiskWriter:
     """The sole right to write in a folder of segments, until closed."""
 
     def __init__(self, path: str | Path, new: Manifest | None = None) -> None:
@@ -42,7 +42,7 @@ class SegmentsWriter:
 
         Raises:
             SpaceError: If another process is writing, the folder cannot be written, there is a
-                store where a new one is wanted, or as `Segments.open`.
+                store where a new one is wanted, or as `DiskReader.open`.
         """
         self.path = Path(path)
         self._held = ExitStack()
@@ -62,13 +62,13 @@ class SegmentsWriter:
     def _begin(self, new: Manifest | None) -> Manifest:
         if new is None:
             return read_manifest(self.path)
-        if (self.path / FILE).exists():
+        if (self.path / MANIFEST_FILE).exists():
             raise SpaceError(f"{self.path} exists: open and extend it, or choose another place")
         if any(self.path.iterdir()) and not (self.path / STAGING).exists():
             raise SpaceError(f"{self.path} exists and is no data space: choose another place")
         return new
 
-    def __enter__(self) -> "SegmentsWriter":
+    def __enter__(self) -> "DiskWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,11 +78,11 @@ class SegmentsWriter:
         """Give the right to write back."""
         self._held.close()
 
-    def snapshot(self) -> Segments:
+    def snapshot(self) -> DiskReader:
         """See `Writer.snapshot`."""
-        if not (self.path / FILE).exists():
-            return Segments(self.path, self.manifest, [], [], [], [])
-        return Segments.open(self.path)
+        if not (self.path / MANIFEST_FILE).exists():
+            return DiskReader(self.path, self.manifest, [], [], [], [])
+        return DiskReader.open(self.path)
 
     def add(self, rows: pa.Table, vectors: Float[Array, "n d"], *, key: str | None = None) -> int:
         """See `Writer.add`."""
@@ -91,7 +91,7 @@ class SegmentsWriter:
         self._check(rows, vectors)
         if not len(rows):
             return self.manifest.version
-        first, stored = self.manifest.next, as_stored(vectors, self.manifest.normalized)
+        first, stored = self.manifest.next, to_float16(vectors, self.manifest.normalized)
         batch = Batch(
             np.arange(first, first + len(rows)),
             rows.select(list(COLUMNS)).cast(SCHEMA).combine_chunks().to_batches()[0],
@@ -107,7 +107,7 @@ class SegmentsWriter:
         now = self.snapshot()
         live = now.ids(where)
         if ids is not None:
-            live = np.intersect1d(live, as_numbers(ids))
+            live = np.intersect1d(live, as_row_numbers(ids))
         now.close()
         if not len(live):
             return self.manifest.version
@@ -154,7 +154,7 @@ class SegmentsWriter:
             worn = [s for s in now.segments if _worn(s, deleted)]
             if len(worn) > 1 or len(deleted):
                 live = [~np.isin(s.ids, deleted) for s in worn]
-                left = Segments(self.path, self.manifest, worn, live, [True] * len(worn), [])
+                left = DiskReader(self.path, self.manifest, worn, live, [True] * len(worn), [])
                 kept = [s.name for s in now.segments if s not in worn]
                 names = self._seal(lambda: _live(left), done)
                 self._replace(segments=[*kept, *names], deleted=np.empty(0, np.int64))
@@ -176,7 +176,7 @@ class SegmentsWriter:
                 f"vectors have shape {vectors.shape}: expected {len(rows)} rows of dimension "
                 f"{self.manifest.dimension}"
             )
-        odd = odd_lengths(vectors)
+        odd = non_unit_rows(vectors)
         if self.manifest.normalized and len(odd):
             length = np.linalg.norm(vectors[odd[0]])
             raise ValueError(f"vector {odd[0]} has length {length}: expected 1, or 0")
@@ -209,7 +209,7 @@ class SegmentsWriter:
 
     def sweep(self) -> None:
         """Remove what the manifest on the disk does not name and nobody has open."""
-        if (self.path / FILE).exists():
+        if (self.path / MANIFEST_FILE).exists():
             self.manifest = read_manifest(self.path)
         for folder in (self.path / SEGMENTS).glob("*"):
             if folder.name not in self.manifest.segments:
@@ -220,14 +220,14 @@ class SegmentsWriter:
 
 
 def _worn(one: Segment, deleted: Array) -> bool:
-    return one.count < MOST // 2 or bool(np.isin(one.ids, deleted).any())
+    return one.count < MAX_ROWS // 2 or bool(np.isin(one.ids, deleted).any())
 
 
-def _live(left: Segments) -> Iterator[Batch]:
+def _live(left: DiskReader) -> Iterator[Batch]:
     """The rows that are left, by ascending id."""
     ids = left.ids()
-    for start in range(0, len(ids), ROWS):
-        own = ids[start : start + ROWS]
+    for start in range(0, len(ids), BATCH_ROWS):
+        own = ids[start : start + BATCH_ROWS]
         [rows] = left.rows(own).combine_chunks().to_batches()
         yield Batch(own, rows, left.vectors(own))
 
@@ -253,7 +253,7 @@ def delete_documents(
     """
     reject_str(ids, "ids")
     where = as_filter(where)
-    with SegmentsWriter(path) as writer:
+    with DiskWriter(path) as writer:
         before = writer.snapshot().count()
         if where is None:
             writer.delete(ids=writer.snapshot().find(ids))
