@@ -87,7 +87,7 @@ def test_tables_show_every_pick_and_escape_names():
         (np.array([1, np.nan]), np.eye(2), None, "query contains nan"),
     ],
 )
-def test_arrays_that_are_not_the_selections_are_refused(query, candidates, names, message):
+def test_arrays_that_do_not_fit_the_selection_are_errors(query, candidates, names, message):
     chosen = whet.nearest(np.ones(2), np.eye(2), 2)
     with pytest.raises(ValueError, match=message):
         explain(chosen, query, candidates, names=names)

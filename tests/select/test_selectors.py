@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import reference
-from support import reference_rivals as slow
+from support import reference_selectors as slow
 from support.vectors import BAD_ARGUMENTS, unit
 
 import whet
@@ -39,7 +39,7 @@ def test_mmr_of_full_balance_is_nearest(seed, k, d, n):
     assert list(mmr(query, candidates, n, balance=1.0).indices) == list(nearest.indices)
 
 
-def test_hull_shares_the_picks_as_the_projection_on_the_hull_does():
+def test_hull_distributes_the_picks_as_the_projection_onto_the_hull():
     # the point of the segment e₁e₂ nearest to (3, 2)/√13 has weights .64, .36: of 5 picks, 3 and 2
     chosen = hull(np.array([3.0, 2.0]), np.eye(2), 5)
     assert list(chosen.indices) == [0, 0, 0, 1, 1]
@@ -48,38 +48,46 @@ def test_hull_shares_the_picks_as_the_projection_on_the_hull_does():
 @given(seed=seeds, k=st.integers(1, 8), d=st.integers(2, 5), wide=st.integers(1, 8))
 def test_mixtures_are_those_of_plain_frank_wolfe(seed, k, d, wide):
     query, rows = problem(k, d, seed)
-    found = reconstruct(rows, query, support=wide)
+    result = reconstruct(rows, query, support=wide)
     weights, gap = slow.mixture(query, rows, wide)
-    np.testing.assert_allclose(found.weights @ rows[found.support], weights @ rows, atol=1e-6)
-    assert found.gap == pytest.approx(gap, abs=1e-6)
-    assert len(found.support) <= wide and found.weights.sum() == pytest.approx(1)
+    np.testing.assert_allclose(result.weights @ rows[result.support], weights @ rows, atol=1e-6)
+    assert result.gap == pytest.approx(gap, abs=1e-6)
+    assert len(result.support) <= wide and result.weights.sum() == pytest.approx(1)
 
 
 @given(seed=seeds, k=st.integers(1, 5), d=st.integers(2, 4))
-def test_no_mixture_is_nearer_than_the_gap_says(seed, k, d):
+def test_no_mixture_is_nearer_than_the_gap_allows(seed, k, d):
     query, rows = problem(k, d, seed)
-    found = reconstruct(rows, query, support=k)
-    half = np.sum((query - found.weights @ rows[found.support]) ** 2) / 2
-    assert 0 <= half - slow.nearest_mixture(query, rows) + 1e-9 <= found.gap + 2e-9
+    result = reconstruct(rows, query, support=k)
+    half = np.sum((query - result.weights @ rows[result.support]) ** 2) / 2
+    assert 0 <= half - slow.nearest_mixture(query, rows) + 1e-9 <= result.gap + 2e-9
 
 
 @given(seed=seeds, k=st.integers(1, 5), d=st.integers(2, 4), n=st.integers(1, 9))
-def test_counts_are_as_near_as_those_found_by_measuring(seed, k, d, n):
+def test_counts_are_those_of_brute_force(seed, k, d, n):
     query, rows = problem(k, d, seed)
     weights = np.random.default_rng(seed).dirichlet(np.ones(k))
     counts = round_to_counts(rows, query, weights, n)
-    assert list(counts) == list(slow.whole_counts(query, rows, weights, n))
+    assert list(counts) == list(slow.round_to_counts(query, rows, weights, n))
     assert counts.sum() == n and (counts >= 0).all()
 
 
+def test_hull_finds_the_best_mean_of_nearly_all_problems():
+    """Rounding is a heuristic: about one small problem in eighty has a better mean."""
+    excess = []
+    for seed in range(200):
+        k, n = np.random.default_rng(seed).integers((2, 2), (5, 7))
+        query, candidates = problem(k, 3, seed)
+        counts = np.bincount(hull(query, candidates, int(n)).indices, minlength=k)
+        best = min(slow.squared_distance(query, candidates, c) for c in slow.all_counts(k, n))
+        excess.append(slow.squared_distance(query, candidates, counts) - best)
+    assert np.mean(np.array(excess) < 1e-9) >= 0.97 and np.mean(excess) < 0.01
+
+
 @given(seed=seeds, k=st.integers(2, 4), n=st.integers(2, 6))
-def test_hull_is_near_the_best_mean_there_is(seed, k, n):
-    query, candidates = problem(k, 3, seed)
-    chosen = hull(query, candidates, n)
-    counts = np.bincount(chosen.indices, minlength=k)
-    best = min(slow.apart(query, candidates, c) for c in slow.all_counts(k, n))
-    assert slow.apart(query, candidates, counts) <= best + 0.05
-    assert list(chosen.counts().values()) == sorted(chosen.counts().values(), reverse=True)
+def test_hull_picks_the_most_repeated_first(seed, k, n):
+    counts = list(hull(*problem(k, 3, seed), n).counts().values())
+    assert counts == sorted(counts, reverse=True)
 
 
 @every
@@ -95,7 +103,7 @@ def test_variance_is_that_of_the_picks(name, seed, lam):
 
 @every
 @given(seed=seeds, lam=lams)
-def test_of_identical_candidates_the_first_is_chosen(name, seed, lam):
+def test_the_first_of_identical_candidates_is_picked(name, seed, lam):
     query, candidates = problem(7, 40, seed)
     if name == "random":
         return
@@ -121,7 +129,7 @@ def test_zero_vectors_among_the_candidates_do_no_harm(name):
 
 @every
 @pytest.mark.parametrize("query, candidates, n, lam, message", BAD_ARGUMENTS)
-def test_bad_input_is_refused_with_its_value(name, query, candidates, n, lam, message):
+def test_invalid_input_is_an_error_with_the_value(name, query, candidates, n, lam, message):
     if name == "sift" and message == "expected one vector":
         return  # a matrix of queries is several targets to it
     with pytest.raises(ValueError, match=message):
@@ -129,13 +137,13 @@ def test_bad_input_is_refused_with_its_value(name, query, candidates, n, lam, me
 
 
 @pytest.mark.parametrize("name", ONCE)
-def test_what_chooses_once_refuses_more_picks_than_candidates(name):
+def test_selectors_without_repeats_reject_more_picks_than_candidates(name):
     with pytest.raises(ValueError, match=f"n is 4, but {name} picks each of the 2 candidates"):
         SELECTORS[name](np.ones(2), np.eye(2), 4)
 
 
 @pytest.mark.parametrize("name", sorted({*SELECTORS} - {*ONCE}))
-def test_what_repeats_gives_as_many_picks_as_asked(name):
+def test_selectors_with_repeats_make_as_many_picks_as_requested(name):
     assert len(SELECTORS[name](np.ones(2), np.eye(2), 4)) == 4
 
 

@@ -1,43 +1,43 @@
-"""The slow truth: each fast form of whet in a few obvious float64 lines (arXiv 2410.08020)."""
+"""Slow references for whet's fast code, in a few obvious float64 lines (arXiv 2410.08020)."""
 
 import numpy as np
 
 TIE = 1e-9
 
 
-def variance(prompt, observed, lam):
+def variance(query, observed, lam):
     """Eq. (2): σ²_X(x*), by solving against the kernel matrix of all observations."""
-    prompt, observed = np.float64(prompt), np.float64(observed).reshape(-1, len(prompt))
+    query, observed = np.float64(query), np.float64(observed).reshape(-1, len(query))
     if len(observed) == 0:
-        return prompt @ prompt
+        return query @ query
     kernel = observed @ observed.T + lam * np.eye(len(observed))
-    cross = observed @ prompt
-    return prompt @ prompt - cross @ np.linalg.solve(kernel, cross)
+    cross = observed @ query
+    return query @ query - cross @ np.linalg.solve(kernel, cross)
 
 
-def sift(prompt, candidates, n, lam):
+def sift(query, candidates, n, lam):
     """Eq. (3): try every candidate at every step, keep the one that leaves the least variance."""
     chosen = []
     for _ in range(n):
-        after = [variance(prompt, candidates[[*chosen, j]], lam) for j in range(len(candidates))]
-        before = variance(prompt, candidates[chosen], lam)
+        after = [variance(query, candidates[[*chosen, j]], lam) for j in range(len(candidates))]
+        before = variance(query, candidates[chosen], lam)
         chosen.append(argmax_first([before - a for a in after]))
     return chosen
 
 
-def uncertainty(prompt, candidates, n, lam):
-    """US: the candidate least known after the picks so far, the nearest among equals."""
+def uncertainty(query, candidates, n, lam):
+    """US: the candidate of largest variance after the picks so far, the nearest among equals."""
     chosen = []
     for _ in range(n):
-        left = np.array([variance(x, candidates[chosen], lam) for x in candidates])
-        tied = left >= left.max() * (1 - TIE)
-        chosen.append(argmax_first(np.where(tied, np.abs(cosines(prompt, candidates)), -1)))
+        variances = np.array([variance(x, candidates[chosen], lam) for x in candidates])
+        tied = variances >= variances.max() * (1 - TIE)
+        chosen.append(argmax_first(np.where(tied, np.abs(cosines(query, candidates)), -1)))
     return chosen
 
 
-def nearest(prompt, candidates, n):
+def nearest(query, candidates, n):
     """NN: by signed cosine, the lowest index among equals."""
-    score = cosines(prompt, candidates)
+    score = cosines(query, candidates)
     chosen = []
     for _ in range(n):
         chosen.append(argmax_first(score))
@@ -45,8 +45,8 @@ def nearest(prompt, candidates, n):
     return chosen
 
 
-def cosines(prompt, candidates):
-    return np.array([x @ prompt / np.linalg.norm(x) / np.linalg.norm(prompt) for x in candidates])
+def cosines(query, candidates):
+    return np.array([x @ query / np.linalg.norm(x) / np.linalg.norm(query) for x in candidates])
 
 
 def argmax_first(values):

@@ -10,8 +10,8 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def once(k, n, value):
-    """Greedy without repeats: `value(chosen, j)` of each candidate j that is left."""
+def without_replacement(k, n, value):
+    """Greedy without repeats, by `value(chosen, j)` of each candidate j that is left."""
     chosen = []
     for _ in range(n):
         chosen.append(
@@ -28,11 +28,11 @@ def mmr(query, candidates, n, balance):
             return near[j]
         return balance * near[j] - (1 - balance) * max(rows[j] @ rows[i] for i in chosen)
 
-    return once(len(rows), n, value)
+    return without_replacement(len(rows), n, value)
 
 
 def mixture(query, rows, support, steps=250):
-    """Frank–Wolfe on the vectors themselves: towards the best vertex, as far as it helps."""
+    """Frank–Wolfe on the vectors themselves: toward the best vertex, as far as it improves."""
     start = argmax_first([-np.sum((query - x) ** 2) for x in rows])
     weights = np.eye(len(rows))[start]
     for _ in range(steps):
@@ -50,19 +50,19 @@ def mixture(query, rows, support, steps=250):
 
 
 def nearest_mixture(query, rows):
-    """The least ½ squared distance to a mixture, by trying every face of the hull."""
+    """The least ½ squared distance to a mixture, from trying every face of the hull."""
     best = np.inf
     for size in range(1, len(rows) + 1):
         for face in itertools.combinations(rows, size):
-            base, edges = face[0], np.array(face) - face[0]  # the first edge is zero and has no say
+            base, edges = face[0], np.array(face) - face[0]  # the first edge is zero
             inner = np.linalg.pinv(edges.T) @ (query - base)
             if min(1 - sum(inner[1:]), *inner[1:], 1) >= 0:
                 best = min(best, np.sum((query - base - inner @ edges) ** 2) / 2)
     return best
 
 
-def whole_counts(query, rows, weights, n, passes=2):
-    """Round down, fill, exchange: every trial measured by its distance."""
+def round_to_counts(query, rows, weights, n, passes=2):
+    """Round down, fill, swap: every change is judged by its distance."""
 
     def score(counts):
         return -np.sum((n * query - np.array(counts) @ rows) ** 2)
@@ -72,22 +72,22 @@ def whole_counts(query, rows, weights, n, passes=2):
     while counts.sum() < n:
         now = score(counts)
         counts = counts + one[np.argmax([score(counts + e) - now for e in one])]
-    for held in [i for _ in range(passes) for i in range(len(rows))]:
-        if counts[held]:
-            moved = [counts - one[held] + e for e in one]
+    for i in [i for _ in range(passes) for i in range(len(rows))]:
+        if counts[i]:
+            moved = [counts - one[i] + e for e in one]
             best = np.argmax([score(m) for m in moved])
             counts = moved[best] if score(moved[best]) > score(counts) + TIE else counts
     return counts
 
 
-def apart(query, candidates, counts):
+def squared_distance(query, candidates, counts):
     """HullFT's objective: squared distance from the query to the mean of the counted rows."""
     mean = np.array(counts) @ unit(candidates) / sum(counts)
     return np.sum((unit(query) - mean) ** 2)
 
 
 def all_counts(k, n):
-    """Every way of sharing `n` picks among `k` candidates."""
+    """Every way of distributing `n` picks among `k` candidates."""
     for bars in itertools.combinations(range(n + k - 1), k - 1):
         ends = (-1, *bars, n + k - 1)
         yield [b - a - 1 for a, b in itertools.pairwise(ends)]
