@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test docs clean
 
-## whet demo: the paper's claim on the standard library's own source, in three minutes
+## whet demo: SIFT and nearest neighbors on the source of Python's standard library, in three minutes
 demo: $(READY)
 	$(BIN)/whet demo
 
@@ -16,7 +16,7 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-## what is generated: docs/cli.md, docs/insights.md
+## generated pages: docs/cli.md, docs/insights.md
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_insights.py

@@ -1,4 +1,4 @@
-"""Each proven defect of activeft 0.1.1 (D1-D16), turned into a promise of ours."""
+"""Each known defect of activeft 0.1.1 (D1-D16) is a test of the drop-in."""
 
 import multiprocessing
 import tracemalloc
@@ -111,7 +111,7 @@ def test_d05_one_retriever_serves_many_threads():
 
 @pytest.mark.parametrize("opposite", [False, True])
 @pytest.mark.parametrize("k", [101, 250, 10_000])
-def test_d06_asking_for_more_than_there_is_means_all(k, opposite):
+def test_d06_a_k_larger_than_the_index_means_all(k, opposite):
     rows = ROWS[:100]
     retriever = Retriever(flat(rows), also_query_opposite=opposite)
     _, indices, embeddings, _ = retriever.search(QUERIES[0], N=20, K=k)
@@ -121,7 +121,7 @@ def test_d06_asking_for_more_than_there_is_means_all(k, opposite):
     assert sorted(order) == list(range(100))
 
 
-def test_d06_lists_that_hold_too_little_give_what_they_hold():
+def test_d06_lists_with_fewer_than_k_rows_return_those_they_have():
     quantizer = faiss.IndexFlatIP(16)
     index = faiss.IndexIVFFlat(quantizer, 16, 7, faiss.METRIC_INNER_PRODUCT)
     index.train(ROWS)
@@ -134,7 +134,7 @@ def test_d06_lists_that_hold_too_little_give_what_they_hold():
 BAD = [
     ({}, dict(query=np.full((1, 16), np.nan)), "query 0 contains nan"),
     ({}, dict(query=np.full((1, 16), np.inf)), "query 0 contains inf"),
-    ({}, dict(query=np.zeros((1, 16))), "query 0 holds a zero vector"),
+    ({}, dict(query=np.zeros((1, 16))), "query 0 contains a zero vector"),
     ({}, dict(query=np.ones((1, 15))), "query 0 has 15 dimensions, but the index has 16"),
     ({}, dict(query=np.ones((1, 1, 16))), r"query 0 has shape \(1, 1, 16\)"),
     (
@@ -156,13 +156,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("made, asked, message", BAD)
-def test_d07_bad_input_is_refused_with_its_value(made, asked, message):
+@pytest.mark.parametrize("options, arguments, message", BAD)
+def test_d07_an_error_about_bad_input_contains_the_value(options, arguments, message):
     with pytest.raises(ValueError, match=message):
-        Retriever(flat(ROWS), **made).search(**({"query": QUERIES[0], "N": 3} | asked))
+        Retriever(flat(ROWS), **options).search(**({"query": QUERIES[0], "N": 3} | arguments))
 
 
-def test_d07_an_index_that_cannot_serve_says_what_to_do():
+def test_d07_an_error_about_an_unusable_index_names_the_remedy():
     with pytest.raises(ValueError, match="index is empty"):
         Retriever(faiss.IndexFlatIP(4)).search(np.ones((1, 4)), N=1)
     with pytest.raises(ValueError, match="pass also_query_opposite=False"):
@@ -177,10 +177,10 @@ def test_d07_an_index_that_cannot_serve_says_what_to_do():
         Retriever(flat(ROWS), vectors=ROWS[::-1]).search(QUERIES[0], N=3)
 
 
-def test_d07_an_id_held_twice_is_refused():
+def test_d07_an_id_that_was_added_twice_is_an_error():
     index = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
     index.add_with_ids(ROWS, np.arange(300) % 150)
-    with pytest.raises(ValueError, match="an id is held twice"):
+    with pytest.raises(ValueError, match="an id was added twice"):
         Retriever(index).search(QUERIES[0], N=3, K=20)
 
 
@@ -335,7 +335,7 @@ def test_d17_another_device_is_warned_about():
         Retriever(flat(ROWS), device="cuda")
 
 
-def test_an_index_need_not_be_of_faiss():
+def test_other_indexes_than_those_of_faiss_work():
     class NumpyGreedy:
         d, ntotal, metric_type = 16, 300, 0
 
@@ -355,13 +355,13 @@ def test_an_index_need_not_be_of_faiss():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its arrays under NumPy 2
 @pytest.mark.parametrize("m, mean_pooling", [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("opposite", [False, True])
-def test_where_activeft_is_right_we_agree(m, mean_pooling, opposite):
+def test_picks_are_those_of_activeft_where_it_is_correct(m, mean_pooling, opposite):
     theirs = pytest.importorskip("activeft.sift", reason="activeft is not installed (extra: bench)")
     rows, query = clustered(400, 32, seed=20), unit(m, 32, seed=21)
     made = {"llambda": 0.05, "also_query_opposite": opposite}
     asked = {"query": query, "N": 25, "K": 150, "mean_pooling": mean_pooling}
     activeft = theirs.Retriever(flat(rows), **made, device="cpu")
-    activeft.acquisition_function.num_workers = 0  # no process a query
+    activeft.acquisition_function.num_workers = 0  # one process per query otherwise
     want = activeft.search(**asked)
     have = Retriever(flat(rows), **made).search(**asked)
     np.testing.assert_array_equal(have[1], want[1])

@@ -1,21 +1,23 @@
-"""activeft's `Retriever` on exact selection: change the import and keep the calls.
+"""A drop-in for activeft's `Retriever` that selects exactly: only the import changes.
 
     from whet.integrations.activeft import Retriever  # was: from activeft.sift import Retriever
 
-Takes the arguments of activeft 0.1.1 (`llambda`) and of its later head (`lambda_`, `alpha`) and
-returns the same tuple. Where activeft 0.1.1 is right (unit vectors, K ≤ 1000, one thread, a fresh
-object) the picks are the same; elsewhere they are what SIFT defines (arXiv 2410.08020, Eq. 3).
+It accepts the arguments of activeft 0.1.1 (`llambda`) and of its development version (`lambda_`,
+`alpha`), and returns the same tuple. Where activeft 0.1.1 is correct (unit vectors, K ≤ 1000, one
+thread, a new object), the picks are the same; otherwise they are those that SIFT defines (arXiv
+2410.08020, Eq. 3).
 
-What differs, on purpose:
+Intended differences:
 
-* `values` always mean one thing: minus the posterior variance, summed over the query's embeddings,
-  that is left after each pick. They rise towards 0.
-* Embeddings are normalised for the selection, as in Section 4.2 of the paper; `normalize=False`
-  takes them as they are. The embeddings that come back are those of the index either way.
-* `fast=True` gives the exact answer: it takes less time here than activeft's queue, whose answer is
-  exact only where gains never rise.
-* `alpha` stops at the first step over the line, and what lies far beyond is not computed.
-* No state is kept between calls, no process is started, no global setting or random state touched.
+* `values` always contain the negative posterior variance after each pick, summed over the query's
+  embeddings. They rise towards 0.
+* Embeddings are normalized for the selection, as in Section 4.2 of the paper; `normalize=False`
+  uses them unchanged. The returned embeddings are those of the index in both cases.
+* `fast=True` returns the exact result. activeft's queue is exact only where gains never increase,
+  and takes longer than the exact selection here.
+* `alpha` stops at the first step above the threshold, and steps far beyond it are not computed.
+* No state is carried between calls, no process is started, and no global setting or random state
+  is changed.
 """
 
 import warnings
@@ -35,13 +37,15 @@ from whet.select.sift import sift
 
 
 class RetrievalTime(NamedTuple):
-    """Seconds spent, summed over the queries."""
+    """Seconds in the index and in the selection, summed over the queries."""
 
     faiss: float
     sift: float
 
 
-class _Answer(NamedTuple):
+class _Result(NamedTuple):
+    """What `search` returns for one query."""
+
     values: Float[Array, " n"]
     indices: Int[Array, " n"]
     embeddings: Float[Array, "n d"]
@@ -49,22 +53,29 @@ class _Answer(NamedTuple):
 
 
 class Retriever:
-    """Nominates candidates with a Faiss index, then chooses among them with SIFT.
+    """Retrieves candidates with a Faiss index, then selects among them with SIFT.
+
+    >>> import faiss, numpy as np
+    >>> index = faiss.IndexFlatIP(2)
+    >>> index.add(np.eye(2, dtype=np.float32))
+    >>> values, indices, embeddings, time = Retriever(index).search(np.array([[0.6, 0.8]]), N=2)
+    >>> indices.tolist()
+    [1, 0]
 
     Args:
-        index: An index with `search_and_reconstruct`; with `vectors`, one with `search`.
-        acquisition_function: A whet selector in place of `sift`, such as `whet.nearest`.
-        llambda: λ', the variance of the observation noise; 0.01 unless given.
-        fast: Accepted; the answer is exact either way.
-        also_query_opposite: Nominate by the absolute inner product, as SIFT learns from either
-            sign. Needs an index of inner products.
-        only_faiss: Keep the index's own order, each candidate once.
-        device: Accepted; selection runs on the CPU, and another device is warned about.
-        lambda_: `llambda` by its later name.
+        index: An index with `search_and_reconstruct`, or with `search` if `vectors` is passed.
+        acquisition_function: A whet selector to use instead of `sift`, such as `whet.nearest`.
+        llambda: λ', the variance of the observation noise [default: 0.01].
+        fast: Ignored; the result is always exact.
+        also_query_opposite: Retrieve candidates by the absolute inner product, because SIFT also
+            learns from opposite embeddings. Requires an index of inner products.
+        only_faiss: Keep the order of the index, each candidate once.
+        device: Ignored, with a warning unless it is the CPU, where selection runs.
+        lambda_: Later name of `llambda`.
         alpha: Stop before the first step m with σ_m > 1 / (α m).
         normalize: Select on unit vectors.
-        vectors: The exact embeddings by id, for an index that cannot give them back or gives
-            back compressed ones.
+        vectors: The exact embeddings by id, for an index that cannot return them or returns
+            compressed ones.
     """
 
     def __init__(
@@ -84,14 +95,14 @@ class Retriever:
     ) -> None:
         if llambda is not None and lambda_ is not None:
             raise ValueError(
-                f"llambda is {llambda} and lambda_ is {lambda_}: they are one setting, give one"
+                f"llambda is {llambda} and lambda_ is {lambda_}: these are one setting, pass one"
             )
-        given = lambda_ if llambda is None else llambda
-        self._lam = as_positive(0.01 if given is None else given, "lambda_")
+        lam = lambda_ if llambda is None else llambda
+        self._lam = as_positive(0.01 if lam is None else lam, "lambda_")
         self._alpha = None if alpha is None else as_positive(alpha, "alpha")
         self._selector = _selector(acquisition_function, only_faiss)
-        self._nominator = FaissCandidates(index, both_signs=also_query_opposite, vectors=vectors)
-        self._keeps_order = only_faiss
+        self._candidates = FaissCandidates(index, both_signs=also_query_opposite, vectors=vectors)
+        self._only_faiss = only_faiss
         self._normalize = normalize
         self.index = index
         if device is not None and str(device) != "cpu":
@@ -105,12 +116,15 @@ class Retriever:
         mean_pooling: bool = False,
         threads: int = 1,
     ) -> tuple[Float[Array, " n"], Int[Array, " n"], Float[Array, "n d"], RetrievalTime]:
-        """Choose `N` for one query of m embeddings, [m, d], or of one, [d].
+        """Select `N` candidates for one query of m embeddings, [m, d], or of one, [d].
 
-        As `batch_search` of one, but with nothing padded: with `alpha`, n ≤ N and may be 0.
+        Like `batch_search` with one query, but without padding: with `alpha`, n ≤ N and may be 0.
+
+        Returns:
+            Values, indices and embeddings of the picks, and the time spent.
         """
-        found = self._search([query], N, K, mean_pooling, threads)[0]
-        return found.values, found.indices, found.embeddings, found.time
+        [result] = self._search([query], N, K, mean_pooling, threads)
+        return result.values, result.indices, result.embeddings, result.time
 
     def batch_search(
         self,
@@ -120,102 +134,111 @@ class Retriever:
         mean_pooling: bool = False,
         threads: int = 1,
     ) -> tuple[Float[Array, "q n"], Int[Array, "q n"], Float[Array, "q n d"], RetrievalTime]:
-        """Choose `N` for each of the queries, [q, m, d] or [q, d]; row i answers query i.
+        """Select `N` candidates for each query, [q, m, d] or [q, d]; row i belongs to query i.
 
-        Holds the candidates of one query a thread. With `alpha`, n is the most that a query keeps,
-        and shorter rows end as Faiss ends them: index −1, value and embedding NaN.
+        Memory holds the candidates of one query per thread. With `alpha`, n is the largest number
+        of picks of a query; shorter rows are padded as in Faiss: index −1, value and embedding NaN.
 
         Args:
             queries: Each query's embeddings; m may differ between queries.
-            N: Number of picks, with repetition; may exceed K, save where each is chosen once.
-            K: Number of candidates that the index nominates, by the mean of a query's embeddings;
-                all of the index unless given. More than it holds means all.
-            mean_pooling: Make the mean of a query's embeddings the one target.
-            threads: Queries that are worked on at once; Faiss's own threads are its own setting.
+            N: Number of picks, with repetition. It may exceed K, except for selectors that pick
+                each candidate at most once.
+            K: Number of candidates to retrieve, by the mean of a query's embeddings [default: all
+                of the index]. A number larger than the index means all.
+            mean_pooling: Use the mean of a query's embeddings as the only target.
+            threads: Number of queries to process at once; Faiss's threads are set in Faiss.
+
+        Returns:
+            Values, indices and embeddings of the picks, and the time spent.
 
         Raises:
-            ValueError: If the index is empty, or an argument is out of range, not finite, of
-                another shape, or holds a zero vector.
+            ValueError: If the index is empty, or an argument is out of range, is not finite, has
+                another shape, or contains a zero vector.
         """
-        answers = self._search(queries, N, K, mean_pooling, threads)
-        n = max((len(found.values) for found in answers), default=N)
-        values = np.full((len(answers), n), np.nan)
-        indices = np.full((len(answers), n), -1, dtype=np.int64)
-        embeddings = np.full((len(answers), n, self.index.d), np.nan, dtype=np.float32)
-        for i, found in enumerate(answers):
-            kept = slice(len(found.values))
-            values[i, kept], indices[i, kept] = found.values, found.indices
-            embeddings[i, kept] = found.embeddings
-        faiss, chosen = (sum(found.time[part] for found in answers) for part in (0, 1))
-        return values, indices, embeddings, RetrievalTime(faiss, chosen)
+        results = self._search(queries, N, K, mean_pooling, threads)
+        n = max((len(result.values) for result in results), default=N)
+        values = np.full((len(results), n), np.nan)
+        indices = np.full((len(results), n), -1, dtype=np.int64)
+        embeddings = np.full((len(results), n, self.index.d), np.nan, dtype=np.float32)
+        for i, result in enumerate(results):
+            picks = slice(len(result.values))
+            values[i, picks], indices[i, picks] = result.values, result.indices
+            embeddings[i, picks] = result.embeddings
+        time = RetrievalTime(
+            faiss=sum(result.time.faiss for result in results),
+            sift=sum(result.time.sift for result in results),
+        )
+        return values, indices, embeddings, time
 
     def _search(
         self, queries: Any, N: int, K: int | None, mean_pooling: bool, threads: int
-    ) -> list[_Answer]:
+    ) -> list[_Result]:
         n, threads = as_count(N, "N"), as_count(threads, "threads")
         if self.index.ntotal == 0:
             raise ValueError("the index is empty: add vectors before searching")
         k = self.index.ntotal if K is None else as_count(K, "K")
         targets = [_targets(query, i, self.index.d) for i, query in enumerate(queries)]
 
-        def answer(query: Float[Array, "m d"]) -> _Answer:
-            return self._answer(query, n, k, mean_pooling)
+        def search_one(query: Float[Array, "m d"]) -> _Result:
+            return self._search_one(query, n, k, mean_pooling)
 
         if threads == 1 or len(targets) < 2:
-            return [answer(query) for query in targets]
+            return [search_one(query) for query in targets]
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(answer, targets))  # in the order of the queries
+            return list(pool.map(search_one, targets))  # in the order of the queries
 
-    def _answer(self, query: Float[Array, "m d"], n: int, k: int, mean_pooling: bool) -> _Answer:
+    def _search_one(
+        self, query: Float[Array, "m d"], n: int, k: int, mean_pooling: bool
+    ) -> _Result:
         start = perf_counter()
         mean = query.mean(axis=0)
         if not mean.any() and (mean_pooling or k < self.index.ntotal):
             raise ValueError(
-                "the mean of a query's embeddings is the zero vector, which is like no candidate: "
+                "the mean of a query's embeddings is the zero vector, so no candidate is nearest: "
                 "pass K=None and mean_pooling=False"
             )
-        ids, rows = self._nominator.nominate(mean, k)
-        if not self._keeps_order:  # SIFT's ties go to the lowest id
+        ids, rows = self._candidates.search(mean, k)
+        if not self._only_faiss:  # SIFT's ties go to the lowest id
             order = np.argsort(ids)
             ids, rows = ids[order], rows[order]
-        middle = perf_counter()
-        goals, candidates = (
+        retrieved = perf_counter()
+        targets, candidates = (
             (normalize_rows(query), normalize_rows(rows)) if self._normalize else (query, rows)
         )
-        goals = goals.mean(axis=0, keepdims=True) if mean_pooling else goals
-        chosen = self._choose(goals, check_matrix(candidates, "the index"), n)
-        spent = RetrievalTime(middle - start, perf_counter() - middle)
-        picks = chosen.indices
-        return _Answer(-chosen.variance[1:], ids[picks], rows[picks], spent)
+        targets = targets.mean(axis=0, keepdims=True) if mean_pooling else targets
+        selection = self._select(targets, check_matrix(candidates, "the index"), n)
+        time = RetrievalTime(retrieved - start, perf_counter() - retrieved)
+        picks = selection.indices
+        return _Result(-selection.variance[1:], ids[picks], rows[picks], time)
 
-    def _choose(self, goals: Float[Array, "m d"], rows: Float[Array, "k d"], n: int) -> Selection:
-        target = goals[0] if len(goals) == 1 else goals
+    def _select(self, targets: Float[Array, "m d"], rows: Float[Array, "k d"], n: int) -> Selection:
+        target = targets[0] if len(targets) == 1 else targets
         if self._alpha is None:
             return self._selector(target, rows, n, lam=self._lam)
-        tried = min(4, n)  # an early stop saves what lies beyond; a late one costs a third more
+        steps = min(4, n)  # stopping early saves most steps; stopping late costs a third more
         while True:
-            chosen = self._selector(target, rows, tried, lam=self._lam)
-            kept = chosen.stop_at(self._alpha)
-            if len(kept) < tried or tried == n:
-                return kept
-            tried = min(4 * tried, n)
+            selection = self._selector(target, rows, steps, lam=self._lam)
+            stopped = selection.stop_at(self._alpha)
+            if len(stopped) < steps or steps == n:
+                return stopped
+            steps = min(4 * steps, n)
 
 
-def _selector(given: Any, only_faiss: bool) -> Callable[..., Selection]:
-    if given is None:
+def _selector(function: Any, only_faiss: bool) -> Callable[..., Selection]:
+    if function is None:
         return _in_order if only_faiss else sift
     if only_faiss:
-        raise ValueError("only_faiss=True keeps the index's order: drop acquisition_function")
-    if not callable(given):
+        raise ValueError("only_faiss=True keeps the order of the index: drop acquisition_function")
+    if not callable(function):
         raise ValueError(
-            f"acquisition_function is {given!r}: expected a whet selector such as whet.nearest; "
-            "drop it for SIFT, which is activeft's VTL"
+            f"acquisition_function is {function!r}: expected a whet selector such as whet.nearest; "
+            "drop it for SIFT, which activeft calls VTL"
         )
-    return given  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]
 
 
 def _in_order(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01) -> Selection:
-    """The first `n` candidates as they come, with the variance that each leaves."""
+    """The first `n` candidates in their order, with the variance after each."""
     if n > len(candidates):
         raise ValueError(
             f"N is {n}, but only_faiss takes each of {len(candidates)} candidates at most once: "
@@ -231,12 +254,12 @@ def _in_order(prompt: Any, candidates: Any, n: int, *, lam: float = 0.01) -> Sel
     return Selection(np.arange(n), -np.diff(total), total)
 
 
-def _targets(query: Any, place: int, d: int) -> Float[Array, "m d"]:
+def _targets(query: Any, number: int, d: int) -> Float[Array, "m d"]:
     """A query's embeddings, checked; a single vector is a query of one."""
-    name = f"query {place}"
+    name = f"query {number}"
     rows = check_matrix(query[None] if getattr(query, "ndim", None) == 1 else query, name)
     if rows.shape[1] != d:
         raise ValueError(f"{name} has {rows.shape[1]} dimensions, but the index has {d}")
     if not rows.any(axis=1).all():
-        raise ValueError(f"{name} holds a zero vector: no candidate tells anything about it")
+        raise ValueError(f"{name} contains a zero vector, about which no candidate is informative")
     return rows.astype(np.float64)
