@@ -5,8 +5,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
 from whet.data.filters import as_filter
@@ -14,7 +12,7 @@ from whet.errors import NoMatchError
 from whet.select.config import SelectionConfig
 from whet.serve.answers import Found, Picked
 from whet.serve.space_registry import View
-from whet.space.retrieve import Retrieval, retrieve
+from whet.space.retrieve import Retrieval, Retriever, retrieve
 from whet.space.space import DEFAULT_K, DataSpace
 
 
@@ -109,19 +107,13 @@ def selected(
 
 def nearest(view: View, query: str, options: SelectionConfig, texts: bool) -> list[Found]:
     """The candidates for `query`, those of the largest cosine first, whatever its sign."""
-    space, options, k = _bounded(view, options)
-    encoded = space.embedder.encode([query])
-    if not len(space) or not encoded.any():
+    space, options = _bounded(view, options)
+    if not len(space):
         return []
-    if options.retriever == "dense":
-        [near] = space.search(encoded, k)
-    else:
-        rows = space.bm25_search(query, k)
-        if options.retriever == "hybrid":
-            rows = np.union1d(space.search(encoded, k)[0].rows, rows)
-        if not len(rows):
-            return []
-        near = space.score_rows(encoded, rows)
+    try:
+        near = Retriever(space, options).search(query)
+    except NoMatchError:
+        return []
     pairs = zip(space.documents(near.rows), near.scores.tolist(), strict=True)
     ranked = sorted(pairs, key=lambda pair: -abs(pair[1]))
     return [_found(view, document, texts, score=score) for document, score in ranked]
@@ -129,10 +121,8 @@ def nearest(view: View, query: str, options: SelectionConfig, texts: bool) -> li
 
 def _retrieved(view: View, query: str, options: SelectionConfig) -> Retrieval | None:
     """None if nothing of the data space is near `query`."""
-    space, options, k = _bounded(view, options)
+    space, options = _bounded(view, options)
     if not len(space):
-        return None
-    if options.retriever == "bm25" and not len(space.bm25_search(query, k)):
         return None
     try:
         return retrieve(space, query, options)
@@ -140,8 +130,8 @@ def _retrieved(view: View, query: str, options: SelectionConfig) -> Retrieval | 
         return None
 
 
-def _bounded(view: View, options: SelectionConfig) -> tuple[DataSpace, SelectionConfig, int]:
-    """What passes the filter, options of no more candidates than that, and how many these are.
+def _bounded(view: View, options: SelectionConfig) -> tuple[DataSpace, SelectionConfig]:
+    """What passes the filter, and options of no more candidates than that.
 
     Opened anew for each request: a data space remembers the words of every filter it is asked with.
 
@@ -152,7 +142,7 @@ def _bounded(view: View, options: SelectionConfig) -> tuple[DataSpace, Selection
     if where is not None and len(space):
         space = space.filter(where)
     k = max(1, min(options.k or DEFAULT_K, len(space)))
-    return space, replace(options, where=None, k=k), k
+    return space, replace(options, where=None, k=k)
 
 
 def _found(view: View, document: Document, texts: bool, **numbers: float) -> Found:
