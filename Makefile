@@ -19,7 +19,7 @@ test: $(READY)
 ## generated pages: docs/cli.md, docs/insights.md
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
-	$(BIN)/python docs/make_insights.py
+	$(BIN)/python -m studies insights
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -30,7 +30,7 @@ from select_table import insert, render
 from threadpoolctl import threadpool_limits
 
 import whet
-from whet.maths.convergence import rising_gains
+from studies.theory.convergence import submodularity_violations
 from whet.select.numpy_backend import NumpyGreedy
 from whet.select.sift import has_numba
 
@@ -255,7 +255,7 @@ def lazy(queries: int) -> dict[str, Any]:
         excess.append(queue.variance[-1] / exact.variance[-1] - 1)
         for lam, shares in rising.items():
             order = whet.sift(vectors[s], vectors[near], N, lam=float(lam)).indices
-            shares.append(rising_gains(vectors[s], vectors[near], order, float(lam)))
+            shares.append(submodularity_violations(vectors[s], vectors[near], order, float(lam)))
     return {
         "prompts": queries,
         "differs": differs,

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from support import reference
 
 import whet
-from whet.maths.convergence import (
+from whet.maths.irreducible import irreducible_variance
+from studies.theory.convergence import (
     SUBMODULAR,
-    basis,
+    spanning_subset,
     convergence_bound,
-    copies_variance,
+    repeated_variance,
     greedy_share,
-    irreducible_variance,
     repeat_threshold,
-    rising_gains,
+    submodularity_violations,
     uncertainty_reduction,
 )
 
@@ -61,9 +61,9 @@ def test_reduction_is_what_the_variance_lost_and_never_falls(seed, k, d, n, lam)
 def test_a_basis_spans_and_is_independent(seed, k, d):
     rows = unit(k, d, seed=seed)
     rows = np.concatenate([rows, rows[:1] + 2 * rows[-1:], np.zeros((1, d))])
-    chosen = rows[basis(rows)]
+    chosen = rows[spanning_subset(rows)]
     assert len(chosen) == np.linalg.matrix_rank(chosen) == np.linalg.matrix_rank(rows)
-    assert basis(np.zeros((3, d))).size == 0
+    assert spanning_subset(np.zeros((3, d))).size == 0
 
 
 def axes(d, n, lam):
@@ -97,17 +97,17 @@ def test_the_bound_wants_vectors_of_at_most_unit_length():
 @given(seed=seeds, d=st.integers(1, 5), n=st.integers(1, 40), lam=lams, scale=st.floats(0.2, 5))
 def test_copies_leave_what_proposition_k1_says(seed, d, n, lam, scale):
     prompt, row = unit(d, seed=seed), scale * unit(d, seed=seed + 1)
-    left = copies_variance(prompt, row, n, lam)
+    left = repeated_variance(prompt, row, n, lam)
     dense = reference.variance(prompt, np.tile(row, (n, 1)), lam)
     assert left == pytest.approx(dense, rel=1e-6, abs=1e-8)
-    limit = copies_variance(prompt, row, np.inf, lam)
+    limit = repeated_variance(prompt, row, np.inf, lam)
     assert left >= limit == pytest.approx(irreducible_variance(prompt, row[None]), abs=1e-12)
 
 
 def test_sift_passes_the_limit_of_copies():
     prompt, candidates = unit(4, seed=1), unit(9, 4, seed=2)
     nearest = candidates[whet.nearest(prompt, candidates, 1).indices[0]]
-    limit = copies_variance(prompt, nearest, np.inf, 0.01)
+    limit = repeated_variance(prompt, nearest, np.inf, 0.01)
     assert whet.sift(prompt, candidates, 8).variance[-1] < 0.1 * limit
 
 
@@ -204,10 +204,10 @@ def test_greedy_reaches_a_share_whatever_the_candidates(seed, k, d, n, lam):
 def test_gains_of_orthogonal_candidates_never_rise_and_of_correlated_ones_do():
     prompt = np.ones(4) / 2
     order = whet.sift(prompt, np.eye(4), 12, lam=0.1).indices
-    assert rising_gains(prompt, np.eye(4), order, 0.1) == 0
+    assert submodularity_violations(prompt, np.eye(4), order, 0.1) == 0
     e1, e2 = np.eye(2)  # e2 says nothing of e1 until their sum is known: D2 of the activeft study
     pair = np.array([(e1 + e2) / np.sqrt(2), e2])
-    assert rising_gains(e1, pair, np.array([0]), 0.01) == 0.5
+    assert submodularity_violations(e1, pair, np.array([0]), 0.01) == 0.5
 
 
 @given(seed=seeds, k=st.integers(2, 6), d=st.integers(2, 5), n=st.integers(1, 5), lam=lams)
@@ -222,4 +222,4 @@ def test_rising_gains_are_counted_as_brute_force_counts_them(seed, k, d, n, lam)
     rises = [gain(order[: i + 1], j) - gain(order[:i], j) for i in range(n) for j in range(k)]
     assume(not any(1e-13 < abs(r) < 1e-7 for r in rises))
     share = np.mean([r > 1e-7 for r in rises])
-    assert rising_gains(prompt, candidates, order, lam) == pytest.approx(share)
+    assert submodularity_violations(prompt, candidates, order, lam) == pytest.approx(share)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from whet.errors import SourceError
-from whet.evaluate.reproduce.catalogue import CATALOGUE
-from whet.evaluate.reproduce.insights import (
+from studies.registry import REGISTRY
+from studies.claims import (
     CLAIMS,
     HOLDS,
     UNMEASURED,
@@ -73,7 +73,7 @@ def test_artefacts_made_anew_replace_those_of_another_study(tmp_path):
     number = {"value": -1.5, "low": -2.5, "high": -0.5, "n": 30}
     made = {"study": STUDY, "command": "", "caption": "", "n": 9, "commit": "0"}
     before = {
-        "artefacts": {
+        "artifacts": {
             name: made | {"numbers": {own: number}}
             for name, own in (("table1", "SIFT − NN"), ("fig13", "NN, reversed − NN"))
         }
@@ -89,16 +89,16 @@ def test_artefacts_made_anew_replace_those_of_another_study(tmp_path):
 
 def test_every_insight_has_a_claim_on_an_artefact_that_there_is():
     assert {claim.name for claim in CLAIMS} >= {str(i) for i in range(1, 16)}
-    assert {claim.artefact for claim in CLAIMS} <= CATALOGUE.keys()
+    assert {claim.artifact for claim in CLAIMS} <= REGISTRY.keys()
 
 
 def test_artefacts_of_two_studies_are_not_mixed(tmp_path):
-    with pytest.raises(SourceError, match="holds no artefacts: make them with `whet reproduce"):
+    with pytest.raises(SourceError, match="holds no artifacts: make them with `whet reproduce"):
         collect(tmp_path)
     for name, study in (("a", STUDY), ("b", STUDY | {"n": 50})):
         made = {"name": name, "study": study, "numbers": {}, "command": "", "caption": "", "n": 1}
         (tmp_path / f"{name}.json").write_text(json.dumps(made | {"commit": None}))
-    with pytest.raises(SourceError, match="holds artefacts of different studies"):
+    with pytest.raises(SourceError, match="holds artifacts of different studies"):
         collect(tmp_path)
 
 

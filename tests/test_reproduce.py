@@ -1,4 +1,4 @@
-"""Every artefact: its view on a made-up study, each statistic by an independent slow formula."""
+"""Every artifact: its view on a made-up study, each statistic by an independent slow formula."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from whet.data.documents import Document
 from whet.errors import RunFolderError, SourceError
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.dataset import Prompt, Prompts
-from whet.evaluate.reproduce import compute, figures, ground, tables
-from whet.evaluate.reproduce.catalogue import CATALOGUE, named
-from whet.evaluate.reproduce.insights import CLAIMS
-from whet.evaluate.reproduce.make import caption_of
-from whet.evaluate.reproduce.measures import LAMBDAS, aligned, noise
-from whet.evaluate.reproduce.shown import number, spelled
-from whet.evaluate.reproduce.study import join
-from whet.evaluate.reproduce.style import spread
+from studies import cost_figures, figures, retrieval_figures, tables
+from studies.registry import REGISTRY, parse_names
+from studies.claims import CLAIMS
+from studies.build import caption_of
+from studies.metrics import LAMBDAS, lambda_of
+from studies.artifact import number, format_cell
+from whet.evaluate.results import align_runs, join
+from studies.plotting import spread
 from whet.maths.statistics import Estimate
 from whet.space.space import DataSpace
 
@@ -42,13 +42,13 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shown_of(runs, base):
-    """What an artefact shows, made once."""
+    """What an artifact shows, made once."""
 
     @cache
     def show(name):
-        artefact = CATALOGUE[name]
-        given = [joined(runs, spec) for spec in artefact.runs] + [base] * artefact.ground
-        return artefact.view(*given)
+        artifact = REGISTRY[name]
+        given = [joined(runs, spec) for spec in artifact.runs] + [base] * artifact.ground
+        return artifact.view(*given)
 
     return show
 
@@ -64,28 +64,28 @@ def mean(name, method, other=None, prompts=range(9), step=4):
     return math.fsum(a - b for a, b in zip(values, less, strict=True)) / len(values)
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_every_artefact_is_a_table_two_pictures_and_a_record(shown_of, name, tmp_path):
-    artefact, shown = CATALOGUE[name], shown_of(name)
+    artifact, shown = REGISTRY[name], shown_of(name)
     assert shown.rows and all(len(row) == len(shown.columns) for row in shown.rows)
     assert all(e.low <= e.value <= e.high and e.n > 0 for e in shown.numbers.values())
-    claimed = {claim.number for claim in CLAIMS if claim.artefact == name}
+    claimed = {claim.number for claim in CLAIMS if claim.artifact == name}
     assert claimed - NEEDS_MORE <= shown.numbers.keys()
     record, png, svg = shown.write(tmp_path, name, {"name": name})
     kept = json.loads(record.read_text())
     assert kept["columns"] == list(shown.columns) and kept["numbers"].keys() == shown.numbers.keys()
     assert png.read_bytes()[:4] == b"\x89PNG" and "<svg" in svg.read_text()
-    assert f"n = {shown.n:,}" in caption_of(artefact, shown, EvalConfig())
-    assert shown.table(artefact.title).row_count == len(shown.rows)
+    assert f"n = {shown.n:,}" in caption_of(artifact, shown, EvalConfig())
+    assert shown.table(artifact.title).row_count == len(shown.rows)
 
 
-@pytest.mark.parametrize("name", [n for n, a in CATALOGUE.items() if a.runs])
+@pytest.mark.parametrize("name", [n for n, a in REGISTRY.items() if a.runs])
 def test_a_view_refuses_a_run_without_its_methods(runs, base, name, tmp_path):
-    artefact = CATALOGUE[name]
-    other = studies.run(tmp_path, "other", methods=("hull",))
-    given = [other for _ in artefact.runs] + [base] * artefact.ground
-    with pytest.raises(RunFolderError, match=r"other has no method '.*': expected hull$"):
-        artefact.view(*given)
+    artifact = REGISTRY[name]
+    other = studies.run(tmp_path, "other", methods=("kmeanspp",))
+    given = [other for _ in artifact.runs] + [base] * artifact.ground
+    with pytest.raises(RunFolderError, match=r"other has no method '.*': expected kmeanspp$"):
+        artifact.view(*given)
 
 
 def test_the_same_picture_is_the_same_file(runs, tmp_path):
@@ -99,10 +99,10 @@ def test_sets_go_by_the_field_that_names_them(tmp_path):
     space = DataSpace.build(documents, tmp_path / "space", HashingEmbedder(24))
     prompts = tuple(Prompt(Document(f"p{i}", text, {}), "a") for i, text in
                     enumerate(["alpha beta", "x"]))  # fmt: skip
-    base = ground.Ground.of(space, Prompts("", prompts), "meta.kind")  # "x" has no two halves
+    base = ground.QuerySet.of(space, Prompts("", prompts), "meta.kind")  # "x" has no two halves
     assert len(base.queries) == 1 and {row[0] for row in ground.corpus(base).rows} == {"a", "b"}
     with pytest.raises(SourceError, match="no prompt shares a term"):
-        ground.Ground.of(space, Prompts("", prompts[1:] * 2), "set")
+        ground.QuerySet.of(space, Prompts("", prompts[1:] * 2), "set")
 
 
 def test_table1_pairs_sift_with_nn(runs):
@@ -147,8 +147,8 @@ def test_table11_names_the_worst_noise(runs):
     worst = max(gaps, key=gaps.get)
     assert shown.numbers["worst λ' − NN"].value == pytest.approx(gaps[worst])
     assert shown.numbers["best λ' − NN"].value == pytest.approx(min(gaps.values()))
-    assert f"{noise(worst):g}" in shown.note
-    assert [noise(m) for m in LAMBDAS] == [1e-8, 1e-4, 0.01, 0.1, 1, 10]
+    assert f"{lambda_of(worst):g}" in shown.note
+    assert [lambda_of(m) for m in LAMBDAS] == [1e-8, 1e-4, 0.01, 0.1, 1, 10]
 
 
 def test_table12_is_scipys_correlation(shown_of):
@@ -177,11 +177,11 @@ def test_fig6_groups_by_different_picks(tmp_path):
 
 
 def test_a_caption_says_what_is_so_of_the_study(runs):
-    artefact, shown = CATALOGUE["table1"], tables.by_set(runs["core"])
+    artifact, shown = REGISTRY["table1"], tables.by_set(runs["core"])
     assert "stand in for GPT-2, Phi-3 and the Pile; queries are the first halves" in caption_of(
-        artefact, shown, EvalConfig()
+        artifact, shown, EvalConfig()
     )
-    other = caption_of(artefact, shown, EvalConfig(model="gpt2", leakage="whole"))
+    other = caption_of(artifact, shown, EvalConfig(model="gpt2", leakage="whole"))
     assert "stand in" not in other and "halves" not in other
 
 
@@ -233,7 +233,7 @@ def test_fig10_is_the_change_of_the_gap(runs):
 def test_fig11_is_paired(runs):
     shown = figures.lengths(runs["unit"], runs["raw"])
     wanted = mean("unit", "sift", ("raw", "sift"))
-    assert shown.numbers["normalised − not, SIFT"].value == pytest.approx(wanted)
+    assert shown.numbers["normalized − not, SIFT"].value == pytest.approx(wanted)
 
 
 def test_fig12_is_scipys_rank_correlation_over_sets(base, tmp_path):
@@ -249,10 +249,10 @@ def test_fig12_is_scipys_rank_correlation_over_sets(base, tmp_path):
 
 @pytest.mark.parametrize("name", ["fig1", "fig13", "fig14", "fig15", "fig18"])
 def test_curves_end_at_the_mean_and_pair_what_they_claim(runs, name):
-    artefact = CATALOGUE[name]
-    methods, pair = (artefact.view.keywords[key] for key in ("methods", "pair"))
-    shown = artefact.view(joined(runs, artefact.runs[0]))
-    home = {m: spec for spec in artefact.runs[0].split("+") for m in runs[spec].methods}
+    artifact = REGISTRY[name]
+    methods, pair = (artifact.view.keywords[key] for key in ("methods", "pair"))
+    shown = artifact.view(joined(runs, artifact.runs[0]))
+    home = {m: spec for spec in artifact.runs[0].split("+") for m in runs[spec].methods}
     for method, label in methods.items():
         assert shown.numbers[label].value == pytest.approx(mean(home[method], method))
     first, second = pair
@@ -345,22 +345,22 @@ def test_joined_runs_have_the_methods_of_all_and_the_prompts_of_each(runs, tmp_p
     for key in ("space", "prompts"):
         with pytest.raises(RunFolderError, match=f"has {key} .*, but .*another"):
             join([runs["core"], replace(fewer, meta=fewer.meta | {key: "another"})])
-    assert len(aligned(runs["core"], fewer)[0]) == 5
+    assert len(align_runs(runs["core"], fewer)[0]) == 5
 
 
 def test_an_unknown_artefact_is_told_the_known_ones():
-    assert named("all") == list(CATALOGUE) and named("fig9") == ["fig9"]
-    with pytest.raises(ValueError, match="artefact is 'fig99': expected all, table1, table2"):
-        named("fig99")
+    assert parse_names("all") == list(REGISTRY) and parse_names("fig9") == ["fig9"]
+    with pytest.raises(ValueError, match="artifact is 'fig99': expected all, table1, table2"):
+        parse_names("fig99")
 
 
 def test_numbers_are_spelled_with_the_digits_they_need():
     assert [number(x) for x in (73.51, -1.234, 0.86249, 1.2e-5, 123456.0, 0.0)] == [
         "73.5", "-1.23", "0.862", "1.2e-05", "123,456", "0.000",
     ]  # fmt: skip
-    assert spelled(None) == "–" and spelled("x") == "x" and spelled(3) == "3"
-    assert spelled(Estimate(1.0, 1.0, 1.0, 1)) == "1.00"
-    assert spelled(Estimate(1.0, 0.5, 2.0, 9)) == "1.00 [0.500, 2.00]"
+    assert format_cell(None) == "–" and format_cell("x") == "x" and format_cell(3) == "3"
+    assert format_cell(Estimate(1.0, 1.0, 1.0, 1)) == "1.00"
+    assert format_cell(Estimate(1.0, 0.5, 2.0, 9)) == "1.00 [0.500, 2.00]"
 
 
 def test_labels_are_moved_apart_and_keep_their_order():

@@ -14,10 +14,10 @@ from whet.errors import RunFolderError, SourceError
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.dataset import Data
 from whet.evaluate.demo import SHORTEST, source
-from whet.evaluate.reproduce.catalogue import CATALOGUE
-from whet.evaluate.reproduce.plans import PLANS
-from whet.evaluate.reproduce.study import KINDS, Study, data_of, drawn, held_out
-from whet.space.space import DataSpace
+from studies.registry import REGISTRY
+from studies.run_specs import RUN_SPECS
+from studies.study import KINDS, Study, data_of, drawn, held_out
+from whet.spaces import open_space
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def study(here, folder, **changes):
 def test_a_run_is_made_once_and_joined_with_others_of_its_prompts(here, tmp_path):
     own = study(here, tmp_path)
     both = own.run("core+order")
-    assert both.methods == (*PLANS["core"].methods, "nearest(order=reversed)") and len(both) == 2
+    assert both.methods == (*RUN_SPECS["core"].methods, "nearest(order=reversed)") and len(both) == 2
     rows = own.run("core").table.to_pylist()
     assert study(here, tmp_path).run("core").table.to_pylist() == rows  # clocks and all
     with pytest.raises(RunFolderError, match="holds a run with n 2, but 3 is asked"):
@@ -55,7 +55,7 @@ def test_a_study_that_was_cut_short_goes_on_where_it_was(here, tmp_path):
 
 
 def test_a_smaller_share_is_part_of_a_larger_one(here):
-    space = DataSpace.open(here / "space")
+    space = open_space(here / "space")
     few, many = ({d.id for d in drawn(space, share)} for share in (0.3, 0.8))
     assert few < many < set(space.ids)
     assert 0.2 < len(few) / len(space) < 0.4 and len(list(drawn(space, 1.0))) == len(space)
@@ -63,11 +63,11 @@ def test_a_smaller_share_is_part_of_a_larger_one(here):
 
 def test_a_part_of_the_data_space_is_a_space_of_the_same_embedder(here, tmp_path):
     own = study(here, tmp_path)
-    path = own._part(PLANS["third"])
-    made, whole = DataSpace.open(path), DataSpace.open(here / "space")
+    path = own._part(RUN_SPECS["third"])
+    made, whole = open_space(path), open_space(here / "space")
     assert made.embedder.fingerprint == whole.embedder.fingerprint
     assert set(made.ids) == {d.id for d in drawn(whole, 0.33)}
-    assert own._part(PLANS["third"]) == path and own._part(PLANS["core"]) == here / "space"
+    assert own._part(RUN_SPECS["third"]) == path and own._part(RUN_SPECS["core"]) == here / "space"
 
 
 def test_parts_are_of_the_data_space_that_is_asked(here, tmp_path):
@@ -94,7 +94,7 @@ def test_quick_takes_about_a_dozen_prompts(here, tmp_path):
     made = [data_of(tmp_path, Data(), *paths, k, quick, progress=False) for k, quick in asked]
     assert [data.per_set for data in made] == [20, 6, 2]
     named = Data(space=made[0].space, prompts=made[0].prompts, per_set=3)
-    assert data_of(tmp_path, named, Path("x.toml"), None, None, False, progress=False) == named
+    assert data_of(tmp_path, named, Path("x.toml"), None, None, False, progress=False) == parse_names
 
 
 def test_more_of_the_standard_library_held_out_contains_less():
@@ -110,9 +110,9 @@ def test_more_of_the_standard_library_held_out_contains_less():
 def test_the_verb_lists_all_and_refuses_what_it_does_not_know(tmp_path):
     run = CliRunner().invoke
     listed = run(main, ["reproduce", "--list"]).output
-    assert [line.split()[0] for line in listed.splitlines()] == list(CATALOGUE)
+    assert [line.split()[0] for line in listed.splitlines()] == list(REGISTRY)
     unknown = run(main, ["reproduce", "fig99"])
-    assert unknown.exit_code == 2 and "artefact is 'fig99': expected all, table1" in unknown.output
+    assert unknown.exit_code == 2 and "artifact is 'fig99': expected all, table1" in unknown.output
     half = run(main, ["reproduce", "fig1", str(tmp_path)])
     assert half.exit_code == 2 and "name both SPACE and --prompts, or neither" in half.output
 
@@ -124,8 +124,8 @@ def test_several_go_on_past_what_cannot_be_made_and_tell_it(here, tmp_path):
              "--study", str(tmp_path / "s"), "--quiet"]  # fmt: skip
     done = CliRunner().invoke(main, ["reproduce", *words])
     assert done.exit_code == 1 and "fig18 is left out: k is 1000, but" in done.output
-    assert "1 of 4 artefacts could not be made (fig18)" in done.output
-    made = {path.stem for path in (tmp_path / "s" / "artefacts").glob("*.png")}
+    assert "1 of 4 artifacts could not be made (fig18)" in done.output
+    made = {path.stem for path in (tmp_path / "s" / "artifacts").glob("*.png")}
     assert made == {"table6", "table8", "fig15"}
 
 
@@ -134,5 +134,5 @@ def test_the_verb_prints_the_table_and_says_what_it_wrote(here, tmp_path):
     done = CliRunner().invoke(main, [*words, "--study", str(tmp_path), "--quick", "--quiet"])
     assert done.exit_code == 0, done.output
     assert "| candidates" in done.output and "Not the paper's:" in done.output
-    made = {path.name for path in (tmp_path / "artefacts").iterdir()}
+    made = {path.name for path in (tmp_path / "artifacts").iterdir()}
     assert made == {"fig21.json", "fig21.png", "fig21.svg"}

@@ -37,9 +37,9 @@ def test_the_gradient_is_that_of_the_loss_and_its_columns_sum_to_zero(seed, V, d
 
 
 @given(**worlds, lam=st.sampled_from([0.01, 0.3, 1.0, 100.0]))
-def test_no_model_near_the_minimiser_has_less_regularised_loss(seed, V, d, n, lam):
+def test_no_model_near_the_minimizer_has_less_regularized_loss(seed, V, d, n, lam):
     inputs, labels, pretrained = world(seed, V, d, n)
-    found = surrogate.minimiser(inputs, labels, pretrained, lam=lam)
+    found = surrogate.minimizer(inputs, labels, pretrained, lam=lam)
     slope = surrogate.gradient(found, inputs, labels) + lam * (found - pretrained)
     np.testing.assert_allclose(slope, 0, atol=1e-9)  # the objective is convex
     np.testing.assert_allclose((found - pretrained).sum(axis=0), 0, atol=1e-8)  # never along 1
@@ -47,14 +47,14 @@ def test_no_model_near_the_minimiser_has_less_regularised_loss(seed, V, d, n, la
 
 @settings(max_examples=8)
 @given(**worlds, radius=st.sampled_from([0.01, 0.1, 0.5]))
-def test_the_ball_holds_and_its_minimiser_beats_others_in_it(seed, V, d, n, radius):
+def test_the_ball_holds_and_its_minimizer_beats_others_in_it(seed, V, d, n, radius):
     inputs, labels, pretrained = world(seed, V, d, n)
 
     def value(weights):
         away = np.sum((weights - pretrained) ** 2)
         return surrogate.loss(weights, inputs, labels) + 0.05 * away
 
-    found = surrogate.minimiser(inputs, labels, pretrained, lam=0.1, radius=radius)
+    found = surrogate.minimizer(inputs, labels, pretrained, lam=0.1, radius=radius)
     assert np.linalg.norm(found - pretrained) <= radius * (1 + 1e-9)
     rng = np.random.default_rng(seed)
     for _ in range(20):
@@ -65,7 +65,7 @@ def test_the_ball_holds_and_its_minimiser_beats_others_in_it(seed, V, d, n, radi
 
 
 @given(**worlds, rate=st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0]))
-def test_one_step_is_as_near_the_minimiser_as_proposition_33_says(seed, V, d, n, rate):
+def test_one_step_is_as_near_the_minimizer_as_proposition_33_says(seed, V, d, n, rate):
     gap = surrogate.step_gap(*world(seed, V, d, n), rate=rate)
     assert gap.distance <= gap.bound * (1 + 1e-6) + 1e-12
     assert gap.distance == pytest.approx(gap.bound, rel=1e-5, abs=1e-12)  # it is an equality

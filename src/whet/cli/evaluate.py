@@ -100,8 +100,7 @@ def report(
     if step is not None and view == "advice":
         raise click.UsageError("--step cannot be used with --view advice, which uses all steps")
     from whet.evaluate.report.views import VIEWS
-    from whet.evaluate.reproduce.study import join
-    from whet.evaluate.results import Run
+    from whet.evaluate.results import Run, join
 
     run = join([Run.open(run) for run in runs])
     run = run.without_leaks() if drop_leaks else run

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float
 
 from whet.errors import RunFolderError
+from whet.evaluate.config import EvalConfig
 from whet.evaluate.run_storage import column, listed, read_meta, tables
 from whet.maths.arrays import Array
 
@@ -200,3 +201,74 @@ class Run:
     @cached_property
     def _seconds(self) -> dict[str, Float[Array, "n m s"]]:
         return {p: self._cube(self.table[p].to_numpy()).cumsum(axis=2) for p in PHASES}
+
+
+def join(runs: list[Run]) -> Run:
+    """Combine runs of the same data into one run with the methods of all.
+
+    Prompts that are not in every run are left out.
+
+    Raises:
+        RunFolderError: If the runs differ in more than their methods, have a method in common, or
+            have no prompt in common.
+    """
+    first, *rest = runs
+    if not rest:
+        return first
+    methods, adaptations = list(first.methods), first.meta["adaptations"]
+    for run in rest:
+        for key, expected in _shared_settings(first).items():
+            value = _shared_settings(run)[key]
+            if value != expected:
+                raise RunFolderError(
+                    f"{first.folder} has {key} {expected!r}, but {run.folder} has {value!r}: only "
+                    "runs that differ in nothing but their methods can be joined"
+                )
+        if repeated := set(methods) & set(run.methods):
+            raise RunFolderError(
+                f"{run.folder} has method {repeated.pop()!r}, and so has a run before it: join "
+                "runs that have no method in common"
+            )
+        methods += run.methods
+        adaptations = adaptations | run.meta["adaptations"]
+    runs = align_runs(*runs)
+    switches = first.meta["switches"] | {"methods": methods}
+    table = pa.concat_tables([run.table for run in runs]).unify_dictionaries()
+    peaks = np.max([run.column("peak_mib") for run in runs], axis=0)
+    prompts = runs[0].prompts
+    position = prompts.column_names.index("peak_mib")
+    prompts = prompts.set_column(position, prompts.schema.field(position), pa.array(peaks))
+    errors = {name: error for run in runs for name, error in run.errors.items()}
+    meta = first.meta | {"switches": switches, "adaptations": adaptations}
+    return Run(first.folder, meta, table, prompts, errors)
+
+
+def align_runs(*runs: Run) -> list[Run]:
+    """The runs restricted to their common prompts, in the order of the first run.
+
+    Raises:
+        RunFolderError: If they have no prompt in common.
+    """
+    names = runs[0].prompts["prompt"].to_pylist()
+    for run in runs[1:]:
+        present = set(run.prompts["prompt"].to_pylist())
+        names = [name for name in names if name in present]
+    if not names:
+        raise RunFolderError(
+            f"{', '.join(str(run.folder) for run in runs)} have no prompt in common: finish them"
+        )
+    return [_reorder(run, names) for run in runs]
+
+
+def _reorder(run: Run, names: list[str]) -> Run:
+    order = pc.index_in(pa.array(names), value_set=run.prompts["prompt"].combine_chunks())
+    prompts = run.prompts.take(order)
+    selected = pc.is_in(run.table["prompt"].cast(pa.string()), value_set=pa.array(names))
+    return replace(run, prompts=prompts, table=run.table.filter(selected))
+
+
+def _shared_settings(run: Run) -> dict[str, Any]:
+    """What joined runs must have in common: everything except the methods."""
+    switches = EvalConfig().record() | run.meta["switches"]  # fields added later: their defaults
+    del switches["methods"]
+    return {**switches, "space": run.meta["space"], "prompts": run.meta["prompts"]}

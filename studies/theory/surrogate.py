@@ -1,12 +1,12 @@
-"""The paper's surrogate in the flesh: a linear softmax model small enough to solve exactly.
+"""The paper's surrogate: a linear softmax model that is small enough to solve exactly.
 
-Source: arXiv 2410.08020, Section 3: logits W φ(x), the regularised loss of Eq. (1) and its
-minimiser, one gradient step, Proposition 3.3, and the constants κ and L of Eq. (2) and (3).
+Source: arXiv 2410.08020, Section 3: logits W φ(x), the regularized loss of Eq. (1) and its
+minimizer, one gradient step, Proposition 3.3, and the constants κ and L of Eq. (2) and (3).
 
-The logistic matrix A = diag(s) − s sᵀ has A·1 = 0: adding a constant to all logits changes no
-probability. Read literally, κ = sup 1/λ_min(A) is infinite. Every gradient of the loss has columns
-that sum to zero, so no step and no minimiser ever leaves W_pre in the direction 1, and W* may be
-taken likewise; λ_min, and with it κ, is therefore that of A on the complement of 1.
+The logistic matrix A = diag(s) − s sᵀ has A·1 = 0, because adding a constant to all logits changes
+no probability. Read literally, κ = sup 1/λ_min(A) is infinite. Every gradient of the loss has
+columns that sum to zero, so no step and no minimizer leaves W_pre in the direction 1, and W* can be
+chosen likewise. Therefore λ_min, and with it κ, is taken on the complement of 1.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from jaxtyping import Float, Int
 
 from whet.maths.arrays import Array
 
-NEWTON = 200  # steps, at most; a few suffice
+MAX_NEWTON_STEPS = 200  # a few suffice
 
 
 @dataclass(frozen=True, slots=True)
 class Curvature:
-    """How curved the loss is over a set of models and inputs: κ, and L, λ_max of A."""
+    """Curvature of the loss over a set of models and inputs: κ, and L, the largest λ_max of A."""
 
     kappa: float
     largest: float
@@ -29,13 +29,13 @@ class Curvature:
 
 @dataclass(frozen=True, slots=True)
 class StepGap:
-    """How far one gradient step ends from the minimiser regularised by λ = 1 / step size."""
+    """Distance of one gradient step from the minimizer regularized by λ = 1 / step size."""
 
     distance: float
     bound: float
-    """Proposition 3.3's right side; the two sides are in fact equal."""
+    """Right side of Proposition 3.3; the two sides are in fact equal."""
     smooth_bound: float
-    """What is known before solving: of second order in the step size."""
+    """Bound known without solving, of second order in the step size."""
 
 
 def probabilities(logits: Float[Array, "*n V"]) -> Float[Array, "*n V"]:
@@ -51,7 +51,7 @@ def logistic_matrix(logits: Float[Array, " V"]) -> Float[Array, "V V"]:
 
 
 def curvature(logits: Float[Array, "n V"]) -> Curvature:
-    """κ on the complement of 1, and L, at these logits and no others. O(n V³)."""
+    """κ on the complement of 1, and L, at exactly these logits. O(n V³)."""
     eigenvalues = np.array([np.linalg.eigvalsh(logistic_matrix(row)) for row in logits])
     return Curvature(float(1 / eigenvalues[:, 1].min()), float(eigenvalues[:, -1].max()))
 
@@ -59,9 +59,9 @@ def curvature(logits: Float[Array, "n V"]) -> Curvature:
 def curvature_bound(logits: Float[Array, "n V"], radius: float) -> Curvature:
     """κ and L no smaller than those of any model within `radius` of the one with these logits.
 
-    For inputs of at most unit length. A model at Frobenius distance B moves the difference of two
-    logits by at most √2 B, so no probability falls below e^(−√2 B) of what it was; on the
-    complement of 1, λ_min(A) ≥ min s. uᵀA u is the variance of u under s, so L ≤ (√2)² / 4.
+    This holds for inputs of at most unit length. A model at Frobenius distance B changes the
+    difference of two logits by at most √2 B, so no probability falls below e^(−√2 B) of its value;
+    on the complement of 1, λ_min(A) ≥ min s. uᵀA u is the variance of u under s, so L ≤ (√2)² / 4.
     """
     least = float(probabilities(logits).min())
     return Curvature(float(np.exp(np.sqrt(2) * radius)) / least, 0.5)
@@ -98,7 +98,7 @@ def gradient_step(
     return pretrained - rate * gradient(pretrained, inputs, labels)
 
 
-def minimiser(
+def minimizer(
     inputs: Float[Array, "n d"],
     labels: Int[Array, " n"],
     pretrained: Float[Array, "V d"],
@@ -108,19 +108,19 @@ def minimiser(
 ) -> Float[Array, "V d"]:
     """W_n of Eq. (1): least loss plus λ/2 ‖W − W_pre‖², at most `radius` from W_pre.
 
-    By Newton's method; where the ball binds, the minimiser is that of a larger λ, found by
-    bisection. Cost O(n (V d)² + (V d)³) a Newton step: for small models.
+    Uses Newton's method. If the constraint is active, the minimizer is that of a larger λ, which is
+    found by bisection. O(n (V d)² + (V d)³) per Newton step, so it is meant for small models.
     """
-    found = _newton(inputs, labels, pretrained, pretrained, lam)
-    if np.linalg.norm(found - pretrained) <= radius:
-        return found
+    weights = _newton(inputs, labels, pretrained, pretrained, lam)
+    if np.linalg.norm(weights - pretrained) <= radius:
+        return weights
     low, high = lam, lam + float(np.linalg.norm(gradient(pretrained, inputs, labels))) / radius
     while high - low > 1e-12 * high:
         middle = (low + high) / 2
-        found = _newton(inputs, labels, pretrained, found, middle)
-        inside = np.linalg.norm(found - pretrained) <= radius
+        weights = _newton(inputs, labels, pretrained, weights, middle)
+        inside = np.linalg.norm(weights - pretrained) <= radius
         low, high = (low, middle) if inside else (middle, high)
-    return _newton(inputs, labels, pretrained, found, high)
+    return _newton(inputs, labels, pretrained, weights, high)
 
 
 def step_gap(
@@ -130,12 +130,12 @@ def step_gap(
     *,
     rate: float,
 ) -> StepGap:
-    """Proposition 3.3 on this model: ‖W_{1/η} − Ŵ_η‖ beside η ‖∇L(W_{1/η}) − ∇L(W_pre)‖.
+    """Proposition 3.3 on this model: ‖W_{1/η} − Ŵ_η‖ and its bound η ‖∇L(W_{1/η}) − ∇L(W_pre)‖.
 
     As ∇L is ½ λ_max(Φ Φᵀ)-Lipschitz and ‖W_{1/η} − W_pre‖ ≤ η ‖∇L(W_pre)‖, the distance is at
     most η² ½ λ_max(Φ Φᵀ) ‖∇L(W_pre)‖ (derived here, not stated in the paper).
     """
-    solved = minimiser(inputs, labels, pretrained, lam=1 / rate)
+    solved = minimizer(inputs, labels, pretrained, lam=1 / rate)
     stepped = gradient_step(inputs, labels, pretrained, rate=rate)
     before = gradient(pretrained, inputs, labels)
     change = gradient(solved, inputs, labels) - before
@@ -158,20 +158,20 @@ def _newton(
         return loss(weights, inputs, labels) + lam / 2 * float(np.sum((weights - pretrained) ** 2))
 
     weights = start
-    for _ in range(NEWTON):
+    for _ in range(MAX_NEWTON_STEPS):
         slope = gradient(weights, inputs, labels) + lam * (weights - pretrained)
         curved = _hessian(weights, inputs) + lam * np.eye(weights.size)
         step = np.linalg.solve(curved, slope.ravel()).reshape(weights.shape)
         if np.linalg.norm(step) <= 1e-8 * (1 + np.linalg.norm(weights)):
             return weights - step  # convergence is quadratic
-        share, falls = 1.0, float(np.sum(step * slope))
+        scale, decrease = 1.0, float(np.sum(step * slope))
         while (
-            falls > 1e-9
-            and objective(weights - share * step) > objective(weights) - falls / 4 * share
+            decrease > 1e-9
+            and objective(weights - scale * step) > objective(weights) - decrease / 4 * scale
         ):
-            share /= 2  # a convex loss falls for a share small enough; near the end all of it does
-        weights = weights - share * step
-    raise ArithmeticError(f"Newton's method took more than {NEWTON} steps at lam={lam}")
+            scale /= 2  # a convex loss decreases for a small enough scale; near the end for 1
+        weights = weights - scale * step
+    raise ArithmeticError(f"Newton's method took more than {MAX_NEWTON_STEPS} steps at lam={lam}")
 
 
 def _hessian(weights: Float[Array, "V d"], inputs: Float[Array, "n d"]) -> Float[Array, "Vd Vd"]:

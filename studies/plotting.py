@@ -1,6 +1,6 @@
-"""How every figure looks: one colour a method, told apart by the colour-blind too, labels at lines.
+"""The look of all figures: one color per method, readable by the color-blind, labels at the lines.
 
-Colours: Okabe & Ito, "Color Universal Design" (2008).
+Colors: Okabe & Ito, "Color Universal Design" (2008).
 """
 
 import io
@@ -20,12 +20,12 @@ INK, MUTED, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
     "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9",
 )  # fmt: skip
-COLOURS = {
+COLORS = {
     "sift": RED, "nearest": INK, "nearest-repeated": MUTED, "uncertainty": BLUE, "random": SKY,
     "mmr": GREEN, "hull": PURPLE, "dynamic": ORANGE, "sift(0.1)": ORANGE, "sift(10)": "#8a2be2",
     "hull(reuse=2)": "#8c4a6e",
 }  # fmt: skip
-CLEAR = 3  # bands that can lie over each other and still be told apart
+MAX_OPAQUE_BANDS = 3  # more overlapping bands are drawn paler, to keep them distinguishable
 SERIES = (RED, BLUE, GREEN, ORANGE, PURPLE, SKY, INK, MUTED)
 RC = {
     "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -39,16 +39,16 @@ RC = {
 
 @contextmanager
 def canvas(panels: int, width: float, height: float) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes, in a row, of that size in inches each: one, or an array."""
+    """Yield a figure and its axes: one, or an array of `panels` in a row; sizes in inches each."""
     matplotlib = require("matplotlib", "eval")
-    figures = require("matplotlib.figure", "eval")  # no backend: nothing global, no window
+    figures = require("matplotlib.figure", "eval")  # no backend, global state or window
     with matplotlib.rc_context(RC):
         figure = figures.Figure(figsize=(width * panels, height), layout="constrained")
         yield figure, figure.subplots(1, panels)
 
 
 def save(figure: Any, path: Path) -> None:
-    """The same figure is the same file: no dates in it."""
+    """Save a figure without a date, so that equal figures give equal files."""
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     out = io.BytesIO()
     figure.savefig(out, format=path.suffix[1:], dpi=160, metadata=metadata)
@@ -56,23 +56,23 @@ def save(figure: Any, path: Path) -> None:
 
 
 def label(method: str) -> str:
-    """A method as a reader calls it: `SIFT(0.1)`, `NN, order=reversed`."""
-    name, bracket, own = method.partition("(")
-    own = own.removesuffix(")")
+    """Return the label of a method, such as `SIFT(0.1)` or `NN, order=reversed`."""
+    name, bracket, options = method.partition("(")
+    options = options.removesuffix(")")
     short = SHORT.get(name, name)
     if not bracket:
         return short
-    return f"{short}, {own}" if "=" in own else f"{short}({own})"
+    return f"{short}, {options}" if "=" in options else f"{short}({options})"
 
 
-def whole(axes: Any) -> None:
-    """Mark the horizontal axis at whole numbers."""
+def integer_ticks(axes: Any) -> None:
+    """Place the ticks of the horizontal axis at integers."""
     ticker = require("matplotlib.ticker", "eval")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
 
 
 def plain_ticks(axis: Any) -> None:
-    """Mark a logarithmic axis at 1, 2, 5, 10 …, in plain numbers."""
+    """Place the ticks of a logarithmic axis at 1, 2, 5, 10 …, in plain numbers."""
     axis.set_minor_locator(require("matplotlib.ticker", "eval").LogLocator(subs=(2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(lambda value, _: f"{value:g}")
@@ -82,49 +82,49 @@ def lines(
     axes: Any,
     x: Sequence[float],
     curves: dict[str, Sequence[Estimate]],
-    colours: dict[str, str] | None = None,
+    colors: dict[str, str] | None = None,
 ) -> None:
-    """A line a name with its interval as a band, named at its right end; no two names overlap."""
-    named = []
+    """Draw one line per name, with its interval as a band and its name at the right end."""
+    labels = []
     for i, (name, curve) in enumerate(curves.items()):
-        shade = (colours or {}).get(name, SERIES[i % len(SERIES)])
+        color = (colors or {}).get(name, SERIES[i % len(SERIES)])
         values = [point.value for point in curve]
-        axes.plot(x, values, color=shade, marker="o", ms=3, clip_on=False)
+        axes.plot(x, values, color=color, marker="o", ms=3, clip_on=False)
         axes.fill_between(
             x,
             [p.low for p in curve],
             [p.high for p in curve],
-            color=shade,
+            color=color,
             lw=0,
-            alpha=0.12 if len(curves) <= CLEAR else 0.04,
+            alpha=0.12 if len(curves) <= MAX_OPAQUE_BANDS else 0.04,
         )
-        named.append((values[-1], name, shade))
-    name_ends(axes, x[-1], named)
+        labels.append((values[-1], name, color))
+    label_ends(axes, x[-1], labels)
 
 
-def ends(points: Sequence[Estimate]) -> Array:
-    """How far the intervals reach below and above the points, as error bars take it."""
-    reach = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
-    return np.maximum(reach, 0)
+def error_bars(points: Sequence[Estimate]) -> Array:
+    """Return how far the intervals extend below and above the points, as `errorbar` expects."""
+    extents = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+    return np.maximum(extents, 0)
 
 
-def name_ends(axes: Any, x: float, named: list[tuple[float, str, str]]) -> None:
-    """Write each name beside its height at `x`, moved apart where they would overlap."""
+def label_ends(axes: Any, x: float, labels: list[tuple[float, str, str]]) -> None:
+    """Write labels (height, text, color) next to `x`, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     gap = 0.058 * (high - low)
-    heights = spread([height for height, _, _ in named], gap)
-    for height, (_, name, shade) in zip(heights, named, strict=True):
+    heights = spread([height for height, _, _ in labels], gap)
+    for height, (_, text, color) in zip(heights, labels, strict=True):
         axes.annotate(
-            name, (x, height), xytext=(6, 0), textcoords="offset points", color=shade,
+            text, (x, height), xytext=(6, 0), textcoords="offset points", color=color,
             va="center", fontsize=8.5, annotation_clip=False,
         )  # fmt: skip
     axes.set_ylim(low, high)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved as little as may be, in their order, so that neighbours are `gap` apart.
+    """Move heights as little as possible so that neighbors are `gap` apart; keep their order.
 
-    Overlapping ones are merged into blocks about their mean.
+    Overlapping heights are merged into blocks, centered at their mean.
     """
     order = np.argsort(heights, kind="stable")
     blocks: list[list[int]] = []
@@ -137,34 +137,34 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
             blocks[-1] += last
     placed = [0.0] * len(heights)
     for block in blocks:
-        for place, i in enumerate(block):
-            placed[i] = _bottom(block, heights, gap) + gap * place
+        for position, i in enumerate(block):
+            placed[i] = _bottom(block, heights, gap) + gap * position
     return placed
 
 
 def _bottom(block: list[int], heights: Sequence[float], gap: float) -> float:
-    centre = sum(heights[i] for i in block) / len(block)
-    return float(centre - gap * (len(block) - 1) / 2)
+    center = sum(heights[i] for i in block) / len(block)
+    return float(center - gap * (len(block) - 1) / 2)
 
 
 def bars(
     axes: Any,
     names: Sequence[str],
     groups: dict[str, Sequence[Estimate | None]],
-    colours: dict[str, str] | None = None,
+    colors: dict[str, str] | None = None,
     *,
     digits: int = 1,
 ) -> None:
-    """Grouped horizontal bars with intervals and values at their ends; a group a colour."""
+    """Draw grouped horizontal bars, one color per group, with intervals and values."""
     height = 0.8 / len(groups)
-    shades = {g: (colours or {}).get(g, SERIES[i % len(SERIES)]) for i, g in enumerate(groups)}
+    shades = {g: (colors or {}).get(g, SERIES[i % len(SERIES)]) for i, g in enumerate(groups)}
     for g, (group, values) in enumerate(groups.items()):
         for i, value in enumerate(values):
             if value is None:
                 continue
             y = i + (g - (len(groups) - 1) / 2) * height
             axes.barh(y, value.value, height * 0.9, color=shades[group], alpha=0.9)
-            axes.errorbar(value.value, y, xerr=ends([value]), color=INK, lw=0.8, capsize=2)
+            axes.errorbar(value.value, y, xerr=error_bars([value]), color=INK, lw=0.8, capsize=2)
             left = value.value < 0
             axes.annotate(
                 f"{value.value:.{digits}f}", (value.low if left else value.high, y),
@@ -181,15 +181,16 @@ def bars(
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, handletextpad=0.2)
 
 
-def reference(axes: Any, at: float, name: str = "", *, across: bool = True) -> None:
-    """A thin line of what the numbers are compared with, across the axes or down."""
-    draw = axes.axhline if across else axes.axvline
+def reference_line(axes: Any, at: float, name: str = "", *, horizontal: bool = True) -> None:
+    """Draw a thin dashed line at the value that the numbers are compared with."""
+    draw = axes.axhline if horizontal else axes.axvline
     draw(at, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
     if name:
-        blend = axes.get_yaxis_transform() if across else axes.get_xaxis_transform()
+        transform = axes.get_yaxis_transform() if horizontal else axes.get_xaxis_transform()
         axes.annotate(
-            name, (0.01, at) if across else (at, 1), xycoords=blend, xytext=(0, 3),
-            textcoords="offset points", color=MUTED, fontsize=8, ha="left" if across else "center",
+            name, (0.01, at) if horizontal else (at, 1), xycoords=transform, xytext=(0, 3),
+            textcoords="offset points", color=MUTED, fontsize=8,
+            ha="left" if horizontal else "center",
         )  # fmt: skip
 
 
@@ -197,16 +198,16 @@ def dots(
     axes: Any,
     names: Sequence[str],
     values: dict[str, Sequence[Estimate]],
-    colours: dict[str, str] | None = None,
+    colors: dict[str, str] | None = None,
 ) -> None:
-    """A row a name, in it a dot a group with its interval; the legend stands below."""
+    """Draw one row per name with one dot and interval per group, and a legend below."""
     step = 0.66 / max(1, len(values) - 1) if len(values) > 1 else 0.0
     for g, (group, points) in enumerate(values.items()):
-        shade = (colours or {}).get(group, SERIES[g % len(SERIES)])
+        color = (colors or {}).get(group, SERIES[g % len(SERIES)])
         y = np.arange(len(names)) + (g - (len(values) - 1) / 2) * step
         x = np.array([p.value for p in points])
         axes.errorbar(
-            x, y, xerr=ends(points), fmt="o", ms=4, color=shade, ecolor=shade,
+            x, y, xerr=error_bars(points), fmt="o", ms=4, color=color, ecolor=color,
             elinewidth=1, alpha=0.95, label=group,
         )  # fmt: skip
     for i in range(0, len(names), 2):

@@ -1,1 +1,0 @@
-"""The paper's tables, figures and insights, each a view of shared runs."""

@@ -1,0 +1,1 @@
+"""The paper's theory in numbers: confidence sets, convergence bounds and a solvable model."""
