@@ -24,9 +24,9 @@ class Command(click.Command):
             with naming_extras():
                 return super().invoke(ctx)
         except (WhetError, OSError, ValueError) as error:
-            exception = click.ClickException(" ".join(str(error).split()))
-            exception.exit_code = 2 if isinstance(error, ValueError) else 1
-            raise exception from error
+            message = " ".join(str(error).split())
+            usage = isinstance(error, ValueError)  # exit codes: 2 for these, 1 for the others
+            raise (click.UsageError if usage else click.ClickException)(message) from error
 
 
 def _list(ctx: click.Context, _: Any, requested: bool) -> None:

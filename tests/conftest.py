@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core already
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 32}  # before Ray is imported
 
-jaxtyping.install_import_hook("whet", "support.checker.checked")
+jaxtyping.install_import_hook(["whet", "studies"], "support.checker.checked")
 
 settings.register_profile("whet", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("whet")
@@ -36,6 +36,8 @@ MARKERS = {
     "golden": "model",
     "integrations": "model",
     "cli": "model",
+    "studies": "model",
+    "benchmarks": "model",
     "serve": "serve",
 }
 

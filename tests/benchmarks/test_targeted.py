@@ -1,18 +1,18 @@
-"""The plumbing of benchmarks/targeted.py on a tiny model; its numbers mean nothing."""
+"""benchmarks/targeted.py runs on a tiny model; its numbers are meaningless."""
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from support import tiny_models
+from support.paths import BENCHMARKS
 
 from whet.data.documents import Document, read_documents
 from whet.space.space import DataSpace
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "targeted.py"
+SCRIPT = BENCHMARKS / "targeted.py"
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whet.maths import surrogate
+from studies.theory import surrogate
 
 seeds = st.integers(0, 2**32 - 1)
 worlds = dict(seed=seeds, V=st.integers(2, 4), d=st.integers(1, 3), n=st.integers(1, 12))

@@ -6,6 +6,7 @@ from support import reference
 from support import reference_rivals as slow
 
 import whet
+from studies.theory import surrogate
 from studies.theory.confidence import (
     beta,
     beta_regression,
@@ -14,7 +15,6 @@ from studies.theory.confidence import (
     information_gain,
 )
 from studies.theory.convergence import repeated_variance
-from whet.maths import surrogate
 
 seeds = st.integers(0, 2**32 - 1)
 lams = st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0])

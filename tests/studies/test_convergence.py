@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 from support import reference
 
 import whet
-from whet.maths.irreducible import irreducible_variance
 from studies.theory.convergence import (
     SUBMODULAR,
-    spanning_subset,
     convergence_bound,
-    repeated_variance,
     greedy_share,
     repeat_threshold,
+    repeated_variance,
+    spanning_subset,
     submodularity_violations,
     uncertainty_reduction,
 )
+from whet.maths.irreducible import irreducible_variance
 
 seeds = st.integers(0, 2**32 - 1)
 lams = st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0])
