@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from whet.errors import WhetError, naming_extras
+from whet.cli import UserError
+from whet.errors import WhetError
 
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "insights.md", ROOT / "benchmarks" / "results" / "insights.json"
@@ -21,12 +22,9 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with naming_extras():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except (WhetError, OSError, ValueError) as error:
-            message = " ".join(str(error).split())
-            usage = isinstance(error, ValueError)  # exit codes: 2 for these, 1 for the others
-            raise (click.UsageError if usage else click.ClickException)(message) from error
+            raise UserError(str(error), usage=isinstance(error, ValueError)) from error
 
 
 def _list(ctx: click.Context, _: Any, requested: bool) -> None:

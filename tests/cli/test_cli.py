@@ -228,7 +228,7 @@ def test_eval_then_report(folder, tmp_path):
     [line, *_] = json.loads(whet("report", *both, "--json"))["lines"]
     assert line["methods"].keys() > {"sift", "random"}
     done = run("report", *both, tmp_path / "other")
-    assert done.exit_code == 1 and "has 'random', which is there already" in done.output
+    assert done.exit_code == 1 and "has method 'random', and so has a run before it" in done.output
     page = tmp_path / "page.html"
     whet("report", tmp_path / "run", "--html", page, "--space", folder / "space")
     assert page.read_text().startswith("<!doctype html>") and '"texts":["' in page.read_text()

@@ -29,25 +29,6 @@ def unit(*shape, seed):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@given(**sizes, n=st.integers(1, 10), lam=lams)
-def test_no_observations_go_below_the_irreducible(seed, k, d, n, lam):
-    prompt, candidates = unit(d, seed=seed), unit(k, d, seed=seed + 1)
-    floor = irreducible_variance(prompt, candidates)
-    seen = candidates[np.random.default_rng(seed).integers(0, k, n)]
-    assert reference.variance(prompt, seen, lam) >= floor - 1e-9
-    if k >= d:
-        assert floor == pytest.approx(0, abs=1e-20)
-    else:  # each candidate seen without noise, in effect
-        assert reference.variance(prompt, candidates, 1e-9) == pytest.approx(floor, abs=1e-4)
-
-
-def test_the_irreducible_is_all_or_nothing_outside_and_inside_the_span():
-    candidates = np.array([[1.0, 0, 0], [1, 1, 0], [2, 1, 0]])
-    assert irreducible_variance(np.array([0.0, 0, 2]), candidates) == 4
-    assert irreducible_variance(np.array([3.0, -1, 0]), candidates) == pytest.approx(0, abs=1e-28)
-    assert irreducible_variance(np.array([3.0, 4, 5]), np.zeros((2, 3))) == 50
-
-
 @given(**sizes, n=st.integers(0, 8), lam=lams)
 def test_reduction_is_what_the_variance_lost_and_never_falls(seed, k, d, n, lam):
     prompt, candidates = unit(d, seed=seed), unit(k, d, seed=seed + 1)
