@@ -14,7 +14,6 @@ from pathlib import Path
 from studies.run_specs import MAX_EMBEDDED, RUN_SPECS, RunSpec
 from whet.data.documents import Document
 from whet.embed.lsa import LSA
-from whet.embed.registry import get_embedder
 from whet.errors import RunFolderError, SourceError
 from whet.evaluate.config import DYNAMIC, EvalConfig
 from whet.evaluate.dataset import Data, Prompts, fraction
@@ -92,10 +91,10 @@ class Study:
         suffix = f"{spec.embedder or f'{spec.share:g}'}".replace("/", "-").replace(":", "-")
         path = self.folder / f"space-{origin}-{suffix}"
         if not path.exists():
-            embedder = get_embedder(spec.embedder) if spec.embedder else self.space.embedder
+            embedder = spec.embedder or self.space.embedder
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as folder:
-                DataSpace.build(sample(self.space, share), folder, embedder, self.progress)
+                DataSpace.build(sample(self.space, share), folder, embedder, progress=self.progress)
                 if isinstance(embedder, LSA):  # a build saves only an embedder that it has fitted
                     embedder.save(folder / EMBEDDER)
         return path

@@ -17,7 +17,7 @@ from whet.errors import RunFolderError, SourceError
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.dataset import Data
 from whet.evaluate.demo import SHORTEST, source
-from whet.spaces import open_space
+from whet.space.space import DataSpace
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_an_interrupted_study_resumes(folder, tmp_path):
 
 
 def test_a_smaller_share_is_part_of_a_larger_one(folder):
-    space = open_space(folder / "space")
+    space = DataSpace.open(folder / "space")
     few, many = ({d.id for d in sample(space, share)} for share in (0.3, 0.8))
     assert few < many < set(space.ids)
     assert 0.2 < len(few) / len(space) < 0.4 and len(list(sample(space, 1.0))) == len(space)
@@ -74,7 +74,7 @@ def test_a_smaller_share_is_part_of_a_larger_one(folder):
 def test_a_part_of_the_data_space_has_the_same_embedder(folder, tmp_path):
     first = study(folder, tmp_path)
     path = first.space_path(RUN_SPECS["third"])
-    part, whole = open_space(path), open_space(folder / "space")
+    part, whole = DataSpace.open(path), DataSpace.open(folder / "space")
     assert part.embedder.fingerprint == whole.embedder.fingerprint
     assert set(part.ids) == {d.id for d in sample(whole, 0.33)}
     assert first.space_path(RUN_SPECS["third"]) == path
