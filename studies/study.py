@@ -24,7 +24,7 @@ from whet.evaluate.runner import evaluate
 from whet.evaluate.worker_pool import WorkerPool
 from whet.io import atomic_write
 from whet.space.space import DataSpace
-from whet.space.store.staging import EMBEDDER
+from whet.space.store.staging import EMBEDDER_FOLDER
 
 QUICK_STEPS, QUICK_PROMPTS = 10, 12
 PER_SET = 20
@@ -96,7 +96,7 @@ class Study:
             with atomic_write(path) as folder:
                 DataSpace.build(sample(self.space, share), folder, embedder, progress=self.progress)
                 if isinstance(embedder, LSA):  # a build saves only an embedder that it has fitted
-                    embedder.save(folder / EMBEDDER)
+                    embedder.save(folder / EMBEDDER_FOLDER)
         return path
 
 
