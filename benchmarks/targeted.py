@@ -25,8 +25,8 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.session import adapted
 from whet.data.documents import read_documents
 from whet.evaluate.provenance import provenance
+from whet.io import progress_bar
 from whet.maths.statistics import mean_estimate
-from whet.space.progress import bar
 from whet.space.space import DataSpace
 from whet.space.training_set import training_set
 
@@ -57,7 +57,7 @@ def main(
     every = list(read_documents(prompts))
     rows: list[dict[str, Any]] = []
     order = np.random.default_rng(seed).permutation(n) if shuffle else np.arange(n)
-    with bar("train", len(sets) * (3 + len(lams)) * n, show=True) as advance:
+    with progress_bar("train", len(sets) * (3 + len(lams)) * n, show=True) as advance:
         for name in sets:
             own = [document.text for document in every if document.meta.get("set") == name]
             if len(own) < targets + held_out:

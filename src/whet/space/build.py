@@ -1,9 +1,9 @@
 """Adding documents to a data space: an addition is seen whole or not at all, and can be resumed.
 
 Documents are spooled to parts; the parts are embedded one after another, sorted by length, and then
-sealed as segments, which the manifest names last. Each finished part is journaled (`staging`), so an
-interrupted addition continues where it stopped. Memory holds one part, 16 bytes per document, and
-what building an index needs.
+sealed as segments, which the manifest names last. Each finished part is journaled (`staging`), so
+an interrupted addition continues where it stopped. Memory holds one part, 16 bytes per document,
+and what building an index needs.
 """
 
 import json
@@ -27,9 +27,8 @@ from whet.data.documents import (
 from whet.embed.lsa import LSA, Embedder
 from whet.embed.registry import LOADABLE, base_spec, get_embedder
 from whet.errors import EmbedderMismatchError, ModelError, SourceError, SpaceError
-from whet.io import atomic_write, translate_disk_errors
+from whet.io import atomic_write, progress_bar, translate_disk_errors
 from whet.maths.arrays import Array
-from whet.space.progress import bar
 from whet.space.ray.client import connect, map_unordered
 from whet.space.store.manifest import STAGING, Labels, Manifest, read_manifest
 from whet.space.store.reader import DiskReader
@@ -178,7 +177,7 @@ def _spool(addition: Addition, staging: Staging, writer: DiskWriter) -> None:
         for name, text in zip(*(as_strings(rows[c]) for c in ("id", "text")), strict=True):
             seen.same(name, text)
     with (staging.folder / FAILED).open("w", encoding="utf-8") as log:
-        with bar("reading", None, show=addition.progress) as advance:
+        with progress_bar("reading", None, show=addition.progress) as advance:
             for batch in _batches(addition.documents(writer.manifest.next), advance):
                 fresh, failures = _new(batch, seen, snapshot)
                 log.writelines(json.dumps(failure) + "\n" for failure in failures)
@@ -248,7 +247,7 @@ def _fit_lsa(writer: DiskWriter, staging: Staging, progress: bool) -> LSA:
                 f"no document to fit lsa on: none has field {labels.field!r} with the public value "
                 f"{labels.public!r}. Correct these, or choose a pretrained embedder (st:NAME)"
             )
-        with bar("fitting lsa", None, show=progress), atomic_write(folder) as new:
+        with progress_bar("fitting lsa", None, show=progress), atomic_write(folder) as new:
             LSA.fit(texts).save(new)
     return LSA.load(folder)
 
@@ -264,7 +263,7 @@ def _embed(staging: Staging, embedder: Embedder, addition: Addition) -> None:
         else map_unordered(connect(addition.ray), _embed_part, embedder, pending)
     )
     total = sum(staging.count(part) for part in range(staging.parts))
-    with bar("embedding", total, show=addition.progress) as advance:
+    with progress_bar("embedding", total, show=addition.progress) as advance:
         advance(sum(staging.count(part) for part in embedded))
         for part, vectors, failures in results:
             staging.embed(part, vectors, failures)
@@ -322,9 +321,11 @@ def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: 
     failures = list(staging.failures(FAILED))
     if not total and not first:
         raise _no_documents(failures)
-    with bar("writing", total, show=progress) as advance:
-        names = seal(staging.folder, "sealed", lambda: staging.batches(first),
-                     embedder.dimension, labels, advance, indexed=_normalized(embedder))  # fmt: skip
+    with progress_bar("writing", total, show=progress) as advance:
+        names = seal(
+            staging.folder, "sealed", lambda: staging.batches(first), embedder.dimension, labels,
+            advance, indexed=_normalized(embedder),
+        )  # fmt: skip
     failed = _log(path / FAILED, failures)
     if not total and failed == writer.manifest.failed:
         return

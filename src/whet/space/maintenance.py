@@ -7,7 +7,7 @@ from typing import Any
 
 from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
-from whet.space.jsonl import as_json
+from whet.io import as_json
 from whet.space.store.manifest import SEGMENTS, STAGING, read_manifest
 from whet.space.store.reader import DiskReader, deleted_ids
 from whet.space.store.segment import Segment

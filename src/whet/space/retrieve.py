@@ -104,9 +104,8 @@ class Retrieval:
 class Retriever:
     """Selects documents of a data space for a prompt; replaces nearest-neighbor retrieval.
 
-    >>> import tempfile
     >>> texts = ["bees dance", "bees sting", "ants walk"]
-    >>> space = DataSpace.build(texts, tempfile.mkdtemp() + "/insects.whet")
+    >>> space = DataSpace.build(texts, "insects.whet")
     >>> retriever = Retriever(space, SelectionConfig(n=1))
     >>> [document.text for document in retriever.select("why do bees dance?").documents]
     ['bees dance']
@@ -197,8 +196,8 @@ class Retriever:
         query = self.space.embedder.encode([prompt])
         if not query.any():
             raise NoMatchError(
-                f"prompt shares no term with the data space according to {self.space.embedder.name}: "
-                "no document is near it"
+                "prompt shares no term with the data space according to "
+                f"{self.space.embedder.name}: no document is near it"
             )
         return query
 

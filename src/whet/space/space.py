@@ -37,13 +37,11 @@ class DataSpace:
     and `delete` return the new state. Every document has an id, given by its source, and a row, a
     number that the data space assigns once and never reuses.
 
-    >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> space = DataSpace.build(["bees dance", "ants walk", "bees sting"], f"{folder}/insects.whet")
+    >>> space = DataSpace.build(["bees dance", "ants walk", "bees sting"], "insects.whet")
     >>> [neighbors] = space.search(space.embedder.encode(["dancing bees"]), k=2)
     >>> space.texts(neighbors.rows)
     ['bees dance', 'bees sting']
-    >>> len(DataSpace.open(f"{folder}/insects.whet"))
+    >>> len(DataSpace.open("insects.whet"))
     3
     """
 
@@ -82,12 +80,10 @@ class DataSpace:
         a `resume_key`. Documents that cannot be added (unreadable records, an id that comes with
         two texts, texts that cannot be embedded) are listed in `failed.jsonl`.
 
-        >>> import tempfile
-        >>> path = tempfile.mkdtemp() + "/insects.whet"
         >>> docs = [{"id": "bee", "text": "Bees dance.", "year": 2020}, "Ants walk."]
-        >>> DataSpace.build(docs, path).ids
+        >>> DataSpace.build(docs, "bugs.whet").ids
         ['bee', '1']
-        >>> len(DataSpace.build(["Wasps sting."], path))
+        >>> len(DataSpace.build(["Wasps sting."], "bugs.whet"))
         3
 
         Args:
@@ -321,8 +317,7 @@ class DataSpace:
         Results do not depend on the number of threads or on the other queries; ties go to the
         lowest row. Segments without an index are searched exactly, O(N d).
 
-        >>> import tempfile
-        >>> space = DataSpace.build(["bees dance", "ants walk"], tempfile.mkdtemp() + "/s")
+        >>> space = DataSpace.build(["bees dance", "ants walk"], "search.whet")
         >>> [neighbors] = space.search(space.vectors([1]), k=1)
         >>> neighbors.rows.tolist(), round(float(neighbors.scores[0]), 2)
         ([1], 1.0)

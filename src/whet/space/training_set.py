@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 
 from whet.data.documents import Document, reject_str
 from whet.errors import require
+from whet.io import as_json
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection
 from whet.select.sift import sift
-from whet.space.jsonl import as_json
 from whet.space.space import DataSpace
 from whet.space.store.vectors import cosines
 

@@ -2,7 +2,7 @@
 
 Ours; the reasoning and the measurements are in docs/method.md, "λ' and α by themselves". Each
 held-out document is cut in halves. SIFT selects for the first half, without the document itself. A
-linear model that sees, for each pick, the embedding of its second half predicts the embedding of the
+linear model that sees, for each pick, the embedding of its second half predicts that of the
 document's second half. This is the paper's surrogate (arXiv 2410.08020, Section 3; K.5 for squared
 error) with a response that is real.
 """
@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from whet.io import progress_bar
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.select.selection import Selection, Selector
-from whet.space.progress import bar
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Metric, Neighbors
@@ -213,7 +213,7 @@ def _second_halves(
     rows = np.unique(np.concatenate(picked)).tolist()
     halves = [_halves(text)[1] for text in space.texts(rows)]
     vectors: list[Float[Array, " d"]] = []
-    with bar("embedding for auto", len(rows), show=progress) as advance:
+    with progress_bar("embedding for auto", len(rows), show=progress) as advance:
         for start in range(0, len(rows), BATCH):
             batch = space.embedder.encode(halves[start : start + BATCH])
             vectors += list(batch.astype(np.float64))

@@ -26,9 +26,9 @@ from whet.engine import Engine, Request
 from whet.errors import NoMatchError, require
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.tasks import ScoringTask
+from whet.io import progress_bar
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
-from whet.space.progress import bar
 from whet.space.space import DataSpace
 
 require("lm_eval", "lm-eval")
@@ -109,7 +109,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         for place, request in enumerate(requests):
             by_context.setdefault(request.args[0], []).append(place)
         found: dict[int, tuple[float, bool]] = {}
-        with bar("sharpened", len(by_context), show=not disable_tqdm) as advance:
+        with progress_bar("sharpened", len(by_context), show=not disable_tqdm) as advance:
             for context, places in by_context.items():
                 texts = [requests[place].args[1] for place in places]
                 scores = self._scores(context, context, texts)
@@ -124,7 +124,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
     ) -> list[float]:
         """Nats of each whole text, negated, scored chunk by chunk before it is learned from."""
         found = []
-        with bar("sharpened", len(requests), show=not disable_tqdm) as advance:
+        with progress_bar("sharpened", len(requests), show=not disable_tqdm) as advance:
             for request in requests:
                 tasks = ScoringTask.of(request.args[0], self._chunks)
                 scores = [self._scores(task.query, task.context, [task.text])[0] for task in tasks]
@@ -136,7 +136,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Each context's continuation, before the first of its stop texts."""
         found = []
-        with bar("sharpened", len(requests), show=not disable_tqdm) as advance:
+        with progress_bar("sharpened", len(requests), show=not disable_tqdm) as advance:
             for request in requests:
                 context, options = request.args
                 sampling = _sampling(options)

@@ -17,9 +17,8 @@ from jaxtyping import Float
 
 from whet.data.documents import Document
 from whet.errors import SpaceError
-from whet.io import atomic_write, load, sync, write_json
+from whet.io import as_json, atomic_write, load, sync, write_json
 from whet.maths.arrays import Array
-from whet.space.jsonl import as_json
 from whet.space.store.id_index import hash_strings
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.records import as_strings
