@@ -7,6 +7,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import reference
 
 import whet
@@ -336,7 +338,7 @@ def test_d17_another_device_is_warned_about():
 
 
 def test_other_indexes_than_those_of_faiss_work():
-    class NumpyGreedy:
+    class PlainIndex:
         d, ntotal, metric_type = 16, 300, 0
 
         def search(self, x, k):
@@ -348,7 +350,7 @@ def test_other_indexes_than_those_of_faiss_work():
             scores, ids = self.search(x, k)
             return scores, ids, ROWS[ids]
 
-    found = Retriever(NumpyGreedy()).search(QUERIES[0], N=9, K=40)[1]
+    found = Retriever(PlainIndex()).search(QUERIES[0], N=9, K=40)[1]
     np.testing.assert_array_equal(found, Retriever(flat(ROWS)).search(QUERIES[0], N=9, K=40)[1])
 
 
@@ -368,3 +370,52 @@ def test_picks_are_those_of_activeft_where_it_is_correct(m, mean_pooling, opposi
     np.testing.assert_allclose(have[0], want[0], atol=1e-4)
     np.testing.assert_array_equal(have[2], want[2])
     assert have[3]._fields == want[3]._fields
+
+
+class IncompleteIndex:
+    """An index that finds only some rows, pads as Faiss does, and repeats across signs."""
+
+    d, metric_type = 4, 0
+
+    def __init__(self, rows, hidden):
+        self.rows, self.hidden, self.ntotal = rows, hidden, len(rows)
+
+    def search_and_reconstruct(self, x, k):
+        scores = np.where(self.hidden, -np.inf, x @ self.rows.T)
+        ids = np.argsort(-scores, axis=1)[:, :k]
+        scores, vectors = np.take_along_axis(scores, ids, 1), self.rows[ids]
+        missing = self.hidden[ids]
+        return (
+            np.where(missing, -np.finfo(np.float32).max, scores),
+            np.where(missing, -1, ids),
+            np.where(missing[:, :, None], np.nan, vectors),
+        )
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(1, 12),
+    k=st.integers(1, 30),
+    option=st.integers(0, 2),
+)
+def test_rows_that_an_index_does_not_find_are_never_picked(seed, size, k, option):
+    rng = np.random.default_rng(seed)
+    rows = unit(size, 4, seed=seed + 1).astype(np.float32)
+    hidden, query = rng.random(size) < 0.4, unit(1, 4, seed=seed + 2)
+    retriever = Retriever(
+        IncompleteIndex(rows, hidden),
+        **[{}, {"fast": True}, {"also_query_opposite": False}][option],
+    )
+    if hidden.all():
+        with pytest.raises(ValueError, match="found none"):
+            retriever.search(query, N=3, K=k)
+        return
+    values, indices, vectors, _ = retriever.search(query, N=5, K=k)
+    assert not hidden[indices].any() and len(indices) == 5
+    assert np.isfinite(values).all() and len(set(indices)) <= k
+    np.testing.assert_array_equal(vectors, rows[indices])
+    if k >= size:  # every row found is a candidate, once
+        visible = np.flatnonzero(~hidden)
+        wide = rows[visible].astype(np.float64)
+        wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+        np.testing.assert_array_equal(indices, visible[whet.sift(query[0], wide, 5).indices])
