@@ -38,8 +38,6 @@ MARKERS = {
     "integrations": "model",
     "cli": "model",
     "studies": "model",
-    "studies": "model",
-    "benchmarks": "model",
     "serve": "serve",
 }
 

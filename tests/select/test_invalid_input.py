@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support import reference
@@ -45,19 +44,12 @@ FORMS = {
     "reversed": reversed_in_memory,
     "read-only": read_only,
     "list": lambda x: x.tolist(),
-    "torch": torch.tensor,
-    "torch with a gradient": lambda x: torch.tensor(x, requires_grad=True),
-    "torch transposed": lambda x: torch.tensor(x.T.copy()).T if x.ndim == 2 else torch.tensor(x),
-    "bfloat16": lambda x: torch.tensor(x).bfloat16(),
     "int8": lambda x: np.int8(100 * x),
-    "torch int64": lambda x: torch.tensor(np.int64(100 * x)),
 }
 
 
 def exactly(x):
     """The numbers of `x` as a plain float64 array."""
-    if isinstance(x, torch.Tensor):
-        x = x.detach().double().numpy()
     return np.array(x, dtype=np.float64, order="C")
 
 
@@ -118,13 +110,10 @@ INVALID = {
     k=st.integers(1, 6),
     value=st.sampled_from([np.nan, np.inf, -np.inf, 1e200, -1e200]),
     at=st.integers(0, 99),
-    as_torch=st.booleans(),
     selector=selectors,
 )
-def test_an_invalid_array_is_an_error(how, seed, k, value, at, as_torch, selector):
+def test_an_invalid_array_is_an_error(how, seed, k, value, at, selector):
     query, rows = INVALID[how](unit(4, seed=seed), unit(k, 4, seed=seed + 1), value, at)
-    if as_torch and isinstance(rows, np.ndarray) and rows.dtype.kind in "fc":
-        rows = torch.tensor(rows)
     with pytest.raises(ValueError, match=r"query|candidates"):
         selector(query, rows, 1)
 

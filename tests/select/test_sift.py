@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import reference
@@ -126,16 +125,6 @@ def test_without_numba_the_picks_are_the_same(monkeypatch):
     np.testing.assert_allclose(fast.variance, slow.variance, rtol=1e-12)
 
 
-def test_torch_tensors_are_accepted():
-    query, candidates = (
-        torch.from_numpy(unit(150, seed=0)),
-        torch.from_numpy(unit(300, 150, seed=1)),
-    )
-    a = whet.sift(query.float(), candidates.half(), 9)
-    b = whet.sift(query.float().numpy(), candidates.half().float().numpy(), 9)
-    np.testing.assert_array_equal(a.indices, b.indices)
-
-
 LARGE = np.ones((300, 150))
 BAD = [
     ({"candidates": np.where(np.arange(300)[:, None] == 7, np.nan, LARGE)}, "nan at row 7"),
@@ -186,11 +175,10 @@ def test_random_input_is_rejected_or_selected_from_correctly(data):
     ).reshape(shape)
     shape = draw(st.sampled_from([(k, d), (k, d), (k, d), (k,), (k, d, 1)]))
     rows, query = some(*shape), some(draw(st.sampled_from([d, d, d, d + 1])))
-    kind = draw(st.sampled_from(["f8", "f4", "torch", "strided", "list"]))
+    kind = draw(st.sampled_from(["f8", "f4", "strided", "list"]))
     form = {
         "f8": lambda x: x,
         "f4": lambda x: x.astype("f4"),
-        "torch": torch.from_numpy,
         "strided": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
         "list": lambda x: x.tolist(),
     }[kind]
