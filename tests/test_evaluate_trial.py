@@ -333,4 +333,4 @@ def test_a_loss_that_is_not_finite_fails_the_prompt(here, model):
 def test_a_score_that_is_not_finite_fails_the_prompt(here, model):
     """No loss tells it where the last step alone breaks the weights."""
     broken = evaluator(here, model, methods=("nearest",), lr=1e38, clip=0.0, n=1, score_at=())
-    assert "nearest scores nan bits after 1 steps" in broken.record(Prompt(PROMPT, "a"))["error"]
+    assert "score is nan bits after 1 steps" in broken.record(Prompt(PROMPT, "a"))["error"]

@@ -25,7 +25,7 @@ class AdaptationSession:
     ) -> None:
         self._model = model
         self._parameters = parameters
-        self._clip = optimizer.clip
+        self._clip = optimizer.max_grad_norm
         self._optimizer = _torch_optimizer(parameters, lr, optimizer)
         self.steps = 0
 
@@ -94,9 +94,9 @@ def mean_loss(model: LanguageModel, text: str) -> torch.Tensor:
 def _torch_optimizer(
     parameters: Parameters, lr: float, options: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    if options.kind == "sgd":
+    if options.name == "sgd":
         return torch.optim.SGD(parameters, lr, weight_decay=options.weight_decay)
-    kind = torch.optim.AdamW if options.kind == "adamw" else torch.optim.Adam
+    kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
     betas = (options.beta1, options.beta2)
     return kind(
         parameters, lr, betas=betas, eps=options.eps, weight_decay=options.weight_decay, fused=True

@@ -84,7 +84,7 @@ def _lora(network: nn.Module, options: LoRA) -> Iterator[Parameters]:
             down = nn.Parameter(start.to(module.weight.device, dtype))
             up = nn.Parameter(down.new_zeros(width_out, options.r))
             parameters += [down, up]
-            hook = _beside(down, up, options.alpha / options.r)
+            hook = _beside(down, up, options.lora_alpha / options.r)
             hooks.callback(module.register_forward_hook(hook).remove)
         yield parameters
 

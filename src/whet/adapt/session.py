@@ -1,76 +1,289 @@
-"""One prompt at a time, adapted and put back: the one-prompt face of `whet.adapt.slots`.
+"""The training loop of one prompt: every training in whet goes through `AdaptationSession`.
 
-Source: test-time fine-tuning as SIFT has it, arXiv 2410.08020, Section 2: one gradient step on each
-selected text.
+Source: test-time fine-tuning, SIFT, arXiv 2410.08020, Section 2: one gradient step on each selected
+text.
 """
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
-from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig
+from whet.adapt.adapters import Adapter
+from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig, TrainingConfig
 from whet.adapt.model import LanguageModel, Score
+from whet.adapt.sampling import SequenceState
 from whet.adapt.slots import Slots
-from whet.errors import ModelError
+from whet.adapt.updates import TrainExample, Update, lr_scale
+from whet.errors import AdaptationError, ModelError
+
+StopReason = Literal["n", "alpha", "deadline", "cancelled"]
+ID_LENGTH = 40  # characters of a text that stand for its id
+
+
+@dataclass(frozen=True, slots=True)
+class TrainStep:
+    """One text, or chunk of a text, that the model was trained on."""
+
+    id: str
+    """Id of its document."""
+    sigma: float | None
+    """Standard deviation after the pick, relative to the prior's; None without a selection."""
+    loss: float
+    """Loss before the step, in nats per token; for a reused gradient, the loss when that gradient
+    was computed."""
+    seconds: float
+    """Wall time of the update, which the texts of a batch and other requests share."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationTrace:
+    """The steps that were taken for one prompt, and why there were no more."""
+
+    steps: tuple[TrainStep, ...] = ()
+    stop_reason: StopReason = "n"
+    """n: all n steps were taken; alpha: adaptive stopping; deadline: the time was up; cancelled:
+    the request was cancelled."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[TrainStep]:
+        return iter(self.steps)
 
 
 class AdaptationSession:
-    """A model while it is lent to one prompt. Made by `adapted`."""
+    """The adaptation of a model to one prompt, in one slot: train, score, generate.
 
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-        self.steps = 0
+    The slots must be attached while the session is used; `adapted` does that for a single prompt.
+    """
 
-    def step(self, text: str) -> float:
-        """One gradient step on the first `context` tokens of `text`.
+    def __init__(
+        self,
+        slots: Slots,
+        slot: int = 0,
+        *,
+        training: TrainingConfig | None = None,
+        init_adapter: Adapter | None = None,
+        on_step: Callable[[TrainStep], None] | None = None,
+    ) -> None:
+        """Reset the slot, then load the initial adapter.
 
-        Returns the loss before the step, nats per token.
+        Args:
+            slots: The slots of the model.
+            slot: Which one to use.
+            training: How texts become updates; decides whether the optimizer's state is reset, and
+                the scale of the learning rate.
+            init_adapter: LoRA adapter to start from instead of the base model.
+            on_step: Called with each step after it was taken.
 
         Raises:
-            ValueError: If the text has no tokens.
-            ModelError: If the loss is not finite; the weights have not moved.
+            ModelError: If the adapter was made for another model.
+            ValueError: If the adapter does not fit what the slots train.
         """
-        model = self._slots.model
-        [loss] = self._slots.step({0: [model.lesson(text)[: model.context]]})[0]
-        if not math.isfinite(loss):
-            raise ModelError(
-                f"loss is {loss} at step {self.steps + 1} on text {text[:40]!r}: "
-                "lower the learning rate"
-            )
-        self.steps += 1
-        return loss
+        self.training = training or TrainingConfig()
+        self._slots, self._slot, self._on_step = slots, slot, on_step
+        self._steps: list[TrainStep] = []
+        slots.reset(slot, optimizer=not self.training.persist_optimizer)
+        if init_adapter is not None:
+            init_adapter.put(slots, slot)
+        slots.bank.lr[slot] = slots.adaptation.lr * lr_scale(self.training, slots.optimizer.name)
+
+    @property
+    def steps(self) -> tuple[TrainStep, ...]:
+        """The steps taken so far."""
+        return tuple(self._steps)
 
     @property
     def model(self) -> LanguageModel:
-        """The model with the weights as they are now, until the next step."""
-        return self._slots.as_slot(0)
+        """The model with this session's weights, until the next step in any slot."""
+        return self._slots.as_slot(self._slot)
+
+    @property
+    def adapter(self) -> Adapter:
+        """A copy of the LoRA adapter as it is now.
+
+        Raises:
+            ValueError: If something else than LoRA is trained.
+        """
+        return Adapter.of(self._slots, self._slot)
+
+    def run(
+        self,
+        updates: Sequence[Update],
+        *,
+        should_stop: Callable[[], StopReason | None] = lambda: None,
+        after_update: Callable[[int], None] = lambda number: None,
+    ) -> Generator[Update, list[float], StopReason | None]:
+        """The training loop as a coroutine: yields each update and is sent its losses.
+
+        Whoever drives it takes the update: `train`, or a scheduler that takes those of many
+        sessions at once. For a reused gradient no losses are sent.
+
+        Args:
+            updates: What to train on.
+            should_stop: Asked before each update; a reason ends the training.
+            after_update: Called after each update with the number of updates taken.
+
+        Returns:
+            The reason of `should_stop`; None after the last update.
+
+        Raises:
+            AdaptationError: If a loss is not finite; it carries the steps before.
+        """
+        losses: list[float] = []
+        for number, update in enumerate(updates, start=1):
+            if (reason := should_stop()) is not None:
+                return reason
+            if number == 1:
+                self._slots.prepare([e.tokens for each in updates for e in each.examples])
+            start = time.perf_counter()
+            losses = (yield update) or losses
+            self._record(update, losses, time.perf_counter() - start)
+            after_update(number)
+        return None
+
+    def train(
+        self,
+        updates: Sequence[Update],
+        *,
+        should_stop: Callable[[], StopReason | None] = lambda: None,
+        after_update: Callable[[int], None] = lambda number: None,
+    ) -> StopReason | None:
+        """`run` to its end, in this thread.
+
+        Raises:
+            AdaptationError: If a loss is not finite.
+            ModelError: If one text alone does not fit in memory.
+        """
+        loop = self.run(updates, should_stop=should_stop, after_update=after_update)
+        try:
+            update = next(loop)
+            while True:
+                update = loop.send(self._take(update))
+        except StopIteration as stop:
+            reason: StopReason | None = stop.value
+            return reason
+
+    def step(self, text: str) -> float:
+        """One gradient step on the first `max_length` tokens of `text`.
+
+        Returns:
+            The loss before the step, in nats per token.
+
+        Raises:
+            ValueError: If the text has no tokens.
+            AdaptationError: If the loss is not finite; the weights have not changed.
+        """
+        model = self._slots.model
+        tokens = model.lesson(text)[: model.context]
+        self.train([Update((TrainExample(text[:ID_LENGTH], None, tokens),))])
+        return self._steps[-1].loss
 
     def score(self, text: str, *, context: str = "") -> Score:
-        """`LanguageModel.score` with the weights as they are now."""
-        return self._slots.as_slot(0).score(text, context=context)
+        """`LanguageModel.score` with the weights as they are now.
+
+        Raises:
+            AdaptationError: If the score is not finite.
+            ValueError: If the text is empty.
+        """
+        return self.check(self.model.score(text, context=context))
+
+    def check(self, score: Score) -> Score:
+        """Pass on a score of this session's model if it is finite.
+
+        Raises:
+            AdaptationError: If it is not.
+        """
+        if not math.isfinite(score.bits):
+            raise AdaptationError(
+                f"score is {score.bits} bits after {len(self._steps)} steps: "
+                "lower the learning rate",
+                AdaptationTrace(self.steps),
+            )
+        return score
+
+    def decode(
+        self,
+        state: SequenceState,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_text: Callable[[str], None] = lambda piece: None,
+    ) -> Generator[SequenceState, str, None]:
+        """Generation as a coroutine: yields `state` for each token and is sent the new text.
+
+        Raises:
+            AdaptationError: If the logits of the adapted model are not finite.
+        """
+        while not (state.finish or should_stop()):
+            try:
+                piece = yield state
+            except ModelError as error:
+                if not self._steps:  # the base model's fault
+                    raise
+                raise AdaptationError(str(error), AdaptationTrace(self.steps)) from error
+            if piece:
+                on_text(piece)
 
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
     ) -> str:
         """`LanguageModel.generate` with the weights as they are now."""
-        return self._slots.as_slot(0).generate(
+        return self.model.generate(
             prompt, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
+
+    def _take(self, update: Update) -> list[float]:
+        """Take `update` alone: its losses, none for a reused gradient."""
+        if update.reused:
+            self._slots.repeat([self._slot])
+            return []
+        return self._slots.step({self._slot: [e.tokens for e in update.examples]})[self._slot]
+
+    def _record(self, update: Update, losses: Sequence[float], seconds: float) -> None:
+        for example, loss in zip(update.examples, losses, strict=True):
+            if not math.isfinite(loss):
+                raise AdaptationError(
+                    f"loss is {loss} at step {len(self._steps) + 1} on document {example.id!r}: "
+                    "lower the learning rate",
+                    AdaptationTrace(self.steps),
+                )
+            step = TrainStep(example.id, example.sigma, loss, seconds)
+            self._steps.append(step)
+            if self._on_step is not None:
+                self._on_step(step)
 
 
 @contextmanager
 def adapted(
     model: LanguageModel,
-    adaptation: AdapterConfig | None = None,
+    adapter: AdapterConfig | None = None,
     optimizer: OptimizerConfig | None = None,
+    training: TrainingConfig | None = None,
 ) -> Iterator[AdaptationSession]:
-    """Lend `model` to one prompt; on leaving, even by an error, it is as before, bit for bit.
+    """Adapt `model` to one prompt; on leaving, even by an error, its weights are restored exactly.
 
-    Costs a copy of what is trained, its gradient, and the optimiser's state, new each time.
+        with whet.adapted(model, whet.LoRA()) as session:
+            for text in texts:
+                session.step(text)
+            print(session.generate(prompt))
+
+    Costs memory for a copy of the trained weights, their gradient and the optimizer's state.
+
+    Args:
+        model: The model, which nothing else can use meanwhile.
+        adapter: What is trained: `FullFineTuning` by default, `LoRA` or `LMHead`.
+        optimizer: How a gradient becomes a step.
+        training: How texts become updates.
+
+    Returns:
+        A context manager that gives the `AdaptationSession`.
 
     Raises:
-        ModelError: If the model is lent out already.
+        ModelError: If the model is in use already.
     """
-    slots = Slots(model, adaptation or FullFineTuning(), optimizer)
+    slots = Slots(model, adapter or FullFineTuning(), optimizer)
     with slots.attached():
-        yield AdaptationSession(slots)
+        yield AdaptationSession(slots, training=training)

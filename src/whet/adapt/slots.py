@@ -82,9 +82,8 @@ class Slots:
         with model.exclusive():  # else it would take a borrower's weights for the model's
             self._form = _form(model, adaptation, cache_bytes, compiled)
         dtype = next(model.network.parameters()).dtype
-        self.bank = FlatParams(
-            self._form.start, count, adaptation.lr, optimizer or OptimizerConfig(), dtype
-        )
+        self.optimizer = optimizer or OptimizerConfig()
+        self.bank = FlatParams(self._form.start, count, adaptation.lr, self.optimizer, dtype)
         self.width = count  # texts in one pass; lowered when memory runs out
         self._room = self._form.output.room()
         self._used: list[int] = []  # the slots whose own rows the form computes with

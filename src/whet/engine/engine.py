@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
 
-from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig
+from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig, TrainingConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.sampling import SamplingParams
+from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason
 from whet.adapt.slots import Slots, check_compiled
+from whet.adapt.updates import plan_updates
 from whet.engine.request import Event, RequestRun, RequestState, TrainingPlan, Way
 from whet.engine.scheduler import Scheduler
-from whet.engine.types import AdaptationTrace, Output, Request, StopReason, TrainingConfig
-from whet.engine.updates import plan_updates, rate
+from whet.engine.types import Output, Request
 from whet.errors import WhetError
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
@@ -235,12 +236,15 @@ class Engine:
         return retrieve(self._space, query.prompt, replace(self.options, **told))
 
     def _way(self, job: RequestState, slots: Slots, slot: int) -> Way:
-        slots.reset(slot, optimizer=not self.training.persist_optimizer)
-        if job.query.adapter is not None:
-            job.query.adapter.put(slots, slot)
-        slots.bank.lr[slot] = self.adaptation.lr * rate(self.training, self.optimizer.name)
-        pupil = RequestRun(job, slots, slot)
-        return (yield from pupil.way(lambda: self._lockstep.tick_s))
+        run = RequestRun(job)
+        session = AdaptationSession(
+            slots,
+            slot,
+            training=self.training,
+            init_adapter=job.query.adapter,
+            on_step=job.tell,
+        )
+        return (yield from run.way(session, lambda: self._lockstep.tick_s))
 
     def _plan(self, job: RequestState) -> TrainingPlan:
         query = job.query
@@ -250,14 +254,13 @@ class Engine:
             return TrainingPlan((), "n", None)
         if query.documents is not None:
             documents = query.documents[: query.n]
-            sigmas: list[float | None] = [None] * len(documents)
-            return TrainingPlan(
-                plan_updates(documents, sigmas, self.model, self.training), "n", None
-            )
+            texts = [(document.id, document.text) for document in documents]
+            return TrainingPlan(plan_updates(texts, self.model, self.training), "n", None)
         found = self._retrieve(query)
         sigmas = found.selection.sigma[1:].tolist()
         reason: StopReason = "n" if len(found) == n else "alpha"
-        learned = plan_updates(found.documents, sigmas, self.model, self.training)
+        texts = [(document.id, document.text) for document in found.documents]
+        learned = plan_updates(texts, self.model, self.training, sigmas=sigmas)
         return TrainingPlan(learned, reason, found, time.perf_counter() - began)
 
 

@@ -4,20 +4,17 @@ A generator that gives a lesson whenever it wants to learn and is sent the losse
 when it wants a token and is sent the piece of text.
 """
 
-import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from whet.adapt.adapters import Adapter
 from whet.adapt.model import Score
 from whet.adapt.sampling import SequenceState
-from whet.adapt.slots import Slots
-from whet.engine.types import AdaptationTrace, Output, Request, StopReason, TrainStep
-from whet.engine.updates import Update
-from whet.errors import AdaptationError, ModelError
+from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason, TrainStep
+from whet.adapt.updates import Update
+from whet.engine.types import Output, Request
 from whet.space.retrieve import Retrieval
 
 Event = Retrieval | TrainStep | str
@@ -29,7 +26,7 @@ Losses = list[float]
 class TrainingPlan:
     """What a prompt will learn, before it learns any of it."""
 
-    plan_updates: Sequence[Update]
+    updates: Sequence[Update]
     reason: StopReason
     """Why there are no more."""
     retrieval: Retrieval | None
@@ -63,13 +60,12 @@ class RequestState:
 class RequestRun:
     """A prompt in its slot."""
 
-    def __init__(self, job: RequestState, slots: Slots, slot: int) -> None:
-        self._job, self._slots, self._slot = job, slots, slot
-        self._steps: list[TrainStep] = []
+    def __init__(self, job: RequestState) -> None:
+        self._job = job
         self._scores: dict[int, Score] = {}
         self.seconds: dict[str, float] = {}
 
-    def way(self, tick_s: Callable[[], float]) -> Way:
+    def way(self, session: AdaptationSession, tick_s: Callable[[], float]) -> Way:
         """Learn what is planned, answer.
 
         Raises:
@@ -83,86 +79,54 @@ class RequestRun:
             )
         if query.text is None:  # what cannot be answered is refused before any step is taken
             prompt = query.prompt if query.tokens is None else query.tokens
-            decoder = SequenceState(self._slots.model, prompt, query.sampling)
+            decoder = SequenceState(session.model, prompt, query.sampling)
         planned = self._job.plan.result()
         waited = begun - self._job.submitted
         self.seconds["select"] = min(planned.seconds, waited)
         self.seconds["queue"] = waited - self.seconds["select"]
         if planned.retrieval is not None:
             self._job.tell(planned.retrieval)
-        self._score(0)
-        taken, reason = yield from self._learn(planned, tick_s)
+        self._score(session, 0)
+        taken = 0
+
+        def should_stop() -> StopReason | None:
+            if self._job.cancelled:
+                return "cancelled"
+            return "deadline" if self._job.late(tick_s()) else None
+
+        def after_update(number: int) -> None:
+            nonlocal taken
+            taken = number
+            if number in query.score_at:
+                self._score(session, number)
+
+        reason = yield from session.run(
+            planned.updates, should_stop=should_stop, after_update=after_update
+        )
         trained = self._lap("train", begun)
-        self._score(taken)
+        self._score(session, taken)
         if decoder is not None:
-            yield from self._continue(decoder)
+            yield from session.decode(
+                decoder, should_stop=lambda: self._job.cancelled, on_text=self._job.tell
+            )
         self._lap("answer", trained)
         text, finish = (
             (query.text or "", "score")
             if decoder is None
             else (decoder.text, decoder.finish or "cancelled")
         )
-        trace = AdaptationTrace(tuple(self._steps), "cancelled" if self._job.cancelled else reason)
-        adapter = Adapter.of(self._slots, self._slot) if query.keep else None
+        reason = "cancelled" if self._job.cancelled else reason or planned.reason
+        adapter = session.adapter if query.keep else None
         tokens = 0 if decoder is None else len(decoder.tokens)
         return Output(
-            query, text, trace, planned.retrieval, finish, self._scores, adapter, self.seconds,
-            tokens,
+            query, text, AdaptationTrace(session.steps, reason), planned.retrieval, finish,
+            self._scores, adapter, self.seconds, tokens,
         )  # fmt: skip
 
-    def _learn(
-        self, plan: TrainingPlan, tick_s: Callable[[], float]
-    ) -> Generator[Update, Given, tuple[int, StopReason]]:
-        losses: Losses = []
-        for number, lesson in enumerate(plan.plan_updates, start=1):
-            if self._job.cancelled or self._job.late(tick_s()):
-                return number - 1, "cancelled" if self._job.cancelled else "deadline"
-            if number == 1:
-                self._slots.prepare(
-                    [part.tokens for one in plan.plan_updates for part in one.parts]
-                )
-            start = time.perf_counter()
-            losses = (yield lesson) or losses
-            self._note(lesson, losses, time.perf_counter() - start)
-            if number in self._job.query.score_at:
-                self._score(number)
-        return len(plan.plan_updates), plan.reason
-
-    def _note(self, lesson: Update, losses: Losses, seconds: float) -> None:
-        for part, loss in zip(lesson.parts, losses, strict=True):
-            if not math.isfinite(loss):
-                raise AdaptationError(
-                    f"loss is {loss} at step {len(self._steps) + 1} on document {part.id!r}: "
-                    "lower the learning rate",
-                    AdaptationTrace(tuple(self._steps)),
-                )
-            step = TrainStep(part.id, part.sigma, loss, seconds)
-            self._steps.append(step)
-            self._job.tell(step)
-
-    def _score(self, steps: int) -> None:
+    def _score(self, session: AdaptationSession, steps: int) -> None:
         query = self._job.query
-        if query.text is None or steps in self._scores:
-            return
-        model = self._slots.as_slot(self._slot)
-        score = model.score(query.text, context=query.prompt)
-        if not math.isfinite(score.bits):
-            raise AdaptationError(
-                f"score is {score.bits} bits after {steps} steps: lower the learning rate",
-                AdaptationTrace(tuple(self._steps)),
-            )
-        self._scores[steps] = score
-
-    def _continue(self, decoder: SequenceState) -> Generator[SequenceState, Given, None]:
-        while not (decoder.finish or self._job.cancelled):
-            try:
-                piece = yield decoder
-            except ModelError as error:
-                if not self._steps:
-                    raise
-                raise AdaptationError(str(error), AdaptationTrace(tuple(self._steps))) from error
-            if piece:
-                self._job.tell(piece)
+        if query.text is not None and steps not in self._scores:
+            self._scores[steps] = session.score(query.text, context=query.prompt)
 
     def _lap(self, name: str, start: float) -> float:
         end = time.perf_counter()

@@ -20,8 +20,8 @@ from itertools import islice
 
 from whet.adapt.sampling import SequenceState
 from whet.adapt.slots import Slots
+from whet.adapt.updates import Update
 from whet.engine.request import Losses, RequestState, TrainingPlan, Wanted, Way
-from whet.engine.updates import Update
 from whet.errors import EngineClosedError, ModelError, QueueFullError
 
 PLANNERS = 2
@@ -232,7 +232,7 @@ def _learn(slots: Slots, plan_updates: dict[int, Update]) -> dict[int, Losses | 
     """Take the lessons together; if that fails, each alone, so that one fails for itself."""
     slots.repeat([slot for slot, lesson in plan_updates.items() if lesson.reused])
     fresh = {
-        slot: [part.tokens for part in lesson.parts]
+        slot: [e.tokens for e in lesson.examples]
         for slot, lesson in plan_updates.items()
         if not lesson.reused
     }

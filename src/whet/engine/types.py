@@ -1,21 +1,18 @@
 """What is asked of an engine, what it answers, and how it trains in between."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal
 
 from whet.adapt.adapters import Adapter
-from whet.adapt.config import TrainingConfig as TrainingConfig
 from whet.adapt.model import Score
 from whet.adapt.sampling import SamplingParams
+from whet.adapt.session import AdaptationTrace
 from whet.data.documents import Document
 from whet.errors import WhetError
 from whet.maths.arrays import as_count, as_positive
 from whet.space.retrieve import Retrieval
 
 SHOWN = 40  # letters of an answer's text
-
-StopReason = Literal["n", "alpha", "deadline", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,36 +66,6 @@ class Request:
             raise ValueError("text to score is empty: bits per byte need at least one byte")
         if self.text is not None and self.tokens is not None:
             raise ValueError("query has both tokens and a text to score: expected one of them")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainStep:
-    """One text that was learned from."""
-
-    id: str
-    """Its document."""
-    sigma: float | None
-    """σ after the pick, as a share of the prior's; none for a document that was given."""
-    loss: float
-    """Loss on it before the step, nats per token; of a reused gradient, when that was computed."""
-    seconds: float
-    """Wall time of the step, which other prompts' steps share."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptationTrace:
-    """How an answer was come to."""
-
-    steps: tuple[TrainStep, ...] = ()
-    stop_reason: StopReason = "n"
-    """Why there were no more steps: all n were taken, alpha was reached, the deadline was, or the
-    prompt was cancelled."""
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[TrainStep]:
-        return iter(self.steps)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

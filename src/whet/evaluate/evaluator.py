@@ -2,23 +2,23 @@
 
 import hashlib
 import math
-import random
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
-from whet.adapt.model import LanguageModel
+from whet.adapt.config import TrainingConfig
+from whet.adapt.model import LanguageModel, Score
+from whet.adapt.session import AdaptationSession
 from whet.adapt.slots import Slots
+from whet.adapt.updates import Update, plan_updates
 from whet.data.documents import Document
-from whet.engine.types import TrainingConfig
-from whet.engine.updates import Update, plan_updates, rate
-from whet.errors import ModelError
+from whet.errors import AdaptationError, ModelError
 from whet.evaluate.config import DYNAMIC, EvalConfig, Method
 from whet.evaluate.contamination import find_contamination, near_duplicates
 from whet.evaluate.dataset import Prompt
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Picks:
-    """The texts of a method for a task, in the order of the steps."""
+    """The documents that a method selects for a task, in the order of the selection."""
 
     documents: Sequence[Document]
     sigma: Sequence[float | None]
@@ -67,19 +67,59 @@ class _Picks:
     seconds: dict[str, Any]
     seed: int
 
-    def rows(self, blank: Row) -> list[Row]:
-        """A row a text, with how often it was picked so far."""
-        seen, rows = Counter[str](), list[Row]()
-        for step, document in enumerate(self.documents, start=1):
-            seen[document.id] += 1
-            picked = replace(blank, step=step, document=document.id, sigma=self.sigma[step])
-            rows.append(replace(picked, multiplicity=seen[document.id]))
-        return rows
-
     def updates(self, model: LanguageModel, switches: EvalConfig) -> list[Update]:
-        """What is learned from the texts, update by update; a part's id is its text's step."""
-        placed = [replace(d, id=str(i)) for i, d in enumerate(self.documents, start=1)]
-        return plan_updates(placed, self.sigma[1:], model, training(switches, self.seed))
+        """The updates of the engine; the id of an example is its document's place in the picks."""
+        texts = [(str(place), document.text) for place, document in enumerate(self.documents)]
+        return plan_updates(texts, model, training(switches, self.seed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """The steps on the picks of a task: one row per document, in the order of training."""
+
+    rows: list[Row]
+    texts: list[str]
+    updates: list[Update]
+    step_of: Mapping[str, int]
+    """Step of each example, by its id."""
+
+    @classmethod
+    def plan(cls, blank: Row, picks: _Picks, updates: list[Update]) -> "_Steps":
+        places = list(dict.fromkeys(e.id for update in updates for e in update.examples))
+        rows, texts, count = list[Row](), list[str](), Counter[str]()
+        for step, place in enumerate(places, start=1):
+            document = picks.documents[int(place)]
+            count[document.id] += 1
+            rows.append(
+                replace(
+                    blank,
+                    step=step,
+                    document=document.id,
+                    sigma=picks.sigma[step],
+                    multiplicity=count[document.id],
+                )
+            )
+            texts.append(document.text)
+        return cls(rows, texts, updates, {place: i for i, place in enumerate(places, start=1)})
+
+    def reached(self, taken: int) -> int:
+        """The last step that is complete after `taken` updates.
+
+        An update of several documents is taken at the last of them.
+        """
+        if taken == len(self.updates):
+            return len(self.rows)
+        return self.step_of[self.updates[taken].examples[-1].id] - 1
+
+    def note(self, update: Update, losses: Sequence[float]) -> None:
+        """Write the losses and tokens of `update` into its rows; of chunks, their mean loss."""
+        for example, loss in zip(update.examples, losses, strict=True):
+            row = self.rows[self.step_of[example.id] - 1]
+            before = row.tokens
+            row.tokens += 0 if update.reused else len(example.tokens)
+            if before and row.tokens > before:
+                loss = ((row.loss or 0.0) * before + loss * (row.tokens - before)) / row.tokens
+            row.loss = loss
 
 
 class Evaluator:
@@ -105,7 +145,7 @@ class Evaluator:
         record: dict[str, Any] = {"prompt": prompt.document.id, "set": prompt.set}
         try:
             return record | self._measure(prompt.document)
-        except (ValueError, ModelError) as error:
+        except (ValueError, ModelError, AdaptationError) as error:
             return record | {"error": str(error)}
 
     def _measure(self, document: Document) -> dict[str, Any]:
@@ -153,9 +193,7 @@ class Evaluator:
 
     def _picks(self, method: Method, document: Document, task: ScoringTask) -> _Picks:
         switches = method.switches
-        seed = int.from_bytes(
-            hashlib.sha256(f"{switches.seed} {document.id}".encode()).digest()[:8]
-        )
+        seed = prompt_seed(switches.seed, document.id)
         if method.name == DYNAMIC:
             documents = [Document(DYNAMIC, task.query, {})] * switches.n
             return _Picks(documents, [None] * (switches.n + 1), {}, seed)
@@ -166,13 +204,6 @@ class Evaluator:
         if switches.alpha is not None:
             found = found.stop_at(switches.alpha)
         documents = list(found.documents)
-        match switches.order:
-            case "reversed":
-                documents.reverse()
-            case "shuffled":
-                random.Random(seed).shuffle(documents)
-            case "length":
-                documents.sort(key=lambda text: len(text.text))
         seconds = {f"{phase}_s": found.seconds[phase] for phase in ("embed", "search", "select")}
         return _Picks(documents, found.selection.sigma.tolist(), seconds, seed)
 
@@ -195,42 +226,43 @@ class Evaluator:
         return replace(found, documents=documents, rows=rows, selection=selection, seconds=seconds)
 
     def _use(self, blank: Row, method: Method, picks: _Picks, task: ScoringTask) -> list[Row]:
-        """A row a text: learned from, put into the context, or both; scored where asked.
-
-        An update of several texts is taken at the last of them, before that is scored.
-        """
-        rows, switches = picks.rows(blank), method.switches
-        texts = [document.text for document in picks.documents]
+        """Train on each document, put it into the context, or both; score at the chosen steps."""
+        switches, start = method.switches, time.perf_counter()
+        steps = _Steps.plan(blank, picks, picks.updates(self._model, switches))
         in_context = None if switches.use == "steps" else InContext(self._model, task)
-        with nullcontext() if switches.use == "context" else self._lent(blank.method) as slots:
-            start, losses = time.perf_counter(), list[float]()
-            updates = deque(picks.updates(self._model, switches) if slots else ())
-            for row in rows:
-                if slots:
-                    while updates and int(updates[0].parts[-1].id) <= row.step:
-                        losses = _taken(slots, updates[0]) or losses
-                        _note(rows, updates.popleft(), losses)
+        done = 0
+
+        def score_reached(taken: int, session: AdaptationSession | None) -> None:
+            nonlocal done, start
+            reached = steps.reached(taken) if session else len(steps.rows)
+            for row in steps.rows[done:reached]:
+                if session:
                     row.train_s = time.perf_counter() - start
-                if row.step in switches.steps or row is rows[-1]:
+                if row.step in switches.steps or row is steps.rows[-1]:
                     start = time.perf_counter()
-                    model = slots.as_slot(0) if slots else self._model
-                    row.bits = (
-                        in_context.score(texts[: row.step])
-                        if in_context
-                        else model.score(task.text, context=task.context)
-                    ).bits
+                    row.bits = _score(self._model, session, in_context, task, steps, row).bits
                     row.score_s = time.perf_counter() - start
-                    if not math.isfinite(row.bits):
-                        raise ModelError(
-                            f"{blank.method} scores {row.bits} bits after {row.step} steps: "
-                            "lower the learning rate"
-                        )
                 start = time.perf_counter()
-        return rows
+            done = max(done, reached)
+
+        if switches.use == "context":
+            score_reached(0, None)
+            return steps.rows
+        with self._session(blank.method, picks.seed) as session:
+
+            def after_update(number: int) -> None:
+                update = steps.updates[number - 1]
+                taken = session.steps[-len(update.examples) :]
+                steps.note(update, [step.loss for step in taken])
+                score_reached(number, session)
+
+            score_reached(0, session)
+            session.train(steps.updates, after_update=after_update)
+        return steps.rows
 
     @contextmanager
-    def _lent(self, spelled: str) -> Iterator[Slots]:
-        """The model as a method begins with it; an optimiser that carries on keeps its state."""
+    def _session(self, spelled: str, seed: int) -> Iterator[AdaptationSession]:
+        """The model at the start of a method; a persistent optimizer keeps its state."""
         switches, adaptation = self._methods[spelled].switches, self.adaptations[spelled]
         optimizer = switches.optimizer_config
         kind = spelled if switches.carry else (adaptation, optimizer)
@@ -238,9 +270,12 @@ class Evaluator:
             self._slots[kind] = Slots(self._model, adaptation, optimizer)
         slots = self._slots[kind]
         with slots.attached():
-            slots.reset(0, optimizer=not switches.carry)
-            slots.bank.lr[0] = adaptation.lr * rate(training(switches, 0), optimizer.name)
-            yield slots
+            yield AdaptationSession(slots, training=training(switches, seed))
+
+
+def prompt_seed(seed: int, prompt: str) -> int:
+    """The seed of one prompt: of the run's `seed` and the prompt's id."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8])
 
 
 def retriever(space: DataSpace, method: Method, seed: int = 0) -> Retriever:
@@ -271,12 +306,13 @@ def chooser(method: Method, seed: int) -> Selector:
 
 
 def training(switches: EvalConfig, seed: int) -> TrainingConfig:
-    """How texts, in the order they are given in, become updates; `seed` is a prompt's.
+    """How the texts of a prompt become updates; `seed` is the prompt's.
 
     Raises:
         ValueError: If the switches do not go together.
     """
     return TrainingConfig(
+        order=cast(Any, switches.order),
         batch_size=switches.texts_per_update,
         gradient_reuse=switches.reuse,
         persist_optimizer=switches.carry,
@@ -285,25 +321,28 @@ def training(switches: EvalConfig, seed: int) -> TrainingConfig:
     )
 
 
-def _taken(slots: Slots, update: Update) -> list[float]:
-    """The losses before an update; none where a gradient is taken again.
+def _score(
+    model: LanguageModel,
+    session: AdaptationSession | None,
+    in_context: InContext | None,
+    task: ScoringTask,
+    steps: _Steps,
+    row: Row,
+) -> Score:
+    """The score of the task at the step of `row`.
 
     Raises:
-        ModelError: If one is not finite; the weights have not moved.
+        AdaptationError: If the adapted model's score is not finite.
+        ModelError: If the model's score is not finite with the texts as context.
     """
-    if update.reused:
-        slots.repeat([0])
-        return []
-    losses = slots.step({0: [part.tokens for part in update.parts]})[0]
-    for part, loss in zip(update.parts, losses, strict=True):
-        if not math.isfinite(loss):
-            raise ModelError(f"loss is {loss} at step {int(part.id)}: lower the learning rate")
-    return losses
-
-
-def _note(rows: list[Row], update: Update, losses: list[float]) -> None:
-    """Write an update's losses and tokens into the rows of its texts; of chunks, the mean loss."""
-    for part, loss in zip(update.parts, losses, strict=True):
-        row, new = rows[int(part.id) - 1], 0 if update.reused else len(part.tokens)
-        before, row.tokens = row.tokens, row.tokens + new
-        row.loss = loss if not before else ((row.loss or 0.0) * before + loss * new) / row.tokens
+    if in_context is None:
+        assert session is not None
+        return session.score(task.text, context=task.context)
+    if session is not None:
+        _ = session.model  # computes with the session's weights
+    score = in_context.score(steps.texts[: row.step])
+    if session is not None:
+        return session.check(score)
+    if not math.isfinite(score.bits):
+        raise ModelError(f"score is {score.bits} bits with context: load the model as fp32")
+    return score

@@ -22,6 +22,7 @@ import torch
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.sampling import SamplingParams
 from whet.adapt.session import adapted
+from whet.adapt.updates import plan_updates
 from whet.engine import Engine, Request
 from whet.errors import NoMatchError, require
 from whet.evaluate.config import EvalConfig
@@ -175,10 +176,11 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
             documents = engine.select(query).documents
         except NoMatchError:  # the base model's scores, then
             return [engine.model.score(text, context=context) for text in texts]
-        with adapted(engine.model, engine.adaptation, engine.optimizer) as slot:
-            for document in documents:
-                slot.step(document.text)
-            return [slot.score(text, context=context) for text in texts]
+        texts_of = [(document.id, document.text) for document in documents]
+        updates = plan_updates(texts_of, engine.model, engine.training)
+        with adapted(engine.model, engine.adaptation, engine.optimizer, engine.training) as session:
+            session.train(updates)
+            return [session.score(text, context=context) for text in texts]
 
 
 def _device(asked: str | None) -> str | None:

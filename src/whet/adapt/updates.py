@@ -1,0 +1,110 @@
+"""From the texts selected for a prompt to the updates on them: order, long texts, batches, reuse.
+
+Sources: SIFT, arXiv 2410.08020, Insight 12 for the order and for batches; docs/protocol.md says
+where the other options come from.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from whet.adapt.batches import Tokens
+from whet.adapt.config import TrainingConfig
+from whet.adapt.model import LanguageModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainExample:
+    """A text, or a chunk of one, that a gradient is computed on."""
+
+    id: str
+    """Id of its document."""
+    sigma: float | None
+    """Relative standard deviation after the document was picked; None without a selection."""
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """One optimizer step, on the mean gradient of its examples."""
+
+    examples: tuple[TrainExample, ...]
+    reused: bool = False
+    """Whether the gradient of the update before is used again instead of a new one."""
+
+
+def plan_updates(
+    texts: Sequence[tuple[str, str]],
+    model: LanguageModel,
+    training: TrainingConfig,
+    *,
+    sigmas: Sequence[float | None] | None = None,
+) -> list[Update]:
+    """The updates for one prompt, in order.
+
+    `training.order` arranges the texts; the chunks of one text stay together, in reading order.
+    A text longer than the model's context is cut as `training.long_texts` says.
+
+    Args:
+        texts: Pairs of an id and a text, in the order of the selection, repeats included.
+        model: The model, for its tokenizer and its context.
+        training: How texts become updates. `shuffled` is NumPy's `default_rng(seed).permutation`,
+            and `length` counts tokens.
+        sigmas: Relative standard deviation after each pick.
+
+    Returns:
+        One update per `training.batch_size` examples.
+
+    Raises:
+        ValueError: If a text has no tokens.
+    """
+    random = np.random.default_rng(training.seed)
+    tokens = [model.lesson(text) for _, text in texts]
+    sigmas = [None] * len(texts) if sigmas is None else sigmas
+    examples = [
+        TrainExample(texts[i][0], sigmas[i], chunk)
+        for i in _order([len(t) for t in tokens], training, random)
+        for chunk in _chunks(tokens[i], model.context, training, random)
+    ]
+    updates: list[Update] = []
+    run = 0  # consecutive updates on one gradient
+    for first in range(0, len(examples), training.batch_size):
+        batch = tuple(examples[first : first + training.batch_size])
+        same = bool(updates) and updates[-1].examples[0].tokens.equal(batch[0].tokens)
+        run = run + 1 if same and run < training.gradient_reuse else 1
+        updates.append(Update(batch, reused=run > 1))
+    return updates
+
+
+def lr_scale(training: TrainingConfig, optimizer: str) -> float:
+    """Factor of the learning rate for updates on `training.batch_size` texts."""
+    return training.batch_size if optimizer == "sgd" else math.sqrt(training.batch_size)
+
+
+def _order(
+    lengths: Sequence[int], training: TrainingConfig, random: np.random.Generator
+) -> Sequence[int]:
+    positions = range(len(lengths))
+    match training.order:
+        case "selected":
+            return positions
+        case "reversed":
+            return positions[::-1]
+        case "shuffled":
+            return [int(i) for i in random.permutation(len(lengths))]
+        case "length":
+            return sorted(positions, key=lengths.__getitem__)
+
+
+def _chunks(
+    tokens: Tokens, max_length: int, training: TrainingConfig, random: np.random.Generator
+) -> list[Tokens]:
+    if training.long_texts == "first" or len(tokens) <= max_length:
+        return [tokens[:max_length]]
+    if training.long_texts == "chunks":
+        return list(torch.split(tokens, max_length))
+    start = int(random.integers(len(tokens) - max_length + 1))
+    return [tokens[start : start + max_length]]

@@ -1,0 +1,93 @@
+"""The evaluator measures what users run: its losses and scores are the engine's, bit for bit."""
+
+from collections import defaultdict
+
+import pytest
+from support import eval_fixtures
+
+from whet.adapt.config import TrainingConfig
+from whet.adapt.model import LanguageModel
+from whet.data.documents import Document
+from whet.engine import Engine, Request
+from whet.evaluate.dataset import Prompt
+from whet.evaluate.evaluator import Evaluator, prompt_seed
+from whet.evaluate.tasks import ScoringTask
+from whet.select.config import SelectionConfig
+from whet.spaces import open_space
+
+PROMPT = Document("p", eval_fixtures.text(100), {})
+TRAINING = [
+    {},
+    {"order": "reversed"},
+    {"order": "shuffled"},
+    {"order": "length"},
+    {"long_texts": "chunks"},
+    {"long_texts": "chunks", "order": "reversed"},
+    {"long_texts": "random", "order": "shuffled"},
+    {"batch_size": 3},
+    {"batch_size": 3, "long_texts": "chunks", "order": "length"},
+    {"gradient_reuse": 2},
+]
+SWITCHES = {"batch_size": "texts_per_update", "gradient_reuse": "reuse"}
+
+
+@pytest.fixture(scope="module")
+def model(eval_folder):
+    return LanguageModel.from_pretrained(eval_folder / "model", device="cpu")
+
+
+def evaluated(eval_folder, model, adapter, training, selector):
+    """The rows of the evaluator by step, and the task that they are of."""
+    options = {SWITCHES.get(name, name): value for name, value in training.items()}
+    config = eval_fixtures.switches(eval_folder, mode=adapter, methods=(selector,), **options)
+    evaluator = Evaluator(open_space(eval_folder / "space"), model, config)
+    columns = evaluator.record(Prompt(PROMPT, "a"))["rows"]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    [task] = ScoringTask.of(PROMPT.text, config)
+    return rows, task
+
+
+def mean_losses(model, space, output):
+    """The loss of each document in `output`, averaged over its chunks as the evaluator does."""
+    texts = {d.id: d.text for d in space.documents(range(len(space)))}
+    losses = defaultdict(list)
+    for step in output.trace:
+        losses[step.id].append(step.loss)
+    means = []
+    for id, values in losses.items():
+        mean, count = 0.0, 0
+        for loss, chunk in zip(values, model.tokens(texts[id]).split(model.context), strict=True):
+            mean = loss if not count else (mean * count + loss * len(chunk)) / (count + len(chunk))
+            count += len(chunk)
+        means.append(mean)
+    return means
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora", "head"])
+@pytest.mark.parametrize("training", TRAINING, ids=repr)
+def test_losses_and_scores_of_evaluator_and_engine_are_equal(eval_folder, model, adapter, training):
+    selector = "nearest-repeated" if "gradient_reuse" in training else "nearest"
+    rows, task = evaluated(eval_folder, model, adapter, training, selector)
+    space = open_space(eval_folder / "space")
+    engine = Engine(
+        space,
+        model,
+        model.adapter_config(adapter, lr=1e-2),
+        options=SelectionConfig(n=4, k=10, selector=selector),
+        training=TrainingConfig(seed=prompt_seed(0, PROMPT.id), **training),
+        slots=1,
+    )
+    single = "chunks" not in training.values() and "batch_size" not in training
+    request = Request(task.query, text=task.text, score_at=(2,) if single else ())
+    output = engine.submit(request).result()
+    assert rows[0]["bits"] == output.base.bits and rows[4]["bits"] == output.score.bits
+    assert output.score.bits != output.base.bits
+    if single:
+        assert rows[2]["bits"] == output.scores[2].bits
+    steps = [step.id for step in output.trace]
+    if "chunks" in training.values():
+        assert [row["document"] for row in rows[1:]] == list(dict.fromkeys(steps))
+        assert [row["loss"] for row in rows[1:]] == mean_losses(model, space, output)
+    else:
+        assert [row["document"] for row in rows[1:]] == steps
+        assert [row["loss"] for row in rows[1:]] == [step.loss for step in output.trace]
