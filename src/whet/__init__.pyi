@@ -9,15 +9,15 @@ from whet.adapt.model import LanguageModel as LanguageModel
 from whet.adapt.model import Score as Score
 from whet.adapt.sampling import SamplingParams as SamplingParams
 from whet.adapt.session import AdaptationSession as AdaptationSession
+from whet.adapt.session import AdaptationTrace as AdaptationTrace
+from whet.adapt.session import TrainStep as TrainStep
 from whet.adapt.session import adapted as adapted
 from whet.data.documents import Document as Document
 from whet.embed.lsa import Embedder as Embedder
 from whet.engine.engine import Engine as Engine
 from whet.engine.engine import RequestHandle as RequestHandle
-from whet.engine.types import AdaptationTrace as AdaptationTrace
 from whet.engine.types import Output as Output
 from whet.engine.types import Request as Request
-from whet.engine.types import TrainStep as TrainStep
 from whet.errors import AdaptationError as AdaptationError
 from whet.errors import EmbedderMismatchError as EmbedderMismatchError
 from whet.errors import EngineClosedError as EngineClosedError

@@ -13,7 +13,7 @@ from whet.evaluate.dataset import Prompt
 from whet.evaluate.evaluator import Evaluator, prompt_seed
 from whet.evaluate.tasks import ScoringTask
 from whet.select.config import SelectionConfig
-from whet.spaces import open_space
+from whet.space.space import DataSpace
 
 PROMPT = Document("p", eval_fixtures.text(100), {})
 TRAINING = [
@@ -40,7 +40,7 @@ def evaluated(eval_folder, model, adapter, training, selector):
     """The rows of the evaluator by step, and the task that they are of."""
     options = {SWITCHES.get(name, name): value for name, value in training.items()}
     config = eval_fixtures.switches(eval_folder, mode=adapter, methods=(selector,), **options)
-    evaluator = Evaluator(open_space(eval_folder / "space"), model, config)
+    evaluator = Evaluator(DataSpace.open(eval_folder / "space"), model, config)
     columns = evaluator.record(Prompt(PROMPT, "a"))["rows"]
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     [task] = ScoringTask.of(PROMPT.text, config)
@@ -68,7 +68,7 @@ def mean_losses(model, space, output):
 def test_losses_and_scores_of_evaluator_and_engine_are_equal(eval_folder, model, adapter, training):
     selector = "nearest-repeated" if "gradient_reuse" in training else "nearest"
     rows, task = evaluated(eval_folder, model, adapter, training, selector)
-    space = open_space(eval_folder / "space")
+    space = DataSpace.open(eval_folder / "space")
     engine = Engine(
         space,
         model,
