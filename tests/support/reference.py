@@ -54,6 +54,19 @@ def argmax_first(values):
     return next(i for i, v in enumerate(values) if v >= best - TIE * abs(best))
 
 
+def covariance(a, b, observed, lam):
+    """Eq. (2) for two points, through the variance of their sum and difference."""
+    return (variance(a + b, observed, lam) - variance(a - b, observed, lam)) / 4
+
+
+def information(query, row, observed, lam):
+    """I(f(x*); y_x | observed) in nats, from the determinants of a joint Gaussian."""
+    a = variance(query, observed, lam)
+    b = variance(row, observed, lam) + lam
+    c = covariance(query, row, observed, lam)
+    return np.log(a * b / (a * b - c * c)) / 2
+
+
 def bits(model, text, left):
     """Bits of every token of `text` by itself, each predicted from what its window lets it see."""
     import torch
