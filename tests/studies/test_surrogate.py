@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from studies.theory import surrogate
 
 seeds = st.integers(0, 2**32 - 1)
-worlds = dict(seed=seeds, V=st.integers(2, 4), d=st.integers(1, 3), n=st.integers(1, 12))
+problems = dict(seed=seeds, V=st.integers(2, 4), d=st.integers(1, 3), n=st.integers(1, 12))
 
 
-def world(seed, V, d, n):
+def problem(seed, V, d, n):
     rng = np.random.default_rng(seed)
     inputs = rng.standard_normal((n, d))
     inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
@@ -17,7 +17,7 @@ def world(seed, V, d, n):
 
 
 @given(seed=seeds, V=st.integers(2, 6))
-def test_the_logistic_matrix_is_the_derivative_of_softmax_and_ends_on_ones(seed, V):
+def test_the_logistic_matrix_is_the_derivative_of_softmax_and_maps_ones_to_zero(seed, V):
     rng = np.random.default_rng(seed)
     logits, change = rng.standard_normal(V), 1e-6 * rng.standard_normal(V)
     moved = surrogate.probabilities(logits + change) - surrogate.probabilities(logits - change)
@@ -25,9 +25,9 @@ def test_the_logistic_matrix_is_the_derivative_of_softmax_and_ends_on_ones(seed,
     np.testing.assert_allclose(surrogate.logistic_matrix(logits) @ np.ones(V), 0, atol=1e-15)
 
 
-@given(**worlds)
-def test_the_gradient_is_that_of_the_loss_and_its_columns_sum_to_zero(seed, V, d, n):
-    inputs, labels, weights = world(seed, V, d, n)
+@given(**problems)
+def test_the_gradient_agrees_with_the_loss_and_its_columns_sum_to_zero(seed, V, d, n):
+    inputs, labels, weights = problem(seed, V, d, n)
     along = np.random.default_rng(seed + 1).standard_normal(weights.shape)
     rise = surrogate.loss(weights + 1e-5 * along, inputs, labels)
     rise -= surrogate.loss(weights - 1e-5 * along, inputs, labels)
@@ -36,51 +36,51 @@ def test_the_gradient_is_that_of_the_loss_and_its_columns_sum_to_zero(seed, V, d
     np.testing.assert_allclose(slope.sum(axis=0), 0, atol=1e-12)
 
 
-@given(**worlds, lam=st.sampled_from([0.01, 0.3, 1.0, 100.0]))
+@given(**problems, lam=st.sampled_from([0.01, 0.3, 1.0, 100.0]))
 def test_no_model_near_the_minimizer_has_less_regularized_loss(seed, V, d, n, lam):
-    inputs, labels, pretrained = world(seed, V, d, n)
-    found = surrogate.minimizer(inputs, labels, pretrained, lam=lam)
-    slope = surrogate.gradient(found, inputs, labels) + lam * (found - pretrained)
+    inputs, labels, pretrained = problem(seed, V, d, n)
+    fitted = surrogate.minimizer(inputs, labels, pretrained, lam=lam)
+    slope = surrogate.gradient(fitted, inputs, labels) + lam * (fitted - pretrained)
     np.testing.assert_allclose(slope, 0, atol=1e-9)  # the objective is convex
-    np.testing.assert_allclose((found - pretrained).sum(axis=0), 0, atol=1e-8)  # never along 1
+    np.testing.assert_allclose((fitted - pretrained).sum(axis=0), 0, atol=1e-8)  # never along 1
 
 
 @settings(max_examples=8)
-@given(**worlds, radius=st.sampled_from([0.01, 0.1, 0.5]))
-def test_the_ball_holds_and_its_minimizer_beats_others_in_it(seed, V, d, n, radius):
-    inputs, labels, pretrained = world(seed, V, d, n)
+@given(**problems, radius=st.sampled_from([0.01, 0.1, 0.5]))
+def test_the_minimizer_is_in_the_ball_and_beats_others_in_it(seed, V, d, n, radius):
+    inputs, labels, pretrained = problem(seed, V, d, n)
 
     def value(weights):
         away = np.sum((weights - pretrained) ** 2)
         return surrogate.loss(weights, inputs, labels) + 0.05 * away
 
-    found = surrogate.minimizer(inputs, labels, pretrained, lam=0.1, radius=radius)
-    assert np.linalg.norm(found - pretrained) <= radius * (1 + 1e-9)
+    fitted = surrogate.minimizer(inputs, labels, pretrained, lam=0.1, radius=radius)
+    assert np.linalg.norm(fitted - pretrained) <= radius * (1 + 1e-9)
     rng = np.random.default_rng(seed)
     for _ in range(20):
-        other = rng.standard_normal(found.shape)
+        other = rng.standard_normal(fitted.shape)
         other *= radius / np.linalg.norm(other)
-        assert value(found) <= value(pretrained + other) + 1e-9
-        assert value(found) <= value(0.99 * found + 0.01 * (pretrained + other)) + 1e-9
+        assert value(fitted) <= value(pretrained + other) + 1e-9
+        assert value(fitted) <= value(0.99 * fitted + 0.01 * (pretrained + other)) + 1e-9
 
 
-@given(**worlds, rate=st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0]))
-def test_one_step_is_as_near_the_minimizer_as_proposition_33_says(seed, V, d, n, rate):
-    gap = surrogate.step_gap(*world(seed, V, d, n), rate=rate)
+@given(**problems, rate=st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0]))
+def test_one_step_is_within_proposition_33_of_the_minimizer(seed, V, d, n, rate):
+    gap = surrogate.step_gap(*problem(seed, V, d, n), rate=rate)
     assert gap.distance <= gap.bound * (1 + 1e-6) + 1e-12
     assert gap.distance == pytest.approx(gap.bound, rel=1e-5, abs=1e-12)  # it is an equality
     assert gap.distance <= gap.smooth_bound * (1 + 1e-6) + 1e-12
 
 
-def test_a_step_of_half_the_size_ends_four_times_nearer():
-    inputs, labels, pretrained = world(0, 3, 2, 8)
+def test_a_step_of_half_the_size_is_four_times_closer():
+    inputs, labels, pretrained = problem(0, 3, 2, 8)
     gaps = [surrogate.step_gap(inputs, labels, pretrained, rate=r).distance for r in (2e-3, 1e-3)]
     assert gaps[0] / gaps[1] == pytest.approx(4, rel=0.05)
 
 
-@given(**worlds, radius=st.sampled_from([0.1, 0.5, 2.0]))
-def test_curvature_within_the_ball_keeps_to_its_bound(seed, V, d, n, radius):
-    inputs, _, pretrained = world(seed, V, d, n)
+@given(**problems, radius=st.sampled_from([0.1, 0.5, 2.0]))
+def test_curvature_within_the_ball_is_within_its_bound(seed, V, d, n, radius):
+    inputs, _, pretrained = problem(seed, V, d, n)
     bound = surrogate.curvature_bound(inputs @ pretrained.T, radius)
     rng = np.random.default_rng(seed)
     for _ in range(5):
@@ -92,6 +92,6 @@ def test_curvature_within_the_ball_keeps_to_its_bound(seed, V, d, n, radius):
 
 
 @pytest.mark.parametrize("V", [2, 5, 40])
-def test_kappa_of_even_odds_is_the_number_of_classes(V):
+def test_kappa_of_uniform_probabilities_is_the_number_of_classes(V):
     assert surrogate.curvature(np.zeros((1, V))).kappa == pytest.approx(V)
     assert surrogate.curvature_bound(np.zeros((1, V)), 0.0).kappa == pytest.approx(V)
