@@ -1,10 +1,11 @@
-"""How long does exact SIFT take, beside activeft 0.1.1 and beside the floor of one product a pick?
+"""How long does exact SIFT take, compared with activeft 0.1.1 and with one product per pick?
 
     python benchmarks/select_latency.py --json benchmarks/results/select_latency.json
     python benchmarks/select_latency.py --render benchmarks/results/select_latency.json
 
-A floor is u times the median of one `X @ q` in the rows' type, u the number of distinct picks.
-Every fast form is compared with the plain one before it is timed; that one with brute force.
+The lower bound is u times the median of one `X @ q` in the rows' type, where u is the number of
+distinct picks. The picks of every fast form are compared with those of `NumpyGreedy` before it is
+timed.
 """
 
 import hashlib
@@ -30,7 +31,6 @@ from select_table import insert, render
 from threadpoolctl import threadpool_limits
 
 import whet
-from studies.theory.convergence import submodularity_violations
 from whet.select.numpy_backend import NumpyGreedy
 from whet.select.sift import has_numba
 
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def clustered(k: int, d: int, seed: int, dtype: str = "f4") -> np.ndarray:
-    """Unit vectors around forty centres, as near-duplicates of text lie; the last is the prompt."""
+    """Unit vectors around forty centers, like near-duplicate texts; the last one is the query."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((40, d), dtype="f4")
     rows = np.empty((k + 1, d), dtype)
@@ -52,7 +52,7 @@ def clustered(k: int, d: int, seed: int, dtype: str = "f4") -> np.ndarray:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """The mean of as many calls as fit in 20 ms; one call of what takes longer."""
+    """Mean time of as many calls as fit in 20 ms, or of one call if it takes longer."""
     start, calls = time.perf_counter(), 0
     while calls == 0 or time.perf_counter() - start < 0.02:
         work()
@@ -61,8 +61,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def alternate(works: dict[str, Callable[[], Any]], runs: int, warm: int = 2) -> dict[str, Any]:
-    """Each in turn: after warm-ups the median, least and greatest milliseconds of each, and the
-    ratios to the first within a turn."""
+    """Time each in turn: median, least and greatest milliseconds, and ratios to the first."""
     for work in list(works.values()) * warm:
         work()
     turns = [{name: 1e3 * seconds(work) for name, work in works.items()} for _ in range(runs)]
@@ -79,16 +78,16 @@ def spread(values: list[float]) -> list[float]:
 
 
 def plain(prompt: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
-    """The picks of the plain form."""
-    form = NumpyGreedy(
+    """Picks of the NumPy backend."""
+    backend = NumpyGreedy(
         rows, np.float64(prompt)[None], np.ones(len(rows), bool), lam=LAM, repeats=True
     )
-    form.advance(n)
-    return form.picks
+    backend.advance(n)
+    return backend.picks
 
 
 def vtl(prompt: np.ndarray, rows: np.ndarray, n: int) -> Callable[[], np.ndarray]:
-    """activeft's exact acquisition function alone (its *core*)."""
+    """activeft's exact acquisition function by itself (its *core*)."""
     import torch
     from activeft.acquisition_functions.vtl import VTL
 
@@ -98,7 +97,7 @@ def vtl(prompt: np.ndarray, rows: np.ndarray, n: int) -> Callable[[], np.ndarray
 
 
 def peer(k: int, runs: int) -> dict[str, Any]:
-    """One prompt, one thread: whet, its plain form, activeft's core and loader, the floor."""
+    """Time one query on one thread: whet, its NumPy backend, activeft's core and loader."""
     import faiss
     from activeft.sift import Retriever
 
@@ -127,7 +126,7 @@ def floor(rows: np.ndarray, prompt: np.ndarray, u: int, ms: float) -> dict[str, 
 
 
 def large(runs: int, n: int) -> dict[str, Any]:
-    """k = 10,000, exact. activeft's core takes a minute for 50 picks: measured at a few picks."""
+    """Time k = 10,000. activeft's core takes a minute for 50 picks, so it makes only a few."""
     rows, prompt = np.split(clustered(10_000, 1024, seed=3), [10_000])
     prompt = prompt[0]
     picks = whet.sift(prompt, rows, N, threads=1).indices
@@ -154,7 +153,7 @@ def large(runs: int, n: int) -> dict[str, Any]:
 
 
 def batch(runs: int) -> dict[str, Any]:
-    """64 prompts of k = 200."""
+    """Time 64 queries of k = 200."""
     sets = np.stack([clustered(200, 1024, seed=s) for s in range(64)])
     prompts, rows = sets[:, -1], np.ascontiguousarray(sets[:, :-1])
     alone = [plain(p, r, N) for p, r in zip(prompts, rows, strict=True)]
@@ -175,14 +174,14 @@ def batch(runs: int) -> dict[str, Any]:
 
 
 def hashes(threads: int) -> None:
-    """Two hashes that need no interpreter: what the machine has of a second core at the time."""
+    """Time two hashes without the interpreter, which shows what a second core is worth now."""
     block = bytes(2 * 10**7)
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: hashlib.sha256(block).digest(), range(2)))
 
 
 def retrieval(runs: int, size: int) -> dict[str, Any]:
-    """Selection's share of a retrieval: a flat index's search, with vectors, and SIFT of 1000."""
+    """Measure the share of selection in a retrieval: a flat index's search, and SIFT of 1000."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -203,7 +202,7 @@ def retrieval(runs: int, size: int) -> dict[str, Any]:
 
 
 def mapped(runs: int, k: int, d: int = 256) -> dict[str, Any]:
-    """A memory-mapped float16 file, all cores, in a process of its own, for its peak memory."""
+    """Time a memory-mapped float16 file in a process of its own, which shows its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.npy"
         np.save(path, clustered(k, d, seed=7, dtype="f2"))
@@ -227,7 +226,9 @@ def mapped_alone(path: Path, runs: int) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     picks = whet.sift(prompt, rows, N).indices
     few = np.unique(np.r_[picks, np.random.default_rng(0).integers(len(rows), size=20_000)])
-    assert (few[whet.sift(prompt, rows[few], N).indices] == picks).all()  # as among fewer, plain
+    assert (
+        few[whet.sift(prompt, rows[few], N).indices] == picks
+    ).all()  # the same among fewer rows
     assert (few[plain(prompt, np.array(rows[few]), N)] == picks).all()
     u = len(set(picks.tolist()))
     over = [
@@ -243,7 +244,10 @@ def mapped_alone(path: Path, runs: int) -> dict[str, Any]:
 
 
 def lazy(queries: int) -> dict[str, Any]:
-    """How often gains rise on LSA vectors of the corpus, and the lazy queue is thus not exact."""
+    """Measure how often gains rise on LSA vectors of the corpus, where the lazy queue is inexact."""
+    sys.path.insert(0, str(ROOT))  # the studies are not an installed package
+    from studies.theory.convergence import submodularity_violations
+
     vectors = lsa_vectors()
     differs, excess = 0, []
     rising: dict[str, list[float]] = {"0.001": [], "0.01": [], "0.1": [], "1": []}
@@ -265,7 +269,7 @@ def lazy(queries: int) -> dict[str, Any]:
 
 
 def corpus(runs: int) -> dict[str, Any]:
-    """The corpus's own LSA vectors, k = 200 and 1000."""
+    """Time k = 200 and 1000 on the corpus's own LSA vectors."""
     vectors, result = lsa_vectors(), {}
     for k in (200, 1000):
         near = np.argsort(-np.abs(vectors @ vectors[0]))[1 : k + 1]
@@ -280,7 +284,7 @@ def corpus(runs: int) -> dict[str, Any]:
 
 
 def cold() -> dict[str, float]:
-    """Seconds to the first selection of a process: without numba, compiled, and from its cache."""
+    """Time the first selection of a process: compiled, and from the cache on disk."""
     code = (
         "import time, numpy as np, whet; x = np.eye(200, 1024, dtype='f4');"
         "t = time.perf_counter(); whet.sift(x[0], x, 5); print(time.perf_counter() - t)"
@@ -354,7 +358,7 @@ def main(
         click.echo(json.dumps(mapped_alone(path, runs)))
         return
     if not has_numba():
-        raise click.ClickException('the compiled form needs numba: pip install "whet[fast]"')
+        raise click.ClickException('the numba backend needs numba: pip install "whet[fast]"')
     results: dict[str, Any] = (
         json.loads(out.read_text()) if only and out and out.exists() else {"machine": machine()}
     )

@@ -1,4 +1,4 @@
-"""The table of `select_latency.py`, every number of it from the results file."""
+"""The table of `select_latency.py`; every number comes from the results file."""
 
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,20 @@ TARGETS = {
 
 
 def render(results: dict[str, Any]) -> str:
-    """A Markdown table: case, median (min–max), wanted at least / reached for."""
+    """Return a Markdown table: case, median (min–max), minimum and stretch target."""
     rows = [line for name, draw in ROWS.items() if name in results for line in draw(results[name])]
     m = results["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in m["versions"].items())
     head = (
         f"{m['cpu']}, {m['cores']} cores, Python {m['python']}, {versions}; commit {m['commit']}. "
-        "One thread unless said; median (least–greatest).\n\n"
+        "One thread by default; median (min–max).\n\n"
         "| case | result | target: minimum / stretch |\n|---|---|---|\n"
     )
     return head + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def insert(table: str, readme: Path) -> None:
-    """Put the table between its marks in the README."""
+    """Write the table between its markers in the README."""
     start, end = "<!-- select_latency -->\n", "<!-- end -->"
     before, rest = readme.read_text().split(start)
     readme.write_text(before + start + table + "\n" + end + rest.split(end, 1)[1])
@@ -49,7 +49,7 @@ def _peer(k: int) -> Any:
                 )
                 for name in ("activeft loader", "activeft core", "plain NumPy")
             ),
-            (f"k={k}: whet ÷ floor (u={r['u']})", f"**{r['over_floor']:.2f}×**", over),
+            (f"k={k}: whet ÷ lower bound (u={r['u']})", f"**{r['over_floor']:.2f}×**", over),
         ]
 
     return draw
@@ -70,7 +70,7 @@ def _large(r: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"**{r['extrapolated ratio']:.0f}×**",
             "600× / 1500×",
         ),
-        (f"k=10,000: whet ÷ floor (u={r['u']})", f"**{r['over_floor']:.2f}×**", "–"),
+        (f"k=10,000: whet ÷ lower bound (u={r['u']})", f"**{r['over_floor']:.2f}×**", "–"),
     ]
 
 
@@ -79,14 +79,14 @@ def _batch(r: dict[str, Any]) -> list[tuple[str, str, str]]:
     control = [1 / x for x in r["control"]]
     return [
         ("64 prompts, k=200", span(r["ms"]["one thread"], " ms"), "–"),
-        ("64 prompts ÷ their floors", f"**{r['over_floor']:.2f}×**", "≤ 2.5× / ≤ 1.5×"),
+        ("64 prompts ÷ their lower bounds", f"**{r['over_floor']:.2f}×**", "≤ 2.5× / ≤ 1.5×"),
         (
             "64 prompts: two threads over one",
             f"**{span([faster[0], faster[2], faster[1]], '×')}**",
             "1.7× / 1.9×",
         ),
         (
-            "… two threads over one of plain hashing at that moment (the machine's own)",
+            "… the same for hashing, measured at the same time",
             span([control[0], control[2], control[1]], "×"),
             "–",
         ),
@@ -106,7 +106,7 @@ def _mapped(r: dict[str, Any]) -> list[tuple[str, str, str]]:
         (f"{case}, one thread", span(r["ms"]["whet, one thread"], " ms"), "–"),
         ("… reading the rows once", span(r["ms"]["read once"], " ms"), "–"),
         (
-            f"… over reading once a distinct pick (u={r['u']}), two threads, one",
+            f"… over one reading per distinct pick (u={r['u']}), two threads, one",
             "**" + ", ".join(f"{x:.2f}×" for x in r["over_reading"]) + "**",
             "≤ 2×",
         ),

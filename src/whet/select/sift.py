@@ -4,7 +4,7 @@ Source: arXiv 2410.08020, Eq. (3) and Algorithm 1; λ' of Section 4; Section 6 f
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -143,7 +143,12 @@ def sift_batch(
         except ValueError as error:
             raise ValueError(f"query {b}: {error}") from error
 
-    threads = min(as_count(num_cores() if threads is None else threads, "threads"), size)
+    threads = as_count(num_cores() if threads is None else threads, "threads")
+    return _map(select, size, min(threads, size))
+
+
+def _map(select: Callable[[int], Selection], size: int, threads: int) -> list[Selection]:
+    """`select` of 0 … `size` − 1 on `threads` threads; the first error in order is raised."""
     if threads <= 1:
         return [select(b) for b in range(size)]
     pending, results = iter(range(size)), dict[int, Selection | ValueError]()
