@@ -1,4 +1,4 @@
-"""The command line as a user types it, on a tiny real model."""
+"""Every command, as a user types it, with a tiny model."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with texts, a data space, prompts and a model, and the working directory's name."""
+    """A folder with texts, a data space and a model."""
     folder = tmp_path_factory.mktemp("cli")
     rng = np.random.default_rng(0)
     with (folder / "texts.jsonl").open("w") as out:
@@ -60,13 +60,15 @@ def test_index_shows_progress_on_stderr_only(folder, tmp_path):
 
 
 def test_select_prints_ids_and_json(folder):
-    found = json.loads(whet("select", folder / "space", "alpha beta", *SMALL, "--json"))
-    assert len(found["picks"]) == 3 and len(found["sigma"]) == 4 and found["sigma"][0] == 1
+    record = json.loads(whet("select", folder / "space", "alpha beta", *SMALL, "--json"))
+    assert len(record["picks"]) == 3 and len(record["sigma"]) == 4 and record["sigma"][0] == 1
     plain = whet("select", folder / "space", "-", *SMALL, stdin="alpha beta")
-    assert [line.split()[1] for line in plain.splitlines()[1:]] == [p["id"] for p in found["picks"]]
+    assert [line.split()[1] for line in plain.splitlines()[1:]] == [
+        p["id"] for p in record["picks"]
+    ]
 
 
-def test_a_small_space_needs_no_k(folder):
+def test_k_may_be_omitted_in_a_small_space(folder):
     for verb in ("select", "explain"):
         assert len(json.loads(whet(verb, folder / "space", "alpha", "--json"))["picks"]) == 50
     words = ["select", folder / "space", "--targets", folder / "texts.jsonl", "-n", 4, "--json"]
@@ -75,13 +77,13 @@ def test_a_small_space_needs_no_k(folder):
 
 @pytest.mark.parametrize("verb", ["select", "explain"])
 def test_a_prompt_from_stdin_is_in_the_record_with_each_picks_metadata(folder, verb):
-    found = json.loads(whet(verb, folder / "space", "-", *SMALL, "--json", stdin="alpha beta"))
-    assert found["prompt"] == "alpha beta"
-    assert all(pick["meta"] == {} and 0 < pick["cosine"] <= 1.001 for pick in found["picks"])
+    record = json.loads(whet(verb, folder / "space", "-", *SMALL, "--json", stdin="alpha beta"))
+    assert record["prompt"] == "alpha beta"
+    assert all(pick["meta"] == {} and 0 < pick["cosine"] <= 1.001 for pick in record["picks"])
 
 
 @pytest.mark.parametrize("words", [["space", "export"], ["space", "info"]])
-def test_a_reader_that_has_enough_ends_it_without_a_word(folder, tmp_path, words):
+def test_a_closed_pipe_ends_a_command_without_a_message(folder, tmp_path, words):
     source = tmp_path / "many.jsonl"
     source.write_text("".join(f'{{"text": "alpha {"beta " * i}"}}\n' for i in range(300)))
     whet("index", source, tmp_path / "s", "--quiet")
@@ -119,28 +121,28 @@ def test_explain_prints_the_gain_of_each_pick(folder):
 
 
 def test_bm25_proposes_documents_that_share_a_word(folder):
-    found = json.loads(
+    record = json.loads(
         whet("select", folder / "space", "alpha", *SMALL, "--retriever", "bm25", "--json")
     )
-    assert all("alpha" in pick["text"].split() for pick in found["picks"])
+    assert all("alpha" in pick["text"].split() for pick in record["picks"])
 
 
-def test_select_for_targets_writes_or_prints_a_training_set(folder, tmp_path):
+def test_select_with_targets_writes_or_prints_a_training_set(folder, tmp_path):
     words = ["select", folder / "space", "--targets", folder / "texts.jsonl", "-n", 40, "-k", 5]
     printed = [json.loads(line) for line in whet(*words).splitlines()]
     assert sum(pick["count"] for pick in printed) == 40
     assert printed[0].keys() == {"id", "text", "meta", "count", "rank", "gain"}
     out = tmp_path / "picks.jsonl"
-    told = json.loads(whet(*words, "--out", out, "--json"))
+    summary = json.loads(whet(*words, "--out", out, "--json"))
     assert [json.loads(line) for line in out.read_text().splitlines()] == printed
-    assert (told["targets"], told["steps"], told["documents"]) == (20, 40, len(printed))
+    assert (summary["targets"], summary["steps"], summary["documents"]) == (20, 40, len(printed))
     assert "40 steps, for 20 targets" in whet(*words, "--out", out)
     words[5] = 15
     once = json.loads(whet(*words, "--no-repeats", "--json"))["picks"]
     assert len(once) == 15 and {pick["count"] for pick in once} == {1}
 
 
-def test_generate_answers_with_its_trace(folder):
+def test_generate_prints_the_answer_and_its_trace(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
     answer = json.loads(whet(*words, "--max-tokens", 4, "--json"))
     assert len(answer["trace"]) == 3 and {"id", "sigma", "loss"} <= answer["trace"][0].keys()
@@ -218,8 +220,8 @@ def test_eval_then_report(folder, tmp_path):
     words = ["eval", folder / "space", "--prompts", folder / "texts.jsonl", "--per-set", 2]
     words += ["--out", tmp_path / "run", "--set", "n=2", "--set", "k=5", "--quiet"]
     assert "all" in whet(*words, "--set", f"model='{folder / 'model'}'")
-    made = json.loads(whet("report", tmp_path / "run", "--json", "--plot", tmp_path / "c.png"))
-    assert made["n"] == 2 and (tmp_path / "c.png").exists()
+    record = json.loads(whet("report", tmp_path / "run", "--json", "--plot", tmp_path / "c.png"))
+    assert record["n"] == 2 and (tmp_path / "c.png").exists()
     assert "| NN |" in " ".join(whet("report", tmp_path / "run").split())
     words[words.index(tmp_path / "run")] = tmp_path / "other"
     own = ["--set", f"model='{folder / 'model'}'", "--set", "methods=['random']"]
@@ -234,7 +236,7 @@ def test_eval_then_report(folder, tmp_path):
     assert page.read_text().startswith("<!doctype html>") and '"texts":["' in page.read_text()
 
 
-def test_eval_by_a_file_then_every_view_and_advice(folder, tmp_path):
+def test_eval_from_a_file_then_every_view_and_advice(folder, tmp_path):
     toml = f"""
     model = "{folder / "model"}"
     methods = ["nearest", "sift", "sift(use=context)"]
@@ -250,8 +252,8 @@ def test_eval_by_a_file_then_every_view_and_advice(folder, tmp_path):
     whet(*run_of)
     assert "regret" in whet("report", tmp_path / "run", "--view", "advice")
     assert "reliability" in whet("report", tmp_path / "run", "--view", "uncertainty")
-    made = json.loads(whet("report", tmp_path / "run", "--view", "cost", "--json"))
-    assert len(made) == 1
+    record = json.loads(whet("report", tmp_path / "run", "--view", "cost", "--json"))
+    assert len(record) == 1
     plan = json.loads(whet(*run_of, "--advise", "alpha beta gamma", "--json"))
     assert set(plan) == {"method", "steps", "saved", "seconds"}
     assert "no step" in whet(*run_of, "--advise", "alpha", "--min-gain-per-second", 1e9)
@@ -310,7 +312,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("code, words, message", BAD, ids=lambda x: str(x)[:40])
-def test_a_mistake_is_one_clear_line(folder, tmp_path, code, words, message):
+def test_an_error_is_one_clear_line(folder, tmp_path, code, words, message):
     names = {"space": folder / "space", "texts": folder / "texts.jsonl"}
     names |= {"model": folder / "model", "out": tmp_path / "out"}
     for name, text in (("empty", ""), ("strange", '{"text": "☃"}')):
@@ -329,15 +331,15 @@ def test_help_version_and_completion_start_without_torch(folder):
     assert out.stdout.splitlines()[-1] == "False False"
 
 
-def test_selection_needs_no_torch_and_the_rest_names_its_extra(folder):
+def test_selection_runs_without_torch_and_adaptation_names_its_extra(folder):
     def without_torch(*words):
         command = [sys.executable, "-c", NO_TORCH, *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    made = folder / "without-torch"
-    assert without_torch("index", folder / "texts.jsonl", made, "--quiet").returncode == 0
-    assert without_torch("select", made, "alpha", *SMALL).stdout.count("\n") == 4
-    refused = without_torch("generate", made, "alpha", *SMALL)
+    space = folder / "without-torch"
+    assert without_torch("index", folder / "texts.jsonl", space, "--quiet").returncode == 0
+    assert without_torch("select", space, "alpha", *SMALL).stdout.count("\n") == 4
+    refused = without_torch("generate", space, "alpha", *SMALL)
     assert refused.returncode == 1
     assert refused.stderr == "Error: torch is not installed: run `pip install 'whet[adapt]'`\n"
 

@@ -21,7 +21,7 @@ def whet(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def told(*arguments):
+def run_json(*arguments):
     result = whet(*arguments, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
@@ -35,8 +35,8 @@ def space(tmp_path):
     return tmp_path / "s"
 
 
-def test_info_tells_what_there_is(space):
-    info = told("space", "info", space)
+def test_info_describes_the_data_space(space):
+    info = run_json("space", "info", space)
     assert info["documents"] == 40 and info["embedder"] == "lsa" and info["segments"] == 1
     assert info["fields"] == {"id": "text", "year": "number", "set": "text"}
     assert info["index"] == {"kind": "flat", "segments": 0, "recall": 1.0, "probe_fraction": 1.0}
@@ -45,12 +45,12 @@ def test_info_tells_what_there_is(space):
     assert "index      none: exact search\n" in plain.stdout
 
 
-def test_a_source_is_known_by_its_whole_path(space, tmp_path, monkeypatch):
+def test_a_source_is_recorded_by_its_full_path(space, tmp_path, monkeypatch):
     whole = str(tmp_path / "texts.jsonl")
-    assert told("space", "info", space)["source"] == whole
+    assert run_json("space", "info", space)["source"] == whole
     monkeypatch.chdir(tmp_path)
     assert whet("index", "texts.jsonl", "other", "--quiet").exit_code == 0
-    assert told("space", "info", "other")["source"] == whole
+    assert run_json("space", "info", "other")["source"] == whole
 
 
 def test_verify_names_the_file_that_was_changed(space):
@@ -64,21 +64,21 @@ def test_verify_names_the_file_that_was_changed(space):
 
 
 def test_delete_compact_and_index_again(space, tmp_path):
-    assert told("space", "delete", space, "d1", "d2", "nobody")["deleted"] == 2
-    assert told("space", "delete", space, "--where", "year >= 2030")["deleted"] == 10
-    assert told("space", "info", space)["deleted"] == 12
-    shrunk = told("space", "compact", space, "--quiet")
-    assert shrunk["bytes"] < shrunk["bytes_before"]
-    assert told("space", "info", space)["deleted"] == 0
-    assert told("index", tmp_path / "texts.jsonl", space, "--quiet")["documents"] == 40
+    assert run_json("space", "delete", space, "d1", "d2", "nobody")["deleted"] == 2
+    assert run_json("space", "delete", space, "--where", "year >= 2030")["deleted"] == 10
+    assert run_json("space", "info", space)["deleted"] == 12
+    compacted = run_json("space", "compact", space, "--quiet")
+    assert compacted["bytes"] < compacted["bytes_before"]
+    assert run_json("space", "info", space)["deleted"] == 0
+    assert run_json("index", tmp_path / "texts.jsonl", space, "--quiet")["documents"] == 40
     for bad in (["d1", "--where", "year > 1"], []):
         assert whet("space", "delete", space, *bad).exit_code == 2
 
 
-def test_what_is_exported_can_be_indexed(space, tmp_path):
+def test_an_export_can_be_indexed(space, tmp_path):
     out = tmp_path / "a" / "new" / "out.jsonl"
     assert whet("space", "export", space, "--where", 'set == "a"', "--out", out).exit_code == 0
-    assert told("index", out, tmp_path / "again", "--quiet")["documents"] == 20
+    assert run_json("index", out, tmp_path / "again", "--quiet")["documents"] == 20
     lines = whet("space", "export", space).stdout.splitlines()
     assert [json.loads(line)["id"] for line in lines] == [f"d{i}" for i in range(40)]
     assert whet("space", "export", space, "--out", out).exit_code == 1  # it is there
@@ -92,46 +92,46 @@ def test_an_export_that_fails_leaves_nothing(space, tmp_path):
     assert whet("space", "export", space, "--out", out).exit_code == 0
 
 
-def test_a_filter_is_obeyed_and_a_wrong_one_told(space):
-    asked = ["select", space, "red fox runs", "-n", 9, "-k", 20]
-    picks = told(*asked, "--where", 'set == "b"')["picks"]
+def test_a_filter_applies_and_a_wrong_one_is_an_error(space):
+    command = ["select", space, "red fox runs", "-n", 9, "-k", 20]
+    picks = run_json(*command, "--where", 'set == "b"')["picks"]
     assert all(int(pick["id"][1:]) % 2 for pick in picks)
-    wrongs = {
+    messages = {
         "sett == 1": "'sett' is in no document",
         "year ==": "cannot be read",
         "year == 'a'": "holds number",
         "set == 5": 'but it holds text: write it in quotes, as "5"',
         "year": "expected `field == value`",
     }
-    for wrong, message in wrongs.items():
-        result = whet(*asked, "--where", wrong)
+    for wrong, message in messages.items():
+        result = whet(*command, "--where", wrong)
         assert result.exit_code == 2 and message in result.stderr, result.stderr
-    few = whet(*asked, "--where", "year < 2003")
+    few = whet(*command, "--where", "year < 2003")
     assert few.exit_code == 2 and "k is 20, but 3 documents pass the filter" in few.stderr
 
 
-def test_doctor_counts_what_is_there_twice_or_asked(space, tmp_path):
+def test_doctor_counts_duplicates_and_prompts_in_the_space(space, tmp_path):
     texts = [record["text"] for record in records(3)]
     more = [{"id": f"t{i}", "text": text} for i, text in enumerate(texts)]
     more.append({"id": "blank", "text": "ﷺ"})
     source, prompts = tmp_path / "more.jsonl", tmp_path / "prompts.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in more))
     assert whet("index", source, space, "--quiet").exit_code == 0
-    asked = [texts[0], texts[1] + " more", "red whale", "ﷲ"]
-    prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in asked))
-    found = told("space", "doctor", space, "--prompts", prompts, "-k", 20, "-n", 9)
-    assert found["documents"] == 44 and found["duplicates"] == 3 and found["blank"] == 1
-    assert found["prompts"] == 4 and found["same"] == 1 and found["strange"] == 1
-    assert 0 <= found["limit"] <= found["sigma"] < 0.7
-    assert found["verdict"].startswith("sharpening should pay: σ falls to")
-    assert "1 of 4 prompts are in the data space: a model has seen" in found["verdict"]
-    unasked = told("space", "doctor", space)
-    assert unasked["sigma"] is unasked["limit"] is None
-    assert unasked["verdict"].startswith("not asked: give prompts (--prompts FILE)")
+    texts_of_prompts = [texts[0], texts[1] + " more", "red whale", "ﷲ"]
+    prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts_of_prompts))
+    diagnosis = run_json("space", "doctor", space, "--prompts", prompts, "-k", 20, "-n", 9)
+    assert diagnosis["documents"] == 44 and diagnosis["duplicates"] == 3 and diagnosis["blank"] == 1
+    assert diagnosis["prompts"] == 4 and diagnosis["same"] == 1 and diagnosis["strange"] == 1
+    assert 0 <= diagnosis["limit"] <= diagnosis["sigma"] < 0.7
+    assert diagnosis["verdict"].startswith("sharpening should pay: σ falls to")
+    assert "1 of 4 prompts are in the data space: a model has seen" in diagnosis["verdict"]
+    without_prompts = run_json("space", "doctor", space)
+    assert without_prompts["sigma"] is without_prompts["limit"] is None
+    assert without_prompts["verdict"].startswith("not asked: give prompts (--prompts FILE)")
     assert "44 documents, 3 of a text" in whet("space", "doctor", space).stdout
 
 
-def test_doctor_of_a_bound_space_sees_its_own_alone(space):
+def test_doctor_of_a_filtered_space_sees_only_what_passes(space):
     opened = DataSpace.open(space)
     text = opened.text(1)
     bound = opened.filter(Compare("set", "==", "a"))
@@ -145,7 +145,7 @@ def test_documents_with_unpaired_surrogates_are_listed_and_the_rest_added(tmp_pa
     good = ['{"id": "g", "text": "red fox", "n": NaN}', '{"id": "h", "text": "blue whale"}']
     source = tmp_path / "texts.jsonl"
     source.write_text("\n".join(halves + good))
-    made = told("index", source, tmp_path / "s", "--quiet")
+    made = run_json("index", source, tmp_path / "s", "--quiet")
     assert (made["documents"], made["failed"]) == (2, 2)
     failed = map(json.loads, (tmp_path / "s" / "failed.jsonl").read_text().splitlines())
     assert [(f["id"], f["reason"]) for f in failed] == [
@@ -156,14 +156,14 @@ def test_documents_with_unpaired_surrogates_are_listed_and_the_rest_added(tmp_pa
     assert "NaN" not in exported and json.loads(exported.splitlines()[0])["meta"] == {"n": None}
 
 
-def test_labels_are_chosen_when_a_space_is_made(tmp_path):
+def test_labels_are_chosen_when_a_space_is_built(tmp_path):
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records(40)))
     labelled = ["--label-field", "set", "--public-label", "a", "--quiet"]
     refused = whet("index", source, tmp_path / "s", "--label-field", "set", "--quiet")
     assert refused.exit_code == 2 and "name the label of the public ones" in refused.stderr
     assert whet("index", source, tmp_path / "s", *labelled).exit_code == 0
-    assert told("space", "info", tmp_path / "s")["labels"] == {"field": "set", "public": "a"}
+    assert run_json("space", "info", tmp_path / "s")["labels"] == {"field": "set", "public": "a"}
     assert whet("index", source, tmp_path / "s", *labelled).exit_code == 0
     other = whet("index", source, tmp_path / "s", "--label-field", "year", "--quiet")
     assert other.exit_code == 1 and "chosen when a data space is created" in other.stderr

@@ -1,5 +1,7 @@
-"""What is of a wrong kind is refused in a line, in a process as users have it: without the checker
-of types that other tests run under."""
+"""Arguments of a wrong type raise a ValueError of one line.
+
+The calls run in a process of their own, without the import hook that checks types in other tests.
+"""
 
 import json
 import os
@@ -23,14 +25,16 @@ class Unfinished:
     name, dimension = "words", 3
     def __repr__(self): return "Unfinished()"
 class Tokens(dict): pass
-def told(call):
+def message(call):
     try:
         eval(call)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-print(json.dumps([told(call) for call in json.load(sys.stdin)]))
+print(json.dumps([message(call) for call in json.load(sys.stdin)]))
 """
 CASES = {
+    "whet.sift(None, [[1.0, 0.0]], 1)": "query ",
+    "whet.sift(0.5, [[1.0, 0.0]], 1)": "query has shape ()",
     "Retriever('space')": "space is 'space': expected a DataSpace, as `whet.DataSpace.open('",
     "Retriever(None)": "space is None: expected a DataSpace",
     "Retriever(s, whet.SelectionConfig(selector='closest'))": "selector is 'closest': expected o",
@@ -52,7 +56,7 @@ CASES = {
     "whet.training_set(s, 'fox', 2)": "targets is 'fox': expected a list of them, as ['fox']",
     "Engine('space', model)": "space is 'space': expected a DataSpace",
     "Engine(s, 'whet-nano')": "model is 'whet-nano': expected a LanguageModel, as",
-    "Engine(s, model, 'LoRA')": "mode is 'LoRA': expected full, lora, head",
+    "Engine(s, model, 'LoRA')": "adapter is 'LoRA': expected full, lora, head",
     "engine.generate(['a'])": "prompt is ['a']: expected one text",
     "list(engine.run([{'prompt': 'x'}]))": "query is {'prompt': 'x'}: expected a text or a whet.Q",
     "Request('x', documents=['a text'])": "documents holds 'a text': expected a Document, as",
@@ -67,7 +71,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(folder):
+def messages(folder):
     done = subprocess.run(
         [sys.executable, "-c", RUN], input=json.dumps(list(CASES)), text=True, cwd=folder,
         capture_output=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -77,9 +81,9 @@ def told(folder):
 
 
 @pytest.mark.parametrize("call", CASES)
-def test_a_wrong_kind_is_refused_in_a_line(told, call):
-    assert told[call].startswith("ValueError: " + CASES[call]) and "\n" not in told[call]
+def test_a_wrong_type_is_an_error_of_one_line(messages, call):
+    assert messages[call].startswith("ValueError: " + CASES[call]) and "\n" not in messages[call]
 
 
-def test_a_refused_embedder_leaves_nothing_on_the_disk(told, folder):
+def test_a_rejected_embedder_leaves_no_files(messages, folder):
     assert not Path(folder / "new").exists()
