@@ -1,11 +1,11 @@
-"""How long does a gradient step take in slots, beside a PEFT loop, a full loop and bare products?
+"""How long does a gradient step take in slots, compared with plain loops and bare products?
 
     python benchmarks/adapt_latency.py --json benchmarks/results/adapt_latency.json --case lora
     python benchmarks/adapt_latency.py --render benchmarks/results/adapt_latency.json
 
-Prompts are of the corpus's valid split, texts their nearest by `lsa`; the corpus is the folder that
-WHET_CORPUS_FOLDER names. Cases add to the JSON file one by one. Losses are compared before any
-timing.
+The prompts come from the corpus's valid split and the texts are their nearest documents by `lsa`;
+WHET_CORPUS_FOLDER names the folder of the corpus. The plain loops are one with PEFT's LoRA and one
+that trains all weights. Each case is added to the JSON file. Losses are compared before any timing.
 """
 
 import json
@@ -40,22 +40,22 @@ ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("WHET_CORPUS_FOLDER", "corpus"))
 LENGTHS = (32, 128, 256)
 P, RANK = 8, 32
-Plan = list[Tensor]  # the texts of one prompt
+Texts = list[Tensor]  # the tokens of the texts of one prompt
 
 
-def workload(model: LanguageModel, space: Path, prompts: int, texts: int) -> list[Plan]:
-    """The nearest `texts` of each of the first `prompts` of valid, as tokens, uncut."""
-    opened = DataSpace.build(CORPUS / "space.jsonl.gz", space)
+def workload(model: LanguageModel, space: Path, prompts: int, texts: int) -> list[Texts]:
+    """Return the tokens of the `texts` nearest documents of the first `prompts` of valid."""
+    data_space = DataSpace.build(CORPUS / "space.jsonl.gz", space)
     options = SelectionConfig(selector="nearest", n=texts, k=max(texts, 20))
-    asked = list(read_documents(CORPUS / "valid.jsonl.gz"))[:prompts]
+    documents = list(read_documents(CORPUS / "valid.jsonl.gz"))[:prompts]
     return [
-        [model.lesson(found.text) for found in retrieve(opened, prompt.text, options).documents]
-        for prompt in asked
+        [model.lesson(d.text) for d in retrieve(data_space, prompt.text, options).documents]
+        for prompt in documents
     ]
 
 
 def plain(model: LanguageModel) -> LanguageModel:
-    """The same model as transformers loads it."""
+    """Return the model as transformers loads it."""
     from transformers import AutoModelForCausalLM
 
     source = ROOT / "src" / "whet" / "assets" / model.name
@@ -63,31 +63,32 @@ def plain(model: LanguageModel) -> LanguageModel:
     return LanguageModel(network, model.tokenizer, model.name)
 
 
-def cut(plans: Sequence[Plan], length: int) -> list[Plan]:
-    """Texts of exactly `length` tokens: a shorter one is repeated up to it."""
+def cut(plans: Sequence[Texts], length: int) -> list[Texts]:
+    """Cut texts to exactly `length` tokens; a shorter one is repeated."""
     return [[text.repeat(-(-length // len(text)))[:length] for text in plan] for plan in plans]
 
 
-def uncut(plans: Sequence[Plan]) -> list[Plan]:
+def uncut(plans: Sequence[Texts]) -> list[Texts]:
+    """Cut texts to the context of 256 tokens, without repetition."""
     return [[text[:256] for text in plan] for plan in plans]
 
 
-def in_slots(slots: Slots) -> Callable[[list[Plan]], list[list[float]]]:
-    """Prompts in lock-step, `len(slots)` at a time; gives the losses."""
+def in_slots(slots: Slots) -> Callable[[list[Texts]], list[list[float]]]:
+    """Return a function that trains `len(slots)` prompts at a time and returns the losses."""
 
-    def work(plans: list[Plan]) -> list[list[float]]:
+    def work(plans: list[Texts]) -> list[list[float]]:
         losses: list[list[float]] = []
         for first in range(0, len(plans), len(slots)):
             part = plans[first : first + len(slots)]
-            own: list[list[float]] = [[] for _ in part]
+            part_losses: list[list[float]] = [[] for _ in part]
             for slot, plan in enumerate(part):
                 slots.reset(slot)
                 slots.prepare(plan)
             for step in range(len(part[0])):
-                lessons = {slot: [plan[step]] for slot, plan in enumerate(part)}
-                for slot, loss in slots.step(lessons).items():
-                    own[slot] += loss
-            losses += own
+                batch = {slot: [plan[step]] for slot, plan in enumerate(part)}
+                for slot, loss in slots.step(batch).items():
+                    part_losses[slot] += loss
+            losses += part_losses
         return losses
 
     return work
@@ -95,18 +96,18 @@ def in_slots(slots: Slots) -> Callable[[list[Plan]], list[list[float]]]:
 
 def loop(
     network: Any, start: int, vocabulary: int, parameters: list[Tensor], lr: float
-) -> Callable[[list[Plan]], list[list[float]]]:
-    """What one writes without whet: batch 1, no padding, weights copied back for each prompt."""
+) -> Callable[[list[Texts]], list[list[float]]]:
+    """Return a plain loop: batch 1, no padding, weights copied back for each prompt."""
     saved = [parameter.detach().clone() for parameter in parameters]
 
-    def work(plans: list[Plan]) -> list[list[float]]:
+    def work(plans: list[Texts]) -> list[list[float]]:
         losses: list[list[float]] = []
         for plan in plans:
             with torch.no_grad():
                 for parameter, old in zip(parameters, saved, strict=True):
                     parameter.copy_(old)
             optimizer = torch.optim.Adam(parameters, lr, fused=True)
-            own = []
+            text_losses = []
             for text in plan:
                 optimizer.zero_grad()
                 text = text.to(parameters[0].device)
@@ -116,21 +117,21 @@ def loop(
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
-                own.append(loss.item())
-            losses.append(own)
+                text_losses.append(loss.item())
+            losses.append(text_losses)
         return losses
 
     return work
 
 
 def peft_loop(model: LanguageModel, start: dict[str, Tensor]) -> Any:
-    """The same LoRA by the peft library, A as whet has it."""
+    """Return a loop with the peft library's LoRA, starting from whet's A."""
     import peft
 
     targets = sorted({name.rpartition(".")[2] for name in linear_layers(model.network)})
     config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=targets)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that Conv1D is transposed, which peft then sees to
+        warnings.simplefilter("ignore")  # Conv1D is transposed, which peft corrects
         wrapped = peft.get_peft_model(model.network, config).eval()
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
@@ -142,11 +143,11 @@ def peft_loop(model: LanguageModel, start: dict[str, Tensor]) -> Any:
 
 
 def floor(model: LanguageModel, length: int) -> float:
-    """Seconds of the bare products of one text's LoRA step, and of one pass of the optimiser."""
+    """Return the seconds of one text's bare products and of one pass of the optimizer."""
     layers = [widths(module) for module in linear_layers(model.network).values()]
     config = model.network.config
     heads, inner = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    shapes: list[tuple[int, ...]] = []  # rows, inner, columns, and a batch
+    shapes: list[tuple[int, ...]] = []  # rows, inner, columns, and optionally a batch
     for wide_in, wide_out in layers:
         shapes += [(length, wide_in, wide_out), (length, wide_out, wide_in)]
         shapes += [(length, wide_in, RANK), (length, RANK, wide_out), (length, wide_out, RANK)]
@@ -182,19 +183,19 @@ def _median(work: Callable[[], Any]) -> float:
 
 
 def rounds(
-    plans: list[Plan], a: Callable[..., Any], b: Callable[..., Any], count: int, together: int = 1
+    plans: list[Texts], a: Callable[..., Any], b: Callable[..., Any], count: int, together: int = 1
 ) -> dict[str, Any]:
-    """`together` prompts by a, then by b, then the next: seconds a text, and a ÷ b of each pair."""
+    """Time `together` prompts by a, then by b, and so on: milliseconds per text, and a ÷ b."""
     groups = [plans[first : first + together] for first in range(0, len(plans), together)]
     for work in (a, b):
-        work(groups[-1])  # to warm up
+        work(groups[-1])  # warm up
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(count):
         for group in groups:
-            for work, kept in zip((a, b), seconds, strict=True):
+            for work, times in zip((a, b), seconds, strict=True):
                 start = time.perf_counter()
                 work(group)
-                kept.append((time.perf_counter() - start) / sum(map(len, group)))
+                times.append((time.perf_counter() - start) / sum(map(len, group)))
     ratios = [first / second for first, second in zip(*seconds, strict=True)]
     return {
         "ratio": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios),
@@ -203,59 +204,59 @@ def rounds(
     }  # fmt: skip
 
 
-def compared(a: Callable[..., Any], b: Callable[..., Any], plans: list[Plan]) -> None:
-    """The same losses within 1e-3, or no timing."""
+def compared(a: Callable[..., Any], b: Callable[..., Any], plans: list[Texts]) -> None:
+    """Check that the losses agree to 1e-3."""
     np.testing.assert_allclose(a(plans), b(plans), rtol=1e-3)
 
 
-def lora(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
+def lora(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]:
     slots = Slots(model, LoRA(lr=5e-4, r=RANK, lora_alpha=2 * RANK), count=P)
     peer = plain(model)
-    theirs, ours, found = peft_loop(peer, dict(slots.start)), in_slots(slots), {}
+    theirs, ours, rows = peft_loop(peer, dict(slots.start)), in_slots(slots), {}
     with slots.attached():
         compared(theirs, ours, [plan[:2] for plan in cut(plans, 64)])
         for length in LENGTHS:
-            found[f"lora T={length}"] = rounds(cut(plans, length), theirs, ours, count, P)
-        found["lora uncut"] = rounds(uncut(plans), theirs, ours, count, P)
+            rows[f"lora T={length}"] = rounds(cut(plans, length), theirs, ours, count, P)
+        rows["lora uncut"] = rounds(uncut(plans), theirs, ours, count, P)
         mean = floor(model, 256)
-        found["floor T=256"] = {
-            "ratio": found["lora T=256"]["ms"] / (1e3 * mean), "floor_ms": 1e3 * mean,
-            "ms": found["lora T=256"]["ms"],
+        rows["floor T=256"] = {
+            "ratio": rows["lora T=256"]["ms"] / (1e3 * mean), "floor_ms": 1e3 * mean,
+            "ms": rows["lora T=256"]["ms"],
         }  # fmt: skip
-        whole = 20 * found["lora T=128"]["ms"]  # a query of 20 texts
+        whole = 20 * rows["lora T=128"]["ms"]  # a request with 20 texts
         reset = 1e3 * _median(lambda: slots.reset(0))
-        found["reset share"] = {"percent": 100 * reset / whole, "ms": reset}
-    return found
+        rows["reset share"] = {"percent": 100 * reset / whole, "ms": reset}
+    return rows
 
 
-def full(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
+def full(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]:
     peer = plain(model)
     slots, trained = Slots(model, FullFineTuning()), list(peer.network.parameters())
-    made = Slots(LanguageModel.from_pretrained(model.name), FullFineTuning(), compiled=True)
+    compiled = Slots(LanguageModel.from_pretrained(model.name), FullFineTuning(), compiled=True)
     theirs = loop(peer.network, peer.start, peer.vocabulary, trained, 5e-5)
-    found, plans = {}, uncut(plans)
-    for name, own in (("full", slots), ("full, compiled", made)):
-        with own.attached():
-            ours = in_slots(own)
+    rows, plans = {}, uncut(plans)
+    for name, kind in (("full", slots), ("full, compiled", compiled)):
+        with kind.attached():
+            ours = in_slots(kind)
             compared(theirs, ours, [plan[:2] for plan in plans])
-            found[f"{name} uncut"] = rounds(plans, theirs, ours, count)
-    return found
+            rows[f"{name} uncut"] = rounds(plans, theirs, ours, count)
+    return rows
 
 
-def head(model: LanguageModel, plans: list[Plan], count: int) -> dict[str, Any]:
-    peer, found = LanguageModel.from_pretrained(model.name), {}
+def head(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]:
+    peer, rows = LanguageModel.from_pretrained(model.name), {}
     whole, plans = Slots(peer, FullFineTuning()), uncut(plans)
-    for name, room in (("not cached", 0), ("cached", 2**30)):  # 0 holds one prompt's texts
-        slots = Slots(model, LMHead(), cache_bytes=room)
+    for name, size in (("not cached", 0), ("cached", 2**30)):  # 0: the texts of one prompt
+        slots = Slots(model, LMHead(), cache_bytes=size)
         with whole.attached(), slots.attached():
             ours = in_slots(slots)
             ours(plans)  # fills the cache
-            found[f"head, trunk {name}"] = rounds(plans, in_slots(whole), ours, count)
-    return found
+            rows[f"head, trunk {name}"] = rounds(plans, in_slots(whole), ours, count)
+    return rows
 
 
 CASES = {"lora": lora, "full": full, "head": head}
-ASKED = {
+TARGETS = {
     "lora T=32": "2.5× / 5×", "lora T=128": "1.5× / 3×", "lora T=256": "1.2× / 2×",
     "full uncut": "1.2× / 1.6×", "full, compiled uncut": "1.2× / 1.6×",
     "floor T=256": "≤ 2.5 / ≤ 1.7", "reset share": "< 1 %",
@@ -265,7 +266,7 @@ TITLES = {
     "lora": "LoRA, P=8: PEFT loop ÷ slots", "full": "full, one prompt: full loop ÷ slot",
     "full, compiled": "full, one prompt, compiled: full loop ÷ slot",
     "head": "full in a slot ÷ head in a slot", "floor": "LoRA, P=8: slots ÷ bare products",
-    "reset": "reset's share of a query of 20 texts",
+    "reset": "reset's share of a request with 20 texts",
 }  # fmt: skip
 
 
@@ -274,29 +275,29 @@ def rendered(results: dict[str, Any]) -> str:
     lines = [
         f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}, transformers "
         f"{about['transformers']}, peft {about['peft']}; commit {about['commit']}. "
-        "Median (least–greatest).",
+        "Median (min–max).",
         "",
-        "| case | ratio | ms a text, peer or floor → whet | target: minimum / stretch |",
+        "| case | ratio | ms per text, peer or lower bound → whet | target: minimum / stretch |",
         "|---|---|---|---|",
     ]
     for name, row in results["rows"].items():
-        kind = max((known for known in TITLES if name.startswith(known)), key=len)
+        kind = max((prefix for prefix in TITLES if name.startswith(prefix)), key=len)
         title = f"{TITLES[kind]}, {name.removeprefix(kind).lstrip(', ')}"
-        asked = ASKED.get(name, "–")
+        target = TARGETS.get(name, "–")
         if "percent" in row:
-            lines.append(f"| {title} | **{row['percent']:.2f} %** | {row['ms']:.2f} | {asked} |")
+            lines.append(f"| {title} | **{row['percent']:.2f} %** | {row['ms']:.2f} | {target} |")
             continue
         span = f" ({row['least']:.2f}–{row['greatest']:.2f})" if "least" in row else ""
         before = row.get("peer_ms", row.get("floor_ms"))
         lines.append(
             f"| {title} | **{row['ratio']:.2f}×**{span} "
-            f"| {before:.1f} → {row['ms']:.1f} | {asked} |"
+            f"| {before:.1f} → {row['ms']:.1f} | {target} |"
         )
     return "\n".join(lines)
 
 
 def into_readme(name: str, table: str) -> None:
-    """Put the table between the marks called `name` in the README beside this file."""
+    """Write the table between the markers called `name` in benchmarks/README.md."""
     readme = ROOT / "benchmarks" / "README.md"
     first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, rest = readme.read_text().split(f"{first}\n")
@@ -304,22 +305,23 @@ def into_readme(name: str, table: str) -> None:
 
 
 def machine() -> dict[str, Any]:
-    known = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((x.split(":")[1].strip() for x in known if "model name" in x), platform.machine())
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, cwd=ROOT, text=True, capture_output=True, check=False).stdout
+    """Return the processor, threads, commit and versions of this machine."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((x.split(":")[1].strip() for x in lines if "model name" in x), platform.machine())
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False).stdout
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     return {"cpu": cpu, "threads": torch.get_num_threads(), "commit": commit.strip(), **versions}
 
 
 @click.command()
 @click.option("--case", type=click.Choice(list(CASES)), multiple=True, default=list(CASES))
-@click.option("--json", "path", type=Path, help="Where results are added.")
-@click.option("--render", type=Path, help="Put this file's table into the README, time nothing.")
-@click.option("--space", type=Path, help="The corpus's data space; made here if there is none.")
+@click.option("--json", "path", type=Path, help="File that results are added to.")
+@click.option("--render", type=Path, help="Only write this file's table to the README.")
+@click.option("--space", type=Path, help="Folder for the corpus's data space [default: temporary].")
 @click.option("--prompts", default=32, show_default=True)
-@click.option("--texts", default=20, show_default=True, help="Texts of a prompt.")
-@click.option("--rounds", "count", default=1, show_default=True, help="Over all prompts.")
+@click.option("--texts", default=20, show_default=True, help="Texts per prompt.")
+@click.option("--rounds", "count", default=1, show_default=True, help="Rounds over all prompts.")
 def main(
     case: tuple[str, ...], path: Path | None, render: Path | None, space: Path | None,
     prompts: int, texts: int, count: int,
@@ -330,14 +332,14 @@ def main(
     model = LanguageModel.from_pretrained("whet-nano")
     with tempfile.TemporaryDirectory() as folder:
         plans = workload(model, space or Path(folder) / "space", prompts, texts)
-    found = json.loads(path.read_text()) if path and path.exists() else {"rows": {}}
+    results = json.loads(path.read_text()) if path and path.exists() else {"rows": {}}
     for name in case:
         rows = CASES[name](model, plans, count)
-        found["rows"] |= {key: row | {"prompts": prompts} for key, row in rows.items()}
-        found["machine"] = machine()
+        results["rows"] |= {key: row | {"prompts": prompts} for key, row in rows.items()}
+        results["machine"] = machine()
         if path:
-            path.write_text(json.dumps(found, indent=1) + "\n")
-    click.echo(rendered(found))
+            path.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(rendered(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""LSA vectors of a sample of the benchmark corpus, made on the spot."""
+"""LSA vectors of a sample of the benchmark corpus."""
 
 import gzip
 import itertools
@@ -15,9 +15,9 @@ CORPUS = Path(os.environ.get("WHET_CORPUS", "corpus/space.jsonl.gz"))
 
 @cache
 def lsa_vectors(documents: int = 6000, dimensions: int = 256) -> Any:
-    """Unit vectors [documents, dimensions] of every seventh document; None without a corpus.
+    """Return unit vectors of every seventh document, or None without a corpus.
 
-    The corpus is the file that the environment's WHET_CORPUS names.
+    The environment variable WHET_CORPUS names the file of the corpus.
     """
     if not CORPUS.exists():
         return None

@@ -1,12 +1,12 @@
-"""How long does a token of an answer take, of eight prompts at once, each with its own adapter?
+"""How long does a generated token take, for eight prompts at once with one adapter each?
 
     python benchmarks/decode_latency.py --json benchmarks/results/decode_latency.json
     python benchmarks/decode_latency.py --render benchmarks/results/decode_latency.json
 
-The prompts are of one to two hundred tokens at random, each sharpened on three texts of such
-tokens. Peers have the same adapters: the peft library with one adapter after another, and with
-eight in one batch (`adapter_names`). Tokens are compared before any timing. whet-nano, and GPT-2's
-size with random weights; on a GPU if there is one.
+Prompts have 100 to 200 random tokens, and each adapter was trained on three texts of random tokens.
+The peft library has the same adapters, with one adapter after another and with eight in one batch
+(`adapter_names`). Tokens are compared before any timing. Models are whet-nano, and a random one of
+GPT-2's size, on a GPU if there is one.
 """
 
 import copy
@@ -35,6 +35,7 @@ Work = Callable[[], list[list[int]]]
 
 
 def gpt2_size() -> LanguageModel:
+    """Return a model of GPT-2's size with random weights."""
     torch.manual_seed(0)
     config = GPT2Config(bos_token_id=0, eos_token_id=0, initializer_range=0.1)
     words = {f"<{i}>": i for i in range(config.vocab_size)}
@@ -46,8 +47,8 @@ def gpt2_size() -> LanguageModel:
     return LanguageModel(network, tokenizer, "GPT-2-size")
 
 
-def sharpened(model: LanguageModel, adaptation: LoRA, count: int) -> Slots:
-    """Slots that have each learned texts of their own."""
+def trained_slots(model: LanguageModel, adaptation: LoRA, count: int) -> Slots:
+    """Return slots, each trained on its own texts."""
     slots, random = Slots(model, adaptation, count=count), torch.Generator().manual_seed(1)
     with slots.attached():
         for _ in range(3):
@@ -56,22 +57,22 @@ def sharpened(model: LanguageModel, adaptation: LoRA, count: int) -> Slots:
     return slots
 
 
-def prompts(model: LanguageModel, count: int) -> list[list[int]]:
+def random_prompts(model: LanguageModel, count: int) -> list[list[int]]:
     random = torch.Generator().manual_seed(0)
     lengths = torch.randint(100, 200, (count,), generator=random).tolist()
     return [torch.randint(1, model.vocabulary, (n,), generator=random).tolist() for n in lengths]
 
 
-def in_slots(slots: Slots, asked: list[list[int]], tokens: int, together: int) -> Work:
-    """whet, `together` prompts in a pass."""
+def in_slots(slots: Slots, prompts: list[list[int]], tokens: int, together: int) -> Work:
+    """Return a function that generates for `together` prompts per pass with whet."""
     sampling = SamplingParams(max_tokens=tokens)
 
     def work() -> list[list[int]]:
         decoders = {
-            i: SequenceState(slots.model, prompt, sampling) for i, prompt in enumerate(asked)
+            i: SequenceState(slots.model, prompt, sampling) for i, prompt in enumerate(prompts)
         }
-        for first in range(0, len(asked), together):
-            part = {i: decoders[i] for i in range(first, min(first + together, len(asked)))}
+        for first in range(0, len(prompts), together):
+            part = {i: decoders[i] for i in range(first, min(first + together, len(prompts)))}
             while any(not decoder.finish for decoder in part.values()):
                 slots.proceed(part)
             slots.proceed({})
@@ -81,7 +82,7 @@ def in_slots(slots: Slots, asked: list[list[int]], tokens: int, together: int) -
 
 
 def generated(network: Any, start: int, rows: list[list[int]], tokens: int, **rest: Any) -> Any:
-    """What transformers says, of rows padded at the left."""
+    """Generate with transformers from rows padded on the left."""
     longest, device = max(map(len, rows)) + 1, network.device
     ids = [[start] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row) - 1) + [1] * (len(row) + 1) for row in rows]
@@ -93,15 +94,16 @@ def generated(network: Any, start: int, rows: list[list[int]], tokens: int, **re
     return output[:, longest:].tolist()
 
 
-def peft_peers(slots: Slots, asked: list[list[int]], tokens: int) -> dict[str, Work]:
+def peft_peers(slots: Slots, prompts: list[list[int]], tokens: int) -> dict[str, Work]:
+    """Return functions that generate with peft, with copies of the slots' adapters."""
     model = slots.model
     network = copy.deepcopy(model.network)
-    network.generation_config.eos_token_id = None  # every answer is of the same length
+    network.generation_config.eos_token_id = None  # all sequences have the same length
     targets = sorted({name.rpartition(".")[2] for name in linear_layers(network)})
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=targets)
     names = [f"slot{slot}" for slot in range(len(slots))]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that Conv1D is transposed, which peft then sees to
+        warnings.simplefilter("ignore")  # Conv1D is transposed, which peft corrects
         wrapped = get_peft_model(network, config, names[0]).eval()
         for name in names[1:]:
             wrapped.add_adapter(name, config)
@@ -115,28 +117,32 @@ def peft_peers(slots: Slots, asked: list[list[int]], tokens: int) -> dict[str, W
                     parameter.copy_(rows[slot][layer + suffix][0])
 
     def one_by_one() -> list[list[int]]:
-        said = []
-        for name, prompt in zip(names, asked, strict=True):
+        sequences = []
+        for name, prompt in zip(names, prompts, strict=True):
             wrapped.set_adapter(name)
-            said += generated(wrapped, model.start, [prompt], tokens)
-        return said
+            sequences += generated(wrapped, model.start, [prompt], tokens)
+        return sequences
 
     def batch() -> list[list[int]]:
-        said: list[list[int]] = generated(wrapped, model.start, asked, tokens, adapter_names=names)
-        return said
+        sequences: list[list[int]] = generated(
+            wrapped, model.start, prompts, tokens, adapter_names=names
+        )
+        return sequences
 
     return {"peft, one by one": one_by_one, "peft, one batch": batch}
 
 
 def measured(works: dict[str, Work], tokens: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds a token of each, in turns, once they are known to say the same."""
-    said = {name: work() for name, work in works.items()}
-    ours = said.pop("together")
-    for name, theirs in said.items():
+    """Return the milliseconds per token of each function, after comparing their tokens."""
+    sequences = {name: work() for name, work in works.items()}
+    ours = sequences.pop("together")
+    for name, theirs in sequences.items():
         equal = [a == b for mine, other in zip(ours, theirs, strict=True)
                  for a, b in zip(mine, other, strict=True)]  # fmt: skip
-        if sum(equal) < 0.95 * len(equal):  # near ties may fall either way, and what follows
-            raise SystemExit(f"{name} says something else: {sum(equal)} of {len(equal)} tokens")
+        if sum(equal) < 0.95 * len(equal):  # near-ties may be resolved either way
+            raise SystemExit(
+                f"{name} generates other tokens: {sum(equal)} of {len(equal)} are equal"
+            )
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
@@ -145,12 +151,12 @@ def measured(works: dict[str, Work], tokens: int, rounds: int) -> dict[str, Any]
             times[name].append(1e3 * (time.perf_counter() - start) / (len(ours) * tokens))
     return {
         name: {
-            "ms": statistics.median(own),
+            "ms": statistics.median(series),
             "ratio": statistics.median(
-                peer / mine for peer, mine in zip(own, times["together"], strict=True)
+                peer / mine for peer, mine in zip(series, times["together"], strict=True)
             ),
         }
-        for name, own in times.items()
+        for name, series in times.items()
     }
 
 
@@ -159,9 +165,10 @@ def rendered(results: dict[str, Any]) -> str:
     lines = [
         f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}, transformers "
         f"{about['transformers']}, peft {about['peft']}; commit {about['commit']}. "
-        f"{results['tokens']} tokens an answer, medians of {results['rounds']} rounds in turns.",
+        f"{results['tokens']} tokens per completion, medians of {results['rounds']} alternating "
+        "rounds.",
         "",
-        "| model | ms a token, together | one by one | peft, one by one | peft, one batch |",
+        "| model | ms per token, together | one by one | peft, one by one | peft, one batch |",
         "|---|---|---|---|---|",
     ]
     for name, row in results["rows"].items():
@@ -173,35 +180,35 @@ def rendered(results: dict[str, Any]) -> str:
 
 
 def lora(model: LanguageModel, tokens: int, rounds: int) -> dict[str, Any]:
-    slots = sharpened(model, LoRA(lr=1e-3, r=RANK, lora_alpha=2 * RANK), P)
-    asked = prompts(model, P)
-    peers = peft_peers(slots, asked, tokens)
+    slots = trained_slots(model, LoRA(lr=1e-3, r=RANK, lora_alpha=2 * RANK), P)
+    prompts = random_prompts(model, P)
+    peers = peft_peers(slots, prompts, tokens)
     with slots.attached():
         works = {
-            "together": in_slots(slots, asked, tokens, P),
-            "one by one": in_slots(slots, asked, tokens, 1),
+            "together": in_slots(slots, prompts, tokens, P),
+            "one by one": in_slots(slots, prompts, tokens, 1),
             **peers,
         }
         return measured(works, tokens, rounds)
 
 
 @click.command()
-@click.option("--json", "path", type=Path, help="Where results are written.")
-@click.option("--render", type=Path, help="Put this file's table into the README, time nothing.")
-@click.option("--tokens", default=128, show_default=True, help="Of an answer.")
+@click.option("--json", "path", type=Path, help="File that results are written to.")
+@click.option("--render", type=Path, help="Only write this file's table to the README.")
+@click.option("--tokens", default=128, show_default=True, help="Tokens to generate per prompt.")
 @click.option("--rounds", default=5, show_default=True)
 def main(path: Path | None, render: Path | None, tokens: int, rounds: int) -> None:
     if render:
         into_readme("decode_latency", rendered(json.loads(render.read_text())))
         return
-    found: dict[str, Any] = {"tokens": tokens, "rounds": rounds, "rows": {}}
+    results: dict[str, Any] = {"tokens": tokens, "rounds": rounds, "rows": {}}
     for model in (LanguageModel.from_pretrained("whet-nano"), gpt2_size()):
         model.ends = frozenset()
-        found["rows"][f"{model.name}, LoRA, P={P}"] = lora(model, tokens, rounds)
-        found["machine"] = machine()
+        results["rows"][f"{model.name}, LoRA, P={P}"] = lora(model, tokens, rounds)
+        results["machine"] = machine()
         if path:
-            path.write_text(json.dumps(found, indent=1) + "\n")
-    click.echo(rendered(found))
+            path.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(rendered(results))
 
 
 if __name__ == "__main__":

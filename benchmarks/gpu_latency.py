@@ -1,12 +1,12 @@
-"""How long does a gradient step take on a GPU, in slots, beside a PEFT loop and the serial floor?
+"""How long does a gradient step take in slots on a GPU, compared with a PEFT loop?
 
     python benchmarks/gpu_latency.py --json benchmarks/results/gpu_latency.json
     python benchmarks/gpu_latency.py --render benchmarks/results/gpu_latency.json
 
-Networks of the right shapes with random weights, texts of random tokens, bfloat16 with what is
-trained in float32. The PEFT loop and the workload are those of docs and `adapt_latency.py`; losses
-are compared before any timing. Floors: operations ÷ 790 TFLOP/s and bytes of the optimiser ÷
-4.3 TB/s, as measured on an H200 (`floors`).
+Networks have the right shapes and random weights, texts have random tokens. The network is in
+bfloat16, trained weights are in float32. The PEFT loop is that of `adapt_latency.py`; losses are
+compared before any timing. Lower bounds for serial steps are operations ÷ 790 TFLOP/s and bytes of
+the optimizer ÷ 4.3 TB/s, as measured on an H200 (`ceilings`).
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from adapt_latency import ROOT, Plan, in_slots, into_readme, machine, peft_loop
+from adapt_latency import ROOT, Texts, in_slots, into_readme, machine, peft_loop
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
@@ -36,12 +36,12 @@ CONFIGS = {
         tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     ),
 }  # fmt: skip
-SERIAL_FLOOR_S = {"GPT-2-size full": 0.092, "1B-size LoRA": 0.34}  # of 50 texts of 1,024 tokens
-TEXTS = 50  # of a query
+SERIAL_FLOOR_S = {"GPT-2-size full": 0.092, "1B-size LoRA": 0.34}  # for 50 texts of 1,024 tokens
+TEXTS = 50  # per request
 
 
 def network(kind: str, folder: Path) -> LanguageModel:
-    """A network of random weights, through the disk, so that it is loaded as any other."""
+    """Save a network with random weights to `folder` and load it like any other model."""
     config = CONFIGS[kind]
     with torch.device("cuda"):
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
@@ -54,12 +54,13 @@ def network(kind: str, folder: Path) -> LanguageModel:
 
 
 def plain(model: LanguageModel) -> LanguageModel:
-    """The same as transformers loads it."""
+    """Return the model as transformers loads it."""
     source = AutoModelForCausalLM.from_pretrained(model.name, dtype=torch.bfloat16)
     return LanguageModel(source.cuda(), model.tokenizer, model.name)
 
 
-def plans(model: LanguageModel, prompts: int, texts: int, length: int) -> list[Plan]:
+def plans(model: LanguageModel, prompts: int, texts: int, length: int) -> list[Texts]:
+    """Return random texts of `length` tokens for each prompt."""
     random = torch.Generator().manual_seed(length)
     return [
         [torch.randint(model.vocabulary, (length,), generator=random) for _ in range(texts)]
@@ -67,87 +68,95 @@ def plans(model: LanguageModel, prompts: int, texts: int, length: int) -> list[P
     ]
 
 
-def timed(work: Callable[..., Any], given: list[Plan]) -> float:
-    """Milliseconds a text."""
+def timed(work: Callable[..., Any], batch: list[Texts]) -> float:
+    """Return the milliseconds per text."""
     torch.cuda.synchronize()
     start = time.perf_counter()
-    work(given)
+    work(batch)
     torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start) / sum(map(len, given))
+    return 1e3 * (time.perf_counter() - start) / sum(map(len, batch))
 
 
 def row(
     slots: Slots, length: int, *, texts: int, rounds: int, peer: Callable[..., Any] | None = None
 ) -> dict[str, Any]:
-    """Milliseconds a text with and without graphs, and of the peer, alternating."""
+    """Time texts with and without graphs, and by the peer, alternating."""
     work, graphs = in_slots(slots), slots._graphs
-    given = plans(slots.model, len(slots), texts, length)
+    batch = plans(slots.model, len(slots), texts, length)
     few = plans(slots.model, 2, texts, length)
-    taken: dict[str, list[float]] = {"ms": [], "eager_ms": [], "peer_ms": []}
+    measured: dict[str, list[float]] = {"ms": [], "eager_ms": [], "peer_ms": []}
     torch.cuda.reset_peak_memory_stats()
     for turn in range(rounds + 2):
         slots._graphs = graphs
-        times = {"ms": timed(work, given)}
+        times = {"ms": timed(work, batch)}
         peak = torch.cuda.max_memory_reserved()
         slots._graphs = None
-        times["eager_ms"] = timed(work, given)
+        times["eager_ms"] = timed(work, batch)
         if peer is not None:
             times["peer_ms"] = timed(peer, few)
-        if turn > 1:  # two to warm up
+        if turn > 1:  # two rounds warm up
             for name, value in times.items():
-                taken[name].append(value)
+                measured[name].append(value)
     slots._graphs = graphs
-    found = {name: statistics.median(values) for name, values in taken.items() if values}
-    found |= {"rounds": rounds, "least_ms": min(taken["ms"]), "greatest_ms": max(taken["ms"])}
-    found |= {"tokens_s": 1e3 * length / found["ms"], "peak_gib": peak / 2**30}
+    numbers = {name: statistics.median(values) for name, values in measured.items() if values}
+    numbers |= {
+        "rounds": rounds,
+        "least_ms": min(measured["ms"]),
+        "greatest_ms": max(measured["ms"]),
+    }
+    numbers |= {"tokens_s": 1e3 * length / numbers["ms"], "peak_gib": peak / 2**30}
     if graphs is not None:
-        found["recorded"] = not graphs.given_up and bool(graphs._recorded)
+        numbers["recorded"] = not graphs.given_up and bool(graphs._recorded)
     if peer is not None:
-        ratios = [a / b for a, b in zip(taken["peer_ms"], taken["ms"], strict=True)]
-        found |= {"ratio": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
-    return found
+        ratios = [a / b for a, b in zip(measured["peer_ms"], measured["ms"], strict=True)]
+        numbers |= {
+            "ratio": statistics.median(ratios),
+            "least": min(ratios),
+            "greatest": max(ratios),
+        }
+    return numbers
 
 
 def compared(slots: Slots, peer: Callable[..., Any], tolerance: float) -> float:
-    """The greatest relative difference of losses from the peer's, on texts that come again."""
-    given = [3 * plan[:2] for plan in plans(slots.model, 2, 2, 64)]
-    ours, theirs = np.array(in_slots(slots)(given)), np.array(peer(given))
+    """Return the largest relative difference from the peer's losses, on repeated texts."""
+    batch = [3 * plan[:2] for plan in plans(slots.model, 2, 2, 64)]
+    ours, theirs = np.array(in_slots(slots)(batch)), np.array(peer(batch))
     np.testing.assert_allclose(ours, theirs, rtol=tolerance)
-    assert (theirs[:, -1] < theirs[:, 0]).all()  # something was learned
+    assert (theirs[:, -1] < theirs[:, 0]).all()  # the loss decreases
     return float(np.max(np.abs(ours / theirs - 1)))
 
 
 def small_lora(model: LanguageModel, mode: LoRA, p: int, lengths: tuple[int, ...]) -> Any:
-    """LoRA in `p` slots beside a PEFT loop."""
+    """Time LoRA in `p` slots and a PEFT loop."""
     slots = Slots(model, mode, count=p)
     peer = peft_loop(plain(model), dict(slots.start))
-    found = {}
+    numbers = {}
     with slots.attached():
-        apart = compared(slots, peer, 3e-2)
+        difference = compared(slots, peer, 3e-2)
         for length in lengths:
-            found[f"{p} slots, T={length}"] = row(slots, length, texts=5, rounds=5, peer=peer)
-            found[f"{p} slots, T={length}"]["losses_apart"] = apart
-    return found
+            numbers[f"{p} slots, T={length}"] = row(slots, length, texts=5, rounds=5, peer=peer)
+            numbers[f"{p} slots, T={length}"]["losses_apart"] = difference
+    return numbers
 
 
 def alone(
     model: LanguageModel, mode: AdapterConfig, length: int, floor_s: float | None, p: int = 1
 ) -> Any:
-    """Slots by themselves, beside the serial floor."""
+    """Time slots, and compare them with the lower bound `floor_s` for serial steps."""
     slots = Slots(model, mode, count=p)
     with slots.attached():
-        found = row(slots, length, texts=10 if p == 1 else 3, rounds=5)
+        numbers = row(slots, length, texts=10 if p == 1 else 3, rounds=5)
     if floor_s:
-        found["over_floor"] = found["ms"] * TEXTS / 1e3 / floor_s
-    return {f"{p} slots, T={length}": found}
+        numbers["over_floor"] = numbers["ms"] * TEXTS / 1e3 / floor_s
+    return {f"{p} slots, T={length}": numbers}
 
 
-def floors() -> dict[str, float]:
-    """The two ceilings as this card has them: TFLOP/s of a bf16 product, TB/s of a copy."""
+def ceilings() -> dict[str, float]:
+    """Measure the TFLOP/s of a bf16 product and the TB/s of a copy."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(2**30, device="cuda")
     goal = torch.empty_like(source)
-    found = {}
+    numbers = {}
     for name, work, amount in (
         ("tflop_s", lambda: a @ b, 2 * 8192**3 / 1e12),
         ("tb_s", lambda: goal.copy_(source), 2 * source.nbytes / 1e12),
@@ -159,11 +168,12 @@ def floors() -> dict[str, float]:
             work()
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
-        found[name] = amount / statistics.median(seconds[3:])
-    return found
+        numbers[name] = amount / statistics.median(seconds[3:])
+    return numbers
 
 
 def measure(case: str, folder: Path) -> dict[str, Any]:
+    """Return the rows of a case."""
     lora = LoRA(lr=5e-4, r=32, lora_alpha=64)
     if case == "nano":
         model = LanguageModel.from_pretrained(
@@ -185,8 +195,8 @@ def measure(case: str, folder: Path) -> dict[str, Any]:
     return {f"1B-size LoRA, {key}": value for key, value in rows.items()}
 
 
-ASKED = {
-    "GPT-2-size LoRA": "PEFT loop: 8× / 20×", "GPT-2-size full": "query: 0.5 s / 0.28 s",
+TARGETS = {
+    "GPT-2-size LoRA": "PEFT loop: 8× / 20×", "GPT-2-size full": "request: 0.5 s / 0.28 s",
     "1B-size LoRA": "over the floor: ≤ 3 / ≤ 2",
 }  # fmt: skip
 
@@ -196,9 +206,9 @@ def rendered(results: dict[str, Any]) -> str:
     lines = [
         f"{about['gpu']} ({about['tflop_s']:.0f} TFLOP/s, {about['tb_s']:.1f} TB/s measured), "
         f"torch {about['torch']}, transformers {about['transformers']}, peft {about['peft']}. "
-        "bfloat16, trained weights float32. Medians of five alternating rounds (least–greatest).",
+        "bfloat16, trained weights float32. Medians of five alternating rounds (min–max).",
         "",
-        "| case | ms a text | without graphs | PEFT loop ÷ slots | 50 texts | over the floor "
+        "| case | ms per text | without graphs | PEFT loop ÷ slots | 50 texts | over the floor "
         "| tokens/s | peak GiB | target: minimum / stretch |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -211,28 +221,28 @@ def rendered(results: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {row['ms']:.2f} | {row['eager_ms']:.2f} | {span} | {query} | {floor} "
             f"| {row['tokens_s']:,.0f} | {row['peak_gib']:.1f} "
-            f"| {ASKED.get(name.partition(',')[0], '–')} |"
+            f"| {TARGETS.get(name.partition(',')[0], '–')} |"
         )
     return "\n".join(lines)
 
 
 @click.command()
 @click.option("--case", type=click.Choice(["nano", "gpt2", "gpt2-full", "1B"]), multiple=True)
-@click.option("--json", "path", type=Path, help="Where results are added.")
-@click.option("--render", type=Path, help="Put this file's table into the README, time nothing.")
+@click.option("--json", "path", type=Path, help="File that results are added to.")
+@click.option("--render", type=Path, help="Only write this file's table to the README.")
 def main(case: tuple[str, ...], path: Path | None, render: Path | None) -> None:
     if render:
         into_readme("gpu_latency", rendered(json.loads(render.read_text())))
         return
-    found = json.loads(path.read_text()) if path and path.exists() else {"rows": {}}
-    found["machine"] = machine() | {"gpu": torch.cuda.get_device_name()} | floors()
+    results = json.loads(path.read_text()) if path and path.exists() else {"rows": {}}
+    results["machine"] = machine() | {"gpu": torch.cuda.get_device_name()} | ceilings()
     with tempfile.TemporaryDirectory() as folder:
         for name in case or ("nano", "gpt2", "gpt2-full", "1B"):
-            found["rows"] |= measure(name, Path(folder))
+            results["rows"] |= measure(name, Path(folder))
             torch.cuda.empty_cache()
             if path:
-                path.write_text(json.dumps(found, indent=1) + "\n")
-    click.echo(rendered(found))
+                path.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(rendered(results))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Does a training set that SIFT chose for some texts of a set serve other texts of it?
+"""Does a training set that SIFT selects for some documents of a set help on others of that set?
 
     python benchmarks/targeted.py SPACE valid.jsonl.gz --set enron --set pmc -n 60 --json
     benchmarks/results/targeted.json
 
-Of each set the first --targets documents are the targets, the next --held-out are scored, whole.
-The model is trained on each list, one step a text, in one pass, and put back. Lists of n steps:
-SIFT, the targets' nearest in turn, and texts at random, from the candidates and from the space. A
-list is taken in its order, or with --shuffle in a random one, as trainers do. "repeated" is the
-share of a list's texts that have a cosine of 0.9 or more to an earlier one.
+In each set, the first --targets documents are the targets, and the next --held-out are scored as a
+whole. The model is trained on each list in one pass with one step per document, then restored. The
+lists of n documents are SIFT's, the targets' nearest documents in turn, and random ones from the
+candidates and from the data space. A list is used in its order, or with --shuffle in a random one,
+as trainers do. "repeated" is the share of a list's documents that have a cosine of 0.9 or more with
+an earlier one.
 """
 
 import json
@@ -38,54 +39,56 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.argument("prompts", type=PATH)
 @click.option("--model", default="whet-nano", show_default=True)
 @click.option("--lr", type=float, help="Learning rate [default: the model's].")
-@click.option("--set", "sets", multiple=True, required=True, help="A meta.set; each on its own.")
+@click.option("--set", "sets", multiple=True, required=True, help="Value of meta.set; repeatable.")
 @click.option("--targets", default=10, show_default=True)
 @click.option("--held-out", default=10, show_default=True)
-@click.option("-n", default=60, show_default=True, help="Steps.")
-@click.option("-k", default=200, show_default=True, help="Candidates a target.")
+@click.option("-n", default=60, show_default=True, help="Gradient steps.")
+@click.option("-k", default=200, show_default=True, help="Candidates per target.")
 @click.option("--lam", "lams", multiple=True, default=[0.01, 0.1], show_default=True)
-@click.option("--shuffle", is_flag=True, help="Train in a random order, the same for each list.")
+@click.option("--shuffle", is_flag=True, help="Train in a random order, equal for all lists.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Also write the numbers.")
+@click.option(
+    "--json", "out", type=click.Path(path_type=Path), help="Also write the numbers as JSON."
+)
 def main(
     space: Path, prompts: Path, model: str, lr: float | None, sets: tuple[str, ...], targets: int,
     held_out: int, n: int, k: int, lams: tuple[float, ...], shuffle: bool, seed: int,
     out: Path | None,
 ) -> None:  # fmt: skip
-    opened, loaded = DataSpace.open(space), LanguageModel.from_pretrained(model)
-    adaptation = loaded.adapter_config("full", lr=lr)
-    every = list(read_documents(prompts))
+    data_space, language_model = DataSpace.open(space), LanguageModel.from_pretrained(model)
+    adaptation = language_model.adapter_config("full", lr=lr)
+    documents_of_all = list(read_documents(prompts))
     rows: list[dict[str, Any]] = []
     order = np.random.default_rng(seed).permutation(n) if shuffle else np.arange(n)
     with progress_bar("train", len(sets) * (3 + len(lams)) * n, show=True) as advance:
         for name in sets:
-            own = [document.text for document in every if document.meta.get("set") == name]
-            if len(own) < targets + held_out:
-                raise click.UsageError(f"set {name!r} has {len(own)} documents: lower --held-out")
-            asked, others = own[:targets], own[targets : targets + held_out]
-            base = [loaded.score(text).bits_per_byte for text in others]
-            for method, chosen in lists(opened, asked, n, k, lams, seed).items():
-                start, documents = time.perf_counter(), opened.documents(chosen)
-                with adapted(loaded, adaptation) as slot:
-                    for place in order:
-                        slot.step(documents[place].text)
+            texts = [d.text for d in documents_of_all if d.meta.get("set") == name]
+            if len(texts) < targets + held_out:
+                raise click.UsageError(f"set {name!r} has {len(texts)} documents: lower --held-out")
+            scored = texts[targets : targets + held_out]
+            base = [language_model.score(text).bits_per_byte for text in scored]
+            for method, selected in lists(data_space, texts[:targets], n, k, lams, seed).items():
+                start, documents = time.perf_counter(), data_space.documents(selected)
+                with adapted(language_model, adaptation) as slot:
+                    for i in order:
+                        slot.step(documents[i].text)
                         advance(1)
-                    after = [slot.score(text).bits_per_byte for text in others]
+                    after = [slot.score(text).bits_per_byte for text in scored]
                 rows.append({
                     "set": name, "method": method, "base": base, "bits_per_byte": after,
                     "distinct": len({document.id for document in documents}),
                     "own_set": np.mean([d.meta.get("set") == name for d in documents]).item(),
-                    "repeated": repeated(opened.vectors(np.array(chosen))),
+                    "repeated": repeated(data_space.vectors(np.array(selected))),
                     "seconds": time.perf_counter() - start,
                 })  # fmt: skip
     lines = summary(rows)
     show(lines)
     if out:
-        switches = {"targets": targets, "held_out": held_out, "n": n, "k": k}
-        switches |= {"shuffle": shuffle}
-        switches |= {"seed": seed, "model": Path(model).name, "lr": adaptation.lr}
-        switches |= {"space": len(opened), "prompts": prompts.name}
-        record = switches | provenance() | {"lines": lines, "rows": rows}
+        options = {"targets": targets, "held_out": held_out, "n": n, "k": k}
+        options |= {"shuffle": shuffle}
+        options |= {"seed": seed, "model": Path(model).name, "lr": adaptation.lr}
+        options |= {"space": len(data_space), "prompts": prompts.name}
+        record = options | provenance() | {"lines": lines, "rows": rows}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -93,43 +96,43 @@ def main(
 def lists(
     space: DataSpace, targets: list[str], n: int, k: int, lams: tuple[float, ...], seed: int
 ) -> dict[str, list[int]]:
-    """n rows of the space by each method, in the order chosen."""
-    made = {lam: training_set(space, targets, n, k=k, lam=lam) for lam in lams}
-    candidates = made[lams[0]].candidates
+    """Return n rows of the data space by each method, in order of selection."""
+    sets = {lam: training_set(space, targets, n, k=k, lam=lam) for lam in lams}
+    candidates = sets[lams[0]].candidates
     rng = np.random.default_rng(seed)
     rows: dict[str, Any] = {
         "nearest": in_turn(space, targets, n),
-        **{f"sift({lam:g})": m.candidates[m.selection.indices] for lam, m in made.items()},
+        **{f"sift({lam:g})": m.candidates[m.selection.indices] for lam, m in sets.items()},
         "random candidates": rng.choice(candidates, n, replace=False),
         "random": rng.choice(len(space), n, replace=False),
     }
-    return {method: [int(row) for row in chosen] for method, chosen in rows.items()}
+    return {method: [int(row) for row in selected] for method, selected in rows.items()}
 
 
 def repeated(vectors: np.ndarray) -> float:
-    """The share of unit vectors that lie at a cosine of 0.9 or more to an earlier one."""
+    """Return the share of unit vectors with a cosine of 0.9 or more with an earlier one."""
     near = np.tril(vectors.astype(np.float64) @ vectors.T, -1) >= 0.9
     return float(near.any(axis=1).mean())
 
 
 def in_turn(space: DataSpace, targets: list[str], n: int) -> list[int]:
-    """Each target's nearest, then each one's second nearest, and so on; each text once."""
-    found = space.search(space.embedder.encode(targets), min(n, len(space)), metric="cosine")
-    ranked = [near.rows[np.argsort(-near.scores, kind="stable")] for near in found]
-    chosen = dict.fromkeys(np.stack(ranked, axis=1).ravel().tolist())
-    return list(chosen)[:n]
+    """Return each target's nearest row, then each one's second nearest, …, without repetition."""
+    results = space.search(space.embedder.encode(targets), min(n, len(space)), metric="cosine")
+    ranked = [near.rows[np.argsort(-near.scores, kind="stable")] for near in results]
+    distinct = dict.fromkeys(np.stack(ranked, axis=1).ravel().tolist())
+    return list(distinct)[:n]
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """% of base by set and method, and the paired difference to nearest."""
+    """Return percent of base by set and method, and the paired difference to nearest."""
     lines = []
     sets = list(dict.fromkeys(row["set"] for row in rows))
     for name in [*sets, "all"] if len(sets) > 1 else sets:
         shares = {}
         for method in dict.fromkeys(row["method"] for row in rows):
-            own = [r for r in rows if r["method"] == method and name in (r["set"], "all")]
+            selected = [r for r in rows if r["method"] == method and name in (r["set"], "all")]
             shares[method] = np.concatenate(
-                [100 * np.array(r["bits_per_byte"]) / np.array(r["base"]) for r in own]
+                [100 * np.array(r["bits_per_byte"]) / np.array(r["base"]) for r in selected]
             )
         for method, share in shares.items():
             mean, paired = mean_estimate(share), mean_estimate(share - shares["nearest"])

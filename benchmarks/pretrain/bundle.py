@@ -1,9 +1,9 @@
-"""Put a trained model into the package, with a card that says what it is and what it knows.
+"""Copy a trained model into the package and write its model card.
 
     python benchmarks/pretrain/bundle.py WORK nano valid.jsonl.gz --lr full=5e-4 --lr lora=2e-3
 
-Copies WORK/NAME to src/whet/assets/whet-NAME, adds the learning rates that were tuned for it on
-`valid` to its config.json, and writes README.md: data, steps, bits per byte on each set.
+Copies WORK/NAME to src/whet/assets/whet-NAME, adds the learning rates that were tuned on `valid` to
+its config.json, and writes README.md: data, steps, bits per byte by set.
 """
 
 import json
@@ -21,24 +21,24 @@ ASSETS = Path(__file__).parents[2] / "src" / "whet" / "assets"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 CARD = """# whet-{name}
 
-A language model small enough to travel with the package: GPT-2's architecture, {layers} layers ×
+A language model small enough to be part of the package: GPT-2's architecture, {layers} layers ×
 {width}, {heads} heads, {parameters:,} parameters, context 512, byte-level BPE of 8,192 tokens,
-bfloat16, {megabytes:.1f} MB. It exists so that whet works with no download; it knows little, and
-it is no assistant.
+bfloat16, {megabytes:.1f} MB. It lets whet run without a download. It knows little and is not
+an assistant.
 
 **Data.** {documents:,} documents, {corpus_tokens:,} tokens of permissively licensed or
-public-domain English text and code: {sets}. Licences: public domain, CC0, CC BY, MIT, Apache-2.0,
-BSD. Left out were non-commercial, share-alike and copyleft texts, and comments whose authors
-granted no licence. None of it is in the benchmark corpus's space, valid or test split.
+public-domain English text and code: {sets}. Licenses: public domain, CC0, CC BY, MIT, Apache-2.0,
+BSD. Excluded are non-commercial, share-alike and copyleft texts, and comments whose authors
+granted no license. None of it is in the benchmark corpus's space, valid or test split.
 
 **Training.** {steps:,} steps of 8,192 tokens ({tokens:,} tokens, less than one pass), Muon for
 hidden matrices, AdamW for the rest, peak rate {lr}, on one thread of a shared two-core machine in
 {hours:.1f} hours. Made by `benchmarks/pretrain/`, seed 0.
 
-**Learning rates at test time**, tuned on `valid`: {rates}. They stand in `config.json` as
+**Learning rates at test time**, tuned on `valid`: {rates}. They are in `config.json` as
 `whet_learning_rates`.
 
-**Bits per byte** on `valid` (30 documents a set, byte-weighted):
+**Bits per byte** on `valid` (30 documents per set, byte-weighted):
 
 | set | bits per byte |
 |---|---|
@@ -82,8 +82,8 @@ def table(folder: Path, valid: Path) -> str:
     scores: dict[str, list[Score]] = defaultdict(list)
     for document in read_documents(valid):
         scores[document.meta["set"]].append(model.score(document.text))
-    lines = [f"| {name} | {bits_per_byte(own):.3f} |" for name, own in sorted(scores.items())]
-    everything = [score for own in scores.values() for score in own]
+    lines = [f"| {name} | {bits_per_byte(values):.3f} |" for name, values in sorted(scores.items())]
+    everything = [score for values in scores.values() for score in values]
     return "\n".join([*lines, f"| all | {bits_per_byte(everything):.3f} |"])
 
 

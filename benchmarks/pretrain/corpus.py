@@ -1,12 +1,11 @@
-"""Text to training tokens: keep what may be redistributed, fit a byte-level BPE, write one array.
+"""Convert text to training tokens: filter by license, fit a byte-level BPE, write one array.
 
     python benchmarks/pretrain/corpus.py PRETRAIN.jsonl.gz WORK
 
-WORK receives `tokenizer.json`, `tokens.npy` (uint16) and `meta.json`, which counts bytes by set and
-by licence, kept and dropped.
-Kept: public domain, permissive code licences, CC0 and CC BY. Dropped: anything non-commercial,
-    share-alike or copyleft, and text
-whose authors granted no licence (Hacker News comments).
+The folder WORK receives `tokenizer.json`, `tokens.npy` (uint16) and `meta.json`, which counts bytes
+by set and by license, kept and dropped. Kept are the public domain, permissive code licenses, CC0
+and CC BY. Dropped is everything non-commercial, share-alike or copyleft, and text whose authors
+granted no license (Hacker News comments).
 """
 
 import gzip
@@ -29,12 +28,12 @@ KEEP = re.compile(
 DROP = re.compile(r"\bNC\b|-nc|\bSA\b|-sa|GPL|GFDL|user content", re.I)
 
 
-def permitted(licence: str) -> bool:
-    return bool(KEEP.search(licence)) and not DROP.search(licence)
+def permitted(license: str) -> bool:
+    return bool(KEEP.search(license)) and not DROP.search(license)
 
 
 def fit_tokenizer(texts: list[str], budget: int = 30_000_000) -> Tokenizer:
-    """Byte-level BPE on the first `budget` characters of `texts`, 6,000 of each."""
+    """Fit a byte-level BPE to the first `budget` characters of `texts`, 6,000 of each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -61,21 +60,21 @@ def fit_tokenizer(texts: list[str], budget: int = 30_000_000) -> Tokenizer:
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
 def main(source: Path, work: Path) -> None:
     texts: list[str] = []
-    counted: dict[str, Counter[str]] = {"kept": Counter(), "dropped": Counter(), "sets": Counter()}
+    sizes: dict[str, Counter[str]] = {"kept": Counter(), "dropped": Counter(), "sets": Counter()}
     with gzip.open(source, "rt", encoding="utf-8") as lines:
         for line in lines:
             document = json.loads(line)
-            text, licence = document["text"], document["license"]
+            text, license = document["text"], document["license"]
             size = len(text.encode())
-            counted["kept" if permitted(licence) else "dropped"][licence] += size
-            if permitted(licence):
-                counted["sets"][document["set"]] += size
+            sizes["kept" if permitted(license) else "dropped"][license] += size
+            if permitted(license):
+                sizes["sets"][document["set"]] += size
                 texts.append(text)
     random.Random(SEED).shuffle(texts)
     tokenizer = fit_tokenizer(texts)
     tokens = np.concatenate(
         [
-            np.array([0, *encoding.ids], dtype=np.uint16)  # <|endoftext|> in front of every text
+            np.array([0, *encoding.ids], dtype=np.uint16)  # <|endoftext|> before every text
             for start in range(0, len(texts), 256)
             for encoding in tokenizer.encode_batch(texts[start : start + 256])
         ]
@@ -83,7 +82,7 @@ def main(source: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(work / "tokenizer.json"))
     np.save(work / "tokens.npy", tokens)
-    meta = {name: dict(counter.most_common()) for name, counter in counted.items()}
+    meta = {name: dict(counter.most_common()) for name, counter in sizes.items()}
     meta |= {"tokens": len(tokens), "documents": len(texts)}
     (work / "meta.json").write_text(json.dumps(meta, indent=1))
     click.echo(json.dumps(meta, indent=1))

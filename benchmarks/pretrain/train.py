@@ -4,11 +4,11 @@
     python benchmarks/pretrain/train.py WORK OUT --layers 12 --width 768 --heads 12 \\
         --context 1024 --rows 64 --lr 1e-3 --seconds 220 --device cuda
 
-Hidden matrices by Muon (K. Jordan 2024), the rest by AdamW; warm-up, constant rate, linear decay to
-zero over the last half: of the steps, or of the seconds if they are over earlier. Passes over the
-tokens follow each other, each in an order of its own. The logits are made in blocks: all of them at
-once cost more time than the network. Run again with the same arguments, it continues from OUT's
-last checkpoint. OUT receives a Hugging Face folder in bfloat16 and `training.json`.
+Muon (K. Jordan 2024) updates the hidden matrices, AdamW the other weights. The learning rate warms
+up, is constant, and decays linearly to zero over the last half of the steps, or of the seconds if
+these are over earlier. Each pass over the tokens has its own order. Logits are computed in blocks:
+all of them at once would take more time than the network. The same command resumes from the last
+checkpoint in OUT. OUT receives a Hugging Face folder in bfloat16 and `training.json`.
 """
 
 import json
@@ -27,12 +27,12 @@ SEED = 0
 
 
 def rate(step: int, done: float) -> float:
-    """Share of the peak learning rate: up over 100 steps, flat, down to zero over the last half."""
+    """Return the share of the peak rate: up over 100 steps, flat, down over the last half."""
     return min((step + 1) / 100, 1.0, 2 * (1 - done))
 
 
 def backward(model: GPT2LMHeadModel, rows: torch.Tensor) -> torch.Tensor:
-    """Accumulate gradients of the mean loss of `rows` [B, T + 1]; returns nats per token."""
+    """Accumulate gradients of the mean loss of `rows` [B, T + 1]; return nats per token."""
     block = BLOCK if rows.is_cpu else GPU_BLOCK
     with torch.autocast(rows.device.type, torch.bfloat16):
         hidden = model.transformer(rows[:, :-1], use_cache=False).last_hidden_state
@@ -46,17 +46,17 @@ def backward(model: GPT2LMHeadModel, rows: torch.Tensor) -> torch.Tensor:
     return total / targets.numel()
 
 
-def picked(count: int, rows: int, step: int) -> torch.Tensor:
-    """Which `rows` of `count` sequences a step takes: pass after pass, shuffled anew."""
-    around, place = divmod(step * rows, count // rows * rows)
-    generator = torch.Generator().manual_seed(SEED + around)
-    return torch.randperm(count, generator=generator)[place : place + rows]
+def batch_indices(count: int, rows: int, step: int) -> torch.Tensor:
+    """Return the indices of the `rows` sequences of a step; every pass is shuffled anew."""
+    epoch, start = divmod(step * rows, count // rows * rows)
+    generator = torch.Generator().manual_seed(SEED + epoch)
+    return torch.randperm(count, generator=generator)[start : start + rows]
 
 
 def optimizers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer]:
     inner = [p for n, p in model.transformer.h.named_parameters() if p.ndim == 2]
-    known = {id(p) for p in inner}
-    outer = [p for p in model.parameters() if id(p) not in known]
+    inner_ids = {id(p) for p in inner}
+    outer = [p for p in model.parameters() if id(p) not in inner_ids]
     muon = torch.optim.Muon(inner, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
@@ -67,10 +67,10 @@ def optimizers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer]
 @click.option("--layers", default=4)
 @click.option("--width", default=192)
 @click.option("--heads", default=6)
-@click.option("--context", default=512, help="Tokens of a sequence.")
-@click.option("--rows", default=16, help="Sequences of a step.")
+@click.option("--context", default=512, help="Tokens per sequence.")
+@click.option("--rows", default=16, help="Sequences per step.")
 @click.option("--steps", default=2400)
-@click.option("--seconds", "limit", default=float("inf"), help="End by then.")
+@click.option("--seconds", "limit", default=float("inf"), help="Time limit.")
 @click.option("--lr", default=3e-3)
 @click.option("--threads", default=2)
 @click.option("--device", default="cpu")
@@ -91,23 +91,23 @@ def main(
             activation_function="gelu_pytorch_tanh",
         )
     ).to(device)  # fmt: skip
-    optimisers = optimizers(model, lr)
+    both = optimizers(model, lr)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, step, seconds = out / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimisers, state["optimisers"], strict=True):
+        for optimizer, saved in zip(both, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step, seconds = state["step"], state["seconds"]
     losses: list[float] = []
     while (done := max(step / steps, seconds / limit)) < 1:
         start = time.perf_counter()
-        firsts = (picked(count, rows, step) * context).tolist()
+        firsts = (batch_indices(count, rows, step) * context).tolist()
         batch = torch.stack([tokens[first : first + context + 1] for first in firsts])
         losses.append(float(backward(model, batch)))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimisers:
+        for optimizer in both:
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate(step, done)
             optimizer.step()
@@ -118,10 +118,10 @@ def main(
             click.echo(
                 f"{step} {np.mean(losses[-50:]):.3f} nats/token, {seconds / step:.2f} s/step"
             )
-        if step % 50 == 0 and device == "cpu":  # a GPU's minutes are not worth its seconds
+        if step % 50 == 0 and device == "cpu":  # runs on a GPU take minutes
             state = {
                 "model": model.state_dict(), "step": step, "seconds": seconds,
-                "optimisers": [optimizer.state_dict() for optimizer in optimisers],
+                "optimizers": [optimizer.state_dict() for optimizer in both],
             }  # fmt: skip
             torch.save(state, out / "checkpoint.tmp")
             (out / "checkpoint.tmp").replace(checkpoint)
