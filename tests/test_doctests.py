@@ -15,10 +15,13 @@ import whet
 SOURCE = Path(whet.__file__).parent
 WITHOUT_TORCH = ("errors", "config", "io", "maths", "data", "select", "space")
 CODE = """
-import doctest, importlib, sys
+import doctest, importlib, os, sys
+folder = os.getcwd()
 flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 failed = 0
 for name in sys.argv[2:]:
+    os.mkdir(os.path.join(folder, name))  # each module writes to a folder of its own
+    os.chdir(os.path.join(folder, name))
     result = doctest.testmod(importlib.import_module(name), optionflags=flags)
     assert result.attempted, f"no example of {name} was found"
     failed += result.failed
