@@ -79,16 +79,16 @@ def config_fields(kind: type) -> tuple[ConfigField, ...]:
     ['selector', 'n', 'k']
     """
     hints, docs = get_type_hints(kind), _field_docs(kind)
-    found = []
+    result = []
     for field in fields(kind):
         default = field.default
         if default is MISSING and field.default_factory is not MISSING:
             default = field.default_factory()
-        members = [one for one in _members(hints[field.name]) if one is not NoneType]
+        members = [type_ for type_ in _members(hints[field.name]) if type_ is not NoneType]
         choices = tuple(c for m in members if get_origin(m) is Literal for c in get_args(m))
         hint = members[0] if len(members) == 1 else Union[tuple(members)]  # noqa: UP007
-        found.append(ConfigField(field.name, hint, default, docs.get(field.name, ""), choices))
-    return tuple(found)
+        result.append(ConfigField(field.name, hint, default, docs.get(field.name, ""), choices))
+    return tuple(result)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -137,10 +137,10 @@ def parse_fields(kind: type, table: Any, source: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ValueError(f"{source} is {table!r}: expected a table")
     hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]
+    names = [field.name for field in fields(kind)]
     for name in table:
-        if name not in known:
-            raise ValueError(f"{source}: {unknown_name(name, known)}")
+        if name not in names:
+            raise ValueError(f"{source}: {unknown_name(name, names)}")
     return {name: _converted(hints[name], value, name) for name, value in table.items()}
 
 
@@ -149,26 +149,34 @@ def from_table(kind: type[C], table: Any, source: str) -> C:
     return kind(**parse_fields(kind, table, source))
 
 
-def unknown_name(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """Message about a name that is not one of `known`: its new name, the nearest, or all.
+def unknown_name(name: str, valid: list[str] | tuple[str, ...]) -> str:
+    """Message about a name that is not in `valid`: its new name, the most similar names, or all.
 
     >>> unknown_name("alpha", ["lam", "stop_alpha"])
     "'alpha' is now called 'stop_alpha'"
     """
-    if RENAMED.get(name) in known:
+    if RENAMED.get(name) in valid:
         return f"{name!r} is now called {RENAMED[name]!r}"
-    expected = ", ".join(get_close_matches(name, known) or known)
+    expected = ", ".join(get_close_matches(name, valid) or valid)
     return f"unknown name {name!r}: expected {expected}"
 
 
 def check_choice(value: Any, allowed: tuple[str, ...], name: str) -> None:
-    """Raises ValueError unless `value` is one of `allowed`."""
+    """Check that `value` is one of `allowed`.
+
+    Raises:
+        ValueError: If it is not; the message calls the value `name`.
+    """
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}: expected {' or '.join(allowed)}")
 
 
 def check_choices(config: Any) -> None:
-    """Raises ValueError unless every field typed as a `Literal` holds one of its strings."""
+    """Check that every field typed as a `Literal` holds one of its strings.
+
+    Raises:
+        ValueError: If one does not.
+    """
     for field in config_fields(config.__class__):
         if field.choices and get_origin(field.type) is Literal:
             value = getattr(config, field.name)

@@ -1,4 +1,4 @@
-"""Chromium without a window, where it is installed."""
+"""Headless Chromium, where it is installed."""
 
 import shutil
 from contextlib import contextmanager

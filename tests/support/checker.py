@@ -1,4 +1,4 @@
-"""The type checker of test runs: beartype, with Python's rule that a whole number is a float."""
+"""The type checker of test runs: beartype, which accepts an int where a float is expected."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,4 +1,4 @@
-"""Prompts and documents for engines: few words, so that texts have much in common."""
+"""Prompts and documents for engines, of few words, so that texts have much in common."""
 
 import numpy as np
 

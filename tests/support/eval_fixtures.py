@@ -1,4 +1,4 @@
-"""A tiny real world to evaluate: a model, a data space, prompts of two sets, a short run."""
+"""What an evaluation needs, in small: a model, a data space, prompts of two sets, a short run."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run as if it had been measured: made-up numbers in the files of a real one, in no time."""
+"""Runs with invented numbers in the files of a real one, written in no time."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ LEVELS = {"uncertainty": 0.9, "nearest": 0.86, "nearest-repeated": 0.97, "sift":
 
 
 def run(folder, *, prompts=24, sets=("arxiv", "github"), n=10, names=None, space=None, seed=0):
-    """A run of `prompts` prompts of `sets` in turn, whose picks are called by `names`."""
+    """A run of `prompts` prompts, of each of `sets` in turn, with picks from `names`."""
     names = names or [f"document {i}" for i in range(200)]
     switches = EvalConfig(n=n, score_at=(0, 1, 2, 5, 10, 20), methods=METHODS)
     meta = {"format": FORMAT, "switches": switches.record(), "prompts": "sha256:0"}
@@ -40,7 +40,7 @@ def record(prompt, name, switches, names, rng):
 
 
 def steps(method, switches, size, base, names, rng):
-    """The rows of one method: picks with repeats, σ that falls, bits that do too."""
+    """The rows of one method: picks with repeats, falling σ and falling bits."""
     level, own = LEVELS.get(method.partition("(")[0], 0.95), rng.choice(len(names), switches.n)
     pace, noise = rng.uniform(0.3, 0.9), rng.normal(0, 0.03)
     for step in range(switches.n + 1):

@@ -1,4 +1,4 @@
-"""A real, small embedder: each word adds a random direction of its own."""
+"""A small embedder: each word adds its own random direction."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ class HashingEmbedder:
 
 
 class DyingOnce(HashingEmbedder):
-    """Kills its process the first time."""
+    """An embedder that kills its process the first time it is called."""
 
     def __init__(self, mark):
         super().__init__()

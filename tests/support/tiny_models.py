@@ -1,4 +1,4 @@
-"""Tiny real models: a byte-level tokenizer and random weights, saved as any Hugging Face folder."""
+"""Tiny models with random weights and a byte-level tokenizer, in the format of Hugging Face."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -46,7 +46,7 @@ def tokenizer():
 
 
 def save(folder, kind="gpt2"):
-    """A folder that `LanguageModel.load` opens."""
+    """A folder that `LanguageModel.from_pretrained` opens."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config((CONFIGS | MORE)[kind]).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
