@@ -1,11 +1,12 @@
-"""What does serving cost: throughput, overhead, the base model's p99 beside sharpening, memory.
+"""What does the server cost: throughput, overhead, the base model's p99 during adaptation, memory.
 
     python benchmarks/serve_load.py SPACE PROMPTS.jsonl.gz --piece throughput --json FILE
 
-SPACE is an lsa space of the corpus's `space`, PROMPTS its `valid`: the first 32 documents, whose
-first half (at most 600 characters) is the prompt. 8 steps of LoRA (rank 16) a request, whet-nano,
-kept adapters off. The server is a process of its own; `overhead` compares with the engine in this
-one. Each piece adds its rows to the JSON file, and takes less than five minutes on two cores.
+SPACE is a data space of the corpus's `space`, embedded by lsa. PROMPTS is its `valid`, of which the
+first halves (at most 600 characters) of the first 32 documents are the prompts. Each request takes
+8 steps of LoRA (rank 16) on whet-nano, without cached adapters. The server is another process;
+`overhead` compares it with the engine in this one. Each piece adds its rows to the JSON file and
+takes less than five minutes on two cores.
 """
 
 import http.client
@@ -40,28 +41,30 @@ STEPS, TOKENS, LONG, PROMPTS = 8, 16, 128, 32
 
 
 class Server:
-    """`whet serve` in a process of its own."""
+    """`whet serve` in another process."""
 
     def __init__(self, port: int, pid: int) -> None:
         self.port, self.pid = port, pid
 
-    def ask(
+    def request(
         self,
         path: str,
         body: dict[str, Any] | None = None,
         *,
         method: str = "",
-        refused: bool = False,
+        expect_error: bool = False,
     ) -> bytes:
-        with closing(self._sent(path, body, method)) as connection:
-            answer = connection.getresponse()
-            got = answer.read()
-        assert (400 <= answer.status < 500) if refused else answer.status == 200, got
-        return got
+        """Send a request and return the body of the response."""
+        with closing(self._send(path, body, method)) as connection:
+            response = connection.getresponse()
+            content = response.read()
+        expected = 400 <= response.status < 500 if expect_error else response.status == 200
+        assert expected, content
+        return content
 
-    def leave(self, path: str, body: dict[str, Any]) -> None:
-        """Ask, and go: as soon as a streamed answer begins, else at once."""
-        with closing(self._sent(path, body)) as connection:
+    def disconnect(self, path: str, body: dict[str, Any]) -> None:
+        """Send a request and disconnect: when its stream begins, or immediately."""
+        with closing(self._send(path, body)) as connection:
             if body["stream"]:
                 connection.getresponse().readline()
 
@@ -72,10 +75,11 @@ class Server:
         body["model"] = "whet-nano@base" if base else "whet-nano"
         if not base:
             body["adapt"] = {"n": STEPS, "cache": "off"} | adapt
-        answer: dict[str, Any] = json.loads(self.ask("/v1/completions", body))
-        return answer
+        completion: dict[str, Any] = json.loads(self.request("/v1/completions", body))
+        return completion
 
-    def footprint(self) -> dict[str, float]:
+    def resources(self) -> dict[str, float]:
+        """Return the memory, threads and open files of the server."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return {
             "resident_mib": int(status.split("VmRSS:")[1].split()[0]) / 1024,
@@ -84,21 +88,21 @@ class Server:
         }
 
     def total(self, name: str) -> float:
-        """The sum of a metric over its labels."""
-        lines = self.ask("/metrics").decode().splitlines()
+        """Return the sum of a metric over its labels."""
+        lines = self.request("/metrics").decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}[ {{]", line))
 
     def wait_until_idle(self) -> None:
         while self.total("whet_asks_open"):
             pass
 
-    def _sent(
+    def _send(
         self, path: str, body: dict[str, Any] | None, method: str = ""
     ) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=3600)
         text = None if body is None else json.dumps(body)
-        told = {"content-type": "application/json"}
-        connection.request(method or ("POST" if body else "GET"), path, text, told)
+        headers = {"content-type": "application/json"}
+        connection.request(method or ("POST" if body else "GET"), path, text, headers)
         return connection
 
 
@@ -106,21 +110,23 @@ class Server:
 def serving(space: Path, **options: Any) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "whet.toml"
-        told = {"port": 0, "queue": 256} | options
-        lines = [f"{name} = {json.dumps(value)}" for name, value in told.items()]
-        named = ("requests_per_minute", "tokens_per_minute", "concurrent", "deadline_ms")
-        limits = [f"{name} = {10**9}" for name in named]
-        place = json.dumps(str(space.resolve()))
-        file.write_text("\n".join([*lines, "[spaces]", f"docs = {place}", "[limits]", *limits]))
+        settings = {"port": 0, "queue": 256} | options
+        lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        limited = ("requests_per_minute", "tokens_per_minute", "concurrent", "deadline_ms")
+        limits = [f"{name} = {10**9}" for name in limited]
+        path = json.dumps(str(space.resolve()))
+        file.write_text("\n".join([*lines, "[spaces]", f"docs = {path}", "[limits]", *limits]))
         command = [sys.executable, "-m", "whet", "serve", "--config", str(file)]
-        own = os.environ | {"MALLOC_ARENA_MAX": "1"}  # as in deploy/whet.service
-        with subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True) as process:
+        environment = os.environ | {"MALLOC_ARENA_MAX": "1"}  # as in deploy/whet.service
+        with subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True
+        ) as process:
             assert process.stderr is not None
             first = json.loads(process.stderr.readline())
             threading.Thread(target=process.stderr.read, daemon=True).start()
             server = Server(int(first["url"].rpartition(":")[2]), process.pid)
             try:
-                server.ask("/health")
+                server.request("/health")
                 yield server
             finally:
                 process.terminate()
@@ -132,7 +138,7 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def all_at(server: Server, prompts: list[str], at_once: int, **options: Any) -> None:
+def complete_all(server: Server, prompts: list[str], at_once: int, **options: Any) -> None:
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(partial(server.complete, **options), prompts))
 
@@ -146,21 +152,21 @@ def throughput(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
 
 
 def answers(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
-    """The same with long answers, by the sharpened model and by the base model."""
+    """Measure the same with long completions, by the adapted and by the base model."""
     return {
         name: at_once(space, prompts, runs, base=base, tokens=LONG)
-        for name, base in (("sharpened", False), ("base", True))
+        for name, base in (("adapted", False), ("base", True))
     }
 
 
 def at_once(space: Path, prompts: list[str], runs: int, **options: Any) -> dict[str, Any]:
-    """Requests a second, one at a time and sixteen."""
+    """Measure requests per second, one at a time and sixteen at once."""
     with serving(space, slots=16) as server:
-        all_at(server, prompts[:4], 2, **options)
+        complete_all(server, prompts[:4], 2, **options)
         pairs = [
             (
-                seconds(lambda: all_at(server, prompts, 1, **options)),
-                seconds(lambda: all_at(server, prompts, 16, **options)),
+                seconds(lambda: complete_all(server, prompts, 1, **options)),
+                seconds(lambda: complete_all(server, prompts, 16, **options)),
             )
             for _ in range(runs)
         ]
@@ -172,50 +178,52 @@ def at_once(space: Path, prompts: list[str], runs: int, **options: Any) -> dict[
 
 
 def overhead(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
-    """By HTTP over the same by the engine alone, in this process; who is first takes turns."""
-    opened = DataSpace.open(space)
+    """Compare HTTP requests with the engine in this process, alternating which is first."""
+    data_space = DataSpace.open(space)
     engine = engines_of(Config(spaces={"docs": space}))["lora"]
     greedy = SamplingParams(max_tokens=TOKENS)
 
     def direct(prompt: str) -> None:
-        found = retrieve(opened, prompt, SelectionConfig(n=STEPS, k=200))
-        engine.submit(Request(prompt=prompt, documents=found.documents, sampling=greedy)).result()
+        retrieval = retrieve(data_space, prompt, SelectionConfig(n=STEPS, k=200))
+        engine.submit(
+            Request(prompt=prompt, documents=retrieval.documents, sampling=greedy)
+        ).result()
 
     with serving(space) as server, engine:
-        ways = [server.complete, direct]
+        functions = [server.complete, direct]
         shares = []
         for _ in range(runs + 1):
-            spent = dict.fromkeys(ways, 0.0)
+            spent = dict.fromkeys(functions, 0.0)
             for prompt in prompts[:12]:
-                for way in ways:
-                    spent[way] += seconds(partial(way, prompt))
-                ways.reverse()
+                for function in functions:
+                    spent[function] += seconds(partial(function, prompt))
+                functions.reverse()
             shares.append(spent[server.complete] / spent[direct] - 1)
     return {"overhead_share": spread(shares[1:])}
 
 
 def base(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
-    """The model as it is, one request at a time, alone and beside four that are sharpened."""
+    """Time the base model, one request at a time, alone and next to four adapting requests."""
     alone: list[float] = []
     beside: list[float] = []
     with serving(space) as server, ThreadPoolExecutor(4) as pool:
 
-        def ask() -> list[float]:
-            asked = (prompts[i % PROMPTS] for i in range(128))
-            return [seconds(partial(server.complete, prompt, base=True)) for prompt in asked]
+        def measure() -> list[float]:
+            repeated = (prompts[i % PROMPTS] for i in range(128))
+            return [seconds(partial(server.complete, prompt, base=True)) for prompt in repeated]
 
-        def sharpen(done: threading.Event, start: int) -> None:
-            turn = start
+        def adapt(done: threading.Event, start: int) -> None:
+            i = start
             while not done.is_set():
-                server.complete(prompts[turn % PROMPTS])
-                turn += 1
+                server.complete(prompts[i % PROMPTS])
+                i += 1
 
-        ask()
+        measure()  # warm up
         for _ in range(runs):
-            alone += ask()
+            alone += measure()
             done = threading.Event()
-            others = [pool.submit(sharpen, done, 8 * i) for i in range(4)]
-            beside += ask()
+            others = [pool.submit(adapt, done, 8 * i) for i in range(4)]
+            beside += measure()
             done.set()
             for other in others:
                 other.result()
@@ -234,95 +242,98 @@ def p99(values: list[float]) -> float:
 
 
 def first(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
-    """From the last step to the first piece of text, over one forward pass of the prompt."""
+    """Time from the last step to the first piece of text, over a forward pass of the prompt."""
     engine = engines_of(Config(spaces={"docs": space}))["lora"]
-    opened, shares = DataSpace.open(space), []
+    data_space, ratios = DataSpace.open(space), []
     with engine:
         for prompt in prompts[: 4 * runs]:
-            found = retrieve(opened, prompt, SelectionConfig(n=2, k=200))
+            retrieval = retrieve(data_space, prompt, SelectionConfig(n=2, k=200))
             times: list[tuple[str, float]] = []
 
             def note(event: Any, times: list[tuple[str, float]] = times) -> None:
                 times.append((type(event).__name__, time.perf_counter()))
 
-            asked = Request(
-                prompt=prompt, documents=found.documents, sampling=SamplingParams(max_tokens=4)
+            request = Request(
+                prompt=prompt, documents=retrieval.documents, sampling=SamplingParams(max_tokens=4)
             )
-            engine.submit(asked, note).result()
+            engine.submit(request, note).result()
             last = max(at for name, at in times if name == "TrainStep")
-            said = min((at for name, at in times if name == "str"), default=None)
-            still = [seconds(lambda p=prompt: engine.model.score(p)) for _ in range(3)]  # type: ignore[misc]
-            shares += [] if said is None else [(said - last) / statistics.median(still)]
-    return {"first_token_over_forward": spread(shares)}
+            first_text = min((at for name, at in times if name == "str"), default=None)
+            forward = [seconds(lambda p=prompt: engine.model.score(p)) for _ in range(3)]  # type: ignore[misc]
+            if first_text is not None:
+                ratios.append((first_text - last) / statistics.median(forward))
+    return {"first_token_over_forward": spread(ratios)}
 
 
 def soak(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
-    """`runs` thousand turns of small requests of all kinds, four at once, in a space of its own.
+    """Send `runs` thousand small requests of all kinds, four at once, to a new data space.
 
-    Memory, threads and open files are noted after each tenth, of which the first one fills caches.
+    Memory, threads and open files are recorded after each tenth; the first tenth fills caches.
     """
     texts = [text[at : at + 80] for text in prompts for at in range(0, len(text) - 79, 80)]
     with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder) / "docs.whet"
-        DataSpace.build((Document(str(i), text, {}) for i, text in enumerate(texts)), own)
-        with serving(own, cache_mib=8, body_s=3600.0) as server, ThreadPoolExecutor(4) as pool:
-            noted: list[dict[str, float]] = []
+        path = Path(folder) / "docs.whet"
+        DataSpace.build((Document(str(i), text, {}) for i, text in enumerate(texts)), path)
+        with serving(path, cache_mib=8, body_s=3600.0) as server, ThreadPoolExecutor(4) as pool:
+            tenths: list[dict[str, float]] = []
             for tenth in range(10):
-                turns = range(100 * runs * tenth, 100 * runs * (tenth + 1))
-                list(pool.map(lambda i: a_turn(server, texts, i), turns))
-                noted.append(server.footprint() | {"requests": server.total("whet_requests_total")})
-                print(json.dumps(noted[-1]), file=sys.stderr, flush=True)
+                numbers = range(100 * runs * tenth, 100 * runs * (tenth + 1))
+                list(pool.map(lambda i: send_one(server, texts, i), numbers))
+                tenths.append(
+                    server.resources() | {"requests": server.total("whet_requests_total")}
+                )
+                print(json.dumps(tenths[-1]), file=sys.stderr, flush=True)
             server.wait_until_idle()
-            for kept in json.loads(server.ask("/v1/adapters"))["data"]:
-                server.ask(f"/v1/adapters/{kept['id']}", method="DELETE")
+            for adapter in json.loads(server.request("/v1/adapters"))["data"]:
+                server.request(f"/v1/adapters/{adapter['id']}", method="DELETE")
             left = {
                 name: server.total(f"whet_{name}")
                 for name in ("asks_open", "adapters", "adapter_bytes")
             }
-            all_at(server, prompts, 16)  # every slot still takes prompts
-    first, later = noted[0], [note["resident_mib"] for note in noted[1:]]
+            complete_all(server, prompts, 16)  # every slot still works
+    first, later = tenths[0], [tenth["resident_mib"] for tenth in tenths[1:]]
     return {
-        "requests": noted[-1]["requests"],
+        "requests": tenths[-1]["requests"],
         "growth_share": later[-1] / first["resident_mib"] - 1,
         "widest_share": max(abs(mib / first["resident_mib"] - 1) for mib in later),
         "left": left,
-        "tenths": noted,
+        "tenths": tenths,
     }
 
 
-def a_turn(server: Server, texts: list[str], i: int) -> None:
-    """A request, or two that belong together; which kind and about what, `i` tells."""
+def send_one(server: Server, texts: list[str], i: int) -> None:
+    """Send the request number `i`, or two that belong together; `i` determines its kind."""
     prompt = texts[7919 * i % len(texts)][: 20 + i % 60]
     body = {"model": "whet-nano", "prompt": prompt, "max_tokens": 2, "adapt": {"n": 1 + i % 3}}
     match i % 10:
         case 0 | 1:
-            server.ask("/v1/completions", body)
+            server.request("/v1/completions", body)
         case 2:
-            server.ask("/v1/completions", body | {"model": "whet-nano@base"})
-        case 3:  # the client leaves, before the answer or in the midst of it
+            server.request("/v1/completions", body | {"model": "whet-nano@base"})
+        case 3:  # the client disconnects, before the response or during it
             long = body | {"max_tokens": 64, "stream": bool(i % 20 == 3), "adapt": {"n": 3}}
-            server.leave("/v1/completions", long)
+            server.disconnect("/v1/completions", long)
         case 4:
-            wrong = {"model": "another"}, {"prompt": prompt * 999}, {"n": 2}, {"stop": 1}
-            server.ask("/v1/completions", body | wrong[i // 10 % 4], refused=True)
+            invalid = {"model": "another"}, {"prompt": prompt * 999}, {"n": 2}, {"stop": 1}
+            server.request("/v1/completions", body | invalid[i // 10 % 4], expect_error=True)
         case 5:
-            asked = {"model": "whet-nano", "prompt": prompt, "adapt": {"n": 1, "cache": "refresh"}}
-            kept = json.loads(server.ask("/v1/adapters", asked))
-            server.ask(f"/v1/adapters/{kept['id']}", method="DELETE")
+            new = {"model": "whet-nano", "prompt": prompt, "adapt": {"n": 1, "cache": "refresh"}}
+            adapter = json.loads(server.request("/v1/adapters", new))
+            server.request(f"/v1/adapters/{adapter['id']}", method="DELETE")
         case 6:
-            said = {"messages": [{"role": "user", "content": prompt}], "model": "whet-nano"}
-            late = {"adapt": {"n": 4, "deadline_ms": i % 50}}
-            server.ask("/v1/chat/completions", said | late | {"max_tokens": 2})
+            chat = {"messages": [{"role": "user", "content": prompt}], "model": "whet-nano"}
+            deadline = {"adapt": {"n": 4, "deadline_ms": i % 50}}
+            server.request("/v1/chat/completions", chat | deadline | {"max_tokens": 2})
         case 7:
-            server.ask("/v1/score", {"model": "whet-nano", "prompt": prompt, "text": texts[0]})
+            server.request("/v1/score", {"model": "whet-nano", "prompt": prompt, "text": texts[0]})
         case 8 if i % 1000 == 8:
             new = {"id": f"new {i}", "text": f"{prompt} {i}"}
-            server.ask("/v1/data_spaces/docs/documents", {"documents": [new]})
-            server.ask("/v1/data_spaces/docs/documents/delete", {"ids": [new["id"]]})
+            server.request("/v1/data_spaces/docs/documents", {"documents": [new]})
+            server.request("/v1/data_spaces/docs/documents/delete", {"ids": [new["id"]]})
         case 8:
-            server.ask("/v1/search", {"prompt": prompt, "k": 5})
+            server.request("/v1/search", {"prompt": prompt, "k": 5})
         case 9:
-            server.ask("/v1/select", {"prompt": prompt, "n": 5})
+            server.request("/v1/select", {"prompt": prompt, "n": 5})
 
 
 PIECES = {f.__name__: f for f in (throughput, answers, overhead, base, first, soak)}
@@ -336,16 +347,16 @@ PIECES = {f.__name__: f for f in (throughput, answers, overhead, base, first, so
 @click.option("--json", "file", type=click.Path(path_type=Path))
 def main(space: Path, prompts: Path, piece: str, runs: int, file: Path | None) -> None:
     texts = [document.text for document, _ in zip(read_documents(prompts), range(PROMPTS))]  # noqa: B905
-    asked = [text[: min(len(text) // 2, 600)] for text in texts]
-    found = PIECES[piece](space, asked, runs)
-    print(json.dumps(found, indent=1))
+    halves = [text[: min(len(text) // 2, 600)] for text in texts]
+    numbers = PIECES[piece](space, halves, runs)
+    print(json.dumps(numbers, indent=1))
     if file is not None:
-        known = json.loads(file.read_text()) if file.exists() else {}
+        results = json.loads(file.read_text()) if file.exists() else {}
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
         ).stdout.strip()
         machine = {"cores": os.cpu_count(), "python": platform.python_version(), "commit": commit}
-        file.write_text(json.dumps(known | {piece: found | machine}, indent=1) + "\n")
+        file.write_text(json.dumps(results | {piece: numbers | machine}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
