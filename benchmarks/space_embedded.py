@@ -28,7 +28,9 @@ from threadpoolctl import threadpool_limits
 
 from whet.data.documents import Document, read_documents
 from whet.data.filters import Compare, Filter
-from whet.embed.lsa import LSA, Embedder, SentenceEncoder
+from whet.embed.embedder import Embedder
+from whet.embed.lsa import LSA
+from whet.embed.sentence import SentenceEncoder
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Metric
 from whet.space.store.reader import DiskReader

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from whet.embed.hidden_states import HiddenStates
-from whet.embed.lsa import LSA, SentenceEncoder
+from whet.embed.lsa import LSA
 from whet.embed.registry import get_embedder
+from whet.embed.sentence import SentenceEncoder
 from whet.errors import EmbedderMismatchError, ModelError, SpaceError
 from whet.space.space import DataSpace
 
@@ -68,12 +69,12 @@ def test_lsa_fits_a_seeded_sample_of_a_large_space(monkeypatch):
 
 @pytest.mark.parametrize("texts", [[], ["", " \n"]])
 def test_lsa_of_nothing_is_refused(texts):
-    with pytest.raises(ValueError, match=f"none of {len(texts)} texts holds a term"):
+    with pytest.raises(ValueError, match=f"none of {len(texts)} texts contains a term"):
         LSA.fit(texts)
 
 
 def test_a_broken_lsa_folder_is_refused(tmp_path):
-    with pytest.raises(SpaceError, match="no readable lsa"):
+    with pytest.raises(SpaceError, match="does not contain a readable lsa"):
         LSA.load(tmp_path)
     LSA.fit(TEXTS, dimension=8).save(tmp_path)
     (tmp_path / "terms.json").write_text('["one"]')
@@ -182,7 +183,7 @@ def test_a_layer_that_is_not_there_is_refused(tiny, layer):
         HiddenStates(str(tiny), layer=layer)
 
 
-@pytest.mark.parametrize("limit", ["TEXTS", "CPU_TOKENS"])
+@pytest.mark.parametrize("limit", ["BATCH_SIZE", "CPU_TOKENS"])
 def test_hidden_states_come_in_the_order_of_the_texts(tiny, monkeypatch, limit):
     texts = ["abcdefgh"[: 1 + i % 8] + "xyz"[i % 3] for i in range(18)]
     alone = np.concatenate([HiddenStates(str(tiny)).encode([text]) for text in texts])
@@ -195,7 +196,7 @@ def test_a_text_is_cut_at_the_context(tiny):
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
     rows = HiddenStates(str(tiny), context=3).encode(["abc", "abcd"])
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
-    with pytest.raises(ModelError, match="context is 13, but .* takes 12 tokens"):
+    with pytest.raises(ModelError, match="context is 13, but .* accepts 12 tokens"):
         HiddenStates(str(tiny), context=13)
 
 
@@ -269,7 +270,7 @@ def test_a_model_that_makes_no_numbers_is_one_clear_line(tiny, tmp_path):
     with torch.no_grad():
         next(iter(network.parameters())).fill_(float("nan"))
     network.save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"numbers that are not finite of the text 'ab'") as caught:
+    with pytest.raises(ModelError, match=r"non-finite numbers for the text 'ab'") as caught:
         HiddenStates(str(folder)).encode([" ", "ab"])
     assert "\n" not in str(caught.value)
 

@@ -11,9 +11,8 @@ from support import tiny_models
 
 from whet.adapt.model import LanguageModel
 from whet.adapt.tuners.lora import linear_layers
-from whet.embed.gradients import LossGradients
+from whet.embed.gradients import LossGradients, TensorSketch
 from whet.embed.registry import get_embedder
-from whet.embed.tensor_sketch import TensorSketch
 from whet.errors import ModelError
 
 TEXTS = ["a red fox", "red foxes run", "7 * 6 = 42", "x", "the court held that the appeal is lost"]
@@ -89,7 +88,7 @@ def test_sketches_keep_inner_products_on_average():
 def test_blocks_of_tokens_give_the_same_sketch(monkeypatch):
     u, v = torch.randn(7, 5), torch.randn(7, 3)
     whole = TensorSketch(5, 3, 16, 0)(u, v)
-    monkeypatch.setattr("whet.embed.tensor_sketch.BLOCK", 2)
+    monkeypatch.setattr("whet.embed.gradients.BLOCK", 2)
     torch.testing.assert_close(TensorSketch(5, 3, 16, 0)(u, v), whole)
 
 
@@ -127,7 +126,7 @@ def test_chosen_layers_are_those_of_lora(tmp_path):
     assert not np.allclose(some.encode(TEXTS), influence(folder, dimension=64).encode(TEXTS))
     with pytest.raises(ValueError, match="'k' is no linear layer: expected down_proj"):
         get_embedder(f"influence:{folder}@targets=k")
-    with pytest.raises(ValueError, match="ntk is of the head alone"):
+    with pytest.raises(ValueError, match="ntk uses the head alone"):
         get_embedder(f"ntk:{folder}@targets=q_proj")
 
 

@@ -221,7 +221,7 @@ def test_adapter_outlives_additions_but_not_another_building_of_its_space(
         texts = [Document(str(i), f"{word} {i}", {}) for i in range(9)]
         return DataSpace.build(texts, at, SameVectors()).path
 
-    monkeypatch.setattr("whet.space.space.get_embedder", lambda name: SameVectors())
+    monkeypatch.setattr("whet.space.opening.get_embedder", lambda name: SameVectors())
     place = build(tmp_path / "docs.whet", "bee")
     with serving.running(serving.app(model, place, keys=None)) as client:
         made = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"}).json()

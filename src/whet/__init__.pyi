@@ -13,7 +13,7 @@ from whet.adapt.session import AdaptationTrace as AdaptationTrace
 from whet.adapt.session import TrainStep as TrainStep
 from whet.adapt.session import adapted as adapted
 from whet.data.documents import Document as Document
-from whet.embed.lsa import Embedder as Embedder
+from whet.embed.embedder import Embedder as Embedder
 from whet.engine.engine import Engine as Engine
 from whet.engine.engine import RequestHandle as RequestHandle
 from whet.engine.types import Output as Output

@@ -4,7 +4,6 @@ Source: the format of the `peft` library, which vLLM and SGLang read too: `adapt
 `adapter_model.safetensors`.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from whet.adapt.config import LoRA
+from whet.adapt.loading import weights_fingerprint
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.adapt.tuners.lora import DOWN, UP, is_conv1d, linear_layers, widths
@@ -149,7 +149,9 @@ class Adapter:
 
     def _check(self, model: LanguageModel) -> None:
         why = ""
-        if self.fingerprint and self.fingerprint != fingerprint(model):
+        known = fingerprint(model)
+        # saved by the first version of whet: 64 digits of another hash, which cannot be compared
+        if len(self.fingerprint) == len(known) and self.fingerprint != known:
             why = "its weights are others"
         for name, layer in self._layers(model).items():
             have = (self.weights[name + DOWN].shape[1], self.weights[name + UP].shape[0])
@@ -163,12 +165,8 @@ class Adapter:
 
 
 def fingerprint(model: LanguageModel) -> str:
-    """A hash of the names, shapes and first numbers of all parameters."""
-    told = hashlib.sha256()
-    for name, parameter in model.network.named_parameters():
-        told.update(f"{name} {tuple(parameter.shape)}".encode())
-        told.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return told.hexdigest()
+    """Identifies the base weights that an adapter belongs to."""
+    return weights_fingerprint(dict(model.network.named_parameters()))
 
 
 def _lora(slots: Slots) -> LoRA:

@@ -1,17 +1,20 @@
 """Hugging Face networks as they come: bundled with whet, in a folder, or from the hub."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from whet.adapt.config import PRECISIONS
 from whet.errors import ModelError, require
 
+SAMPLED = 64  # numbers of each tensor in a fingerprint
 BUNDLED = ("whet-nano", "whet-pico")
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
 KINDS = {"AutoModel": "a language model", "AutoModelForCausalLM": "a causal language model"}
@@ -66,6 +69,22 @@ def start_token(tokenizer: Any, name: str) -> int:
         if token is not None:
             return int(token)
     raise ModelError(f"the tokenizer of {name} has neither a beginning- nor an end-of-text token")
+
+
+def weights_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """32 hex digits that identify named tensors, on any device.
+
+    Hashes names, shapes and 64 evenly spaced numbers of each tensor. So it reads next to nothing of
+    a large model, and does not notice a change between those numbers.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        flat = tensors[name].reshape(-1)
+        digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())
+        if count := len(flat):
+            places = np.linspace(0, count - 1, min(count, SAMPLED)).astype(np.int64)
+            digest.update(flat[places].detach().float().cpu().numpy().astype("<f4").data)
+    return digest.hexdigest()[:32]
 
 
 def _device(asked: str | None) -> str:

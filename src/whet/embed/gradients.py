@@ -1,13 +1,17 @@
-"""Text to vectors by the gradient of a language model's loss on it.
+"""Embedders from the gradient of a language model's loss on the text.
 
 `ntk`: the gradient at the head, whose inner products are the last layer's empirical neural tangent
 kernel (Wei et al. 2022, arXiv 2206.12569; the paper's Section 4). `influence`: the gradient at the
 linear layers of the trunk, whose cosines are first-order influences (LESS: Xia et al. 2024, arXiv
-2402.04333; without its warm-up and its preconditioning by Adam's moments). Both are of the loss
-that a step of the engine follows. Cosines have either sign.
+2402.04333; without its warm-up and its preconditioning by Adam's moments). Both use the loss
+that a training step minimizes. Cosines have either sign.
 
-A linear layer's gradient is a sum of outer products over the tokens, so that one backward pass
-gives those of every text in a batch, and no weight's gradient is made.
+A linear layer's gradient is Σ_t u_t v_tᵀ over the tokens: the loss's gradient at its output times
+its input. So one backward pass gives the gradients of all texts in a batch, and no weight's
+gradient is formed. A count sketch (Charikar et al. 2002) adds the numbers of a vector, each with a
+random sign, into m random buckets; the circular convolution of the sketches of u and v is a count
+sketch of u vᵀ, so in Fourier space one product per token is enough (TensorSketch: Pham & Pagh 2013,
+"Fast and scalable polynomial kernels via explicit feature maps").
 """
 
 import threading
@@ -23,16 +27,59 @@ from torch.nn import functional
 
 from whet.adapt.loading import start_token
 from whet.adapt.tuners.lora import linear_layers, widths
-from whet.embed.encoder import Batch, Reader, named
-from whet.embed.tensor_sketch import TensorSketch
+from whet.embed.encoder import EncodedBatch, TextEncoder, embedder_name
 from whet.maths.arrays import Array, as_count
 
 DIMENSION = 2048
-LOGITS = 2**25  # of a batch: 128 MiB in fp32, and there are about four such arrays
+LOGITS = 2**25  # per batch: 128 MiB in fp32, and there are about four such arrays
+BLOCK = 512  # tokens that are sketched at a time: a block fits the cache
+
+
+class TensorSketch:
+    """A random linear map from matrices to `dimension` numbers that preserves inner products.
+
+    The inner product of two sketches is that of the matrices on average, with a variance of at most
+    11 / `dimension` of the product of their squared Frobenius norms (Avron et al. 2014, "Subspace
+    embeddings for the polynomial kernel", Lemma 4).
+    """
+
+    def __init__(self, left: int, right: int, dimension: int, seed: int) -> None:
+        """For matrices of shape [left, right]; the same seed gives the same map."""
+        generator = torch.Generator().manual_seed(seed)
+        self._sides = [_hash(size, dimension, generator) for size in (left, right)]
+        self._dimension = dimension
+
+    def __call__(
+        self, left: Float[Tensor, "t l"], right: Float[Tensor, "t r"]
+    ) -> Float[Tensor, " m"]:
+        """Sketch Σ_t left_t right_tᵀ in O(t (l + r + m log m)) time and O(m) memory per token."""
+        total = torch.zeros(self._dimension // 2 + 1, dtype=torch.complex64, device=left.device)
+        for start in range(0, len(left), BLOCK):
+            block = (left[start : start + BLOCK], right[start : start + BLOCK])
+            u, v = (
+                torch.fft.rfft(self._count_sketch(x, *side))
+                for x, side in zip(block, self._sides, strict=True)
+            )
+            total += (u * v).sum(0)
+        sketch: Tensor = torch.fft.irfft(total, n=self._dimension)
+        return sketch
+
+    def _count_sketch(
+        self, vectors: Float[Tensor, "t l"], buckets: Tensor, signs: Tensor
+    ) -> Float[Tensor, "t m"]:
+        device = vectors.device
+        signed = vectors.float() * signs.to(device)
+        buckets_sum = torch.zeros(len(vectors), self._dimension, device=device)
+        return buckets_sum.index_add_(1, buckets.to(device), signed)
+
+
+def _hash(size: int, dimension: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    buckets = torch.randint(dimension, (size,), generator=generator)
+    return buckets, torch.randint(2, (size,), generator=generator).float() * 2 - 1
 
 
 class LossGradients:
-    """The gradient of a causal model's mean loss, sketched (`ntk:NAME`, `influence:NAME`)."""
+    """Sketched gradient of a causal model's mean loss (`ntk:NAME`, `influence:NAME`)."""
 
     def __init__(
         self,
@@ -50,29 +97,29 @@ class LossGradients:
         """Load `model`: bundled, a folder or a hub id.
 
         Args:
-            model: Its name.
-            kind: Where the gradient is taken: at the head (tied ones as if they were not), or at
-                the linear layers of the trunk.
-            targets: Names of the trunk's layers that count, as for LoRA; by default all.
-            dimension: Length of a row; see `TensorSketch` for what it costs in accuracy.
-            seed: Of the random projection.
+            model: Name, folder or hub id.
+            kind: `ntk` takes the gradient at the head (as if it were not tied), `influence` at the
+                linear layers of the trunk.
+            targets: Names of the trunk's layers that are used, as for LoRA; by default all.
+            dimension: Length of the vectors; see `TensorSketch` for its effect on accuracy.
+            seed: Seed of the random projection.
             dtype: Precision of the weights; the sketch is in fp32.
-            context: Tokens of a text that are read, by default as many as the model takes, at most
-                2,048.
-            normalize: Whether rows have length 1.
+            context: Tokens of a text that are read, by default as many as the model accepts, at
+                most 2,048.
+            normalize: Whether vectors are scaled to length 1.
             device: By default a GPU if there is one.
 
         Raises:
-            ModelError: If it cannot be loaded, or its tokenizer has no token to begin with.
-            ValueError: If an option is out of range, or a target names no layer.
+            ModelError: If the model cannot be loaded, or its tokenizer has no start token.
+            ValueError: If an option is out of range, or a target matches no layer.
         """
         if kind == "ntk" and targets:
-            raise ValueError(f"targets is {targets}, but ntk is of the head alone: leave them out")
+            raise ValueError(f"targets is {targets}, but ntk uses the head alone: remove targets")
         self.dimension, self.normalized = as_count(dimension, "dimension"), normalize
-        self._reader = Reader(
+        self._encoder = TextEncoder(
             model,
             "AutoModelForCausalLM",
-            special=False,
+            add_special_tokens=False,
             dtype=dtype,
             context=context,
             device=device,
@@ -85,45 +132,45 @@ class LossGradients:
             "context": context,
             "normalize": None if normalize else "false",
         }
-        self.name = named(kind, model, **options)
-        self.fingerprint = self._reader.fingerprint(kind=kind, **options)
-        network = self._reader.network
+        self.name = embedder_name(kind, model, **options)
+        self.fingerprint = self._encoder.fingerprint(kind=kind, **options)
+        network = self._encoder.network
         head = network.get_output_embeddings()
-        self._start = start_token(self._reader.tokenizer, model)
-        self._vocabulary = min(len(self._reader.tokenizer), len(head.weight))
+        self._start = start_token(self._encoder.tokenizer, model)
+        self._vocabulary = min(len(self._encoder.tokenizer), len(head.weight))
         self._entry = head if kind == "ntk" else network.get_input_embeddings()
         layers = [head] if kind == "ntk" else linear_layers(network, targets).values()
         self._layers = [
             (layer, TensorSketch(*widths(layer)[::-1], dimension, seed=seed + number))
             for number, layer in enumerate(layers)
         ]
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
-        """Texts are cut at the context; those without a token give zero rows.
+        """Embed texts, truncated to the context; those without a token get zero rows.
 
-        A text's row depends on its batch by no more than rounding. Threads take turns. A forward
-        pass, and for `influence` a backward pass through the activations.
+        A row depends on the other texts by no more than rounding. Threads take turns. Costs a
+        forward pass and, for `influence`, a backward pass through the activations.
 
         Raises:
             ModelError: If a row is not finite.
-            ValueError: If a text holds half of a surrogate pair.
+            ValueError: If a text contains an unpaired surrogate.
         """
-        with self._one_at_a_time:
-            return self._reader.encode(
+        with self._lock:
+            return self._encoder.encode(
                 texts,
                 self.dimension,
                 self._gradients,
                 normalize=self.normalized,
-                tokens=LOGITS // self._vocabulary,
+                batch_tokens=LOGITS // self._vocabulary,
             )
 
     @torch.enable_grad()
-    def _gradients(self, batch: Batch) -> Float[Tensor, "b d"]:
+    def _gradients(self, batch: EncodedBatch) -> Float[Tensor, "b d"]:
         inputs = functional.pad(batch.tokens, (1, 0), value=self._start)[:, :-1]
         rows = torch.zeros(len(inputs), self.dimension, device=inputs.device)
-        with self._watched(batch.lengths, rows):
-            output = self._reader.network(input_ids=inputs, attention_mask=batch.mask.long())
+        with self._sketching(batch.lengths, rows):
+            output = self._encoder.network(input_ids=inputs, attention_mask=batch.mask.long())
             logits = output.logits[:, :, : self._vocabulary].flatten(0, 1).float()
             losses = functional.cross_entropy(logits, batch.tokens.flatten(), reduction="none")
             weights = batch.mask / batch.mask.sum(1, keepdim=True)
@@ -131,22 +178,22 @@ class LossGradients:
         return rows
 
     @contextmanager
-    def _watched(self, lengths: list[int], rows: Float[Tensor, "b d"]) -> Iterator[None]:
+    def _sketching(self, lengths: list[int], rows: Float[Tensor, "b d"]) -> Iterator[None]:
         """Add to `rows` the sketch of each layer's gradient when the backward pass reaches it."""
         with ExitStack() as hooks:
-            hooks.callback(self._entry.register_forward_hook(_begin).remove)
+            hooks.callback(self._entry.register_forward_hook(_start_gradients).remove)
             for layer, sketch in self._layers:
-                hook = partial(_watch, sketch, lengths, rows)
+                hook = partial(_sketch_gradient, sketch, lengths, rows)
                 hooks.callback(layer.register_forward_hook(hook).remove)
             yield
 
 
-def _begin(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-    """Where the backward pass ends: nothing before it has a gradient."""
+def _start_gradients(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    """Forward hook: the backward pass ends here, as nothing before it needs a gradient."""
     return output.detach().requires_grad_()
 
 
-def _watch(
+def _sketch_gradient(
     sketch: TensorSketch,
     lengths: list[int],
     rows: Float[Tensor, "b d"],
@@ -154,10 +201,11 @@ def _watch(
     inputs: tuple[Tensor, ...],
     output: Tensor,
 ) -> None:
+    """Forward hook: add the sketch of the layer's gradient to `rows` in the backward pass."""
     states = inputs[0].detach()
 
-    def reached(gradients: Tensor) -> None:
+    def add_sketches(gradients: Tensor) -> None:
         for row, gradient, state, n in zip(rows, gradients, states, lengths, strict=True):
             row += sketch(gradient[:n], state[:n])
 
-    output.register_hook(reached)  # type: ignore[no-untyped-call]
+    output.register_hook(add_sketches)  # type: ignore[no-untyped-call]

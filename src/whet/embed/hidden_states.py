@@ -1,7 +1,6 @@
-"""Text to vectors by a language model's own hidden states.
+"""Embedders from a language model's hidden states, averaged over the tokens.
 
-What the model itself makes of a text, as in the paper's Section 5: a hidden state, mean over the
-tokens. Meets the data space's Embedder by its shape alone.
+Source: SIFT, arXiv 2410.08020, Section 5.
 """
 
 from collections.abc import Sequence
@@ -10,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whet.embed.encoder import Batch, Reader, named
+from whet.embed.encoder import EncodedBatch, TextEncoder, embedder_name
 from whet.errors import ModelError
 from whet.maths.arrays import Array
 
 
 class HiddenStates:
-    """A hidden state of any Hugging Face encoder or causal model (`hf:NAME`)."""
+    """Hidden state of any Hugging Face encoder or causal model (`hf:NAME`)."""
 
     def __init__(
         self,
@@ -32,24 +31,24 @@ class HiddenStates:
         """Load `model`: bundled, a folder or a hub id.
 
         Args:
-            model: Its name.
-            layer: After which of its blocks, from 1; by default the last, with the final norm, as
-                in transformers' `hidden_states`. The blocks above the next are not kept.
-            pool: Mean over the tokens, or the last token.
-            dtype: Precision of its weights; pooling is in fp32.
-            context: Tokens of a text that are read, by default as many as the model takes, at most
-                2,048.
-            normalize: Whether rows have length 1.
+            model: Name, folder or hub id.
+            layer: Block after which the hidden state is taken, from 1; by default the last, with
+                the final norm, as in transformers' `hidden_states`. Later blocks are dropped.
+            pool: `mean` over the tokens, or the `last` token.
+            dtype: Precision of the weights; pooling is in fp32.
+            context: Tokens of a text that are read, by default as many as the model accepts, at
+                most 2,048.
+            normalize: Whether vectors are scaled to length 1.
             device: By default a GPU if there is one.
 
         Raises:
-            ModelError: If it cannot be loaded, or has no such layer.
-            ValueError: If an option is none of those above.
+            ModelError: If the model cannot be loaded, or has no such layer.
+            ValueError: If an option is invalid.
         """
         if pool not in ("mean", "last"):
             raise ValueError(f"pool is {pool!r}: expected mean or last")
-        self._reader = Reader(
-            model, "AutoModel", special=True, dtype=dtype, context=context, device=device
+        self._encoder = TextEncoder(
+            model, "AutoModel", add_special_tokens=True, dtype=dtype, context=context, device=device
         )
         options = {
             "layer": layer,
@@ -58,36 +57,35 @@ class HiddenStates:
             "context": context,
             "normalize": None if normalize else "false",
         }
-        self.name = named("hf", model, **options)
+        self.name = embedder_name("hf", model, **options)
         self.normalized = normalize
-        self.fingerprint = self._reader.fingerprint(kind="hf", **options)
-        self.dimension = int(self._reader.network.config.hidden_size)
-        self._layer = None if layer is None else _cut(self._reader, layer)
+        self.fingerprint = self._encoder.fingerprint(kind="hf", **options)
+        self.dimension = int(self._encoder.network.config.hidden_size)
+        self._layer = None if layer is None else _drop_blocks(self._encoder, layer)
         self._pool = pool
 
     def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
-        """Texts are cut at the context; those without a token give zero rows.
+        """Embed texts, truncated to the context; those without a token get zero rows.
 
-        Runs batches of texts of similar length; a text's row depends on its batch by no more than
-        rounding.
+        A row depends on the other texts by no more than rounding.
 
         Raises:
             ModelError: If a row is not finite.
-            ValueError: If a text holds half of a surrogate pair.
+            ValueError: If a text contains an unpaired surrogate.
         """
-        return self._reader.encode(texts, self.dimension, self._pooled, normalize=self.normalized)
+        return self._encoder.encode(texts, self.dimension, self._pooled, normalize=self.normalized)
 
     @torch.no_grad()
-    def _pooled(self, batch: Batch) -> Float[Tensor, "b d"]:
+    def _pooled(self, batch: EncodedBatch) -> Float[Tensor, "b d"]:
         states = self._states(batch).float()
         if self._pool == "last":
             last = batch.mask.sum(1) - 1
             return states[torch.arange(len(last), device=last.device), last]
-        seen = batch.mask[:, :, None]
-        return (states * seen).sum(1) / seen.sum(1)
+        mask = batch.mask[:, :, None]
+        return (states * mask).sum(1) / mask.sum(1)
 
-    def _states(self, batch: Batch) -> Float[Tensor, "b t d"]:
-        output = self._reader.network(
+    def _states(self, batch: EncodedBatch) -> Float[Tensor, "b t d"]:
+        output = self._encoder.network(
             input_ids=batch.tokens,
             attention_mask=batch.mask.long(),
             output_hidden_states=self._layer is not None,
@@ -98,16 +96,16 @@ class HiddenStates:
         return states
 
 
-def _cut(reader: Reader, layer: int) -> int | None:
-    """Drop the blocks that `layer` does not need; None where it is the last."""
-    count = int(reader.network.config.num_hidden_layers)
+def _drop_blocks(encoder: TextEncoder, layer: int) -> int | None:
+    """Drop the blocks that `layer` does not need; None if it is the last layer."""
+    count = int(encoder.network.config.num_hidden_layers)
     blocks = next(
-        (m for m in reader.network.modules() if isinstance(m, nn.ModuleList) and len(m) == count),
+        (m for m in encoder.network.modules() if isinstance(m, nn.ModuleList) and len(m) == count),
         None,
     )
     if blocks is None or not 1 <= layer <= count:
-        raise ModelError(f"layer is {layer}, but {reader.model} has layers 1 to {count}")
+        raise ModelError(f"layer is {layer}, but {encoder.model} has layers 1 to {count}")
     if layer == count:
         return None
-    del blocks[layer + 1 :]  # one more than is read: the last one's state is seen after the norm
+    del blocks[layer + 1 :]  # keep one more: the state after the last block is normalized
     return layer

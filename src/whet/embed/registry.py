@@ -1,4 +1,4 @@
-"""Embedders by name: `lsa`, or a kind, a model and options, as in `hf:NAME@layer=6,pool=last`."""
+"""Embedders by specification: `lsa`, or kind, model and options: `hf:NAME@layer=6,pool=last`."""
 
 import inspect
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from whet.embed.lsa import Embedder
+from whet.embed.embedder import Embedder
 
 LOADABLE = ("st", "hf", "ntk", "influence")  # kinds that are loaded by name
 KINDS = """lsa, st:NAME (sentence-transformers), hf:NAME (the hidden states of a Hugging Face \
@@ -14,33 +14,40 @@ model), ntk:NAME (the gradient at its head) or influence:NAME (the gradient at i
 
 
 def get_embedder(spec: str) -> Embedder | None:
-    """The embedder that `spec` names; None for `lsa`, which is fitted on the space itself.
+    """Load the embedder `spec`; None for `lsa`, which is fitted on the data space itself.
 
-    Options follow the model's name: `@key=value,key=value`. Those of each kind are the keyword
-    arguments of its class; see docs/embedders.md.
+    Options follow the model's name: `@key=value,key=value`. They are the keyword arguments of the
+    embedder's class; see docs/embedders.md.
+
+    >>> get_embedder("lsa") is None
+    True
 
     Raises:
-        ValueError: If there is no such kind of embedder, or it has no such option or value.
+        ValueError: If there is no such kind of embedder, option or value.
         ModelError: If the model cannot be loaded.
     """
     if spec == "lsa":
         return None
-    kind, model, options = _parts(spec)
+    kind, model, options = _split(spec)
     if not model:
         raise ValueError(f"embedder is {spec!r}: expected {KINDS}")
-    maker = _maker(kind, spec)
-    made: Embedder = maker(model, **_options(options, maker, spec))
-    return made
+    factory = _factory(kind, spec)
+    embedder: Embedder = factory(model, **_parse_options(options, factory, spec))
+    return embedder
 
 
 def base_spec(spec: str) -> str:
-    """`spec` without its options; a folder by its whole path, as its embedder is called."""
-    kind, model, _ = _parts(spec)
+    """`spec` without its options, and a folder as an absolute path.
+
+    >>> base_spec("hf:gpt2@layer=6,pool=last")
+    'hf:gpt2'
+    """
+    kind, model, _ = _split(spec)
     return f"{kind}:{model}" if model else kind
 
 
-def _parts(spec: str) -> tuple[str, str, str]:
-    """Kind, model and options. A folder's whole path names it from wherever it is opened later."""
+def _split(spec: str) -> tuple[str, str, str]:
+    """Kind, model and options; a folder becomes absolute, to be found from anywhere later."""
     kind, _, rest = spec.partition(":")
     model, _, options = rest.rpartition("@") if "=" in rest.rpartition("@")[2] else (rest, "", "")
     bundled = (Path(__file__).parents[1] / "assets" / model).is_dir()
@@ -49,9 +56,9 @@ def _parts(spec: str) -> tuple[str, str, str]:
     return kind, model, options
 
 
-def _maker(kind: str, spec: str) -> Callable[..., Any]:
+def _factory(kind: str, spec: str) -> Callable[..., Any]:
     if kind == "st":
-        from whet.embed.lsa import SentenceEncoder
+        from whet.embed.sentence import SentenceEncoder
 
         return SentenceEncoder
     if kind == "hf":
@@ -65,29 +72,29 @@ def _maker(kind: str, spec: str) -> Callable[..., Any]:
     raise ValueError(f"embedder is {spec!r}: expected {KINDS}")
 
 
-def _options(written: str, maker: Callable[..., Any], spec: str) -> dict[str, Any]:
-    known = [name for name in inspect.signature(maker).parameters if name in READ]
+def _parse_options(written: str, factory: Callable[..., Any], spec: str) -> dict[str, Any]:
+    known = [name for name in inspect.signature(factory).parameters if name in PARSERS]
     options = {}
-    for part in filter(None, written.split(",")):
-        key, _, value = part.partition("=")
+    for assignment in filter(None, written.split(",")):
+        key, _, value = assignment.partition("=")
         if key not in known:
             raise ValueError(
                 f"embedder {spec!r} has no option {key!r}: expected {', '.join(known)}"
             )
         try:
-            options[key] = READ[key](value)
+            options[key] = PARSERS[key](value)
         except ValueError as error:
             raise ValueError(f"embedder {spec!r}: {key} is {value!r}: {error}") from error
     return options
 
 
-def _truth(value: str) -> bool:
+def _parse_bool(value: str) -> bool:
     if value not in ("true", "false"):
         raise ValueError("expected true or false")
     return value == "true"
 
 
-READ: dict[str, Callable[[str], Any]] = {
+PARSERS: dict[str, Callable[[str], Any]] = {
     "layer": int,
     "pool": str,
     "targets": lambda value: tuple(value.split("+")),
@@ -95,5 +102,5 @@ READ: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "dtype": str,
     "context": int,
-    "normalize": _truth,
+    "normalize": _parse_bool,
 }

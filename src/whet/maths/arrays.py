@@ -181,12 +181,21 @@ def duplicate_groups(rows: Float[Array, "k d"]) -> Int[Array, " k"]:
     return np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(rows)])
 
 
-def normalize_rows(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
-    """Return every row scaled to unit length, in float64; a zero vector stays zero."""
-    rows = rows.astype(np.float64)
+def normalize_rows(
+    rows: Float[Array, "k d"], *, dtype: type = np.float64, min_norm: float = 0.0
+) -> Float[Array, "k d"]:
+    """Return every row scaled to unit length, computed in `dtype`.
+
+    A row whose norm is at most `min_norm` becomes zero.
+
+    >>> normalize_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
+    """
+    rows = np.asarray(rows, dtype=dtype)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    norms[norms == 0] = 1.0
-    normalized: Float[Array, "k d"] = rows / norms
+    normalized: Float[Array, "k d"] = np.divide(
+        rows, norms, out=np.zeros_like(rows), where=norms > min_norm
+    )
     return normalized
 
 

@@ -1,1 +1,1 @@
-"""The data space: texts, their vectors, and the way from a prompt to its candidates."""
+"""Data spaces: storage, search, retrieval, tuning and diagnostics."""

@@ -24,13 +24,13 @@ from whet.data.documents import (
     iter_documents,
     to_documents,
 )
-from whet.embed.lsa import LSA, Embedder
-from whet.embed.registry import LOADABLE, base_spec, get_embedder
-from whet.errors import EmbedderMismatchError, ModelError, SourceError, SpaceError
+from whet.embed.embedder import Embedder
+from whet.embed.lsa import LSA
+from whet.errors import ModelError, SourceError
 from whet.io import atomic_write, progress_bar, translate_disk_errors
 from whet.maths.arrays import Array
 from whet.space.ray.client import connect, map_unordered
-from whet.space.store.manifest import STAGING, Labels, Manifest, read_manifest
+from whet.space.store.manifest import STAGING, Labels, Manifest
 from whet.space.store.reader import DiskReader
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import label_of, seal
@@ -110,45 +110,6 @@ def add(addition: Addition, path: Path, embedder: Embedder) -> None:
     with DiskWriter(path) as writer:
         DiskReader.open(path, fingerprint=embedder.fingerprint).close()
         _add(writer, addition, embedder)
-
-
-def embedder_for_adding(
-    path: Path, embedder: str | Embedder, labels: Labels | None
-) -> Embedder | None:
-    """The embedder to add to the data space at `path` with; None if it is the space's own `lsa`.
-
-    A model other than that of the data space is rejected before it is loaded.
-
-    Raises:
-        EmbedderMismatchError: If another embedder made the data space.
-        SpaceError: If the data space has other `labels`, or cannot be read.
-    """
-    manifest = read_manifest(path)
-    made_by = manifest.embedder
-    if isinstance(embedder, str):
-        matches = base_spec(made_by) == base_spec(embedder)
-        loaded = get_embedder(embedder) if matches else None
-    else:
-        matches, loaded = True, embedder
-    if loaded is not None and loaded.fingerprint != manifest.fingerprint:
-        matches = loaded.name == made_by  # same name, other weights: `open` explains that
-    if not matches and made_by.partition(":")[0] not in ("lsa", *LOADABLE):
-        raise EmbedderMismatchError(
-            f"data space {path} was made by the Python embedder {made_by!r}: add to it in Python, "
-            "with `DataSpace.build(docs, path, embedder)`, or choose another path"
-        )
-    if not matches:
-        name = embedder if isinstance(embedder, str) else embedder.name
-        raise EmbedderMismatchError(
-            f"data space {path} was made by embedder {made_by}, not {name}: "
-            f"add to it with embedder {made_by}, or choose another path"
-        )
-    if labels not in (None, manifest.labels):
-        raise SpaceError(
-            f"data space {path} has labels {manifest.labels}, not {labels}: labels are "
-            "chosen when a data space is created"
-        )
-    return loaded
 
 
 def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> None:

@@ -9,24 +9,20 @@ from jaxtyping import Float, Int
 
 from whet.data.documents import Document, reject_str
 from whet.data.filters import Filter, as_filter, both
-from whet.embed.lsa import LSA, Embedder, check_embedder
-from whet.embed.registry import LOADABLE, base_spec, get_embedder
+from whet.embed.embedder import Embedder, check_embedder
+from whet.embed.registry import get_embedder
 from whet.errors import EmbedderMismatchError, SpaceError
 from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.bm25 import BM25
 from whet.space.build import Addition, Documents
-from whet.space.milvus.reader import MilvusReader
-from whet.space.ray.cluster import SCHEME, Cluster, find
+from whet.space.opening import embedder_for_adding, is_folder, load_embedder, open_store
 from whet.space.store.manifest import MANIFEST_FILE, Labels, Manifest
 from whet.space.store.protocol import Metric, Neighbors, Reader
-from whet.space.store.reader import DiskReader
-from whet.space.store.staging import EMBEDDER_FOLDER
 from whet.space.store.vectors import cosines, normalize_queries
 from whet.space.store.writer import delete_documents
 
 DEFAULT_K = 200  # candidates; all documents if there are fewer
-MILVUS = "milvus:"
 EMPTY = "the data space holds no documents: add some"
 
 
@@ -113,7 +109,7 @@ class DataSpace:
                 not public.
         """
         check_embedder(embedder)
-        if str(path).startswith((SCHEME, MILVUS)):
+        if not is_folder(path):
             raise ValueError(f"path is {str(path)!r}: expected a folder")
         path = Path(path)
         addition = Addition(
@@ -121,7 +117,7 @@ class DataSpace:
             progress=progress, ray=ray,
         )  # fmt: skip
         if (path / MANIFEST_FILE).exists():
-            existing = cls.open(path, build.embedder_for_adding(path, embedder, labels))
+            existing = cls.open(path, embedder_for_adding(path, embedder, labels))
             build.add(addition, path, existing.embedder)
             return cls.open(path, existing.embedder)
         loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
@@ -161,19 +157,9 @@ class DataSpace:
         if embedder is not None:
             check_embedder(embedder)
         where = as_filter(where)
-        if str(path).startswith(MILVUS):
-            space = cls._open_milvus(str(path), embedder)
-            return space if where is None else space.filter(where)
-        store: DiskReader | Cluster
-        if str(path).startswith(SCHEME):
-            store = find(str(path), partial=partial)
-            path = store.opening.path
-        else:
-            path = Path(path)
-            store = DiskReader.open(path, partial=partial)
-        manifest = store.manifest
+        path, store, manifest = open_store(path, partial=partial)
         if embedder is None or isinstance(embedder, str):
-            embedder = _load_embedder(path, store, embedder)
+            embedder = load_embedder(path, manifest, store, embedder)
         made_by = (manifest.dimension, manifest.fingerprint)
         if (embedder.dimension, embedder.fingerprint) != made_by:
             raise EmbedderMismatchError(
@@ -184,22 +170,6 @@ class DataSpace:
             )
         space = cls(path, manifest, embedder, store)
         return space if where is None else space.filter(where)
-
-    @classmethod
-    def _open_milvus(cls, address: str, embedder: str | Embedder | None) -> "DataSpace":
-        uri, _, collection = address.removeprefix(MILVUS).rpartition("#")
-        loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
-        if not uri or loaded is None:
-            raise ValueError(
-                f"path is {address!r} and embedder {embedder!r}: expected milvus:URI#COLLECTION "
-                "and the embedder that made it (of an lsa space: `DataSpace.open(folder).embedder`)"
-            )
-        reader = MilvusReader.open(uri, collection, fingerprint=loaded.fingerprint)
-        manifest = Manifest(
-            embedder=loaded.name, fingerprint=reader.fingerprint, dimension=reader.dimension,
-            version=reader.version,
-        )  # fmt: skip
-        return cls(Path(address), manifest, loaded, reader)
 
     def filter(self, where: Filter | str) -> "DataSpace":
         """The documents that pass `where`, as a data space whose operations see no others.
@@ -407,23 +377,3 @@ class DataSpace:
 def format_count(documents: int) -> str:
     """The number of documents with its unit, such as `1,234 documents`."""
     return f"{documents:,} document" + ("s" if documents != 1 else "")
-
-
-def _load_embedder(path: Path, store: DiskReader | Cluster, spec: str | None) -> Embedder:
-    """The embedder that made the data space at `path`, which `spec` must agree with."""
-    name = store.manifest.embedder
-    if spec is not None and base_spec(spec) != base_spec(name):
-        raise EmbedderMismatchError(
-            f"data space {path} was made by embedder {name}, not {spec}: open it without an "
-            "embedder, or rebuild it"
-        )
-    if name == LSA.name:
-        return store.lsa() if isinstance(store, Cluster) else LSA.load(path / EMBEDDER_FOLDER)
-    if name.partition(":")[0] not in LOADABLE:
-        raise SpaceError(
-            f"data space {path} was made by the Python embedder {name!r}: open it in Python with "
-            "`DataSpace.open(path, embedder)`"
-        )
-    embedder = get_embedder(name if spec is None else spec)
-    assert embedder is not None
-    return embedder

@@ -1,0 +1,63 @@
+"""The interface of embedders, which map texts to vectors."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+
+from whet.maths.arrays import Array
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Maps texts to unit vectors; a text without any known term becomes the zero vector.
+
+    An embedder whose vectors do not have length 1 has an attribute `normalized = False`.
+
+    >>> import numpy as np
+    >>> class LetterFrequencies:
+    ...     name, dimension, fingerprint = "letters", 26, "1"
+    ...
+    ...     def encode(self, texts):
+    ...         codes = [[ord(c) - 97 for c in text.lower() if "a" <= c <= "z"] for text in texts]
+    ...         rows = np.array([np.bincount(c, minlength=26) for c in codes], np.float32)
+    ...         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    >>> isinstance(LetterFrequencies(), Embedder)
+    True
+    """
+
+    @property
+    def name(self) -> str:
+        """Specification of the embedder, or any other name for one that is a Python object."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two embedders only if they return the same vectors."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
+        """One float32 row per text, of length 1 or 0, that does not depend on the other texts."""
+        ...
+
+
+def check_embedder(embedder: Any) -> None:
+    """Check that `embedder` is a specification or has the attributes of an `Embedder`.
+
+    Raises:
+        ValueError: If an attribute is missing.
+    """
+    if isinstance(embedder, str):
+        return
+    attributes = ("name", "dimension", "fingerprint", "encode")
+    missing = [name for name in attributes if not hasattr(embedder, name)]
+    if missing:
+        raise ValueError(
+            f"embedder is {embedder!r}, without {missing[0]}: expected a string such as 'lsa', or "
+            f"an object with {', '.join(attributes)} (see whet.Embedder)"
+        )
