@@ -78,7 +78,7 @@ def test_a_broken_lsa_folder_is_refused(tmp_path):
         LSA.load(tmp_path)
     LSA.fit(TEXTS, dimension=8).save(tmp_path)
     (tmp_path / "terms.json").write_text('["one"]')
-    with pytest.raises(SpaceError, match="holds 1 terms, but weights of shape"):
+    with pytest.raises(SpaceError, match="has 1 terms, but weights of shape"):
         LSA.load(tmp_path)
 
 
