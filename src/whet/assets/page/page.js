@@ -1,11 +1,11 @@
-// The page's one module: asks the server's own API, and draws what comes back while it comes.
+// The page's only module: calls the server's API and draws the results as they arrive.
 
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-let running = null; // the AbortController of what is being asked
+let running = null; // the AbortController of the current run
 let model = "";
 
-// ---- the API
+// ---- API
 
 function headers() {
   const key = $("key").value.trim();
@@ -28,9 +28,9 @@ async function* events(response) {
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
-      const told = part.replace(/^data: /, "");
-      if (told === "[DONE]") return;
-      const event = JSON.parse(told);
+      const line = part.replace(/^data: /, "");
+      if (line === "[DONE]") return;
+      const event = JSON.parse(line);
       if (event.error) throw new Error(event.error.message);
       yield event;
     }
@@ -43,45 +43,45 @@ async function describe() {
     const spaces = (await (await call("v1/data_spaces")).json()).data;
     model = models[0].id;
     $("space").replaceChildren(...spaces.map((space) => new Option(`${space.id} (${space.documents.toLocaleString("en")})`, space.id)));
-    $("about").textContent = `${model}, sharpened on your texts for each prompt`;
-    say("");
+    $("about").textContent = `${model}, fine-tuned on your documents for each prompt`;
+    showStatus("");
   } catch (error) {
-    if (error.status !== 401) return say(error.message, true);
+    if (error.status !== 401) return showStatus(error.message, true);
     $("key-row").hidden = false;
-    say("This server asks for a key.");
+    showStatus("This server needs an API key.");
   }
 }
 
-// ---- asking
+// ---- running
 
-async function ask() {
+async function run() {
   running?.abort();
-  const mine = (running = new AbortController());
+  const controller = (running = new AbortController());
   clear();
-  busy(true);
-  say("Selecting…");
+  setBusy(true);
+  showStatus("Selecting…");
   const prompt = $("prompt").value;
   const body = { prompt, max_tokens: Number($("tokens").value), temperature: 0.8, seed: 0, stream: true };
   const adapt = {
-    data_space: $("space").value, n: Number($("steps").value), progress: true, cache: "refresh", return: ["selection", "trace", "texts"],
-    ...($("deadline").value && { deadline_ms: Number($("deadline").value) }),
+    data_space: $("space").value, n: Number($("steps").value), progress: true, cache: "refresh", include: ["selection", "trace", "texts"],
+    ...($("deadline").value && { deadline_s: Number($("deadline").value) }),
   };
   try {
     await Promise.all([
-      stream({ ...body, model: `${model}@base` }, mine, "base"),
-      stream({ ...body, model, adapt }, mine, "sharp"),
+      stream({ ...body, model: `${model}@base` }, controller, "base"),
+      stream({ ...body, model, adapt }, controller, "adapted"),
     ]);
-    say("Done.");
+    showStatus("Done.");
   } catch (error) {
-    mine.abort();
-    if (running === mine) say(error.name === "AbortError" ? "Stopped." : error.message, error.name !== "AbortError");
+    controller.abort();
+    if (running === controller) showStatus(error.name === "AbortError" ? "Stopped." : error.message, error.name !== "AbortError");
   } finally {
-    if (running === mine) { running = null; busy(false); }
+    if (running === controller) { running = null; setBusy(false); }
   }
 }
 
-async function stream(body, { signal }, where) {
-  const began = performance.now();
+async function stream(body, { signal }, panel) {
+  const started = performance.now();
   const losses = [], texts = new Map();
   let first = 0;
   const response = await call("v1/completions", { method: "POST", signal, body: JSON.stringify(body) });
@@ -91,62 +91,63 @@ async function stream(body, { signal }, where) {
       plot("sigma", progress.sigma, "σ", 1);
       showSources(progress.selection, body.prompt);
       for (const source of progress.selection) texts.set(source.id, source.text);
-      say("Sharpening…");
+      showStatus("Training…");
     } else if (progress) {
       losses.push(progress.bits_per_byte);
       plot("loss", losses, "bits per byte");
-      say(`Step ${progress.done} of ${progress.total}`);
+      showStatus(`Step ${progress.done} of ${progress.total}`);
     }
     const text = event.choices?.[0]?.text;
     if (text) {
-      first ||= performance.now() - began;
-      $(where).textContent += text;
+      first ||= performance.now() - started;
+      $(panel).textContent += text;
     }
     if (event.adapt) showTrace(event.adapt);
   }
-  const all = `all after ${seconds(performance.now() - began)}`;
-  $(`${where}-note`).textContent = first ? `first word after ${seconds(first)}, ${all}` : `no word, ${all}`;
+  const total = `finished after ${seconds(performance.now() - started)}`;
+  $(`${panel}-note`).textContent = first ? `first token after ${seconds(first)}, ${total}` : `no text, ${total}`;
 }
 
 // ---- showing
 
-const seconds = (ms) => `${(ms / 1000).toFixed(2)} s`;
+const seconds = (ms) => formatSeconds(ms / 1000);
+const formatSeconds = (s) => `${s.toFixed(2)} s`;
 
-function say(text, wrong = false) {
+function showStatus(text, isError = false) {
   $("status").textContent = text;
-  $("status").className = wrong ? "error" : "";
+  $("status").className = isError ? "error" : "";
 }
 
-function busy(is) {
-  $("go").disabled = is;
-  $("stop").disabled = !is;
-  $("result").setAttribute("aria-busy", is);
+function setBusy(busy) {
+  $("go").disabled = busy;
+  $("stop").disabled = !busy;
+  $("result").setAttribute("aria-busy", busy);
 }
 
 function clear() {
   $("result").hidden = false;
-  for (const id of ["base", "sharp", "base-note", "sharp-note", "sigma", "loss", "time", "time-legend", "sources"]) $(id).replaceChildren();
+  for (const id of ["base", "adapted", "base-note", "adapted-note", "sigma", "loss", "time", "time-legend", "sources"]) $(id).replaceChildren();
 }
 
 function showTrace(adapt) {
   if (adapt.sigma.length) plot("sigma", adapt.sigma, "σ", 1);
   const names = ["queue", "select", "train", "generate"];
-  const total = names.reduce((sum, name) => sum + (adapt.timing_ms[name] ?? 0), 0) || 1;
+  const total = names.reduce((sum, name) => sum + (adapt.seconds[name] ?? 0), 0) || 1;
   $("time").replaceChildren(...names.map((name, i) => {
     const part = make("i", { className: `t${i}` });
-    part.style.width = `${(100 * (adapt.timing_ms[name] ?? 0)) / total}%`;
+    part.style.width = `${(100 * (adapt.seconds[name] ?? 0)) / total}%`;
     return part;
   }));
   $("time-legend").replaceChildren(...names.map((name, i) => {
     const item = make("span", {}, make("i", { className: `t${i}` }));
-    item.append(`${name} ${seconds(adapt.timing_ms[name] ?? 0)}`);
+    item.append(`${name} ${formatSeconds(adapt.seconds[name] ?? 0)}`);
     return item;
   }));
   $("time").setAttribute("aria-label", $("time-legend").textContent);
-  const kept = adapt.cached ? ", from a kept adapter" : "";
-  const name = adapt.adapter ? `${adapt.adapter}, ` : "";
-  $("sharp-name").title = `${name}${adapt.steps} steps, ended by ${adapt.stop_reason}${kept}`;
-  $("sharp-name").textContent = `Sharpened: ${adapt.steps} steps${kept}`;
+  const cached = adapt.cached ? ", from a cached adapter" : "";
+  const id = adapt.adapter_id ? `${adapt.adapter_id}, ` : "";
+  $("adapted-name").title = `${id}${adapt.steps} steps, stopped by ${adapt.stop_reason}${cached}`;
+  $("adapted-name").textContent = `Adapted: ${adapt.steps} steps${cached}`;
 }
 
 function showSources(sources, prompt) {
@@ -161,7 +162,7 @@ function showSources(sources, prompt) {
   }));
 }
 
-const WORDS = 4; // a run of this many words said before is a repeat
+const WORDS = 4; // a repeat is a run of at least this many words
 const words = (text) => [...text.matchAll(/[\p{L}\p{N}_]+/gu)];
 const gram = (run) => run.map((word) => word[0].toLowerCase()).join(" ");
 
@@ -170,16 +171,16 @@ function grams(text) {
   return all.slice(WORDS - 1).map((_, i) => gram(all.slice(i, i + WORDS)));
 }
 
-/** The text in pieces, those that were said before inside <mark>; its own runs of words join `seen`. */
+/** Pieces of `text`, with repeats of `seen` inside <mark>; adds the runs of words of `text` to `seen`. */
 export function marked(text, seen) {
-  const all = words(text), pieces = [], own = grams(text);
+  const all = words(text), pieces = [], runs = grams(text);
   let from = 0, low = -1, high = -1;
   const flush = () => {
     if (low < 0) return;
     pieces.push(text.slice(from, low), make("mark", { textContent: text.slice(low, high) }));
     from = high;
   };
-  own.forEach((run, i) => {
+  runs.forEach((run, i) => {
     if (!seen.has(run)) return;
     const end = all[i + WORDS - 1].index + all[i + WORDS - 1][0].length;
     if (all[i].index > high) { flush(); low = all[i].index; }
@@ -187,11 +188,11 @@ export function marked(text, seen) {
   });
   flush();
   pieces.push(text.slice(from));
-  own.forEach((run) => seen.add(run));
+  runs.forEach((run) => seen.add(run));
   return pieces;
 }
 
-/** A line through `values`, the last of them written out. */
+/** Draw a line through `values` and print the last one. */
 function plot(id, values, name, top = Math.max(...values)) {
   const [left, right, upper, lower] = [34, 354, 10, 128];
   const x = (i) => left + ((right - left) * i) / Math.max(1, values.length - 1);
@@ -226,7 +227,7 @@ function draw(tag, attributes, text) {
 
 // ---- keys and buttons
 
-$("ask").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
+$("ask").addEventListener("submit", (event) => { event.preventDefault(); run(); });
 $("stop").addEventListener("click", () => running?.abort());
 $("steps").addEventListener("input", () => { $("steps-shown").textContent = $("steps").value; });
 $("key").addEventListener("change", describe);
