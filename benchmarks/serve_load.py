@@ -32,12 +32,13 @@ import click
 from whet.data.documents import Document, read_documents
 from whet.engine import Request, SamplingParams
 from whet.select.config import SelectionConfig
-from whet.serve.config import Config
-from whet.serve.main import engines_of
+from whet.adapt.config import AdapterOptions
+from whet.serve.config import ServeConfig
+from whet.serve.main import build_engines
 from whet.space.retrieve import retrieve
 from whet.space.space import DataSpace
 
-STEPS, TOKENS, LONG, PROMPTS = 8, 16, 128, 32
+STEPS, TOKENS, LONG, PROMPTS, RANK = 8, 16, 128, 32, 16
 
 
 class Server:
@@ -93,7 +94,7 @@ class Server:
         return sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}[ {{]", line))
 
     def wait_until_idle(self) -> None:
-        while self.total("whet_asks_open"):
+        while self.total("whet_requests_in_flight"):
             pass
 
     def _send(
@@ -110,12 +111,14 @@ class Server:
 def serving(space: Path, **options: Any) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "whet.toml"
-        settings = {"port": 0, "queue": 256} | options
+        settings = {"port": 0, "max_queue_size": 256} | options
         lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
-        limited = ("requests_per_minute", "tokens_per_minute", "concurrent", "deadline_ms")
+        limited = ("requests_per_minute", "tokens_per_minute", "concurrent", "deadline_s")
         limits = [f"{name} = {10**9}" for name in limited]
         path = json.dumps(str(space.resolve()))
-        file.write_text("\n".join([*lines, "[spaces]", f"docs = {path}", "[limits]", *limits]))
+        tables = ["[spaces]", f"docs = {path}", "[adapter]", f"r = {RANK}", "[limits]", *limits]
+        file.write_text("\n".join([*lines, *tables]))
+
         command = [sys.executable, "-m", "whet", "serve", "--config", str(file)]
         environment = os.environ | {"MALLOC_ARENA_MAX": "1"}  # as in deploy/whet.service
         with subprocess.Popen(
@@ -130,6 +133,10 @@ def serving(space: Path, **options: Any) -> Iterator[Server]:
                 yield server
             finally:
                 process.terminate()
+
+
+def _config(space: Path) -> ServeConfig:
+    return ServeConfig(spaces={"docs": space}, adapter=AdapterOptions(r=RANK))
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -180,7 +187,7 @@ def at_once(space: Path, prompts: list[str], runs: int, **options: Any) -> dict[
 def overhead(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     """Compare HTTP requests with the engine in this process, alternating which is first."""
     data_space = DataSpace.open(space)
-    engine = engines_of(Config(spaces={"docs": space}))["lora"]
+    engine = build_engines(_config(space))["lora"]
     greedy = SamplingParams(max_tokens=TOKENS)
 
     def direct(prompt: str) -> None:
@@ -243,7 +250,7 @@ def p99(values: list[float]) -> float:
 
 def first(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     """Time from the last step to the first piece of text, over a forward pass of the prompt."""
-    engine = engines_of(Config(spaces={"docs": space}))["lora"]
+    engine = build_engines(_config(space))["lora"]
     data_space, ratios = DataSpace.open(space), []
     with engine:
         for prompt in prompts[: 4 * runs]:
@@ -274,7 +281,7 @@ def soak(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "docs.whet"
         DataSpace.build((Document(str(i), text, {}) for i, text in enumerate(texts)), path)
-        with serving(path, cache_mib=8, body_s=3600.0) as server, ThreadPoolExecutor(4) as pool:
+        with serving(path, cache_mib=8, body_timeout_s=3600.0) as server, ThreadPoolExecutor(4) as pool:
             tenths: list[dict[str, float]] = []
             for tenth in range(10):
                 numbers = range(100 * runs * tenth, 100 * runs * (tenth + 1))
@@ -288,7 +295,7 @@ def soak(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
                 server.request(f"/v1/adapters/{adapter['id']}", method="DELETE")
             left = {
                 name: server.total(f"whet_{name}")
-                for name in ("asks_open", "adapters", "adapter_bytes")
+                for name in ("requests_in_flight", "cached_adapters", "cached_adapter_bytes")
             }
             complete_all(server, prompts, 16)  # every slot still works
     first, later = tenths[0], [tenth["resident_mib"] for tenth in tenths[1:]]
@@ -322,7 +329,7 @@ def send_one(server: Server, texts: list[str], i: int) -> None:
             server.request(f"/v1/adapters/{adapter['id']}", method="DELETE")
         case 6:
             chat = {"messages": [{"role": "user", "content": prompt}], "model": "whet-nano"}
-            deadline = {"adapt": {"n": 4, "deadline_ms": i % 50}}
+            deadline = {"adapt": {"n": 4, "deadline_s": i % 50 / 1000}}
             server.request("/v1/chat/completions", chat | deadline | {"max_tokens": 2})
         case 7:
             server.request("/v1/score", {"model": "whet-nano", "prompt": prompt, "text": texts[0]})

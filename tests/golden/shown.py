@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import whet
 from whet.cli import main
-from whet.serve.config import Config
-from whet.serve.main import app_of
+from whet.serve.config import ServeConfig
+from whet.serve.main import build_app
 
 from .made import AFTER, HERE, MODEL, PROMPT, SPACE, TEXTS, whet_json
 
@@ -25,7 +25,7 @@ PLACE = re.compile(r"\b(?:whet|numpy|torch|jaxtyping|pathlib|collections|typing)
 
 def openapi():
     """The server's own description of itself, but for whet's version."""
-    described = app_of(Config(spaces={"docs": SPACE}, model=MODEL, name="model")).openapi()
+    described = build_app(ServeConfig(spaces={"docs": SPACE}, model=MODEL, name="model")).openapi()
     described["info"]["version"] = ""
     return pretty(described)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from support import serving, tiny_models
 
-from whet.serve.auth import Limits
+from whet.serve.config import Limits
 
 READS = {"legal": {"public", "legal"}, "medical": {"public", "medical"}, "nobody": {"public"}}
 ASKS = ("select", "search", "completions", "chat/completions", "adapters", "score")
@@ -25,7 +25,7 @@ def request(rng, kind):
     how = {
         "n": int(rng.integers(0, 5)),
         "k": int(rng.integers(1, 60)),
-        "lambda": float(10 ** rng.uniform(-6, 1)),
+        "lam": float(10 ** rng.uniform(-6, 1)),
         "selector": str(rng.choice(["sift", "nearest", "uncertainty", "mmr", "random"])),
     }
     if kind == "search":
@@ -33,7 +33,7 @@ def request(rng, kind):
     if kind == "select":
         return {"prompt": prompt, **how, "n": how["n"] + 1}
     adapt = how | {
-        "return": ["selection", "trace", "texts"],
+        "include": ["selection", "trace", "texts"],
         "cache": str(rng.choice(["reuse", "refresh", "off"])),
         "query": str(rng.choice(words)),
     }

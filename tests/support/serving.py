@@ -1,4 +1,4 @@
-"""A small real server: a tiny model, a labelled data space, keys; any free port of this machine."""
+"""A small real server with a tiny model, a data space with access labels, and API keys."""
 
 import http.client
 import json
@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from whet.adapt.config import AdapterOptions
 from whet.data.documents import Document
+from whet.select.config import SelectionConfig
 from whet.serve.app import create_app
-from whet.serve.auth import Key, Keys, digest
-from whet.serve.config import Config
-from whet.serve.main import engines_of
+from whet.serve.auth import APIKey, APIKeyStore, digest
+from whet.serve.config import ServeConfig
+from whet.serve.main import build_engines
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels
 
@@ -22,7 +24,7 @@ SECRET = "s" * 43
 
 
 def documents(count=40, labels=("public", "legal", "medical")):
-    """Texts of a few words; every label has its turn, and its own word in each of its texts."""
+    """Documents of a few words, with the labels in turn; each text contains its label."""
     for i in range(count):
         label = labels[i % len(labels)]
         words = [WORDS[(i * step) % len(WORDS)] for step in (1, 5, 7)]
@@ -34,33 +36,37 @@ def token(name):
 
 
 def key(name, *labels, **more):
-    return Key(id=f"{name:a<8}", name=name, hash=digest(SECRET), labels=labels, **more)
+    return APIKey(id=f"{name:a<8}", name=name, hash=digest(SECRET), labels=labels, **more)
 
 
 KEYS = (
-    key("legal", "legal", roles=("use", "write")),
+    key("legal", "legal", roles=("read", "write")),
     key("medical", "medical"),
-    key("chief", "*", roles=("use", "write", "operate")),
+    key("chief", "*", roles=("read", "write", "metrics")),
     key("nobody"),
 )
 
 
-def space(folder, **more):
-    """A labelled data space; its lsa knows the public documents alone."""
+def space(folder):
+    """A data space with access labels, whose lsa embedder is fitted on the public documents."""
     labels = Labels(field="label", public="public")
     DataSpace.build(documents(), folder, labels=labels)
     return folder
 
 
 def config(model, place, **more):
-    options = {"slots": 4, "queue": 16, "n": 3, "k": 8, "refresh_s": 0.05, "rank": 2, "niceness": 0}
+    options = {
+        "slots": 4, "max_queue_size": 16, "reload_interval_s": 0.05, "background_niceness": 0,
+        "selection": SelectionConfig(n=3, k=8), "adapter": AdapterOptions(r=2),
+    }  # fmt: skip
     options |= more
-    return Config(spaces={"docs": place}, model=str(model), name="tiny", **options)
+    return ServeConfig(spaces={"docs": place}, model=str(model), name="tiny", **options)
 
 
 def app(model, place, *, keys=KEYS, **options):
-    told = config(model, place, **options)
-    return create_app(engines_of(told), told, Keys(list(keys)) if keys else None)
+    configured = config(model, place, **options)
+    store = APIKeyStore(list(keys)) if keys else None
+    return create_app(build_engines(configured), configured, store)
 
 
 @dataclass
@@ -78,7 +84,7 @@ class Reply:
 
 
 class Client:
-    """What a hostile client needs: any bytes, and a hand on the connection."""
+    """An HTTP client that can send any bytes and close the connection at any time."""
 
     def __init__(self, port, key=None, timeout_s=60):
         self.port, self.key, self.timeout_s = port, key, timeout_s
@@ -117,14 +123,14 @@ class Client:
 
 @contextmanager
 def running(app):
-    """`app` on a free port of this machine, until the block ends; gives a client without a key."""
+    """Run `app` on a free local port while the block runs; gives a client without a key."""
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="on"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             client = Client(listener.getsockname()[1])
-            assert client.get("/health").status == 200  # it waits until the server is there
+            assert client.get("/health").status == 200  # waits until the server accepts requests
             yield client
         finally:
             server.should_exit = True

@@ -1,4 +1,4 @@
-"""Verbs of the server: serve, and keys for it."""
+"""Commands of the server: `whet serve`, and `whet keys create` for its API keys."""
 
 import datetime
 import sys
@@ -7,34 +7,37 @@ from typing import Any
 
 import click
 
-from whet.cli.options import PATH
+from whet.cli.options import PATH, Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("space", type=PATH, required=False)
 @click.option("--config", "path", type=PATH, help="Configuration in TOML: see docs/serving.md.")
-@click.option("--model", help="Name, folder or hub id [default: whet-nano].")
+@click.option("--model", help="Bundled model, folder, or Hugging Face id [default: whet-nano].")
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
-@click.option("--port", type=int, help="Port to listen on, 0 for any [default: 8000].")
-@click.option("--keys", type=PATH, help="File of keys, made by `whet key`.")
-@click.option("--check", is_flag=True, help="Try everything once, say what was found, and end.")
-def serve(space: Path | None, path: Path | None, check: bool, **given: Any) -> None:
-    """Serve sharpened answers from SPACE over OpenAI's API, and a page for people at /.
+@click.option("--port", type=int, help="Port to listen on, 0 for any free port [default: 8000].")
+@click.option("--api-keys", type=PATH, help="File of API keys, made by `whet keys create`.")
+@click.option(
+    "--check", is_flag=True, help="Validate the configuration with one test request, then exit."
+)
+def serve(space: Path | None, path: Path | None, check: bool, **overrides: Any) -> None:
+    """Serve answers adapted on SPACE through OpenAI's API, and a web page at /.
 
-    Without keys only this machine may ask. SIGTERM ends it when all that was asked is answered.
+    Without API keys the server listens on localhost only. On SIGTERM it finishes the running
+    requests, then exits.
     """
     if space is None and path is None:
-        raise ValueError("name SPACE, or --config FILE")
+        raise ValueError("no data space: expected SPACE or --config FILE")
     from whet.errors import require
 
     require("fastapi", "serve")
-    from whet.serve.config import Config
+    from whet.serve.config import ServeConfig
 
-    config = Config.read(path, spaces=space and {space.stem: space}, **given)
+    config = ServeConfig.read(path, spaces=space and {space.stem: space}, **overrides)
     if check:
-        from whet.serve.preflight import check as checked
+        from whet.serve.preflight import check as check_config
 
-        for line in checked(config):
+        for line in check_config(config):
             print(line)
         return
     from whet.serve.main import run
@@ -45,17 +48,20 @@ def serve(space: Path | None, path: Path | None, check: bool, **given: Any) -> N
 @click.command()
 @click.argument("file", type=PATH)
 @click.argument("name")
-@click.option("--role", "roles", multiple=True, help="use, write or operate [default: use].")
-@click.option("--label", "labels", multiple=True, help="Documents it may read; * for all of them.")
+@click.option("--role", "roles", multiple=True, help="read, write or metrics [default: read].")
+@click.option("--label", "labels", multiple=True, help="Label it may read; * for all documents.")
 @click.option("--days", type=click.IntRange(1), help="Days until it expires [default: never].")
 def key(
     file: Path, name: str, roles: tuple[str, ...], labels: tuple[str, ...], days: int | None
 ) -> None:
-    """Make an API key called NAME, add it to FILE by its hash, and print it: once."""
-    from whet.serve.auth import new_key
+    """Create an API key called NAME, add its hash to FILE, and print the key.
+
+    The key is stored nowhere else, so it cannot be printed again.
+    """
+    from whet.serve.auth import create_key
 
     today = datetime.datetime.now(datetime.UTC).date()
     expires = None if days is None else today + datetime.timedelta(days=days)
-    print(new_key(file, name=name, roles=roles or ("use",), labels=labels, expires=expires))
+    print(create_key(file, name=name, roles=roles or ("read",), labels=labels, expires=expires))
     if not labels:
-        print("no --label: it reads public documents alone", file=sys.stderr)
+        print("no --label: this key reads public documents only", file=sys.stderr)

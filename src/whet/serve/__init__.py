@@ -1,1 +1,1 @@
-"""The engine behind HTTP: the OpenAI API, keys and labels, an adapter cache, a page for people."""
+"""The OpenAI-compatible server: API keys and labels, an adapter cache, and a web page."""

@@ -1,97 +1,115 @@
-"""Adapters kept in memory, so that the same selection is not trained twice.
+"""Cache of LoRA adapters in memory, so that the same selection is not trained twice.
 
-An adapter is named by what determines it: model, what is trained and how, the data space as it was
-built, its version, and the documents in order, repeats included. It belongs to the key that asked
-for it: no other key can see it, use it, or find out by a hit that it exists.
+The id of an adapter is a hash of everything that determines it: the model, what is trained and how,
+the build and version of the data space, and the documents in order, repeats included. An adapter
+belongs to the key that asked for it: no other key can use it or learn that it exists.
 """
 
 import hashlib
+import io
 import json
+import tempfile
 import threading
+import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from whet.adapt.adapters import Adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """An adapter and where it comes from."""
+class CachedAdapter:
+    """An adapter and its origin."""
 
     id: str
     owner: str
     """Id of the key that asked for it."""
-    space: str
-    built: str
-    """Which building of the data space: its rows mean nothing in another."""
+    space_name: str
+    build_id: str
+    """Build of the data space; its row numbers are meaningless in another build."""
     version: str
-    method: str
+    adapter_name: str
+    """What was trained."""
     rows: tuple[int, ...]
     """Rows of the documents of its steps, in order."""
     created: int
+    """Unix time in seconds."""
     adapter: Adapter = field(repr=False)
 
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
+        """Memory of the weights."""
         return sum(tensor.nbytes for tensor in self.adapter.weights.values())
 
+    def to_zip(self) -> bytes:
+        """PEFT's two files, zipped, in a folder that is named by the adapter's id."""
+        archive = io.BytesIO()
+        with tempfile.TemporaryDirectory() as folder:
+            self.adapter.save(folder)
+            with zipfile.ZipFile(archive, "w") as file:
+                for path in sorted(Path(folder).iterdir()):
+                    file.write(path, f"{self.id}/{path.name}")
+        return archive.getvalue()
 
-def adapter_id(owner: str, model: str, how: str, version: str, rows: Sequence[int]) -> str:
-    """`ad_` and 128 bits of a hash of everything that an adapter depends on."""
-    told = json.dumps([owner, model, how, version, list(rows)])
-    return f"ad_{hashlib.sha256(told.encode()).hexdigest()[:32]}"
+
+def adapter_id(owner: str, adapter: str, model: str, space: str, rows: Sequence[int]) -> str:
+    """`ad_` and 128 bits of a hash of everything that determines an adapter."""
+    identity = json.dumps([owner, adapter, model, space, list(rows)])
+    return f"ad_{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
 
-class Adapters:
-    """At most so many bytes of adapters; those not used for longest go first."""
+class AdapterCache:
+    """Holds adapters up to a total size; the least recently used are evicted first. Thread-safe."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity, self.bytes = capacity, 0
-        self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
-        self._turn = threading.Lock()
+        """`capacity` is in bytes."""
+        self.capacity, self.num_bytes = capacity, 0
+        self._adapters: OrderedDict[tuple[str, str], CachedAdapter] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._adapters)
 
-    def get(self, owner: str, name: str) -> Kept | None:
-        """The owner's adapter of that name, which counts as used now."""
-        with self._turn:
-            if (kept := self._kept.get((owner, name))) is not None:
-                self._kept.move_to_end((owner, name))
-            return kept
+    def get(self, owner: str, name: str) -> CachedAdapter | None:
+        """The owner's adapter with the id `name`, which becomes the most recently used."""
+        with self._lock:
+            if (cached := self._adapters.get((owner, name))) is not None:
+                self._adapters.move_to_end((owner, name))
+            return cached
 
-    def put(self, kept: Kept) -> bool:
-        """Keep an adapter; False if it alone is larger than the capacity."""
-        with self._turn:
-            if kept.bytes > self.capacity:
+    def put(self, cached: CachedAdapter) -> bool:
+        """Add an adapter; False if it alone is larger than the capacity."""
+        with self._lock:
+            if cached.num_bytes > self.capacity:
                 return False
-            self._drop((kept.owner, kept.id))
-            self._kept[kept.owner, kept.id] = kept
-            self.bytes += kept.bytes
-            while self.bytes > self.capacity:
-                self._drop(next(iter(self._kept)))
+            self._remove((cached.owner, cached.id))
+            self._adapters[cached.owner, cached.id] = cached
+            self.num_bytes += cached.num_bytes
+            while self.num_bytes > self.capacity:
+                self._remove(next(iter(self._adapters)))
             return True
 
-    def drop(self, owner: str, name: str) -> bool:
-        """Whether there was such an adapter."""
-        with self._turn:
-            return self._drop((owner, name))
+    def delete(self, owner: str, name: str) -> bool:
+        """Delete the owner's adapter with the id `name`; False if there is none."""
+        with self._lock:
+            return self._remove((owner, name))
 
-    def of(self, owner: str) -> list[Kept]:
-        """The owner's adapters, the latest used first."""
-        with self._turn:
-            return [kept for kept in reversed(self._kept.values()) if kept.owner == owner]
+    def list_for(self, owner: str) -> list[CachedAdapter]:
+        """The owner's adapters, the most recently used first."""
+        with self._lock:
+            return [cached for cached in reversed(self._adapters.values()) if cached.owner == owner]
 
-    def keep_only(self, space: str, built: str, rows: set[int]) -> None:
-        """Drop every adapter of a data space but those trained on these rows of this building."""
-        with self._turn:
-            for place, kept in list(self._kept.items()):
-                same = kept.built == built and rows.issuperset(kept.rows)
-                if kept.space == space and not same:
-                    self._drop(place)
+    def evict_stale(self, space_name: str, build_id: str, rows: set[int]) -> None:
+        """Keep only those adapters of a data space that were trained on `rows` of this build."""
+        with self._lock:
+            for key, cached in list(self._adapters.items()):
+                current = cached.build_id == build_id and rows.issuperset(cached.rows)
+                if cached.space_name == space_name and not current:
+                    self._remove(key)
 
-    def _drop(self, place: tuple[str, str]) -> bool:
-        kept = self._kept.pop(place, None)
-        self.bytes -= kept.bytes if kept else 0
-        return kept is not None
+    def _remove(self, key: tuple[str, str]) -> bool:
+        cached = self._adapters.pop(key, None)
+        self.num_bytes -= cached.num_bytes if cached else 0
+        return cached is not None

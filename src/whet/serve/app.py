@@ -1,109 +1,85 @@
-"""`create_app`: engines and a configuration in, an ASGI application out. Nothing runs at import."""
+"""`create_app`: an ASGI application from engines and a configuration. Nothing runs at import."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, FastAPI, Response
 
 from whet._version import __version__
 from whet.engine import Engine
-from whet.serve import completions, routes
-from whet.serve import errors as problems
-from whet.serve.answers import Health
-from whet.serve.auth import Keys
-from whet.serve.config import Config
-from whet.serve.dependencies import Calling
-from whet.serve.middleware import Door
-from whet.serve.state import Server
+from whet.serve.auth import APIKeyStore
+from whet.serve.config import ServeConfig
+from whet.serve.errors import register_exception_handlers
+from whet.serve.middleware import RequestMiddleware
+from whet.serve.routers import adapters, completions, models, operations, spaces
+from whet.serve.state import AppState
 
 PAGE = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
-TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-about = APIRouter(tags=["operations"])
+MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
-def create_app(engines: Mapping[str, Engine], config: Config, keys: Keys | None = None) -> FastAPI:
-    """The server as an ASGI application, which owns the engines: they are closed when it ends.
+def create_app(
+    engines: Mapping[str, Engine], config: ServeConfig, keys: APIKeyStore | None = None
+) -> FastAPI:
+    """The server as an ASGI application, which closes the engines when it shuts down.
 
     Args:
-        engines: See `whet.serve.main.engines_of`.
+        engines: See `whet.serve.main.build_engines`.
         config: How to serve.
-        keys: Who may ask; None for anyone.
+        keys: The API keys; None to give every client full access.
 
     Raises:
         SpaceError: If a data space cannot be opened.
     """
-    server = Server(engines, config, keys)
+    state = AppState(engines, config, keys)
     app = FastAPI(
-        title="whet", version=__version__, lifespan=_life, docs_url=None, redoc_url=None,
-        description="A language model that is sharpened on your data for each request.",
+        title="whet", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None,
+        description="A language model that is fine-tuned on your documents for each request.",
     )  # fmt: skip
-    app.state.server = server
-    problems.install(app)
-    for router in (completions.router, routes.router, about):
-        app.include_router(router)
-    if config.page:
+    app.state.server = state
+    register_exception_handlers(app)
+    for module in (completions, spaces, adapters, models, operations):
+        app.include_router(module.router)
+    if config.ui:
         app.include_router(_page())
     app.add_middleware(
-        Door,
-        metrics=server.metrics,
-        body_bytes=config.body_kib * 1024,
-        body_s=config.body_s,
+        RequestMiddleware,
+        metrics=state.metrics,
+        max_body_bytes=config.max_body_kib * 1024,
+        body_timeout_s=config.body_timeout_s,
     )
     return app
 
 
 @asynccontextmanager
-async def _life(app: FastAPI) -> AsyncIterator[None]:
-    server: Server = app.state.server
-    await server.warm_up()
-    looking = asyncio.create_task(server.look_for_versions())
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state: AppState = app.state.server
+    await state.warm_up()
+    watcher = asyncio.create_task(state.watch_spaces())
     try:
         yield
     finally:
-        looking.cancel()
+        watcher.cancel()
         with suppress(asyncio.CancelledError):
-            await looking
-        await server.close()
-
-
-@about.get("/health")
-async def health(request: Request) -> Health:
-    """Whether the process lives."""
-    server: Server = request.app.state.server
-    return Health(status="ok", model=server.name)
-
-
-@about.get("/ready", responses={503: {"model": Health}})
-async def ready(request: Request) -> Response:
-    """Whether one more prompt would be taken: 503 while the queue is full."""
-    server: Server = request.app.state.server
-    told = Health(status="full" if server.full else "ok", model=server.name)
-    return JSONResponse(told.model_dump(), 503 if server.full else 200)
-
-
-@about.get("/metrics", response_class=Response, responses=problems.documented(403))
-async def metrics(caller: Calling) -> Response:
-    """Counters in Prometheus's format, for keys of role `operate`."""
-    caller.must("operate")
-    return Response(caller.server.metrics.text(), media_type="text/plain; version=0.0.4")
+            await watcher
+        await state.close()
 
 
 def _page() -> APIRouter:
-    """The page for people: three files, read once."""
+    """The three files of the web page, read once."""
     router = APIRouter(include_in_schema=False)
     folder = files("whet") / "assets" / "page"
-    for place, name in PAGE.items():
+    for path, name in PAGE.items():
         content = (folder / name).read_bytes()
-        kind = TYPES[name.rpartition(".")[2]]
-        router.add_api_route(f"/{place}", _file(content, kind), methods=["GET"])
+        media_type = MEDIA_TYPES[name.rpartition(".")[2]]
+        router.add_api_route(f"/{path}", _file_route(content, media_type), methods=["GET"])
     return router
 
 
-def _file(content: bytes, kind: str):  # type: ignore[no-untyped-def]
-    async def answer() -> Response:
-        return Response(content, media_type=kind)
+def _file_route(content: bytes, media_type: str):  # type: ignore[no-untyped-def]
+    async def get_file() -> Response:
+        return Response(content, media_type=media_type)
 
-    return answer
+    return get_file

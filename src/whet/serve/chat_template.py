@@ -1,9 +1,10 @@
-"""Messages to tokens by the model's own template, which no message can pose as.
+"""Chat messages to tokens by the model's template, with special tokens in messages as plain text.
 
-A template writes special tokens (`<|im_start|>`); a message that spells one must stay mere letters.
-So the template is rendered around marks that stand for the contents, and cut at the marks: its own
-pieces are read with special tokens, the contents without. A tokenizer holds that choice, and other
-threads use it meanwhile: so there are two, which never change theirs.
+A template contains special tokens (`<|im_start|>`), and a message that contains the same characters
+must not be able to imitate them. So the template is rendered with markers instead of the contents
+and cut at the markers: the pieces of the template are tokenized with special tokens, the contents
+without. Whether a tokenizer splits special tokens is part of its state, which other threads use at
+the same time, so there are two tokenizers whose state never changes.
 """
 
 import copy
@@ -17,30 +18,32 @@ PLAIN = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-"""For a model without a template: a base model goes on with a dialogue written out."""
-_MARK = re.compile("\uf8ff([0-9]+)\uf8fe")  # private use: no template holds it
+"""For a model without a template: a base model continues a written dialogue."""
+_MARKER = re.compile("\uf8ff([0-9]+)\uf8fe")  # private-use characters, in no template
 
 
-def templates_of(tokenizer: Any) -> Any:
-    """A tokenizer of its own, which reads special tokens, for the templates' pieces."""
-    templates = copy.deepcopy(tokenizer)
-    _read(templates, "", split=False)  # settles it, so that threads may share it afterwards
-    return templates
+def template_tokenizer(tokenizer: Any) -> Any:
+    """A copy of `tokenizer` that recognizes special tokens, for the pieces of the template."""
+    copied = copy.deepcopy(tokenizer)
+    _encode(copied, "", split=False)  # sets its state, so that threads can share it afterwards
+    return copied
 
 
-def chat_tokens(tokenizer: Any, templates: Any, messages: Sequence[tuple[str, str]]) -> list[int]:
+def apply_chat_template(
+    tokenizer: Any, templates: Any, messages: Sequence[tuple[str, str]]
+) -> list[int]:
     """Token ids of (role, content) pairs, up to where the assistant's next message begins.
 
-    Without the start-of-text token, which the model puts in front itself. `developer` is called
-    `system` where the template knows no other name of it.
+    The start-of-text token is left out, because the model adds it. Messages of the role `developer`
+    have the role `system` if the template does not support `developer`.
 
     Args:
-        tokenizer: The model's, which reads no special tokens out of a text.
-        templates: What `templates_of` made of it.
-        messages: Who says what.
+        tokenizer: The model's tokenizer, which treats special tokens in a text as plain text.
+        templates: The tokenizer that `template_tokenizer` made of it.
+        messages: Pairs of role and content.
 
     Raises:
-        ValueError: If the model's template refuses the roles in this order, or leaves one out.
+        ValueError: If the model's template rejects the roles in this order, or omits a message.
     """
     roles = [role for role, _ in messages]
     try:
@@ -52,15 +55,15 @@ def chat_tokens(tokenizer: Any, templates: Any, messages: Sequence[tuple[str, st
     tokens: list[int] = []
     for i, piece in enumerate(pieces):
         if i % 2:
-            tokens += _read(tokenizer, messages[int(piece)][1], split=True)
+            tokens += _encode(tokenizer, messages[int(piece)][1], split=True)
         else:
-            tokens += _read(templates, piece, split=False)
+            tokens += _encode(templates, piece, split=False)
     start = tokenizer.bos_token_id
     return tokens[1:] if tokens and tokens[0] == start else tokens
 
 
 def _pieces(templates: Any, roles: Sequence[str]) -> list[str]:
-    """Template, number of a message, template, number, …, template."""
+    """The rendered template in alternation with the numbers of messages."""
     marked = [{"role": role, "content": f"\uf8ff{i}\uf8fe"} for i, role in enumerate(roles)]
     try:
         rendered = templates.apply_chat_template(
@@ -70,19 +73,19 @@ def _pieces(templates: Any, roles: Sequence[str]) -> list[str]:
             add_generation_prompt=True,
         )
     except TemplateError as error:
-        raise ValueError(f"the model's chat template refuses these messages: {error}") from error
-    pieces = _MARK.split(rendered)
-    said = {int(piece) for piece in pieces[1::2]}
+        raise ValueError(f"the model's chat template rejects these messages: {error}") from error
+    pieces = _MARKER.split(rendered)
+    rendered_messages = {int(piece) for piece in pieces[1::2]}
     for i, role in enumerate(roles):
-        if i not in said:
+        if i not in rendered_messages:
             raise ValueError(
-                f"the model's chat template leaves out message {i} of role {role!r}: expected "
-                "roles that it knows"
+                f"the model's chat template omits message {i} of role {role!r}: use roles that the "
+                "template supports"
             )
     return pieces
 
 
-def _read(tokenizer: Any, text: str, *, split: bool) -> list[int]:
+def _encode(tokenizer: Any, text: str, *, split: bool) -> list[int]:
     ids: list[int] = tokenizer(
         text, add_special_tokens=False, split_special_tokens=split, verbose=False
     ).input_ids

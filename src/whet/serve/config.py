@@ -1,10 +1,13 @@
-"""What a server is told: one TOML file, each key of it a field here.
+"""The server's configuration: one TOML file whose keys are the fields of `ServeConfig`.
 
 model = "whet-nano"
-keys = "keys.toml"
+api_keys = "keys.toml"
 
 [spaces]
 docs = "/srv/docs.whet"
+
+[selection]
+n = 16
 
 [limits]
 n = 32
@@ -12,65 +15,108 @@ n = 32
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from whet.adapt.config import ADAPTERS
-from whet.config import parse_fields, read_toml
+from whet.adapt.config import ADAPTERS, AdapterOptions, OptimizerConfig, TrainingConfig
+from whet.config import from_table, parse_fields, read_toml
 from whet.maths.arrays import as_count, as_positive
-from whet.serve.auth import Limits
+from whet.select.config import SelectionConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """How a server runs. Whatever a client may set is bounded by `limits`, or by its key's own."""
+class Limits:
+    """Upper bounds for one API key, per request and per minute. 0 allows nothing."""
+
+    n: int = 64
+    """Gradient steps per request."""
+    k: int = 1000
+    """Candidates per request."""
+    deadline_s: float = 60.0
+    """Longest deadline in seconds, and the deadline of a request that does not set one."""
+    max_tokens: int = 1024
+    """Generated tokens per request."""
+    prompt_chars: int = 200_000
+    """Characters per prompt."""
+    requests_per_minute: int = 600
+    """Requests of any kind per minute."""
+    tokens_per_minute: int = 1_000_000
+    """Tokens read, trained on and generated per minute."""
+    concurrent: int = 32
+    """Requests at the same time."""
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            if (value := getattr(self, limit.name)) < 0:
+                raise ValueError(f"limit {limit.name} is {value}: expected 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """How a server runs. Requests may override `selection` within `limits`, or their key's own."""
 
     spaces: Mapping[str, Path]
-    """Data spaces by the names that clients call them; the first is the default."""
+    """Data spaces by the names that clients use; the first is the default."""
     model: str = "whet-nano"
     """Bundled model, folder, or Hugging Face id."""
     name: str = ""
-    """What clients call the model; unless given, the last part of `model`."""
-    methods: tuple[str, ...] = ("lora",)
-    """What may be trained, the default first; each further one loads the model once more."""
-    lr: float | None = None
-    """Learning rate; none for the model's tuned one, or else the method's."""
-    rank: int = 16
-    """Rank of LoRA."""
-    n: int = 16
-    """Gradient steps of a request that does not say."""
-    k: int = 200
-    """Candidates of a request that does not say."""
+    """Name of the model for clients [default: the last part of `model`]."""
+    adapters: tuple[str, ...] = ("lora",)
+    """What requests may train: `lora`, `head` or `full`. The first is the default; `full` loads the
+    model once more."""
     host: str = "127.0.0.1"
-    """Address to listen on; any other than this machine's own needs `keys`."""
+    """Address to listen on; any address other than localhost needs `api_keys`."""
     port: int = 8000
-    """Port to listen on; 0 for any free one."""
-    keys: Path | None = None
-    """File of API keys, made by `whet key`; without one whoever reaches the server may do all."""
+    """Port to listen on; 0 for any free port."""
+    api_keys: Path | None = None
+    """File of API keys, made by `whet keys create`; without it every client has full access."""
     slots: int = 8
-    """Prompts sharpened at once."""
-    queue: int = 64
-    """Requests that may wait; one more is answered 429."""
+    """Requests that are adapted at the same time."""
+    max_queue_size: int = 64
+    """Requests that may wait; the next one is answered with status 429."""
     cache_mib: int = 256
-    """Memory for adapters that later requests may use again, in MiB."""
-    body_kib: int = 1024
-    """Largest body of a request, in KiB."""
-    body_s: float = 10.0
-    """How long a body may take to arrive, in seconds."""
-    niceness: int = 10
-    """How far training and choosing give way to the model as it is, 0 to 19; on Linux. They give
-    way to other programs too: lower it on a machine that those fill."""
-    refresh_s: float = 2.0
-    """How often a data space is looked at for a new version, in seconds."""
-    drain_s: float = 30.0
-    """How long requests may take to finish once the server is told to stop, in seconds."""
-    page: bool = True
-    """Whether `/` shows the page for people."""
+    """Memory for cached adapters, in MiB."""
+    max_body_kib: int = 1024
+    """Largest request body, in KiB."""
+    body_timeout_s: float = 10.0
+    """How long a request body may take to arrive, in seconds."""
+    background_niceness: int = 10
+    """Unix niceness (0-19) of the threads that train and select, so that the base model and other
+    programs go first. Linux only; lower it on a machine that other programs keep busy."""
+    reload_interval_s: float = 2.0
+    """How often data spaces are checked for a new version, in seconds."""
+    shutdown_timeout_s: float = 30.0
+    """How long running requests may take to finish at shutdown, in seconds."""
+    ui: bool = True
+    """Whether `/` serves the web page."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """How documents are selected if a request does not say."""
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    """Options of `adapters`: each adapter takes those that it has."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How the selected documents become gradient steps."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How a gradient becomes a step."""
     limits: Limits = field(default_factory=Limits)
-    """Limits of a key that names none of its own."""
+    """Limits of every API key that has none of its own."""
 
     def __post_init__(self) -> None:
+        self._check_names()
+        self._check_numbers()
+        self._check_adapters()
+        if self.training.persist_optimizer:
+            raise ValueError(
+                "training.persist_optimizer is true: a server must not carry one request's "
+                "optimizer state into another's; expected false"
+            )
+        if self.api_keys is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host is {self.host!r}, which other machines can reach, and api_keys is not set: "
+                "make a key with `whet keys create keys.toml NAME` and pass `--api-keys keys.toml`"
+            )
+
+    def _check_names(self) -> None:
         if not self.spaces:
             raise ValueError("spaces is empty: expected at least one data space")
         for name in self.spaces:
@@ -78,52 +124,74 @@ class Config:
                 raise ValueError(f"space is called {name!r}: expected letters, digits, - and _")
         if "@" in self.served_name:
             raise ValueError(
-                f"name is {self.served_name!r}: expected no @, which an adapter's name follows"
+                f"name is {self.served_name!r}: expected a name without @, which separates the "
+                "model from an adapter's id"
             )
-        if not self.methods or set(self.methods) - ADAPTERS.keys():
-            raise ValueError(f"methods is {self.methods}: expected some of {', '.join(ADAPTERS)}")
-        for name in ("slots", "queue", "body_kib", "rank", "n", "k"):
+
+    def _check_numbers(self) -> None:
+        for name in ("slots", "max_queue_size", "max_body_kib"):
             as_count(getattr(self, name), name)
-        for name in ("body_s", "refresh_s", "drain_s"):
+        for name in ("body_timeout_s", "reload_interval_s", "shutdown_timeout_s"):
             as_positive(getattr(self, name), name)
         if self.cache_mib < 0:
             raise ValueError(f"cache_mib is {self.cache_mib}: expected 0 or more")
-        if not 0 <= self.niceness < 20:
-            raise ValueError(f"niceness is {self.niceness}: expected 0 to 19")
+        if not 0 <= self.background_niceness < 20:
+            raise ValueError(f"background_niceness is {self.background_niceness}: expected 0 to 19")
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port is {self.port}: expected 0 to 65535")
-        if self.keys is None and not is_loopback(self.host):
+
+    def _check_adapters(self) -> None:
+        if not self.adapters or set(self.adapters) - ADAPTERS.keys():
+            raise ValueError(f"adapters is {self.adapters}: expected some of {', '.join(ADAPTERS)}")
+        if self.adapter.name != "auto":
             raise ValueError(
-                f"host is {self.host!r}, which others can reach, and there are no keys: make some "
-                "with `whet key keys.toml NAME` and give `--keys keys.toml`"
+                f"adapter.name is {self.adapter.name!r}: set adapters = [{self.adapter.name!r}]"
             )
 
     @property
     def served_name(self) -> str:
+        """Name of the model for clients."""
         return self.name or Path(self.model).name
 
-    @classmethod
-    def read(cls, path: Path | None, **given: Any) -> "Config":
-        """The configuration of a TOML file; what is `given` and not None takes its place.
+    def adapter_options(self, name: str) -> dict[str, Any]:
+        """The options of `[adapter]` that the adapter called `name` has."""
+        known = {f.name for f in fields(ADAPTERS[name])}
+        return {key: value for key, value in self.adapter.options.items() if key in known}
 
-        Paths in the file are relative to it.
+    @classmethod
+    def read(cls, path: Path | None, **overrides: Any) -> "ServeConfig":
+        """Read a TOML file; `overrides` that are not None replace its values.
+
+        Relative paths in the file are relative to its folder.
 
         Raises:
-            ValueError: If it is no TOML, or names an unknown key or a wrong value.
+            ValueError: If the file is not valid TOML, has an unknown key or an invalid value.
         """
         table: dict[str, Any] = {}
         if path is not None:
             table = read_toml(path)
             spaces = table.get("spaces", {})
             if not isinstance(spaces, dict) or not all(isinstance(v, str) for v in spaces.values()):
-                raise ValueError(f"spaces is {spaces!r}: expected NAME = PATH lines")
-            table["spaces"] = {name: path.parent / place for name, place in spaces.items()}
-            if isinstance(table.get("keys"), str):
-                table["keys"] = path.parent / table["keys"]
+                raise ValueError(f"spaces is {spaces!r}: expected lines NAME = PATH")
+            table["spaces"] = {name: path.parent / folder for name, folder in spaces.items()}
+            if isinstance(table.get("api_keys"), str):
+                table["api_keys"] = path.parent / table["api_keys"]
         source = str(path or "configuration")
-        table["limits"] = Limits(**parse_fields(Limits, table.get("limits", {}), "limits"))
-        told = {name: value for name, value in given.items() if value is not None}
-        return cls(**({"spaces": {}} | parse_fields(cls, table, source) | told))
+        _check_moved(table, source)
+        for name, kind in TABLES.items():
+            if name in table:
+                table[name] = from_table(kind, table[name], f"{source}: [{name}]")
+        values = {name: value for name, value in overrides.items() if value is not None}
+        return cls(**({"spaces": {}} | parse_fields(cls, table, source) | values))
+
+
+TABLES: dict[str, type] = {
+    "selection": SelectionConfig,
+    "adapter": AdapterOptions,
+    "training": TrainingConfig,
+    "optimizer": OptimizerConfig,
+    "limits": Limits,
+}
 
 
 def is_loopback(host: str) -> bool:
@@ -134,3 +202,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_moved(table: dict[str, Any], source: str) -> None:
+    """Raises ValueError for options that were at the top level before there were tables."""
+    moved = {"n": "selection", "k": "selection", "lr": "adapter", "rank": "adapter"}
+    for name, where in moved.items():
+        if name in table:
+            present = "r" if name == "rank" else name
+            raise ValueError(f"{source}: {name!r} is now set as {present!r} in the table [{where}]")

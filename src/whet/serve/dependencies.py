@@ -1,4 +1,4 @@
-"""Who is asking, what they may do, and whether they are still there."""
+"""FastAPI dependencies: authentication, authorization and client-disconnect handling."""
 
 import asyncio
 import datetime
@@ -10,92 +10,95 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from whet.serve.auth import ANYONE, Key, Limits
-from whet.serve.errors import APIError
-from whet.serve.rate_limit import Account
-from whet.serve.state import Server
+from whet.serve.auth import ANONYMOUS, APIKey
+from whet.serve.config import Limits
+from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
+from whet.serve.rate_limit import ClientUsage
+from whet.serve.state import AppState
 
 T = TypeVar("T")
-BEARER = HTTPBearer(auto_error=False, description="A key made by `whet key`.")
+BEARER = HTTPBearer(auto_error=False, description="An API key made by `whet keys create`.")
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who sent a request that was admitted."""
+class RequestContext:
+    """The key of a request within its rate limits, and the server's state."""
 
-    key: Key
+    key: APIKey
     limits: Limits
-    account: Account
-    server: Server
+    usage: ClientUsage
+    state: AppState
 
-    def must(self, role: str) -> None:
+    def require_role(self, role: str) -> None:
         """Raises APIError, 403, if the key lacks `role`."""
         if role not in self.key.roles:
-            raise APIError(403, f"this key has no role {role!r}", code="role_missing")
+            raise APIError(403, f"this key lacks the role {role!r}", code="role_missing")
 
-    def may_ask(self, *texts: str) -> None:
-        """Raises APIError: 403 without role `use`, 413 for a text beyond the key's limit."""
-        self.must("use")
-        self.bounded("prompt_chars", max(len(text) for text in texts))
+    def check_prompt(self, *texts: str) -> None:
+        """Raises APIError: 403 without the role `read`, 413 for a text beyond the key's limit."""
+        self.require_role("read")
+        self.check_limit("prompt_chars", max(len(text) for text in texts))
 
-    def bounded(self, name: str, asked: int) -> int:
-        """`asked`, if the key's limit of that name allows it. Raises APIError, 413."""
-        if asked > (most := getattr(self.limits, name)):
+    def check_limit(self, name: str, value: float) -> None:
+        """Raises APIError, 413, if `value` exceeds the key's limit called `name`."""
+        if value > (limit := getattr(self.limits, name)):
             raise APIError(
-                413, f"{name} is {asked}: this key may ask for {most}", param=name,
+                413, f"{name} is {value}: this key's limit is {limit}", param=name,
                 code="limit_exceeded",
             )  # fmt: skip
-        return asked
 
 
-async def calling(
+async def get_context(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
-) -> AsyncIterator[Caller]:
-    """The caller, admitted for as long as the request is open."""
-    server: Server = request.app.state.server
-    key = _key(server, credentials)
-    request.state.told = {"key": key.id}
-    with server.meter.admitted(key) as account:
-        yield Caller(key, server.meter.limits(key), account, server)
+) -> AsyncIterator[RequestContext]:
+    """The context of a request, which counts as in flight until the response is sent."""
+    state: AppState = request.app.state.server
+    key = _authenticate(state, credentials)
+    request.state.log = {"key": key.id}
+    with state.rate_limiter.acquire(key) as usage:
+        yield RequestContext(key, state.rate_limiter.limits(key), usage, state)
 
 
-def _key(server: Server, credentials: HTTPAuthorizationCredentials | None) -> Key:
-    if server.keys is None:
-        return ANYONE
-    token = credentials.credentials if credentials else ""
-    key = server.keys.find(token, datetime.datetime.now(datetime.UTC).date())
-    if key is None:
-        raise APIError(
-            401, "no valid key: send `Authorization: Bearer whet_…`", code="invalid_api_key"
-        )
-    return key
+ContextDep = Annotated[RequestContext, Depends(get_context)]
 
 
-async def unless_gone(request: Request, work: Awaitable[T], cancel: Callable[[], object]) -> T:
-    """What `work` gives; if the client goes first, or the server ends, `cancel()` is called.
+async def cancel_on_disconnect(
+    request: Request, work: Awaitable[T], cancel: Callable[[], object]
+) -> T:
+    """The result of `work`; calls `cancel` if the client disconnects first, or the server stops.
 
     Raises:
-        APIError: 499, which nobody reads, if the client has gone.
+        APIError: 499 if the client has disconnected.
     """
-    task, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise APIError(499, "the client has gone")
+            raise APIError(CLIENT_CLOSED_REQUEST, "the client has disconnected")
         return task.result()
     finally:
         if not task.done():
             cancel()
-        for pending in (task, left):
+        for pending in (task, disconnect):
             pending.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await pending
 
 
-async def _left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-Calling = Annotated[Caller, Depends(calling)]
+def _authenticate(state: AppState, credentials: HTTPAuthorizationCredentials | None) -> APIKey:
+    if state.keys is None:
+        return ANONYMOUS
+    token = credentials.credentials if credentials else ""
+    key = state.keys.authenticate(token, datetime.datetime.now(datetime.UTC).date())
+    if key is None:
+        raise APIError(
+            401, "no valid API key: send `Authorization: Bearer whet_…`", code="invalid_api_key"
+        )
+    return key

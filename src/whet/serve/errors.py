@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`."""
 
 import logging
 from typing import Any
@@ -11,19 +11,22 @@ from starlette.exceptions import HTTPException
 
 from whet.errors import WhetError
 
+CLIENT_CLOSED_REQUEST = 499
+"""Status (as in nginx) of a request whose client disconnected before the response began."""
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
     404: "not_found_error", 405: "invalid_request_error", 408: "timeout_error",
     409: "conflict_error", 413: "invalid_request_error", 429: "rate_limit_error",
-    499: "cancelled_error", 500: "server_error", 503: "server_error",
+    CLIENT_CLOSED_REQUEST: "cancelled_error", 500: "server_error", 503: "server_error",
 }  # fmt: skip
-SHOWN = 300
-"""Characters of a message: a caller's own text may be in it."""
-VALUE = 40  # characters of a value that is refused
-SHOULD = "Input should be "
-OBJECT = SHOULD + "an object"
-UNKNOWN = "unknown_field"
-"""The type of pydantic's error of a field that there is not."""
+MAX_MESSAGE = 300
+"""Longest message in characters: it may contain a client's own text."""
+MAX_VALUE = 40
+"""Longest invalid value that is repeated in a message, in characters."""
+INPUT_SHOULD_BE = "Input should be "
+OBJECT = INPUT_SHOULD_BE + "an object"
+UNKNOWN_FIELD = "unknown_field"
+"""Type of the validation error for an unknown field."""
 log = logging.getLogger("whet.serve")
 
 
@@ -55,15 +58,17 @@ class APIError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, Any]:
+        """The JSON body of the response."""
         error = ErrorObject(
-            message=_shown(str(self)),
+            message=_truncate(str(self)),
             type=TYPES[self.status],
-            param=None if self.param is None else _shown(self.param),
+            param=None if self.param is None else _truncate(self.param),
             code=self.code,
         )
         return ErrorBody(error=error).model_dump()
 
     def response(self) -> JSONResponse:
+        """The response, with the headers that belong to its status."""
         headers = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, round(self.retry_after_s)))
@@ -72,72 +77,71 @@ class APIError(Exception):
         return JSONResponse(self.body(), self.status, headers)
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route, for the OpenAPI document."""
     return {status: {"model": ErrorBody} for status in sorted({400, 401, 413, 429, *statuses})}
 
 
-def install(app: FastAPI) -> None:
-    """Every error that is foreseen in OpenAI's shape; `whet.serve.middleware` sees to the rest."""
+def register_exception_handlers(app: FastAPI) -> None:
+    """Answer expected errors in OpenAI's format; `whet.serve.middleware` handles all others."""
 
     @app.exception_handler(APIError)
-    async def refused(_: Request, error: APIError) -> JSONResponse:
+    async def api_error(_: Request, error: APIError) -> JSONResponse:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _told(error.errors()[0]).response()
+    async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        return _from_validation_error(error.errors()[0]).response()
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         status = error.status_code if error.status_code in TYPES else 400
-        asked, told = f"{request.method} {request.url.path}", str(error.detail)
-        if status in (404, 405):  # of the router: what a route does not find is `APIError`
-            told = f"there is no {asked}: see /openapi.json for what there is"
-        return APIError(status, told).response()
+        message = str(error.detail)
+        if status in (404, 405):  # the router's own: routes raise `APIError`
+            message = f"no route {request.method} {request.url.path}: see /openapi.json"
+        return APIError(status, message).response()
 
     @app.exception_handler(ValidationError)
-    async def own(_: Request, error: ValidationError) -> JSONResponse:
-        raise error  # an answer of ours is wrong, though pydantic calls that a ValueError
+    async def invalid_response(_: Request, error: ValidationError) -> JSONResponse:
+        raise error  # a response of ours is invalid, although pydantic calls that a ValueError
 
     @app.exception_handler(ValueError)
     @app.exception_handler(WhetError)
-    async def foreseen(request: Request, error: ValueError | WhetError) -> JSONResponse:
-        return refusal(error, request.state.id).response()
+    async def expected_error(request: Request, error: ValueError | WhetError) -> JSONResponse:
+        return to_api_error(error, request.state.id).response()
 
 
-def _told(error: dict[str, Any]) -> APIError:
-    """The first of pydantic's errors, in the words of ours."""
-    kind, told, loc = error["type"], str(error["msg"]), error["loc"][1:]
-    if kind == "json_invalid":
-        return APIError(400, f"body is no JSON: {error['ctx']['error']}")
-    places = [str(p) for p in loc if isinstance(p, int) or p.isidentifier()]  # no union's members
-    if kind == UNKNOWN:
-        places.append(error["ctx"]["field"])
-    param = ".".join(places) or None
-    place = param or "body"
-    if kind == UNKNOWN:
-        return APIError(400, told, param=param)
-    if kind == "missing":
-        return APIError(400, f"{place} is missing", param=param)
-    wanted = OBJECT if kind in ("model_attributes_type", "model_type", "dict_type") else told
-    if wanted.startswith(SHOULD):
-        value = repr(error["input"])
-        value = value if len(value) <= VALUE else value[:VALUE] + "…"
-        return APIError(
-            400, f"{place} is {value}: {wanted.replace(SHOULD, 'expected ')}", param=param
-        )
-    return APIError(400, f"{place}: {told.removeprefix('Value error, ')}", param=param)
-
-
-def _shown(text: str) -> str:
-    """`text` so far as it is shown; half a surrogate pair cannot be sent."""
-    return text[:SHOWN].encode("utf-8", "replace").decode()
-
-
-def refusal(error: ValueError | WhetError, request: str) -> APIError:
-    """What a client is told of an error: its own mistake in full, the world's not at all."""
+def to_api_error(error: ValueError | WhetError, request_id: str) -> APIError:
+    """The response to an error: the full message only if the client caused the error."""
     if isinstance(error, ValueError):
         return APIError(400, str(error))
-    log.error("failed", extra={"reason": str(error), "request": request})
-    return APIError(503, "the server cannot answer this now: see its log", retry_after_s=1)
+    log.error("request failed", extra={"reason": str(error), "request": request_id})
+    return APIError(503, "the server cannot answer this request now: see its log", retry_after_s=1)
+
+
+def _from_validation_error(error: dict[str, Any]) -> APIError:
+    """The first of pydantic's errors in the form of whet's messages."""
+    kind, message, location = error["type"], str(error["msg"]), error["loc"][1:]
+    if kind == "json_invalid":
+        return APIError(400, f"body is not valid JSON: {error['ctx']['error']}")
+    path = [str(p) for p in location if isinstance(p, int) or p.isidentifier()]  # no union members
+    if kind == UNKNOWN_FIELD:
+        path.append(error["ctx"]["field"])
+    param = ".".join(path) or None
+    name = param or "body"
+    if kind == UNKNOWN_FIELD:
+        return APIError(400, message, param=param)
+    if kind == "missing":
+        return APIError(400, f"{name} is missing", param=param)
+    expected = OBJECT if kind in ("model_attributes_type", "model_type", "dict_type") else message
+    if expected.startswith(INPUT_SHOULD_BE):
+        value = repr(error["input"])
+        value = value if len(value) <= MAX_VALUE else value[:MAX_VALUE] + "…"
+        expected = expected.replace(INPUT_SHOULD_BE, "expected ")
+        return APIError(400, f"{name} is {value}: {expected}", param=param)
+    return APIError(400, f"{name}: {message.removeprefix('Value error, ')}", param=param)
+
+
+def _truncate(text: str) -> str:
+    """At most `MAX_MESSAGE` characters of `text`, without unpaired surrogates."""
+    return text[:MAX_MESSAGE].encode("utf-8", "replace").decode()

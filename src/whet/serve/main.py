@@ -1,4 +1,4 @@
-"""A server from its configuration: load, listen, and end when told to."""
+"""Run a server from its configuration: load the model, listen, and shut down on a signal."""
 
 import logging
 import socket
@@ -10,58 +10,56 @@ from whet.adapt.config import AdapterConfig, LoRA
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine
 from whet.serve.app import create_app
-from whet.serve.asks import BASE
-from whet.serve.auth import Keys
-from whet.serve.config import Config
-from whet.serve.json_logging import log_to_stderr
+from whet.serve.auth import APIKeyStore
+from whet.serve.config import ServeConfig
+from whet.serve.metrics import log_to_stderr
+from whet.serve.state import BASE
 
 log = logging.getLogger("whet.serve")
 
 
-def engines_of(config: Config) -> dict[str, Engine]:
-    """An engine for each method and one for the model as it is, which training gives way to.
+def build_engines(config: ServeConfig) -> dict[str, Engine]:
+    """An engine for each adapter, and one called `BASE` for the base model, which goes first.
 
-    They share the weights, but for full training, which moves them.
+    They share the weights, except for full fine-tuning, which changes them.
 
     Raises:
         ModelError: If the model cannot be loaded.
-        ValueError: If a method or one of its options is none.
+        ValueError: If an adapter has an invalid option.
     """
     model = LanguageModel.from_pretrained(config.model)
-    model.network.requires_grad_(False)  # engines that run at once would each put it back
-    adaptations: dict[str, AdapterConfig] = {
-        method: model.adapter_config(
-            method, lr=config.lr, r=config.rank if method == "lora" else None
-        )
-        for method in config.methods
+    model.network.requires_grad_(False)  # engines that run at once would each restore it
+    adapters: dict[str, AdapterConfig] = {
+        name: model.adapter_config(name, **config.adapter_options(name)) for name in config.adapters
     }
-    adaptations[BASE] = LoRA(r=1)  # never trained, so it adds nothing
-    room = config.slots + config.queue
+    adapters[BASE] = LoRA(r=1)  # never trained, so it has no effect
     return {
-        method: Engine(
+        name: Engine(
             None,
             LanguageModel.from_pretrained(config.model)
-            if method == "full"
+            if name == "full"
             else model.share_weights(),
-            adaptation,
+            adapter,
+            optimizer=config.optimizer,
+            training=config.training,
             slots=config.slots,
-            waiting=room,
-            niceness=0 if method == BASE else config.niceness,
+            waiting=config.slots + config.max_queue_size,
+            niceness=0 if name == BASE else config.background_niceness,
         )
-        for method, adaptation in adaptations.items()
+        for name, adapter in adapters.items()
     }
 
 
-def app_of(config: Config) -> FastAPI:
+def build_app(config: ServeConfig) -> FastAPI:
     """The application that `config` describes."""
-    keys = None if config.keys is None else Keys.read(config.keys, config.limits)
-    return create_app(engines_of(config), config, keys)
+    keys = None if config.api_keys is None else APIKeyStore.read(config.api_keys, config.limits)
+    return create_app(build_engines(config), config, keys)
 
 
-def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; what was taken is answered first, within `drain_s`."""
+def run(config: ServeConfig) -> None:
+    """Serve until SIGTERM or SIGINT; running requests may then take `shutdown_timeout_s`."""
     log_to_stderr()
-    app = app_of(config)
+    app = build_app(config)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -70,12 +68,12 @@ def run(config: Config) -> None:
             server_header=False,
             ws="none",
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=round(config.drain_s),
+            timeout_graceful_shutdown=round(config.shutdown_timeout_s),
         )
     )
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.create_server((config.host, config.port), family=family, backlog=2048) as listener:
         host, port = listener.getsockname()[:2]
-        told = {"url": f"http://{host}:{port}", "model": app.state.server.name}
-        log.info("listening", extra=told | {"spaces": sorted(config.spaces)})
+        record = {"url": f"http://{host}:{port}", "model": app.state.server.name}
+        log.info("listening", extra=record | {"spaces": sorted(config.spaces)})
         server.run(sockets=[listener])

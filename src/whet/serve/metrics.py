@@ -1,44 +1,89 @@
-"""What a server counts, in Prometheus's format; one registry a server, so that two never mix."""
+"""Metrics in Prometheus's format and JSON log lines."""
 
+import json
+import logging
+import sys
+import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+"""Upper bounds of the histograms, in seconds."""
+STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "taskName", "color_message"}
+"""Attributes that every log record has."""
 
 
 class Metrics:
-    """Counters of one server."""
+    """Metrics of one server, in a registry of its own."""
 
     def __init__(self) -> None:
-        own = self.registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
         self.requests = Counter(
-            "whet_requests", "Requests answered", ["route", "status"], registry=own
+            "whet_requests", "HTTP requests finished", ["route", "status"], registry=registry
         )
-        self.seconds = Histogram(
-            "whet_request_seconds", "Time of a request", ["route"], buckets=SECONDS, registry=own
+        self.request_duration = Histogram(
+            "whet_request_duration_seconds", "Duration of an HTTP request", ["route"],
+            buckets=BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.http_in_progress = Gauge(
+            "whet_http_requests_in_progress", "HTTP requests in progress", registry=registry
         )
-        self.open = Gauge("whet_requests_open", "Requests being answered", registry=own)
-        self.refused = Counter("whet_refused", "Requests refused", ["reason"], registry=own)
-        self.steps = Counter("whet_steps", "Gradient steps taken", registry=own)
-        self.stopped = Counter(
-            "whet_stopped", "Requests by why their steps ended", ["reason"], registry=own
-        )
-        self.stages = Histogram(
-            "whet_stage_seconds", "Time of a stage", ["stage"], buckets=SECONDS, registry=own
-        )
-        self.cache = Counter("whet_adapter_cache", "Kept adapters asked for", ["hit"], registry=own)
-        self.versions = Counter(
-            "whet_space_versions", "New versions of a data space", ["space"], registry=own
-        )
+        self.rejected = Counter(
+            "whet_requests_rejected", "Requests rejected before any work", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.steps = Counter("whet_training_steps", "Gradient steps taken", registry=registry)
+        self.stop_reasons = Counter(
+            "whet_stop_reasons", "Requests by why their training ended", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.stage_duration = Histogram(
+            "whet_stage_duration_seconds", "Duration of a stage of a request", ["stage"],
+            buckets=BUCKETS, registry=registry,
+        )  # fmt: skip
+        self.cache_lookups = Counter(
+            "whet_adapter_cache_lookups", "Lookups in the adapter cache", ["result"],
+            registry=registry,
+        )  # fmt: skip
+        self.space_reloads = Counter(
+            "whet_space_reloads", "New versions of a data space opened", ["space"],
+            registry=registry,
+        )  # fmt: skip
 
-    def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        """A gauge that is read when it is asked for."""
-        Gauge(name, meaning, registry=self.registry).set_function(value)
+    def add_gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """Add a gauge whose value `read` computes at each scrape."""
+        Gauge(name, description, registry=self.registry).set_function(read)
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
+    def record_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a finished HTTP request."""
         self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
+        self.request_duration.labels(route).observe(seconds)
 
     def text(self) -> bytes:
+        """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+class JSONFormatter(logging.Formatter):
+    """Formats a log record and its `extra` values as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {"at": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname.lower()}
+        line |= {"event": record.getMessage()}
+        line |= {name: value for name, value in vars(record).items() if name not in STANDARD}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def log_to_stderr(level: str = "INFO") -> None:
+    """Log whet's and uvicorn's records to stderr, one JSON object per line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter())
+    for name in ("whet", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
+    logging.getLogger("uvicorn.access").disabled = True  # the middleware logs more

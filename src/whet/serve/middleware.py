@@ -1,7 +1,7 @@
-"""What happens to every request before its route: an id, a bounded body, a log line, a count.
+"""Middleware of every request: a request id, a bounded body, security headers, a log line, metrics.
 
-Plain ASGI: a body is read whole, within a size and a time, before any work begins; what is sent
-after it is streamed as it comes.
+Plain ASGI: the body is read completely, within a size and a time, before the route runs; whatever
+comes after the body is passed on as it arrives.
 """
 
 import asyncio
@@ -13,12 +13,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from whet.serve.errors import APIError
+from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
 from whet.serve.metrics import Metrics
 
-UNSENT = 499
-"""The status of an answer that never began: the client has gone."""
-_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -29,63 +26,65 @@ HEADERS = [
         b"img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 ]
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("whet.serve")
 
 
-class Door:
-    """The outermost layer of a server."""
+class RequestMiddleware:
+    """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, body_bytes: int, body_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int, body_timeout_s: float
+    ) -> None:
         self.app, self.metrics = app, metrics
-        self.body_bytes, self.body_s = body_bytes, body_s
+        self.max_body_bytes, self.body_timeout_s = max_body_bytes, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.perf_counter(), UNSENT
+        start, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
         state = scope.setdefault("state", {})
         state["id"] = _request_id(scope)
 
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [(b"x-request-id", state["id"].encode()), *HEADERS]
-                message["headers"] = [*message.get("headers", []), *own]
+                added = [(b"x-request-id", state["id"].encode()), *HEADERS]
+                message["headers"] = [*message.get("headers", []), *added]
             await send(message)
 
-        self.metrics.open.inc()
+        self.metrics.http_in_progress.inc()
         try:
-            try:
-                body = await asyncio.wait_for(self._body(scope, receive), self.body_s)
-            except TimeoutError:
-                raise APIError(
-                    408, f"the body took longer than {self.body_s:g} s to arrive"
-                ) from None
-            if body is not None:
-                await self.app(scope, _after(body, receive), answer)
-        except APIError as refused:
-            await refused.response()(scope, receive, answer)
-        except Exception:  # not foreseen: told in the log alone
-            log.exception("failed", extra={"request": state["id"]})
-            if status != UNSENT:
+            await self._call_app(scope, receive, send_with_headers)
+        except APIError as error:
+            await error.response()(scope, receive, send_with_headers)
+        except Exception:  # unexpected: details go to the log only
+            log.exception("request failed", extra={"request": state["id"]})
+            if status != CLIENT_CLOSED_REQUEST:
                 raise
-            await APIError(500, "the server failed: see its log").response()(scope, receive, answer)
+            internal = APIError(500, "internal server error: see the server's log")
+            await internal.response()(scope, receive, send_with_headers)
         finally:
-            self.metrics.open.dec()
-            seconds = time.perf_counter() - start
-            route = getattr(scope.get("route"), "path", "none")
-            self.metrics.answered(route, status, seconds)
-            record = {"request": state["id"], "method": scope["method"], "route": route}
-            record |= {"status": status, "ms": round(1000 * seconds, 1)}
-            log.info("answered", extra=record | state.get("told", {}))
+            self.metrics.http_in_progress.dec()
+            self._record(scope, status, time.perf_counter() - start)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None if the client has gone."""
-        too_large = APIError(413, f"the body is larger than {self.body_bytes} bytes")
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced[:20]) > self.body_bytes:
+    async def _call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await asyncio.wait_for(self._read_body(scope, receive), self.body_timeout_s)
+        except TimeoutError:
+            raise APIError(
+                408, f"the body took longer than {self.body_timeout_s:g} s to arrive"
+            ) from None
+        if body is not None:
+            await self.app(scope, _replay_body(body, receive), send)
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The complete body; None if the client has disconnected."""
+        too_large = APIError(413, f"the body is larger than {self.max_body_bytes} bytes")
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared[:20]) > self.max_body_bytes:
             raise too_large
         body = bytearray()
         while True:
@@ -93,20 +92,28 @@ class Door:
             if message["type"] == "http.disconnect":
                 return None
             body += message.get("body", b"")
-            if len(body) > self.body_bytes:
+            if len(body) > self.max_body_bytes:
                 raise too_large
             if not message.get("more_body", False):
                 return bytes(body)
 
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        state = scope["state"]
+        route = getattr(scope.get("route"), "path", "none")
+        self.metrics.record_request(route, status, seconds)
+        record = {"request": state["id"], "method": scope["method"], "route": route}
+        record |= {"status": status, "seconds": round(seconds, 4)}
+        log.info("request finished", extra=record | state.get("log", {}))
+
 
 def _request_id(scope: Scope) -> str:
-    """The client's own id where it has a harmless form, else a new one."""
-    given = dict(scope["headers"]).get(b"x-request-id", b"")
-    return given.decode() if _ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    """The client's own id if it has a safe form, otherwise a new one."""
+    client_id = dict(scope["headers"]).get(b"x-request-id", b"")
+    return client_id.decode() if _ID.fullmatch(client_id) else f"req_{uuid.uuid4().hex}"
 
 
-def _after(body: bytes, receive: Receive) -> Receive:
-    """`receive` as the route sees it: the body at once, then whatever comes."""
+def _replay_body(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that yields the complete body first, and then whatever arrives."""
     pending: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,122 +1,174 @@
-"""The data spaces of a server by name, each as much of it as a key may read.
+"""The data spaces of a server by name, and the part of each that a key may read.
 
-A request works to its end on the version that it began with. When a data space has a newer version,
-by this server's hand or another's, requests that begin later get that one.
+A request uses one version of a data space to its end. When a data space has a newer version,
+written by this server or by another process, later requests use that one.
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from whet.data.documents import Document
 from whet.data.filters import In
 from whet.errors import SpaceError
-from whet.serve.auth import Key
+from whet.select.config import ResolvedSelection, SelectionConfig
+from whet.serve.auth import APIKey
 from whet.serve.errors import APIError
-from whet.space.space import DataSpace
+from whet.space.space import DEFAULT_K, DataSpace
 from whet.space.store.manifest import SEGMENTS, Manifest, read_manifest
+from whet.space.tuning import resolve
+
+MAX_TUNED = 32
+"""Choices of λ' and α that are remembered for each view of a version."""
+
+
+class TunedValues:
+    """What `auto` was resolved to in one view of a data space. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[SelectionConfig, ResolvedSelection] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, space: DataSpace, config: SelectionConfig) -> ResolvedSelection:
+        """`config` resolved on `space`, computed once for each of the last `MAX_TUNED` configs."""
+        with self._lock:
+            if config not in self._values:
+                self._values[config] = resolve(space, config)
+                if len(self._values) > MAX_TUNED:
+                    self._values.popitem(last=False)
+            return self._values[config]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """A version of a data space, of which nothing can be seen but what a key may read."""
+class SpaceView:
+    """One version of a data space that contains only what a key may read."""
 
     name: str
     space: DataSpace
-    built: str = ""
-    """Which building of the data space: see `building`."""
+    build_id: str = ""
+    """Changes when the data space is rebuilt in place: see `build_id`."""
+    default: SelectionConfig = field(default_factory=SelectionConfig)
+    """The server's selection, whose `n` and `k` are those for which `auto` is resolved."""
+    _tuned: TunedValues = field(default_factory=TunedValues, repr=False)
 
     @property
     def version(self) -> str:
+        """Version of the data space."""
         return str(self.space.manifest.version)
 
     def label(self, document: Document) -> str | None:
+        """The access label of `document`."""
         labels = self.space.manifest.labels
-        found = document.meta.get(labels.field) if labels else None
-        return None if found is None else str(found)
+        value = document.meta.get(labels.field) if labels else None
+        return None if value is None else str(value)
+
+    def resolve(self, config: SelectionConfig) -> ResolvedSelection:
+        """`config` with numbers in place of `auto`.
+
+        They are chosen on all documents of this view, without the filter of `config` and for the
+        server's `n` and `k`, once per version of the data space.
+
+        Raises:
+            ValueError: If the view has too few documents to choose.
+        """
+        if not config.has_auto:
+            return ResolvedSelection.of(config)
+        k = max(1, min(self.default.k or DEFAULT_K, len(self.space) - 1))
+        general = replace(config, n=max(1, self.default.n), k=k, where=None, retriever="dense")
+        tuned = self._tuned.get(self.space, general)
+        return ResolvedSelection.of(config, lam=tuned.lam, stop_alpha=tuned.stop_alpha)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Version:
     space: DataSpace
-    built: str
-    views: dict[tuple[str, ...], View | None] = field(default_factory=dict)
+    build_id: str
+    views: dict[tuple[str, ...], SpaceView | None] = field(default_factory=dict)
 
 
-class Catalogue:
-    """Opened data spaces by name. Safe in threads."""
+class SpaceRegistry:
+    """Opened data spaces by name. Thread-safe."""
 
-    def __init__(self, places: Mapping[str, Path], opened: Callable[[str], None]) -> None:
-        """Open them all.
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        on_new_version: Callable[[str], None],
+        default: SelectionConfig | None = None,
+    ) -> None:
+        """Open all data spaces.
 
         Args:
-            places: Their folders.
-            opened: Called with the name of a data space that has a newer version.
+            folders: Folder of each data space.
+            on_new_version: Called with the name of a data space that has a newer version.
+            default: The server's selection: see `SpaceView.default`.
 
         Raises:
             SpaceError: If one cannot be opened.
         """
-        self._places, self._opened = dict(places), opened
-        self._versions = {name: _newest(place) for name, place in places.items()}
-        self._writing = {name: threading.Lock() for name in places}
-        self._looking = threading.Lock()
+        self._folders, self._on_new_version = dict(folders), on_new_version
+        self._default = default or SelectionConfig()
+        self._versions = {name: _open_latest(folder) for name, folder in folders.items()}
+        self._write_locks = {name: threading.Lock() for name in folders}
+        self._reload_lock = threading.Lock()
 
-    def view(self, name: str | None, key: Key) -> View:
-        """What `key` may read of a data space; of the first, if none is named.
+    def view(self, name: str | None, key: APIKey) -> SpaceView:
+        """What `key` may read of the data space `name`; None stands for the first.
 
         Raises:
-            APIError: 404 if there is none of that name, or nothing of it for this key.
+            APIError: 404 if the data space does not exist, or the key may not read any of it.
         """
-        name = next(iter(self._places)) if name is None else name
-        view = self._seen(name, key) if name in self._places else None
+        name = next(iter(self._folders)) if name is None else name
+        view = self._view_for(name, key) if name in self._folders else None
         if view is None:
-            raise _missing(name)
+            raise _not_found(name)
         return view
 
-    def views(self, key: Key) -> list[View]:
+    def views(self, key: APIKey) -> list[SpaceView]:
         """Every data space of which `key` may read something."""
-        return [view for name in self._places if (view := self._seen(name, key))]
+        return [view for name in self._folders if (view := self._view_for(name, key))]
 
-    def whole(self, name: str) -> DataSpace:
-        """The newest version, with what no key but the operator's may read."""
+    def latest(self, name: str) -> DataSpace:
+        """The latest version of a data space with all its documents."""
         return self._versions[name].space
 
-    def built(self, name: str) -> str:
-        """Which building of the data space the newest version is of."""
-        return self._versions[name].built
+    def build_id(self, name: str) -> str:
+        """The build id of the latest version: see `build_id`."""
+        return self._versions[name].build_id
 
-    def is_newest(self, view: View) -> bool:
-        """Whether there is no newer version than the one that `view` is of."""
-        return self.whole(view.name).manifest is view.space.manifest
+    def is_latest(self, view: SpaceView) -> bool:
+        """Whether `view` is of the latest version."""
+        return self.latest(view.name).manifest is view.space.manifest
 
     def version(self, name: str) -> str:
-        return str(self.whole(name).manifest.version)
+        """The latest version of a data space."""
+        return str(self.latest(name).manifest.version)
 
     def refresh(self) -> None:
-        """Look at every data space once, and open what has a newer version."""
-        with self._looking:  # of two that look at once, the slower would put an older version back
-            for name, place in self._places.items():
-                old, new = self._versions[name], read_manifest(place)
-                if (new, building(place, new)) != (old.space.manifest, old.built):
-                    self._versions[name] = _newest(place, old.space)
-                    self._opened(name)
+        """Open the data spaces that have a newer version."""
+        with self._reload_lock:  # otherwise the slower of two threads could restore an old version
+            for name, folder in self._folders.items():
+                old, manifest = self._versions[name], read_manifest(folder)
+                if (manifest, build_id(folder, manifest)) != (old.space.manifest, old.build_id):
+                    self._versions[name] = _open_latest(folder, old.space)
+                    self._on_new_version(name)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[DataSpace]:
-        """The newest version, to be written to by one request of this server at a time.
+        """The latest version, for one writing request of this server at a time.
 
         Raises:
-            APIError: 404 if there is none of that name, 409 if another process is writing, or the
-                data space cannot be written.
+            APIError: 404 if the data space does not exist, 409 if another process is writing, or
+                the data space cannot be written.
         """
-        if name not in self._places:
-            raise _missing(name)
-        with self._writing[name]:
+        if name not in self._folders:
+            raise _not_found(name)
+        with self._write_locks[name]:
             self.refresh()
             try:
-                yield self.whole(name)
+                yield self.latest(name)
             except SpaceError as error:
                 raise APIError(
                     409, f"data space {name!r} cannot be written now: {error}", retry_after_s=1
@@ -124,57 +176,60 @@ class Catalogue:
             finally:
                 self.refresh()
 
-    def _seen(self, name: str, key: Key) -> View | None:
+    def _view_for(self, name: str, key: APIKey) -> SpaceView | None:
         version = self._versions[name]
         if key.labels not in version.views:
-            version.views[key.labels] = _view(name, version, key)
+            space = _readable(version.space, key)
+            version.views[key.labels] = (
+                None if space is None else SpaceView(name, space, version.build_id, self._default)
+            )
         return version.views[key.labels]
 
 
-def building(place: Path, manifest: Manifest) -> str:
-    """What tells a data space from another that is built in its place, whose rows are others.
+def build_id(folder: Path, manifest: Manifest) -> str:
+    """A text that changes when a data space is rebuilt in place, so that its rows have changed.
 
-    Its embedder, and its first segment, which is written once: compacting writes another.
+    It consists of the embedder's fingerprint and the identity of the first segment, which is never
+    rewritten in place; compacting writes another one.
     """
     first = ""
-    with suppress(FileNotFoundError):  # it is being replaced: then what is opened next differs
+    with suppress(FileNotFoundError):  # being replaced: the version opened next differs
         for name in manifest.segments[:1]:
-            told = (place / SEGMENTS / name).stat()
-            first = f" {told.st_ino} {told.st_mtime_ns}"
+            stat = (folder / SEGMENTS / name).stat()
+            first = f" {stat.st_ino} {stat.st_mtime_ns}"
     return manifest.fingerprint + first
 
 
-def _newest(place: Path, old: DataSpace | None = None) -> _Version:
-    """The version that is there now, with the embedder of `old` if that made it, too.
+def _open_latest(folder: Path, old: DataSpace | None = None) -> _Version:
+    """The current version, with the embedder of `old` if the same embedder made it.
 
     Raises:
         SpaceError: If it cannot be opened.
     """
-    manifest = read_manifest(place)
-    built = building(place, manifest)  # first: what is replaced meanwhile then shows
+    manifest = read_manifest(folder)
+    build = build_id(folder, manifest)  # before opening: a replacement in between is then noticed
     if old is not None and old.manifest.fingerprint == manifest.fingerprint:
-        return _Version(DataSpace.open(place, old.embedder), built)
-    return _Version(DataSpace.open(place), built)
+        return _Version(DataSpace.open(folder, old.embedder), build)
+    return _Version(DataSpace.open(folder), build)
 
 
-def _missing(name: str) -> APIError:
+def _not_found(name: str) -> APIError:
     return APIError(
-        404, f"there is no data space {name!r} for this key", param="data_space",
+        404, f"data space {name!r} does not exist for this key", param="data_space",
         code="data_space_not_found",
     )  # fmt: skip
 
 
-def _view(name: str, version: _Version, key: Key) -> View | None:
-    """An unlabelled data space is for keys that read everything; public documents are for all."""
-    space, built = version.space, version.built
-    if key.reads_all:
-        return View(name, space, built)
+def _readable(space: DataSpace, key: APIKey) -> DataSpace | None:
+    """What `key` may read: its labels and public documents; without labels only if it reads all."""
+    if key.can_read_all:
+        return space
     labels = space.manifest.labels
     if labels is None:
         return None
     public = () if labels.public is None else (labels.public,)
     try:
-        seen = space.filter(In(labels.field, (*key.labels, *public)))
-    except ValueError:  # no document has a label of this kind
+        readable = space.filter(In(labels.field, (*key.labels, *public)))
+    except ValueError:  # no document has a label of this type
         return None
-    return View(name, seen, built) if len(seen) else None
+    return readable if len(readable) else None

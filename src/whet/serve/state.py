@@ -1,9 +1,9 @@
-"""What a server holds: engines, data spaces, keys, kept adapters, counts. One an app."""
+"""The state of a server: engines, data spaces, API keys, cached adapters and metrics."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -13,119 +13,136 @@ from whet.adapt.adapters import fingerprint
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Request, SamplingParams, set_niceness
 from whet.errors import WhetError
-from whet.serve.adapter_cache import Adapters
-from whet.serve.auth import ANYONE, Keys
-from whet.serve.chat_template import templates_of
-from whet.serve.config import Config
+from whet.serve.adapter_cache import AdapterCache
+from whet.serve.auth import ANONYMOUS, APIKeyStore
+from whet.serve.chat_template import template_tokenizer
+from whet.serve.config import ServeConfig
 from whet.serve.errors import APIError
 from whet.serve.metrics import Metrics
-from whet.serve.rate_limit import Meter
-from whet.serve.retrieval import tried
-from whet.serve.space_registry import Catalogue
+from whet.serve.rate_limit import RateLimiter
+from whet.serve.retrieval import warm_up
+from whet.serve.space_registry import SpaceRegistry
 
 T = TypeVar("T")
+BASE = "base"
+"""Name of the engine that does not adapt the model, and suffix of the base model's name."""
 log = logging.getLogger("whet.serve")
 
 
-class Server:
-    """The state of one app."""
+class AppState:
+    """The state of one application."""
 
     def __init__(
-        self, engines: Mapping[str, Engine], config: Config, keys: Keys | None = None
+        self, engines: Mapping[str, Engine], config: ServeConfig, keys: APIKeyStore | None = None
     ) -> None:
-        """Opens the data spaces.
+        """Open the data spaces.
 
         Args:
-            engines: One for each of `config.methods`, and one called `base` for the model as it
-                is; none with a data space of its own.
+            engines: One for each of `config.adapters`, and one called `BASE` for the base model;
+                none has a data space.
             config: How to serve.
-            keys: Who may ask; None for anyone.
+            keys: The API keys; None to give every client full access.
 
         Raises:
             SpaceError: If a data space cannot be opened.
         """
         self.engines, self.config, self.keys = engines, config, keys
-        self.model: LanguageModel = engines[config.methods[0]].model
-        self.templates = templates_of(self.model.tokenizer)
+        self.model: LanguageModel = engines[config.adapters[0]].model
+        self.template_tokenizer = template_tokenizer(self.model.tokenizer)
         self.name = config.served_name
         self.metrics = Metrics()
-        self.meter = Meter(config.limits)
-        self.adapters = Adapters(config.cache_mib * 2**20)
-        self.catalogue = Catalogue(config.spaces, self._renewed)
-        self.revision = fingerprint(self.model)
+        self.rate_limiter = RateLimiter(config.limits)
+        self.adapters = AdapterCache(config.cache_mib * 2**20)
+        self.spaces = SpaceRegistry(config.spaces, self._on_new_version, config.selection)
+        self.fingerprint = fingerprint(self.model)
         self.started = int(time.time())
-        self.open = 0
+        self.in_flight = 0
         self._mean_s = 1.0
-        yielding = partial(set_niceness, config.niceness)
-        self._pool = ThreadPoolExecutor(2, "whet-serve", yielding)
-        self._writer = ThreadPoolExecutor(1, "whet-write", yielding)
-        self.metrics.watch("whet_asks_open", "Prompts waiting or in work", lambda: self.open)
-        self.metrics.watch("whet_adapters", "Kept adapters", lambda: len(self.adapters))
-        self.metrics.watch("whet_adapter_bytes", "Their bytes", lambda: self.adapters.bytes)
+        self._tasks: set[asyncio.Task[None]] = set()
+        lower_priority = partial(set_niceness, config.background_niceness)
+        self._pool = ThreadPoolExecutor(2, "whet-serve", lower_priority)
+        self._writer = ThreadPoolExecutor(1, "whet-write", lower_priority)
+        self._add_gauges()
 
-    async def off_loop(self, work: Callable[..., T], *given: Any) -> T:
-        """What `work` gives, computed in one of two threads so that others are heard meanwhile.
+    async def run_in_pool(self, function: Callable[..., T], *args: Any) -> T:
+        """Run `function` in one of two threads.
 
-        For what takes long: what is short would wait behind it, and belongs to `asyncio.to_thread`.
+        For long computations; short ones would wait behind them and belong into
+        `asyncio.to_thread`.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *given)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
-    async def writing(self, work: Callable[..., T], *given: Any) -> T:
-        """The same for what writes, which may take long, and takes turns in any case."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer, work, *given)
+    async def run_write(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a `function` that writes, one after another."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, function, *args)
+
+    def start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` on the event loop; keeps the task alive until it ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     @property
-    def full(self) -> bool:
-        """Whether one more prompt would be refused."""
-        return self.open >= self.config.slots + self.config.queue
+    def is_full(self) -> bool:
+        """Whether the next request would be rejected."""
+        return self.in_flight >= self.config.slots + self.config.max_queue_size
 
     @contextmanager
-    def room(self) -> Iterator[None]:
-        """A place for one prompt, waiting or in work.
+    def admit(self) -> Iterator[None]:
+        """Count one request as in flight while the block runs.
 
         Raises:
-            APIError: 429 if there is none.
+            APIError: 429 if the queue is full.
         """
-        if self.full:
-            self.metrics.refused.labels("queue_full").inc()
+        if self.is_full:
+            self.metrics.rejected.labels("queue_full").inc()
             raise APIError(
-                429, f"{self.open} prompts are waiting or in work: ask again later",
-                code="queue_full", retry_after_s=self._mean_s * self.open / self.config.slots,
+                429, f"queue is full ({self.in_flight} requests in flight): retry later",
+                code="queue_full", retry_after_s=self._mean_s * self.in_flight / self.config.slots,
             )  # fmt: skip
-        self.open += 1
+        self.in_flight += 1
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.open -= 1
+            self.in_flight -= 1
             self._mean_s += 0.1 * (time.perf_counter() - start - self._mean_s)
 
     async def warm_up(self) -> None:
-        """Compile the selection and make the slots, so that the first request does not wait."""
+        """Compile the selection and allocate the slots, so that the first request is fast."""
         for name in self.config.spaces:
-            await self.off_loop(tried, self.catalogue.view(name, ANYONE))
+            await self.run_in_pool(warm_up, self.spaces.view(name, ANONYMOUS))
         for engine in self.engines.values():
-            query = Request(prompt="", adapt=False, sampling=SamplingParams(max_tokens=1))
-            await asyncio.wrap_future(engine.submit(query).future)
+            request = Request(prompt="", adapt=False, sampling=SamplingParams(max_tokens=1))
+            await asyncio.wrap_future(engine.submit(request).future)
 
-    async def look_for_versions(self) -> None:
-        """Until cancelled."""
+    async def watch_spaces(self) -> None:
+        """Reload data spaces that have a newer version, until cancelled."""
         while True:
-            await asyncio.sleep(self.config.refresh_s)
+            await asyncio.sleep(self.config.reload_interval_s)
             try:
-                await self.off_loop(self.catalogue.refresh)
-            except WhetError as error:  # it may be in the making: the version at hand serves on
-                log.warning("data space not renewed", extra={"reason": str(error)})
+                await self.run_in_pool(self.spaces.refresh)
+            except WhetError as error:  # it may be half written: keep serving the current version
+                log.warning("data space not reloaded", extra={"reason": str(error)})
 
     async def close(self) -> None:
-        """Take nothing more; returns when all that was taken is answered."""
+        """Reject new requests; return when all running ones have finished."""
         for engine in self.engines.values():
             await asyncio.to_thread(engine.close)
         self._writer.shutdown()
         self._pool.shutdown()
 
-    def _renewed(self, name: str) -> None:
-        """A data space has a newer version: no adapter may outlive a document it learned from."""
-        self.metrics.versions.labels(name).inc()
-        rows = set(self.catalogue.whole(name).rows.tolist())
-        self.adapters.keep_only(name, self.catalogue.built(name), rows)
+    def _add_gauges(self) -> None:
+        add_gauge = self.metrics.add_gauge
+        add_gauge("whet_requests_in_flight", "Requests waiting or running", lambda: self.in_flight)
+        add_gauge("whet_cached_adapters", "Cached adapters", lambda: len(self.adapters))
+        add_gauge(
+            "whet_cached_adapter_bytes", "Memory of cached adapters",
+            lambda: self.adapters.num_bytes,
+        )  # fmt: skip
+
+    def _on_new_version(self, name: str) -> None:
+        """Evict adapters that were trained on a document that no longer exists."""
+        self.metrics.space_reloads.labels(name).inc()
+        rows = set(self.spaces.latest(name).rows.tolist())
+        self.adapters.evict_stale(name, self.spaces.build_id(name), rows)

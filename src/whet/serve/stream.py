@@ -1,53 +1,113 @@
-"""A request in work, seen from the event loop: events come out of it, the answer last."""
+"""Async stream of a request's events, ending with its result."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal
 
-from whet.serve.events import Answered, Event
+from pydantic import BaseModel
+
+from whet.adapt.model import Score
+from whet.serve.schemas.completions import AdaptInfo, SelectedText, Usage
 
 
-class Asking:
-    """Begins to work when it is made. Iterate it, or await its `answer`; not both."""
+class SelectionEvent(BaseModel):
+    """The documents that the model will be adapted on."""
 
-    def __init__(self, work: Callable[["Asking"], Awaitable[Answered]]) -> None:
+    selection: list[SelectedText]
+    sigma: list[float]
+    """Standard deviation before the first pick and after each, relative to the prior's."""
+
+
+class StepEvent(BaseModel):
+    """A gradient step was taken."""
+
+    done: int
+    total: int
+    loss: float
+    """Loss before the step, in nats per token of its document."""
+    bits_per_byte: float
+    """The loss in bits per byte of the document."""
+    seconds: float
+    """Time since the request arrived."""
+
+
+class TextDelta(BaseModel):
+    """More of the generated text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletedEvent:
+    """The result of the request."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+    adapt: AdaptInfo
+    scores: tuple[Score, Score] | None
+    """Scores of the text to score under the base model and the adapted model."""
+
+
+Event = SelectionEvent | StepEvent | TextDelta | CompletedEvent
+
+
+class EventStream:
+    """The events of one request: iterate over it, or await its `result`, but not both.
+
+    The producer refers to the stream, never the stream to its producer outside `on_cancel`: a
+    reference cycle would keep the adapter of every request until a garbage collection.
+    """
+
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._first: Event | Exception | None = None
-        self._stop: Callable[[], None] | None = None
+        self._on_cancel: Callable[[], None] | None = None
         self._cancelled = False
-        self._task = self._loop.create_task(self._run(work))
 
-    def tell(self, event: Event) -> None:
-        """An event happened; from any thread."""
-        with suppress(RuntimeError):  # the loop has gone, and whoever listened
+    def publish(self, event: Event | Exception) -> None:
+        """Add an event; a `CompletedEvent` or an exception is the last. Safe from any thread."""
+        with suppress(RuntimeError):  # the loop is closed: nothing reads the stream any longer
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def stops_by(self, stop: Callable[[], None]) -> None:
-        """From now on `cancel` calls `stop`, after which the work ends by itself."""
-        self._stop = stop
+    @contextmanager
+    def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, `cancel` calls `callback`; at once if it was called before."""
+        self._on_cancel = callback
         if self._cancelled:
-            stop()
+            callback()
+        try:
+            yield
+        finally:
+            self._on_cancel = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
 
     def cancel(self) -> None:
-        """Nobody waits for the answer any longer. Does nothing once it is there."""
+        """Cancel the request; does nothing once it has finished."""
         self._cancelled = True
-        if self._stop is not None:
-            self._stop()
+        if self._on_cancel is not None:
+            self._on_cancel()
 
-    async def begun(self) -> None:
-        """Returns when the first event is there; raises what went wrong before it."""
+    async def wait_started(self) -> None:
+        """Return at the first event; raise the error if there is one before it."""
         if self._first is None:
             self._first = await self._events.get()
         if isinstance(self._first, Exception):
             raise self._first
 
-    async def answer(self) -> Answered:
-        """The answer; raises what went wrong."""
+    async def result(self) -> CompletedEvent:
+        """The last event; raises the error if the request failed."""
         async for event in self:
-            if isinstance(event, Answered):
+            if isinstance(event, CompletedEvent):
                 return event
-        raise AssertionError("an asking ends with its answer or an error")
+        raise AssertionError("a stream ends with its result or an error")
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
@@ -55,13 +115,5 @@ class Asking:
             if isinstance(event, Exception):
                 raise event
             yield event
-            if isinstance(event, Answered):
+            if isinstance(event, CompletedEvent):
                 return
-
-    async def _run(self, work: Callable[["Asking"], Awaitable[Answered]]) -> None:
-        try:
-            self._events.put_nowait(await work(self))
-        except Exception as error:  # whoever listens is told, and raises it
-            self._events.put_nowait(error)
-        finally:
-            self._stop = None  # it leads to the work, which leads here: else freed but later

@@ -33,7 +33,7 @@ def config(tmp_path, model):
     DataSpace.build([*serving.documents(), bees], place)
     file = tmp_path / "whet.toml"
     file.write_text(
-        f'model = "{model}"\nname = "tiny"\nport = 0\nk = 8\n[spaces]\ndocs = "docs.whet"\n'
+        f'model = "{model}"\nname = "tiny"\nport = 0\n[selection]\nn = 16\nk = 8\n[spaces]\ndocs = "docs.whet"\n'
     )
     return file, place
 
@@ -107,15 +107,15 @@ def test_check_tells_what_it_tried(tmp_path, model):
     file, _ = config(tmp_path, model)
     told = CliRunner().invoke(main, ["serve", "--config", str(file), "--check"])
     assert told.exit_code == 0, told.output
-    assert "space docs: 41 documents" in told.stdout and "two steps of lora" in told.stdout
+    assert "space docs: 41 documents" in told.stdout and "2 steps of lora" in told.stdout
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["serve"], "Error: name SPACE, or --config FILE"),
+        (["serve"], "Error: no data space: expected SPACE or --config FILE"),
         (["serve", "missing.whet", "--check"], "missing.whet"),
-        (["serve", "missing.whet", "--host", "0.0.0.0"], "whet key"),
+        (["serve", "missing.whet", "--host", "0.0.0.0"], "whet keys create"),
         (["serve", "missing.whet", "--port", "99999"], "port"),
     ],
 )
@@ -127,7 +127,7 @@ def test_wrong_calls_are_told_in_one_line(arguments, message):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_and_python_of_the_docs_run(tmp_path, model):
-    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     file, _ = config(tmp_path, model)
     with process(file) as (_, client):
 

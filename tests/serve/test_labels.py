@@ -47,12 +47,12 @@ def test_answers_are_the_same_where_the_others_documents_never_were(
     DataSpace.build(own, place, labels=Labels(field="label", public="public"))
     asked = {
         "model": "tiny", "prompt": prompt, "max_tokens": 8, "temperature": 0,
-        "adapt": {"n": 4, "k": 27, "cache": "off", "return": ["selection", "trace", "texts"]},
+        "adapt": {"n": 4, "k": 27, "cache": "off", "include": ["selection", "trace", "texts"]},
     }  # fmt: skip
 
     def told(client):
         reply = client.of("legal").post("/v1/completions", asked).json()
-        del reply["adapt"]["timing_ms"]
+        del reply["adapt"]["seconds"]
         return reply["choices"], reply["usage"], reply["adapt"]
 
     with serving.running(serving.app(model, place)) as without:
@@ -62,7 +62,7 @@ def test_answers_are_the_same_where_the_others_documents_never_were(
 def test_adapters_are_not_told_between_keys(server):
     asked = {"model": "tiny", "prompt": "hive pollen", "max_tokens": 1, "adapt": {}}
     first = server.of("medical").post("/v1/completions", asked).json()["adapt"]
-    name = first["adapter"]
+    name = first["adapter_id"]
     assert not server.of("chief").post("/v1/completions", asked).json()["adapt"]["cached"]
     for key in ("legal", "chief"):
         reply = server.of(key).post("/v1/completions", asked | {"model": f"tiny@{name}"})
@@ -105,10 +105,10 @@ def test_a_key_deletes_only_what_it_could_have_written(server):
 
 
 @pytest.mark.parametrize("call", ["select", "search"])
-@pytest.mark.parametrize("candidates", ["vectors", "bm25", "hybrid"])
-def test_no_filter_widens_what_a_key_sees(server, call, candidates):
+@pytest.mark.parametrize("retriever", ["dense", "bm25", "hybrid"])
+def test_no_filter_widens_what_a_key_sees(server, call, retriever):
     for where in ('label == "medical"', 'not label == "x"', 'id == "medical:2"', 'label >= ""'):
-        asked = {"prompt": "medical honey", "where": where, "candidates": candidates}
+        asked = {"prompt": "medical honey", "where": where, "retriever": retriever}
         reply = server.of("legal").post(f"/v1/{call}", asked)
         assert reply.status == 200 and not any(i.startswith("medical") for i in ids(reply))
         assert "medical" not in {one["meta"]["label"] for one in reply.json()["data"]}
@@ -116,7 +116,7 @@ def test_no_filter_widens_what_a_key_sees(server, call, candidates):
 
 def test_role_use_is_needed_to_ask(model, tmp_path):
     place = serving.space(tmp_path / "docs.whet")
-    keys = [serving.key("monitor", "*", roles=("operate", "write"))]
+    keys = [serving.key("monitor", "*", roles=("metrics", "write"))]
     with serving.running(serving.app(model, place, keys=keys)) as client:
         asked = {"model": "tiny@base", "prompt": "bee", "max_tokens": 1}
         for call in ("completions", "adapters", "select", "search", "score"):

@@ -1,0 +1,390 @@
+"""From a request's fields to its response: check, select, adapt, generate, cache the adapter.
+
+`build_request` checks a request against its key's limits; `start_request` runs it and returns the
+stream of its events.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from whet.engine import Event, Output, Request, SamplingParams, TrainStep
+from whet.select.config import SelectionConfig
+from whet.serve.adapter_cache import CachedAdapter, adapter_id
+from whet.serve.dependencies import RequestContext
+from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
+from whet.serve.retrieval import TextSize, select, selected_texts, text_sizes
+from whet.serve.schemas import SpaceParams
+from whet.serve.schemas.completions import AdaptInfo, AdaptParams, Usage
+from whet.serve.space_registry import SpaceView
+from whet.serve.state import BASE
+from whet.serve.stream import CompletedEvent, EventStream, SelectionEvent, StepEvent, TextDelta
+from whet.space.retrieve import Retrieval
+from whet.space.space import DEFAULT_K
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptedRequest:
+    """A request for the engine that its key is allowed to make."""
+
+    context: RequestContext
+    prompt: str
+    """Text that the model reads."""
+    token_ids: tuple[int, ...] | None = None
+    """Tokens that the model reads instead of `prompt`, such as those of a chat template."""
+    text: str | None = None
+    """Text to score; None to generate."""
+    max_tokens: int | None = 1
+    """Longest answer; None for as many tokens as the context and the key's limit allow."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    params: AdaptParams
+    query: str
+    """Text to select documents for."""
+    selection: SelectionConfig
+    adapter: str
+    """What is trained; `BASE` for the base model."""
+    view: SpaceView | None
+    """Where documents are selected; None without training."""
+    cached: CachedAdapter | None
+    """The adapter that the request names in `model`."""
+    started: float
+    """When the request was built, by `time.perf_counter`."""
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds that are left for selection and training."""
+        allowed = self.params.deadline_s
+        allowed = self.context.limits.deadline_s if allowed is None else allowed
+        return max(0.0, allowed - (time.perf_counter() - self.started))
+
+
+def build_request(
+    context: RequestContext,
+    model: str,
+    prompt: str,
+    params: AdaptParams | None,
+    *,
+    query: str | None = None,
+    **values: Any,
+) -> AdaptedRequest:
+    """Check a request; `values` are further fields of `AdaptedRequest`.
+
+    Raises:
+        APIError: 403 for a key without the role `read`, 404 for a model, adapter or data space that
+            the key cannot use, 413 for values beyond its limits, 400 for an adapter that the server
+            does not train.
+        ValueError: If the filter cannot be parsed.
+    """
+    state, params = context.state, params or AdaptParams()
+    context.check_prompt(prompt or query or "", params.query or "", values.get("text") or "")
+    cached, use_base = resolve_model(context, model)
+    adapters = state.config.adapters
+    adapter = cached.adapter_name if cached else params.adapter or adapters[0]
+    if adapter not in adapters:
+        raise APIError(
+            400, f"adapter is {adapter!r}: this server trains {', '.join(adapters)}",
+            param="adapt.adapter",
+        )  # fmt: skip
+    if params.deadline_s is not None:
+        context.check_limit("deadline_s", params.deadline_s)
+    if values.get("max_tokens") is not None:
+        context.check_limit("max_tokens", values["max_tokens"])
+    selection = selection_config(context, params)
+    untrained = use_base or cached is not None or selection.n == 0
+    return AdaptedRequest(
+        context=context,
+        prompt=prompt,
+        params=params,
+        query=params.query or query or prompt,
+        selection=selection,
+        adapter=BASE if untrained and cached is None else adapter,
+        view=None if untrained else state.spaces.view(params.data_space, context.key),
+        cached=cached,
+        started=time.perf_counter(),
+        **values,
+    )
+
+
+def selection_config(context: RequestContext, params: SpaceParams) -> SelectionConfig:
+    """The server's selection with the values that a request sets.
+
+    The server's own `n` and `k` are lowered to the key's limits.
+
+    Raises:
+        APIError: 413 for a value beyond the key's limits.
+        ValueError: If the filter cannot be parsed.
+    """
+    default, limits = context.state.config.selection, context.limits
+    values = params.selection(default)
+    for name in ("n", "k"):
+        if getattr(params, name, None) is None:
+            value = values[name]
+            values[name] = None if value is None else min(value, getattr(limits, name))
+        else:
+            context.check_limit(name, values[name])
+    if values["k"] is None and limits.k < DEFAULT_K:
+        values["k"] = limits.k
+    if values["k"] is not None:
+        values["k"] = max(1, values["k"])
+    return SelectionConfig(**values)
+
+
+def resolve_model(context: RequestContext, model: str) -> tuple[CachedAdapter | None, bool]:
+    """The cached adapter that the name of a model contains, and whether it is the base model.
+
+    Raises:
+        APIError: 404 if it is not the name of a model that the key can use.
+    """
+    state = context.state
+    name, _, suffix = model.partition("@")
+    cached = state.adapters.get(context.key.id, suffix)
+    if name != state.name or not (cached or suffix in ("", BASE)):
+        raise APIError(
+            404, f"model {model!r} does not exist for this key: see /v1/models", param="model",
+            code="model_not_found",
+        )  # fmt: skip
+    return cached, suffix == BASE
+
+
+def start_request(request: AdaptedRequest) -> EventStream:
+    """Run a request in a task of its own."""
+    stream = EventStream()
+    request.context.state.start_task(_run(request, stream))
+    return stream
+
+
+async def _run(request: AdaptedRequest, stream: EventStream) -> None:
+    try:
+        stream.publish(await RequestRunner(request, stream).run())
+    except Exception as error:  # raised by the reader of the stream
+        stream.publish(error)
+
+
+class RequestRunner:
+    """Runs one request on the event loop, with long computations in threads."""
+
+    def __init__(self, request: AdaptedRequest, stream: EventStream) -> None:
+        self._request, self._stream = request, stream
+        self._state = request.context.state
+        self._engine = self._state.engines[request.adapter]
+        self._retrieval: Retrieval | None = None
+        self._sizes: dict[str, TextSize] = {}
+        self._losses: list[float] = []
+        self._prompt_tokens = 0
+
+    async def run(self) -> CompletedEvent:
+        """Run the request to its end.
+
+        Raises:
+            APIError: 429 if the queue is full, 400 if the prompt is longer than the context, 499 if
+                the client has disconnected.
+            ValueError: If the selection is invalid.
+            WhetError: If the engine fails.
+        """
+        request = self._request
+        with self._state.admit():
+            sampling = await asyncio.to_thread(self._fit_sampling)
+            if request.view is not None:
+                await self._state.run_in_pool(self._select)
+                self._stream.publish(self._selection_event())
+            if self._stream.is_cancelled:
+                raise APIError(CLIENT_CLOSED_REQUEST, "the client has disconnected")
+            cached = request.cached or self._find_cached()
+            documents = self._retrieval.documents if self._retrieval and not cached else ()
+            engine_request = Request(
+                prompt=request.prompt,
+                tokens=request.token_ids,
+                text=request.text,
+                sampling=sampling,
+                documents=documents,
+                deadline_s=request.deadline_s,
+                adapter=cached.adapter if cached else None,
+                keep=self._cacheable and not cached,
+            )
+            output = base = await self._submit(engine_request)
+            if cached and request.text is not None:
+                base = await self._submit(replace(engine_request, adapter=None))
+            return self._completed(output, base, cached)
+
+    @property
+    def _cacheable(self) -> bool:
+        """Whether the request's adapter is cached: only LoRA's can be."""
+        request = self._request
+        return (
+            request.params.cache != "off" and request.adapter == "lora" and request.cached is None
+        )
+
+    def _fit_sampling(self) -> SamplingParams:
+        """Sampling parameters whose `max_tokens` fits the context after the prompt."""
+        request, model = self._request, self._state.model
+        tokens = model.tokens(request.prompt) if request.token_ids is None else request.token_ids
+        read = len(tokens) + 1
+        scored = 0 if request.text is None else len(model.tokens(request.text))
+        self._prompt_tokens = read + scored
+        available = model.context - read
+        wanted = request.max_tokens or min(available, request.context.limits.max_tokens)
+        if request.text is None and not 0 < wanted <= available:
+            raise APIError(
+                400, f"the prompt has {read} tokens and max_tokens is {wanted}, but the context of "
+                f"{self._state.name} is {model.context} tokens", param="max_tokens",
+                code="context_length_exceeded",
+            )  # fmt: skip
+        return replace(request.sampling, max_tokens=max(1, wanted))
+
+    def _select(self) -> None:
+        request = self._request
+        assert request.view is not None
+        start = time.perf_counter()
+        self._retrieval = select(request.view, request.query, request.selection)
+        documents = self._retrieval.documents if self._retrieval else ()
+        self._sizes = text_sizes(self._state.model, documents)
+        self._state.metrics.stage_duration.labels("select").observe(time.perf_counter() - start)
+
+    def _selection_event(self) -> SelectionEvent:
+        retrieval, texts = self._retrieval, "texts" in self._request.params.include
+        if retrieval is None:
+            return SelectionEvent(selection=[], sigma=[1.0])
+        return SelectionEvent(
+            selection=selected_texts(retrieval, len(retrieval), texts=texts),
+            sigma=retrieval.selection.sigma.tolist(),
+        )
+
+    def _adapter_id(self, rows: tuple[int, ...], *, complete: bool = True) -> str:
+        """Id of the adapter that these documents give; another if its training was cut short."""
+        request, engine = self._request, self._engine
+        assert request.view is not None
+        how = f"{engine.adaptation} {engine.optimizer} {engine.training}"
+        model = f"{self._state.fingerprint} {how}" + ("" if complete else " incomplete")
+        space = f"{request.view.name} {request.view.build_id} {request.view.version}"
+        return adapter_id(request.context.key.id, request.adapter, model, space, rows)
+
+    def _find_cached(self) -> CachedAdapter | None:
+        """The cached adapter for the same documents in the same order, if the request allows it."""
+        retrieval = self._retrieval
+        if not self._cacheable or self._request.params.cache != "reuse" or not retrieval:
+            return None
+        name = self._adapter_id(tuple(retrieval.rows.tolist()))
+        cached = self._state.adapters.get(self._request.context.key.id, name)
+        self._state.metrics.cache_lookups.labels("miss" if cached is None else "hit").inc()
+        return cached
+
+    async def _submit(self, request: Request) -> Output:
+        handle = self._engine.submit(request, self._on_event)
+        with self._stream.on_cancel(handle.cancel):
+            return await asyncio.wrap_future(handle.future)
+
+    def _on_event(self, event: Event) -> None:
+        """Publish an event of the engine; called in its thread."""
+        match event:
+            case str(text):
+                self._stream.publish(TextDelta(text=text))
+            case TrainStep(id=name, loss=loss):
+                self._losses.append(loss)
+                self._stream.publish(
+                    StepEvent(
+                        done=len(self._losses),
+                        total=len(self._retrieval) if self._retrieval else 0,
+                        loss=loss,
+                        bits_per_byte=self._sizes[name].bits_per_byte(loss),
+                        seconds=time.perf_counter() - self._request.started,
+                    )
+                )
+
+    def _completed(
+        self, output: Output, base: Output, cached: CachedAdapter | None
+    ) -> CompletedEvent:
+        new = None if cached else self._cache_adapter(output)
+        trained_on = sum(self._sizes[step.id].tokens for step in output.trace.steps)
+        usage = Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=output.tokens,
+            total_tokens=self._prompt_tokens + output.tokens,
+            adapt_tokens=trained_on,
+        )
+        self._request.context.usage.tokens.level -= usage.total_tokens + trained_on
+        info = self._adapt_info(output, cached or new, is_cached=cached is not None)
+        self._count(output, info)
+        base_score, adapted_score = base.base, output.score
+        return CompletedEvent(
+            text=output.text,
+            finish_reason="length" if output.finish == "length" else "stop",
+            usage=usage,
+            adapt=info,
+            scores=(base_score, adapted_score) if base_score and adapted_score else None,
+        )
+
+    def _adapt_info(
+        self, output: Output, adapter: CachedAdapter | None, *, is_cached: bool
+    ) -> AdaptInfo:
+        request, retrieval, include = self._request, self._retrieval, self._request.params.include
+        steps = len(adapter.rows) if adapter and is_cached else len(output.trace)
+        selected = len(retrieval) if retrieval else 0
+        shown = selected if is_cached else min(selected, steps)
+        view, named = request.view, request.cached
+        seconds = dict(output.seconds)
+        seconds["select"] = sum(retrieval.seconds.values()) if retrieval else 0.0
+        seconds["generate"] = seconds.pop("answer", 0.0)
+        seconds["total"] = time.perf_counter() - request.started
+        selection = None
+        if "selection" in include:
+            texts = "texts" in include
+            selection = selected_texts(retrieval, shown, texts=texts) if retrieval else []
+        return AdaptInfo(
+            adapter_id=adapter.id if adapter else None,
+            data_space=view.name if view else named.space_name if named else None,
+            version=view.version if view else named.version if named else None,
+            adapter=request.adapter if steps else None,
+            steps=steps,
+            stop_reason="cached" if is_cached else self._stop_reason(output),
+            cached=is_cached,
+            sigma=retrieval.selection.sigma[: shown + 1].tolist() if retrieval else [1.0],
+            loss=self._losses if "trace" in include else None,
+            selection=selection,
+            seconds={stage: round(duration, 6) for stage, duration in seconds.items()},
+        )
+
+    def _stop_reason(self, output: Output) -> str:
+        if output.trace.stop_reason != "n":
+            return output.trace.stop_reason
+        if self._request.view is None:
+            return BASE
+        if self._retrieval is None:
+            return "no_match"
+        return "n" if len(self._retrieval) == self._request.selection.n else "alpha"
+
+    def _cache_adapter(self, output: Output) -> CachedAdapter | None:
+        """Cache the adapter for later requests of the key; None if there is none to cache."""
+        request, retrieval = self._request, self._retrieval
+        if output.adapter is None or retrieval is None or not len(output.trace):
+            return None
+        assert request.view is not None
+        ids = [document.id for document in retrieval.documents]
+        row_of = dict(zip(ids, retrieval.rows.tolist(), strict=True))
+        complete = output.trace.stop_reason not in ("deadline", "cancelled")
+        trained = tuple(row_of[step.id] for step in output.trace.steps)
+        identity = tuple(retrieval.rows.tolist()) if complete else trained
+        cached = CachedAdapter(
+            id=self._adapter_id(identity, complete=complete),
+            owner=request.context.key.id,
+            space_name=request.view.name,
+            build_id=request.view.build_id,
+            version=request.view.version,
+            adapter_name=request.adapter,
+            rows=trained,
+            created=int(time.time()),
+            adapter=output.adapter,
+        )
+        fits = self._state.adapters.put(cached)
+        if not self._state.spaces.is_latest(request.view):
+            # one of its documents may have been deleted meanwhile
+            self._state.adapters.delete(cached.owner, cached.id)
+            return None
+        return cached if fits else None
+
+    def _count(self, output: Output, info: AdaptInfo) -> None:
+        metrics = self._state.metrics
+        metrics.steps.inc(len(output.trace))
+        metrics.stop_reasons.labels(info.stop_reason).inc()
+        for stage in ("queue", "train", "generate"):
+            metrics.stage_duration.labels(stage).observe(info.seconds.get(stage, 0.0))

@@ -1,0 +1,56 @@
+"""The cache of adapters."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whet.adapt.adapters import Adapter
+from whet.adapt.config import LoRA
+from whet.serve.adapter_cache import AdapterCache, CachedAdapter, adapter_id
+
+
+def cached(owner, name, *, size=10, space="docs", rows=(1,), built="one"):
+    weights = {"w": torch.zeros(size, dtype=torch.uint8)}
+    return CachedAdapter(
+        id=name, owner=owner, space_name=space, build_id=built, version="1", adapter_name="lora", rows=rows,
+        created=0, adapter=Adapter(LoRA(), weights, "tiny", "", False),
+    )  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.integers(1, 60)), max_size=30)
+)
+def test_adapters_never_exceed_their_bytes_and_the_last_used_stay(puts):
+    adapters, order = AdapterCache(100), {}
+    for owner, name, size in puts:
+        assert adapters.put(cached(owner, str(name), size=size))
+        order.pop((owner, str(name)), None)
+        order[owner, str(name)] = size
+        while sum(order.values()) > 100:
+            order.pop(next(iter(order)))
+        assert adapters.num_bytes == sum(order.values())
+        assert all(adapters.get(*place) is not None for place in list(order))
+    assert len(adapters) == len(order)
+
+
+def test_adapter_is_its_owners_alone():
+    adapters = AdapterCache(100)
+    adapters.put(cached("a", "ad_1"))
+    assert adapters.get("b", "ad_1") is None and adapters.list_for("b") == []
+    assert not adapters.delete("b", "ad_1") and adapters.delete("a", "ad_1")
+    assert adapter_id("a", "m", "h", "1", [1]) != adapter_id("b", "m", "h", "1", [1])
+
+
+def test_adapter_too_large_is_not_kept():
+    adapters = AdapterCache(5)
+    assert not adapters.put(cached("a", "ad_1")) and len(adapters) == 0
+
+
+def test_adapter_goes_with_a_document_that_it_learned_from():
+    adapters = AdapterCache(100)
+    adapters.put(cached("a", "ad_1", rows=(1, 2, 1)))
+    adapters.put(cached("a", "ad_2", rows=(3,)))
+    adapters.put(cached("a", "ad_3", rows=(2,), space="other"))
+    adapters.put(cached("a", "ad_4", rows=(3,), built="another"))
+    adapters.evict_stale("docs", "one", {1, 3})
+    assert [one.id for one in adapters.list_for("a")] == ["ad_3", "ad_2"]
