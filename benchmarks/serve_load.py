@@ -29,10 +29,10 @@ from typing import Any
 
 import click
 
+from whet.adapt.config import AdapterOptions
 from whet.data.documents import Document, read_documents
 from whet.engine import Request, SamplingParams
 from whet.select.config import SelectionConfig
-from whet.adapt.config import AdapterOptions
 from whet.serve.config import ServeConfig
 from whet.serve.main import build_engines
 from whet.space.retrieve import retrieve
@@ -281,7 +281,10 @@ def soak(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "docs.whet"
         DataSpace.build((Document(str(i), text, {}) for i, text in enumerate(texts)), path)
-        with serving(path, cache_mib=8, body_timeout_s=3600.0) as server, ThreadPoolExecutor(4) as pool:
+        with (
+            serving(path, cache_mib=8, body_timeout_s=3600.0) as server,
+            ThreadPoolExecutor(4) as pool,
+        ):
             tenths: list[dict[str, float]] = []
             for tenth in range(10):
                 numbers = range(100 * runs * tenth, 100 * runs * (tenth + 1))
