@@ -212,7 +212,7 @@ def overhead(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
 def base(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     """Time the base model, one request at a time, alone and next to four adapting requests."""
     alone: list[float] = []
-    beside: list[float] = []
+    contended: list[float] = []
     with serving(space) as server, ThreadPoolExecutor(4) as pool:
 
         def measure() -> list[float]:
@@ -230,17 +230,17 @@ def base(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
             alone += measure()
             done = threading.Event()
             others = [pool.submit(adapt, done, 8 * i) for i in range(4)]
-            beside += measure()
+            contended += measure()
             done.set()
             for other in others:
                 other.result()
     return {
-        "base_p99_ratio": p99(beside) / p99(alone),
+        "base_p99_ratio": p99(contended) / p99(alone),
         "base_p99_s_alone": p99(alone),
-        "base_p99_s_beside": p99(beside),
+        "base_p99_s_contended": p99(contended),
         "base_median_s_alone": statistics.median(alone),
-        "base_median_s_beside": statistics.median(beside),
-        "base_requests": len(beside),
+        "base_median_s_contended": statistics.median(contended),
+        "base_requests": len(contended),
     }
 
 

@@ -37,22 +37,22 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_every_list_is_trained_on_and_scored_on_texts_that_are_no_targets(script, folder):
+def test_every_list_is_trained_on_and_scored_on_other_texts(script, folder):
     words = [folder / "space", folder / "texts.jsonl", "--model", folder / "model", "--lr", 0.01]
     words += ["--set", "trees", "--set", "birds", "--targets", 3, "--held-out", 2, "-n", 6]
     words += ["-k", 8, "--json", folder / "out.json"]
     done = CliRunner().invoke(script.main, [str(word) for word in words])
     assert done.exit_code == 0, done.output
-    made = json.loads((folder / "out.json").read_text())
-    assert len(made["rows"]) == 10 and len(made["lines"]) == 15
-    assert made["rows"][0]["base"] != made["rows"][0]["bits_per_byte"]
-    for row in made["rows"]:
+    results = json.loads((folder / "out.json").read_text())
+    assert len(results["rows"]) == 10 and len(results["lines"]) == 15
+    assert results["rows"][0]["base"] != results["rows"][0]["bits_per_byte"]
+    for row in results["rows"]:
         assert len(row["base"]) == len(row["bits_per_byte"]) == 2
-    bases = [row["base"] for row in made["rows"][:5]]
-    assert bases == [bases[0]] * 5  # the weights came back between the lists
+    bases = [row["base"] for row in results["rows"][:5]]
+    assert bases == [bases[0]] * 5  # the weights are restored between the lists
 
 
-def test_nearest_takes_turns_and_no_text_twice(script, tmp_path):
+def test_nearest_in_turn_selects_no_text_twice(script, tmp_path):
     texts = ["ash", "ash ash oak", "ash oak oak oak", "owl", "owl owl jay", "owl jay jay jay"]
     space = DataSpace.build([Document(t, t, {}) for t in texts], tmp_path / "s")
     rows = script.in_turn(space, ["ash", "owl", "ash"], 4)

@@ -120,9 +120,9 @@ def test_table1_is_paired_by_prompt(runs):
     expected = mean("core", "sift", ("core", "nearest"))
     assert artifact.numbers["SIFT − NN"].value == pytest.approx(expected)
     arxiv = next(row for row in artifact.rows if row[0] == "arxiv")
-    own = [mean("core", m, prompts=(1, 4, 7)) for m in CORE]
-    assert [cell.value for cell in arxiv[3:7]] == pytest.approx(own)
-    assert arxiv[7] == pytest.approx(own[3] - min(own[:3]))
+    means = [mean("core", m, prompts=(1, 4, 7)) for m in CORE]
+    assert [cell.value for cell in arxiv[3:7]] == pytest.approx(means)
+    assert arxiv[7] == pytest.approx(means[3] - min(means[:3]))
 
 
 def test_table2_weights_sets_equally(runs):
@@ -211,7 +211,7 @@ def test_fig8_and_fig26_stop_by_the_rule(runs):
     taken, reached = cost_figures.adaptive_stops(runs["core"])
     want, gaps = set(), []
     for alpha in ALPHAS:
-        own = []
+        stops = []
         for i in range(9):
             over = [m for m in range(1, 5) if (1 + i) ** (-m / 20) > 1 / (alpha * m)]
             steps = (over[0] if over else 5) - 1
@@ -219,11 +219,11 @@ def test_fig8_and_fig26_stop_by_the_rule(runs):
             want.add(
                 (scored, fake_studies.percent_of("core", "sift", i, scored))
             )  # a prompt once a step
-            own.append((scored, fake_studies.percent_of("core", "sift", i, scored)))
+            stops.append((scored, fake_studies.percent_of("core", "sift", i, scored)))
         fixed = [mean("core", "sift", step=s) for s in fake_studies.STEPS]
-        taken_on_average = np.mean([s for s, _ in own])
+        taken_on_average = np.mean([s for s, _ in stops])
         even = np.interp(np.log1p(taken_on_average), np.log1p(fake_studies.STEPS), fixed)
-        gaps.append(np.mean([percent for _, percent in own]) - even)
+        gaps.append(np.mean([percent for _, percent in stops]) - even)
     assert sorted(taken) == sorted(steps for steps, _ in want)
     assert sorted(reached) == pytest.approx(sorted(percent for _, percent in want))
     artifact = cost_figures.stopping_rules(runs["core"])
@@ -333,8 +333,8 @@ def test_documents_are_counted_in_bytes(queries, artifact_of):
     artifact = artifact_of("corpus")
     texts = queries.space.documents(queries.space.rows)
     for name, count, mib, _, _ in artifact.rows:
-        own = [len(d.text.encode()) for d in texts if d.meta["set"] == name]
-        assert (count, mib) == (len(own), sum(own) / 2**20)
+        lengths = [len(d.text.encode()) for d in texts if d.meta["set"] == name]
+        assert (count, mib) == (len(lengths), sum(lengths) / 2**20)
 
 
 def test_the_formal_statements_hold(artifact_of):

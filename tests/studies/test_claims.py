@@ -64,7 +64,7 @@ def test_the_page_has_a_row_for_every_claim(tmp_path):
     row = next(line for line in text.splitlines() if line.startswith("| 1 |"))
     assert "-1.50 [-2.50, -0.500] | 30 | 4 | `python -m studies table1` | **holds** |" in row
     assert text.count(f"**{NOT_MEASURED}**") == len(CLAIMS) - 1
-    assert f"1 {HOLDS}, 0 {HOLDS_WEAKLY}" in text
+    assert f"1 *{HOLDS}*, 0 *{HOLDS_WEAKLY}*" in text
 
 
 def test_rebuilt_artifacts_replace_those_of_another_study(tmp_path):
