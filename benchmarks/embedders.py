@@ -25,10 +25,11 @@ from rich.table import Table
 
 from whet.data.documents import Document, read_documents
 from whet.evaluate.config import EvalConfig
-from whet.evaluate.dataset import Data
+from whet.evaluate.dataset import EvalData
 from whet.evaluate.results import Run
 from whet.evaluate.runner import evaluate
 from whet.maths.statistics import mean_estimate
+from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace
 
 EMBEDDERS = ("lsa", "st:minilm", "hf:whet-nano", "ntk:whet-nano")
@@ -49,14 +50,16 @@ def main(
     corpus: Path, embedders: tuple[str, ...], methods: tuple[str, ...], model: str, every: int,
     n: int, per_set: int, out: Path, target: Path | None,
 ) -> None:  # fmt: skip
-    switches = EvalConfig(model=model, n=n, score_at=(0, n), methods=methods)
+    config = EvalConfig(
+        model=model, methods=methods, eval_steps=(0, n), selection=SelectionConfig(n=n)
+    )
     lines: list[dict[str, Any]] = []
     for embedder in embedders:
         name = f"{re.sub('[^a-z0-9]+', '-', embedder)}-{every}"
         space, folder = out / f"{name}.whet", out / f"{name}-{model}-{n}-{'+'.join(methods)}"
         built = index(corpus / "space.jsonl.gz", space, embedder, every)
         prompts = str(corpus / "valid.jsonl.gz")
-        evaluate(Data(space=str(space), prompts=prompts, per_set=per_set), folder, switches)
+        evaluate(EvalData(space=str(space), prompts=prompts, per_set=per_set), folder, config)
         run = Run.open(folder)
         lines += compare(run, methods, {"embedder": embedder} | built)
         show(lines)

@@ -40,10 +40,10 @@ METHODS = ("nearest", "sift")
 @click.option("-n", default=20, show_default=True)
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the numbers.")
 def main(model: str, count: int, n: int, target: Path | None) -> None:
-    switches = EvalConfig(model=model, n=n, methods=METHODS)
+    config = EvalConfig(model=model, methods=METHODS, selection=SelectionConfig(n=n))
     with tempfile.TemporaryDirectory() as folder:
         space, documents = library(Path(folder) / "space", count + 1)
-        pairs = measure(space, documents, switches, Path(folder))
+        pairs = measure(space, documents, config, Path(folder))
     ratios = [evaluation / engine for engine, evaluation in pairs]
     minute = 60 / statistics.mean(evaluation for _, evaluation in pairs)
     print(f"evaluation ÷ engine: {statistics.median(ratios):.3f} "
@@ -52,7 +52,7 @@ def main(model: str, count: int, n: int, target: Path | None) -> None:
     if target:
         record = {
             "model": model, "documents": len(space), "steps": n, "methods": METHODS,
-            "score_at": switches.steps, "threads": torch.get_num_threads(), "seconds": pairs,
+            "eval_steps": config.steps, "threads": torch.get_num_threads(), "seconds": pairs,
             "ratio": statistics.median(ratios), "prompts_per_minute": minute,
         }  # fmt: skip
         target.write_text(json.dumps(record | provenance(), indent=1) + "\n")
@@ -68,17 +68,17 @@ def library(folder: Path, held_out: int) -> tuple[DataSpace, list[Document]]:
 
 
 def measure(
-    space: DataSpace, documents: list[Document], switches: EvalConfig, folder: Path
+    space: DataSpace, documents: list[Document], config: EvalConfig, folder: Path
 ) -> list[tuple[float, float]]:
     """Seconds of the engine and of evaluation for every prompt but the first, which warms up."""
-    model = LanguageModel.from_pretrained(switches.model)
-    evaluator = Evaluator(space, model, switches)
-    options = {m: SelectionConfig(selector=m, n=switches.n, k=switches.k) for m in switches.methods}
+    model = LanguageModel.from_pretrained(config.model)
+    evaluator = Evaluator(space, model, config)
+    options = {method.name: method.selection for method in config.method_configs}
     engines = {m: Engine(space, model, options=own) for m, own in options.items()}
     pairs = []
     for document in documents:
-        [task] = ScoringTask.of(document.text, switches)
-        query = Request(prompt=task.query, text=task.text, score_at=switches.steps)
+        [task] = ScoringTask.of(document.text, config)
+        query = Request(prompt=task.query, text=task.text, score_at=config.steps)
         start = time.perf_counter()
         answers = {name: engine.submit(query).result() for name, engine in engines.items()}
         between = time.perf_counter()

@@ -9,17 +9,20 @@ base by rate and method with half of the 90 % interval, and the paired differenc
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from whet.adapt.config import AdapterOptions
 from whet.evaluate.config import EvalConfig
-from whet.evaluate.dataset import Data
+from whet.evaluate.dataset import EvalData
 from whet.evaluate.results import Run
 from whet.evaluate.runner import evaluate
 from whet.maths.statistics import mean_estimate
+from whet.select.config import SelectionConfig
 
 METHODS = ("nearest", "sift(0.001)", "sift(0.01)", "sift(0.1)", "sift(1)")
 
@@ -28,7 +31,7 @@ METHODS = ("nearest", "sift(0.001)", "sift(0.01)", "sift(0.1)", "sift(1)")
 @click.argument("space", type=click.Path(exists=True, path_type=Path))
 @click.argument("valid", type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default="whet-nano", show_default=True)
-@click.option("--mode", default="full", show_default=True)
+@click.option("--adapter", default="full", show_default=True)
 @click.option("--lr", "rates", type=float, multiple=True, required=True)
 @click.option("--method", "methods", multiple=True, default=METHODS, show_default=True)
 @click.option("-n", default=20, show_default=True)
@@ -36,16 +39,20 @@ METHODS = ("nearest", "sift(0.001)", "sift(0.01)", "sift(0.1)", "sift(1)")
 @click.option("--out", default="runs/tune", type=click.Path(path_type=Path), show_default=True)
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the numbers.")
 def main(
-    space: Path, valid: Path, model: str, mode: str, rates: tuple[float, ...],
+    space: Path, valid: Path, model: str, adapter: Any, rates: tuple[float, ...],
     methods: tuple[str, ...], n: int, per_set: int, out: Path, target: Path | None,
 ) -> None:  # fmt: skip
     lines, meta = [], {}
     for rate in rates:
-        switches = EvalConfig(
-            model=model, mode=mode, lr=rate, n=n, score_at=(0, n), methods=methods
+        config = EvalConfig(
+            model=model,
+            methods=methods,
+            eval_steps=(0, n),
+            selection=SelectionConfig(n=n),
+            adapter=AdapterOptions(name=adapter, lr=rate),
         )
-        folder = out / f"{Path(model).name}-{space.stem}-{mode}-{rate:g}-{'+'.join(methods)}"
-        evaluate(Data(space=str(space), prompts=str(valid), per_set=per_set), folder, switches)
+        folder = out / f"{Path(model).name}-{space.stem}-{adapter}-{rate:g}-{'+'.join(methods)}"
+        evaluate(EvalData(space=str(space), prompts=str(valid), per_set=per_set), folder, config)
         run = Run.open(folder)
         meta = run.meta
         for method in methods:
@@ -58,7 +65,7 @@ def main(
             lines.append(line)
     show(lines)
     if target:
-        record = {"space": meta["space"], "model": model, "mode": mode, "steps": n}
+        record = {"space": meta["space"], "model": model, "adapter": adapter, "steps": n}
         record |= {key: meta[key] for key in ("prompts", "versions", "machine", "commit")}
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(record | {"rows": lines}, indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +71,23 @@ def main(
         return
     from studies.registry import parse_names
     from studies.study import QUICK_STEPS, Study, find_data
-    from whet.evaluate.dataset import Config
-    from whet.evaluate.worker_pool import WorkerPool
+    from whet.evaluate.dataset import Experiment
+    from whet.evaluate.runner import WorkerPool
 
-    names, file = parse_names(name), Config()
+    names, experiment = parse_names(name), Experiment()
     if space is not None and space.suffix == ".toml":
-        file = Config.read(space)
+        experiment = Experiment.read(space)
     elif (space is None) != (prompts is None):
         raise click.UsageError("pass both SPACE and --prompts, or neither")
     folder = folder or Path("runs/study")
-    steps = n or (QUICK_STEPS if quick else file.switches.n)
+    steps = n or (QUICK_STEPS if quick else experiment.config.selection.n)
     with WorkerPool(workers) as pool:
         study = Study(
             folder=folder,
-            data=find_data(folder, file.data, space, prompts, per_set, quick, progress=not quiet),
-            config=replace(file.switches, model=model or file.switches.model, n=steps),
+            data=find_data(
+                folder, experiment.data, space, prompts, per_set, quick, progress=not quiet
+            ),
+            config=experiment.config.with_settings(n=steps, **({"model": model} if model else {})),
             small_model=small,
             pool=pool,
             progress=not quiet,

@@ -79,6 +79,6 @@ def describe(study: Study) -> dict[str, Any]:
         "documents": len(study.space),
         "embedder": study.space.embedder.name,
         "fingerprint": study.prompts.fingerprint,
-        "n": study.config.n,
+        "n": study.config.selection.n,
         "leakage": study.config.leakage,
     }

@@ -128,7 +128,7 @@ def by_distinct_documents(run: Run) -> Artifact:
         few: (distinct > 0) & (distinct <= n / 5),
         many: distinct > n / 2,
     }
-    parts = {name: run.keep(mask) for name, mask in masks.items() if mask.any()}
+    parts = {name: run.filter(mask) for name, mask in masks.items() if mask.any()}
     values = {
         f"of {SHORT[m]}": [percent_of_method(part, "sift", m) for part in parts.values()]
         for m in ("nearest", "nearest-repeated")
@@ -249,7 +249,7 @@ def _effect_of_normalization(axes: Any, values: Any) -> None:
 
 def negative_cosines(run: Run) -> Artifact:
     """Insight 7: SIFT with and without candidates of negative cosine, on gradient embeddings."""
-    positive = "sift(sign=positive)"
+    positive = "sift(metric=cosine)"
     methods = {"nearest": "NN", "sift": "SIFT", positive: "SIFT, positive only"}
     curves = over_steps(run, methods=methods, pair=("sift", positive))
     negative = [np.mean(np.array(cosines) < 0) for cosines in run.prompts["cosines"].to_pylist()]

@@ -22,12 +22,12 @@ def lambda_of(method: str) -> float:
 
 def model_of(run: Run) -> str:
     """Return the name of the model that a run evaluated."""
-    return str(run.meta["switches"]["model"])
+    return run.config.model
 
 
 def steps_of(run: Run) -> int:
     """Return the number of gradient steps per prompt."""
-    return int(run.meta["switches"]["n"])
+    return run.config.selection.n
 
 
 def present(run: Run, methods: Sequence[str]) -> list[str]:
@@ -113,7 +113,7 @@ def distinct_documents(run: Run, method: str) -> Float[Array, " n"]:
 def split_by_set(run: Run) -> dict[str, Run]:
     """Return the part of the run that belongs to each set, by name."""
     column = run.column("set")
-    return {name: run.keep(column == name) for name in sorted(set(column.tolist()))}
+    return {name: run.filter(column == name) for name in sorted(set(column.tolist()))}
 
 
 def sets_and_all(run: Run) -> dict[str, Run]:

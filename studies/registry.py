@@ -84,7 +84,7 @@ REGISTRY = {
     ),
     "table8": ArtifactSpec(
         title="Table 8: in context or fine-tuned with LoRA, small model",
-        view=partial(tables.context_or_training, trained="sift(mode=lora)"),
+        view=partial(tables.context_or_training, trained="sift(adapter=lora)"),
         runs=("small+small-context",),
         differences="as for Table 6; LoRA has rank 32 and an untuned learning rate",
     ),
@@ -173,13 +173,17 @@ REGISTRY = {
     ),
     "fig14": ArtifactSpec(
         title="Figure 14: training only the last linear layer",
-        view=_curves({"sift": "full", "sift(mode=head)": "head"}, ("sift(mode=head)", "sift")),
+        view=_curves(
+            {"sift": "full", "sift(adapter=head)": "head"}, ("sift(adapter=head)", "sift")
+        ),
         runs=("core+modes",),
         differences="the head's learning rate was not tuned",
     ),
     "fig15": ArtifactSpec(
         title="Figure 15: training with LoRA",
-        view=_curves({"sift": "full", "sift(mode=lora)": "LoRA"}, ("sift(mode=lora)", "sift")),
+        view=_curves(
+            {"sift": "full", "sift(adapter=lora)": "LoRA"}, ("sift(adapter=lora)", "sift")
+        ),
         runs=("core+modes",),
         differences="LoRA's learning rate was not tuned",
     ),

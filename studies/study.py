@@ -16,12 +16,11 @@ from whet.data.documents import Document
 from whet.embed.lsa import LSA
 from whet.errors import RunFolderError, SourceError
 from whet.evaluate.config import DYNAMIC, EvalConfig
-from whet.evaluate.dataset import Data, Prompts, fraction
+from whet.evaluate.dataset import EvalData, Prompts, fraction
 from whet.evaluate.demo import LONGEST, SHORTEST, modules, parts, source
 from whet.evaluate.provenance import space_record
 from whet.evaluate.results import Run, join
-from whet.evaluate.runner import evaluate
-from whet.evaluate.worker_pool import WorkerPool
+from whet.evaluate.runner import WorkerPool, evaluate
 from whet.io import atomic_write
 from whet.space.space import DataSpace
 from whet.space.store.staging import EMBEDDER_FOLDER
@@ -36,7 +35,7 @@ class Study:
     """Runs in `folder`, one for each `RunSpec` that an artifact needs."""
 
     folder: Path
-    data: Data
+    data: EvalData
     config: EvalConfig = field(default_factory=EvalConfig)
     """Configuration of every run except for its methods; its model is the main model."""
     small_model: str = "whet-pico"
@@ -68,19 +67,19 @@ class Study:
             whole = self.config.leakage == "whole"  # then the query is the scored text
             methods = tuple(m for m in spec.methods if not (whole and m == DYNAMIC))
             config = replace(self.config, model=model, methods=methods)
-            evaluate(data, folder, config, processes=self.pool, progress=self.progress)
+            evaluate(data, folder, config, workers=self.pool, progress=self.progress)
             self._runs[name] = Run.open(folder)
         return self._runs[name]
 
     @cached_property
     def space(self) -> DataSpace:
         """The study's data space, built first if `data` names a source."""
-        return self.data.opened(self.progress)
+        return self.data.open_space(self.progress)
 
     @cached_property
     def prompts(self) -> Prompts:
         """The study's prompts."""
-        return self.data.read()
+        return self.data.read_prompts()
 
     def space_path(self, spec: RunSpec) -> Path:
         """Return the data space of `spec`: the study's own, or a part of it, built if missing."""
@@ -102,14 +101,14 @@ class Study:
 
 def find_data(
     folder: Path,
-    data: Data,
+    data: EvalData,
     space: Path | None,
     prompts: str | None,
     per_set: int | None,
     quick: bool,
     *,
     progress: bool,
-) -> Data:
+) -> EvalData:
     """Return the data of a study: those of `data`, of `space` and `prompts`, or the library's.
 
     The standard library's data space and prompts are built in `folder`. Without `per_set`, `quick`
@@ -127,7 +126,7 @@ def find_data(
     if not data.prompts or Path(data.space).suffix == ".toml":
         raise SourceError("pass SPACE and --prompts, or a FILE.toml whose [data] contains both")
     if quick and per_set is None:
-        sets = {prompt.set for prompt in replace(data, per_set=1).read().prompts}
+        sets = {prompt.set for prompt in replace(data, per_set=1).read_prompts().prompts}
         data = replace(data, per_set=max(1, QUICK_PROMPTS // len(sets)))
     return data
 
@@ -139,7 +138,7 @@ def sample(space: DataSpace, share: float) -> Iterator[Document]:
         yield from space.documents(rows[start : start + 1024])
 
 
-def standard_library(folder: Path, per_set: int, progress: bool) -> Data:
+def standard_library(folder: Path, per_set: int, progress: bool) -> EvalData:
     """Build a data space of Python's standard library, holding out `per_set` modules of each set.
 
     The sets are text encodings, which resemble each other closely, modules in packages, and
@@ -161,7 +160,7 @@ def standard_library(folder: Path, per_set: int, progress: bool) -> Data:
         for path, name in prompts_of.items():
             record = {"id": str(path.relative_to(library)), "text": source(path)[:LONGEST]}
             file.write(json.dumps(record | {"meta": {"set": name}}) + "\n")
-    return Data(space=str(space), prompts=str(prompts))
+    return EvalData(space=str(space), prompts=str(prompts))
 
 
 def held_out_modules(library: Path, per_set: int) -> dict[Path, str]:

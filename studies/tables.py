@@ -75,7 +75,7 @@ def by_model(main: Run, small: Run) -> Artifact:
     averages: dict[str, Estimate] = {}
     for run in (small, main):
         others = run.column("set") != ENCYCLOPEDIA
-        part = run.keep(others) if others.any() and not others.all() else None
+        part = run.filter(others) if others.any() and not others.all() else None
         for method in (None, "sift"):
             name = model_of(run) + (" + SIFT" if method else "")
             averages[name] = macro_average(run, bits_and_bytes(run, method))
@@ -118,7 +118,7 @@ def context_or_training(run: Run, *, trained: str = "sift") -> Artifact:
     numbers = {"steps − in context": paired_difference(run, trained, context)}
     hard = np.isin(run.column("set").astype(str), HARD_SETS)
     if hard.any():
-        difference = paired_difference(run.keep(hard), trained, context)
+        difference = paired_difference(run.filter(hard), trained, context)
         numbers["steps − in context, hard sets"] = difference
     values = {names[m]: [percent_of_base(part, m) for part in parts.values()] for m in methods}
     colors = {"in context": plotting.BLUE, "steps": plotting.RED, "both": plotting.PURPLE}

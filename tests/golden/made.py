@@ -44,7 +44,7 @@ ADAPTERS = {
     "head": whet.LMHead(lr=1e-3),
 }
 SMALL = whet.LoRA(lr=2e-2, r=1, lora_alpha=2.0, target_modules=("c_attn",))
-METHODS = ["nearest", "sift", "sift(mode=lora)"]
+METHODS = ["nearest", "sift", "sift(adapter=lora)"]
 
 
 def documents(count=None):
@@ -114,7 +114,13 @@ def evaluate(folder):
             for i, text in enumerate(PROMPTS)
         )
     )
-    switches = {"n": 4, "score_at": [0, 2, 4], "model": MODEL, "device": "cpu", "methods": METHODS}
+    switches = {
+        "n": 4,
+        "eval_steps": [0, 2, 4],
+        "model": MODEL,
+        "device": "cpu",
+        "methods": METHODS,
+    }
     words = ["eval", SPACE, "--prompts", prompts, "--out", folder, "--quiet", "--json"]
     for name, value in switches.items():
         words += ["--set", f"{name}={json.dumps(value)}"]

@@ -78,9 +78,8 @@ def calls(folder):
     switches = [f"model='{MODEL}'", "device='cpu'", "n=2", "k=4", "methods=['nearest', 'sift']"]
     switches = [word for switch in switches for word in ("--set", switch)]
     yield "eval", ["eval", SPACE, "--prompts", texts, "--out", run, *switches, "--quiet", "--json"]
-    yield "eval --advise", ["eval", SPACE, "--out", run, "--advise", PROMPT, "--json"]
     yield "report", ["report", run, "--json"]
-    for view in ("uncertainty", "cost", "advice"):
+    for view in ("uncertainty", "cost"):
         yield f"report --view {view}", ["report", run, "--view", view, "--json"]
     yield "space info", ["space", "info", space, "--json"]
     yield "space verify", ["space", "verify", space, "--json"]

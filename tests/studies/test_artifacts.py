@@ -296,7 +296,7 @@ def test_the_scaling_fit_finds_a_power_law(tmp_path):
 def test_insight7_counts_the_negative_candidates(runs):
     numbers = figures.negative_cosines(runs["gradient"]).numbers
     assert numbers["candidates of negative cosine, %"].value == 25
-    expected = mean("gradient", "sift", ("gradient", "sift(sign=positive)"))
+    expected = mean("gradient", "sift", ("gradient", "sift(metric=cosine)"))
     assert numbers["SIFT − SIFT, positive only"].value == pytest.approx(expected)
 
 
@@ -354,9 +354,9 @@ def test_joined_runs_have_the_methods_of_all_and_the_common_prompts(runs, tmp_pa
     with pytest.raises(RunFolderError, match="has model 'main-model', but .* has 'small-model'"):
         join([runs["core"], runs["small"]])
     for key, value in [("seed", 1), ("lr", 0.5)]:
-        meta = fewer.meta | {"switches": fewer.meta["switches"] | {key: value}}
+        config = fewer.config.with_settings(**{key: value}).to_table()
         with pytest.raises(RunFolderError, match=f"has {key} .*, but .*{value}"):
-            join([runs["core"], replace(fewer, meta=meta)])
+            join([runs["core"], replace(fewer, meta=fewer.meta | {"config": config})])
     for key in ("space", "prompts"):
         with pytest.raises(RunFolderError, match=f"has {key} .*, but .*another"):
             join([runs["core"], replace(fewer, meta=fewer.meta | {key: "another"})])

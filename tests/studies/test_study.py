@@ -15,7 +15,7 @@ from studies.run_specs import RUN_SPECS
 from studies.study import LIBRARY_SETS, Study, find_data, held_out_modules, sample
 from whet.errors import RunFolderError, SourceError
 from whet.evaluate.config import EvalConfig
-from whet.evaluate.dataset import Data
+from whet.evaluate.dataset import EvalData
 from whet.evaluate.demo import SHORTEST, source
 from whet.space.space import DataSpace
 
@@ -26,14 +26,14 @@ def folder(tmp_path_factory):
 
 
 def study(data_folder, study_folder, **changes):
-    data = Data(
+    data = EvalData(
         space=str(data_folder / "space"), prompts=str(data_folder / "prompts.jsonl"), per_set=1
     )
     model, n = str(data_folder / "model"), changes.pop("n", 2)
     options = {
         "folder": study_folder,
         "data": data,
-        "config": EvalConfig(model=model, n=n),
+        "config": EvalConfig(model=model).with_settings(n=n),
         "small_model": model,
         "progress": False,
     }
@@ -58,7 +58,7 @@ def test_an_interrupted_study_resumes(folder, tmp_path):
     (tmp_path / "core" / "journal.jsonl").write_text(
         json.dumps(record)[:-5]
     )  # as kill -9 leaves it
-    data = Data(space=str(folder / "space"), prompts=str(folder / "prompts.jsonl"))
+    data = EvalData(space=str(folder / "space"), prompts=str(folder / "prompts.jsonl"))
     after = study(folder, tmp_path, data=data).run("core")
     assert (len(before), len(after), after.errors) == (2, 6, {})
     assert after.table.to_pylist()[: len(before.table)] == before.table.to_pylist()
@@ -83,8 +83,8 @@ def test_a_part_of_the_data_space_has_the_same_embedder(folder, tmp_path):
 
 def test_a_run_of_another_data_space_is_refused(folder, tmp_path):
     other = eval_fixtures.build(tmp_path / "other", texts=200)
-    data = Data(space=str(other / "space"), prompts=str(folder / "prompts.jsonl"), per_set=1)
-    small = {"n": 2, "config": EvalConfig(model=str(folder / "model"), n=2, k=20)}
+    data = EvalData(space=str(other / "space"), prompts=str(folder / "prompts.jsonl"), per_set=1)
+    small = {"n": 2, "config": EvalConfig(model=str(folder / "model")).with_settings(n=2, k=20)}
     study(folder, tmp_path, **small).run("third")
     with pytest.raises(RunFolderError, match="holds a run with space"):
         study(folder, tmp_path, data=data, **small).run("third")
@@ -93,7 +93,7 @@ def test_a_run_of_another_data_space_is_refused(folder, tmp_path):
 def test_equal_models_and_missing_prompts_are_refused(folder, tmp_path):
     with pytest.raises(RunFolderError, match="is the main model too: pass another --small"):
         study(folder, tmp_path).run("small")
-    for data in (Data(space="s.whet"), Data(space="s.toml", prompts="p.jsonl")):
+    for data in (EvalData(space="s.whet"), EvalData(space="s.toml", prompts="p.jsonl")):
         with pytest.raises(SourceError, match="pass SPACE and --prompts"):
             find_data(tmp_path, data, None, None, None, False, progress=False)
 
@@ -101,9 +101,11 @@ def test_equal_models_and_missing_prompts_are_refused(folder, tmp_path):
 def test_quick_uses_about_a_dozen_prompts(folder, tmp_path):
     paths = (folder / "space", str(folder / "prompts.jsonl"))
     options = [(None, False), (None, True), (2, True)]
-    data = [find_data(tmp_path, Data(), *paths, k, quick, progress=False) for k, quick in options]
+    data = [
+        find_data(tmp_path, EvalData(), *paths, k, quick, progress=False) for k, quick in options
+    ]
     assert [d.per_set for d in data] == [20, 6, 2]
-    own = Data(space=data[0].space, prompts=data[0].prompts, per_set=3)
+    own = EvalData(space=data[0].space, prompts=data[0].prompts, per_set=3)
     assert find_data(tmp_path, own, Path("x.toml"), None, None, False, progress=False) == own
 
 

@@ -7,10 +7,9 @@ from support import tiny_models
 
 from whet.data.documents import Document
 from whet.evaluate.config import EvalConfig
-from whet.evaluate.dataset import Data
+from whet.evaluate.dataset import EvalData
 from whet.evaluate.results import Run
-from whet.evaluate.runner import evaluate
-from whet.evaluate.worker_pool import WorkerPool
+from whet.evaluate.runner import WorkerPool, evaluate
 from whet.space.space import DataSpace
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
@@ -34,15 +33,16 @@ def write(path, records):
     return path
 
 
-def switches(world, **changes):
-    small = {"n": 4, "k": 10, "score_at": (0, 2), "lr": 1e-2}
-    return EvalConfig(**{"model": str(world / "model"), **small, **changes})
+def config(world, **settings):
+    """A small configuration; `settings` by their flat names."""
+    small = {"model": str(world / "model"), "n": 4, "k": 10, "eval_steps": (0, 2)}
+    small |= {"adapter": "full", "lr": 1e-2}
+    return EvalConfig.from_table(small | settings)
 
 
 def run(world, out, *, per_set=0, workers=1, ray=None, prompts=None, **changes):
     prompts = prompts or world / "prompts.jsonl"
-    data = Data(space=str(world / "space"), prompts=str(prompts), per_set=per_set)
-    with WorkerPool(workers) as processes:
-        own = switches(world, **changes)
-        evaluate(data, out, own, processes=processes, ray=ray, progress=False)
+    data = EvalData(space=str(world / "space"), prompts=str(prompts), per_set=per_set)
+    with WorkerPool(workers) as pool:
+        evaluate(data, out, config(world, **changes), workers=pool, ray=ray, progress=False)
     return Run.open(out)

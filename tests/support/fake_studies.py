@@ -26,12 +26,14 @@ def percent_of(name, method, prompt, step):
 
 def run(folder, name, *, methods, prompts=9, model="whet-nano", percent=percent_of, picks=None):
     """A run of `methods` with bits of `percent(name, method, prompt, step)` of the base."""
-    switches = EvalConfig(model=model, methods=methods, n=STEPS[-1], score_at=STEPS)
+    config = EvalConfig.from_table(
+        {"model": model, "methods": methods, "n": STEPS[-1], "eval_steps": STEPS}
+    )
     folder = folder / name
     folder.mkdir(parents=True)
     space = {"documents": 40, "embedder": "hashing", "sha256": "0"}
     meta = {
-        "format": FORMAT, "switches": switches.record(), "space": space, "adaptations": {},
+        "format": FORMAT, "config": config.to_table(), "space": space, "adapters": {},
         "prompts": "sha256:0",
     }  # fmt: skip
     (folder / META).write_text(json.dumps(meta))

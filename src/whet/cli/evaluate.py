@@ -2,20 +2,14 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from whet.cli.options import JSON, PATH, QUIET, RAY, Command, Space, emit, print_tables, read_text
+from whet.cli.options import JSON, PATH, QUIET, RAY, Command, Space, print_tables
 
-MIN_GAIN = click.option(
-    "--min-gain-per-second",
-    default=0.0,
-    show_default=True,
-    help="Advice: bits per byte that a second of adaptation must save.",
-)
 DROP_LEAKS = click.option(
     "--drop-leaks", is_flag=True, help="Leave out prompts that are in the data space, or nearly so."
 )
@@ -32,45 +26,37 @@ DROP_LEAKS = click.option(
 @click.option("--config", type=PATH, help="TOML file with data and options: see docs/protocol.md.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Set one option of the configuration; repeatable.")  # fmt: skip
-@click.option("--advise", metavar="PROMPT",
-              help="Evaluate nothing: recommend a method and a number of steps for PROMPT, from "
-              "the run in --out.")  # fmt: skip
-@MIN_GAIN
 @DROP_LEAKS
 @JSON
 @QUIET
 def evaluate(
     space: Path | str, prompts: str | None, out: Path, per_set: int | None, workers: int,
-    ray: str | None, config: Path | None, overrides: tuple[str, ...], advise: str | None,
-    min_gain_per_second: float, drop_leaks: bool, as_json: bool, quiet: bool,
+    ray: str | None, config: Path | None, overrides: tuple[str, ...],
+    drop_leaks: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Score every method on every prompt, in bits per byte. An interrupted run resumes.
 
     A FILE.toml names the data space and the prompts: see examples/.
     """
-    from whet.evaluate.dataset import Config
+    from whet.evaluate.dataset import Experiment
     from whet.evaluate.results import Run
-    from whet.evaluate.runner import evaluate
-    from whet.evaluate.worker_pool import WorkerPool
+    from whet.evaluate.runner import WorkerPool, evaluate
 
     if isinstance(space, Path) and space.suffix == ".toml":
-        read = Config.read(space, overrides)
+        experiment = Experiment.read(space, overrides)
     else:
-        read = Config.read(config, [*overrides, f"data.space={json.dumps(str(space))}"])
+        experiment = Experiment.read(config, [*overrides, f"data.space={json.dumps(str(space))}"])
     data = replace(
-        read.data,
-        prompts=prompts or read.data.prompts,
-        per_set=per_set or read.data.per_set,
+        experiment.data,
+        prompts=prompts or experiment.data.prompts,
+        per_set=per_set or experiment.data.per_set,
     )
-    if data.space and advise is not None:
-        _advise(data.space, out, read_text(advise), min_gain_per_second, drop_leaks, as_json)
-        return
     if not data.space or not data.prompts:
         raise click.UsageError("pass SPACE and --prompts, or a FILE.toml whose [data] names both")
-    with WorkerPool(workers) as processes:
-        evaluate(data, out, read.switches, processes=processes, ray=ray, progress=not quiet)
+    with WorkerPool(workers) as pool:
+        evaluate(data, out, experiment.config, workers=pool, ray=ray, progress=not quiet)
     run = Run.open(out)
-    _print_report(run.without_leaks() if drop_leaks else run, None, as_json)
+    _print_report(run.without_contaminated() if drop_leaks else run, None, as_json)
 
 
 @click.command(cls=Command)
@@ -79,31 +65,27 @@ def evaluate(
 @click.option("--plot", type=PATH, help="Also draw the curves (.png, .svg).")
 @click.option("--html", type=PATH, help="Also write one page with the picks of each prompt.")
 @click.option("--space", type=Space(), metavar="SPACE", help="With --html: show texts from SPACE.")
-@click.option("--view", type=click.Choice(["table", "uncertainty", "cost", "advice"]),
+@click.option("--view", type=click.Choice(["table", "uncertainty", "cost"]),
               default="table", show_default=True, help="What to print.")  # fmt: skip
-@MIN_GAIN
 @DROP_LEAKS
 @JSON
 def report(
     runs: tuple[Path, ...], step: int | None, plot: Path | None, html: Path | None,
-    space: Path | str | None, view: str, min_gain_per_second: float, drop_leaks: bool,
-    as_json: bool,
+    space: Path | str | None, view: str, drop_leaks: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the results of a run: bits per byte as % of the base model's, per set.
 
     Several runs that differ only in their methods are shown next to each other, on the prompts
     they share. Other views: what σ predicts and when to stop (uncertainty), seconds and tokens
-    (cost), when adaptation is worth its time (advice).
+    (cost).
     """
     if space and not html:
         raise click.UsageError("--space requires --html FILE")
-    if step is not None and view == "advice":
-        raise click.UsageError("--step cannot be used with --view advice, which uses all steps")
     from whet.evaluate.report.views import VIEWS
     from whet.evaluate.results import Run, join
 
     run = join([Run.open(run) for run in runs])
-    run = run.without_leaks() if drop_leaks else run
+    run = run.without_contaminated() if drop_leaks else run
     if plot:
         from whet.evaluate.report.render import curves
 
@@ -114,7 +96,7 @@ def report(
     if view == "table":
         _print_report(run, step, as_json)
         return
-    sheets = list(VIEWS[view](run, step, min_gain_per_second))
+    sheets = list(VIEWS[view](run, step))
     if as_json:
         print(json.dumps({sheet.title: sheet.record for sheet in sheets}))
     else:
@@ -160,27 +142,3 @@ def _write_page(run: Any, step: int | None, html: Path, space: Path | str | None
         page(run, step, space=DataSpace.open(space) if space else None), encoding="utf-8"
     )
     print(f"wrote {html}", file=sys.stderr)
-
-
-def _advise(
-    space: str, folder: Path, prompt: str, min_gain: float, drop_leaks: bool, as_json: bool
-) -> None:
-    from whet.adapt.loading import DTYPES
-    from whet.adapt.model import LanguageModel
-    from whet.evaluate.policy import Advisor
-    from whet.evaluate.results import Run
-    from whet.space.space import DataSpace
-
-    run = Run.open(folder)
-    run = run.without_leaks() if drop_leaks else run
-    config = run.meta["switches"]
-    dtype = DTYPES[config.get("dtype", "fp32")]
-    model = LanguageModel.from_pretrained(config["model"], device=config.get("device"), dtype=dtype)
-    plan = Advisor(run, min_gain).plan(DataSpace.open(space), model, prompt)
-    plain = (
-        f"{plan.steps} steps of {plan.method}: {plan.saved:.4f} bits per byte less in "
-        f"{plan.seconds:.2f} s, {plan.saved / plan.seconds:.4f} per second"
-        if plan.steps
-        else "no step: no method saves enough per second"
-    )
-    emit(asdict(plan), as_json, plain)

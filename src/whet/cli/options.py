@@ -35,7 +35,6 @@ RENAMED_OPTIONS = {
     "--public": "--public-label",
     "--texts": "--space",
     "--most": "--max-prompts",
-    "--worth": "--min-gain-per-second",
     "--keys": "--api-keys",
 }
 

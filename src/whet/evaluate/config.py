@@ -1,212 +1,331 @@
-"""The switches of a run and its methods: everything that changes a number, stored with it.
+"""The configuration of an evaluation and of the methods that it compares; stored with every run.
 
-Definitions, and which choice is the paper's: docs/protocol.md.
+The settings of a method are the nested configurations of selection, training, adapter and
+optimizer. Their names are unique, so a TOML file, `--set` and the short form of a method may leave
+out the table: `lam=0.1` is `selection.lam`, `adapter=lora` is `adapter.name`. Definitions, and
+which defaults are the paper's: docs/protocol.md.
 """
 
 import re
-from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from typing import Any, Literal
 
-from whet.adapt.config import PRECISIONS, OptimizerConfig, adapter_config
-from whet.config import parse_fields, parse_override
-from whet.data.filters import Filter, parse
+from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig
+from whet.config import check_choices, config_fields, parse_fields, parse_override, unknown_name
 from whet.maths.arrays import as_count, as_positive
-from whet.select.registry import selector
+from whet.select.config import SelectionConfig
 
-DYNAMIC = "dynamic"  # the method that trains on the query itself and selects nothing
-OF_THE_RUN = (
-    "model",
-    "dtype",
-    "device",
-    "methods",
-    "n",
-    "score_at",
-    "leakage",
-    "chunks",
-    "left_context",
-    "seed",
-)
-OF_METHOD = re.compile(r"""(?:[^,"']|"[^"]*"|'[^']*')+""")  # between commas that are not quoted
-CHOICES = {
-    "leakage": ("split", "whole", "score-first"),
-    "order": ("selected", "reversed", "shuffled", "length"),
-    "long_texts": ("first", "chunks", "random"),
-    "use": ("steps", "context", "both"),
-    "sign": ("own", "both", "positive"),
-    "duplicates": ("kept", "dropped"),
-    "dtype": PRECISIONS,
-    "candidates": ("dense", "bm25", "hybrid"),
+DYNAMIC = "dynamic"  # the short form of the method that trains on the query itself
+NESTED: dict[str, type] = {
+    "selection": SelectionConfig,
+    "training": TrainingConfig,
+    "adapter": AdapterOptions,
+    "optimizer": OptimizerConfig,
 }
+SHORT_FORM = re.compile(r"([\w-]+)(?:\((.+)\))?")
+SETTING = re.compile(r"""(?:[^,"']|"[^"]*"|'[^']*')+""")  # between commas that are not quoted
+
+Use = Literal["steps", "context", "both"]
+Duplicates = Literal["keep", "drop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodConfig:
+    """One method of an evaluation: how documents are selected and how the model learns from them.
+
+    >>> EvalConfig().method("sift(lam=0.1, adapter=lora)").adapter.name
+    'lora'
+    """
+
+    name: str
+    """Name of the method in tables and files."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """How documents are selected."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How they become gradient steps."""
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    """What is trained."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How a gradient becomes a step."""
+    use: Use = "steps"
+    """What the selected documents are used for: gradient steps, context (in-context learning), or
+    both."""
+    duplicates: Duplicates = "keep"
+    """Whether near-duplicates of the prompt stay among the candidates: `keep` or `drop`."""
+    train_on: Literal["documents", "query"] = "documents"
+    """Train on the selected documents, or on the query itself (dynamic evaluation)."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not self.name:
+            raise ValueError("name of a method is empty: expected a text")
+        if not isinstance(self.selection.where, str | None):
+            raise ValueError(f"where is {self.selection.where!r}: expected a text, to be stored")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
-    """Everything that changes a run's numbers; stored with them."""
+    """Everything that changes the numbers of a run.
+
+    The nested configurations, `use` and `duplicates` are the defaults of all methods.
+
+    >>> EvalConfig.from_table({"n": 20, "methods": ["nearest", "sift(0.1)"]}).steps
+    (0, 1, 2, 5, 10, 20)
+    """
 
     model: str = "whet-nano"
     """Bundled model, folder, or Hugging Face id."""
-    dtype: str = "fp32"
-    """Precision that the model computes in; what is trained is kept in fp32."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the model's computations; trained weights are kept in fp32."""
     device: str | None = None
-    """Where the model runs, as cpu or cuda:1; none for a GPU if there is one."""
-    methods: tuple[str, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
-    """Methods compared: see `method`."""
-    n: int = 50
-    """Texts selected for a prompt, one gradient step each."""
-    score_at: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
-    """Steps after which the text is scored; those beyond n are left out, n itself is added."""
-    leakage: str = "split"
-    """split: the first half is the query, the second is scored. whole: the text is both.
-    score-first: each chunk is scored by a model that was adapted to the text before it."""
+    """Device of the model, such as cpu or cuda:1 [default: a GPU if there is one]."""
+    methods: tuple[str | MethodConfig, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
+    """Methods that are compared: names of selectors, `dynamic`, each with its own settings in
+    brackets, such as `sift(lam=0.1)`; or complete `MethodConfig`s."""
+    eval_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
+    """Steps after which the text is scored; those beyond n are skipped, n is always scored."""
+    leakage: Literal["split", "whole", "score-first"] = "split"
+    """What of the scored text is known when documents are selected. `split`: the first half of a
+    document is the query, the second half is scored. `whole`: the document is both. `score-first`:
+    each chunk is scored by a model that was adapted for the text before it."""
     chunks: int = 4
-    """With score-first: the number of chunks, of equal length."""
+    """Number of chunks of equal length with `score-first`."""
     left_context: bool = True
-    """Whether the model reads, unscored, what of the document comes before the scored text."""
-    seed: int = 0
-    """Of the methods that draw, and of a shuffled order; joined with the prompt's id."""
-    k: int = 200
-    """Candidates nearest the query, or as many as there are; a method's own must be there."""
-    candidates: str = "dense"
-    """Who nominates them: vectors, bm25 (the query's words) or hybrid (both)."""
-    where: str | None = None
-    """What a candidate must pass, as `set == "github" and year >= 2010`."""
-    sign: str = "own"
-    """Nearest by |cosine| (both), by cosine (positive), or as the selector is made for (own)."""
-    lam: float = 0.01
-    """λ' of the selector."""
-    alpha: float | None = None
-    """Stop before the first step m with σ_m > 1 / (α m): ADAPTIVE SIFT(α); none takes all steps."""
-    duplicates: str = "kept"
-    """Near-duplicates of the prompt among the candidates: kept or dropped."""
+    """Whether the model reads, unscored, the part of the document before the scored text."""
     near_cosine: float = 0.95
-    """A text whose cosine to the prompt is at least this is a near-duplicate of it."""
+    """A document is a near-duplicate of a prompt if its cosine to it is at least this."""
     near_overlap: float = 0.5
-    """So is one that holds at least this share of the 13-grams of the prompt's words."""
-    order: str = "selected"
-    """Order of the gradient steps: selected, reversed, shuffled, or length (shortest first)."""
-    use: str = "steps"
-    """What the texts are for: gradient steps, context in front of the prompt, or both."""
-    mode: str = "full"
-    """What is trained: full, lora or head."""
-    lr: float | None = None
-    """Learning rate; none for the model's tuned one, or else the mode's."""
-    rank: int | None = None
-    """Rank of LoRA."""
-    optimizer: str = "adam"
-    """Update rule: adam, adamw or sgd."""
-    beta1: float = 0.9
-    """Decay of Adam's first moment."""
-    beta2: float = 0.999
-    """Decay of Adam's second moment."""
-    eps: float = 1e-8
-    """Adam's denominator floor."""
-    weight_decay: float = 0.0
-    """Weight decay."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 for none."""
-    texts_per_update: int = 1
-    """Texts in one update, on their mean gradient; the learning rate grows to match."""
-    reuse: int = 1
-    """Steps in a row on one text that share the first one's gradient: `hull(reuse=2)` is HullFT."""
-    long_texts: str = "first"
-    """Of a text beyond the context: its first tokens, chunks (an update on each), or a random
-    one."""
-    carry: bool = False
-    """Keep the optimiser's state from prompt to prompt; then the run is one process's, in order."""
+    """A document is a near-duplicate of a prompt if it contains at least this share of its
+    13-grams of words."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """How documents are selected; each method names its own selector."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How they become gradient steps. The seed is combined with the id of the prompt, and is also
+    that of randomized selectors."""
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    """What is trained."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How a gradient becomes a step."""
+    use: Use = "steps"
+    """See `MethodConfig`."""
+    duplicates: Duplicates = "keep"
+    """See `MethodConfig`."""
 
     def __post_init__(self) -> None:
-        as_count(self.n, "n")
-        as_count(self.k, "k")
-        as_count(self.texts_per_update, "texts_per_update")
-        as_count(self.reuse, "reuse")
-        as_positive(self.lam, "lam")
+        check_choices(self)
+        as_count(self.selection.n, "n")
         as_positive(self.near_overlap, "near_overlap")
-        self.filter()
         if self.chunks < 2:
             raise ValueError(f"chunks is {self.chunks}: expected at least 2")
-        if self.alpha is not None:
-            as_positive(self.alpha, "alpha")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}: expected {' or '.join(allowed)}"
-                )
         if not self.methods:
             raise ValueError("methods is empty: expected at least one")
-        if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods is {list(self.methods)}: expected each once")
-        _ = self.optimizer_config
-        adapter_config(self.mode, lr=self.lr, r=self.rank)
-        for spelled in self.methods:
-            self.method(spelled)
+        if len(set(self.method_names)) < len(self.methods):
+            raise ValueError(f"methods is {list(self.method_names)}: expected each name once")
+        for method in self.method_configs:
+            self._check(method)
 
-    def method(self, spelled: str) -> "Method":
-        """What `spelled` means in this run.
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], source: str = "configuration") -> "EvalConfig":
+        """The configuration that a TOML file gives: nested tables, flat names, or both.
 
-        The name of a selector, or `dynamic` (gradient steps on the query itself), and in brackets
-        the switches that are its own: `sift`, `sift(0.1)` for λ', `sift(alpha=0.25)`,
-        `nearest(order=reversed)`, `sift(mode=lora, lr=5e-4)`, `sift(use=context)` for in-context
-        learning. The switches of the prompts and the scoring are the run's alone.
+        Args:
+            table: Settings; an item of `methods` is a short form or a table with a `name`.
+            source: Where the table comes from, for error messages.
 
         Raises:
-            ValueError: If it names no method, or no switch or value of one.
+            ValueError: If a name is unknown or set twice, or a value is wrong.
         """
-        match = re.fullmatch(r"([\w-]+)(?:\((.+)\))?", spelled)
-        if not match:
-            raise ValueError(f"method is {spelled!r}: expected a selector, as in sift or sift(0.1)")
-        name, own = match[1], dict[str, Any]()
-        if name != DYNAMIC:
-            selector(name)
-        for item in OF_METHOD.findall(match[2] or ""):
-            line = item.strip() if "=" in item else f"lam={item.strip()}"
-            new = parse_override(line, spelled)
-            if again := own.keys() & new.keys():
-                raise ValueError(f"method {spelled!r} sets {again.pop()} twice")
-            own |= new
-        if of_run := sorted(own.keys() & set(OF_THE_RUN)):
-            raise ValueError(f"method {spelled!r} sets {of_run[0]}, which is of the whole run")
-        if not own:
-            return self._method(name)
-        return replace(self, methods=(name,), **parse_fields(EvalConfig, own, spelled))._method(
-            name
-        )
+        settings = flat_settings(table, source)
+        if "selector" in settings:
+            raise ValueError(f"{source}: selector is chosen by each method: name it in methods")
+        methods = settings.pop("methods", list(cls().methods))
+        if not isinstance(methods, list | tuple):
+            raise ValueError(f"methods is {methods!r}: expected a list of names or tables")
+        config = cls(**_parsed(cls, settings, source, cls()))
+        items = (item if isinstance(item, str) else config.method(item) for item in methods)
+        return replace(config, methods=tuple(items))
 
-    def _method(self, name: str) -> "Method":
-        if name == DYNAMIC and self.leakage == "whole":
-            raise ValueError(
-                "method dynamic trains on the query, which with leakage 'whole' is the scored "
-                "text: expected leakage split or score-first"
-            )
-        return Method(name, self)
+    def method(self, method: Any) -> MethodConfig:
+        """The configuration of one method, with the run's defaults for what it leaves out.
 
-    def filter(self) -> Filter | None:
-        """`where`, read."""
-        return None if self.where is None else parse(self.where)
+        The short form is the name of a selector, or `dynamic`, with settings in brackets, where a
+        bare number is `lam`: `sift`, `sift(0.1)`, `sift(adapter=lora, lr=5e-4)`,
+        `nearest(order=reversed)`. A table has a `name` and settings; with `selector` or `train_on`
+        among them the name is free, otherwise it must be a short form.
+
+        Raises:
+            ValueError: If there is no such method, setting or value.
+        """
+        if isinstance(method, MethodConfig):
+            return method
+        table = dict(method) if isinstance(method, Mapping) else {"name": method}
+        name = table.pop("name", None)
+        if not isinstance(name, str):
+            raise ValueError(f"methods has {method!r}: expected a name, or a table with a name")
+        settings = flat_settings(table, f"method {name!r}", MethodConfig)
+        if not settings.keys() & {"selector", "train_on"}:
+            short = _parse_short_form(name)
+            if twice := sorted(short.keys() & settings.keys()):
+                raise ValueError(f"method {name!r} sets {twice[0]} twice")
+            settings |= short
+        if "n" in settings:
+            raise ValueError(f"method {name!r} sets n, which applies to the whole run")
+        return MethodConfig(name=name, **_parsed(MethodConfig, settings, f"method {name!r}", self))
+
+    def with_settings(self, **settings: Any) -> "EvalConfig":
+        """A copy in which `settings`, by their flat names, apply to the run and its methods.
+
+        >>> EvalConfig().with_settings(n=5, lam=0.1).method("sift").selection.lam
+        0.1
+        """
+        return EvalConfig.from_table(flat_settings(self.to_table(), "settings") | settings)
 
     @property
-    def optimizer_config(self) -> OptimizerConfig:
-        return OptimizerConfig(
-            name=cast(Any, self.optimizer), beta1=self.beta1, beta2=self.beta2, eps=self.eps,
-            weight_decay=self.weight_decay, max_grad_norm=self.clip,
-        )  # fmt: skip
+    def method_names(self) -> tuple[str, ...]:
+        """The methods' names, in order."""
+        return tuple(m if isinstance(m, str) else m.name for m in self.methods)
 
     @property
-    def carries(self) -> bool:
-        """Whether a method's numbers depend on the prompts before."""
-        return any(self.method(spelled).switches.carry for spelled in self.methods)
+    def method_configs(self) -> tuple[MethodConfig, ...]:
+        """The complete configurations of the methods, in order."""
+        return tuple(self.method(method) for method in self.methods)
+
+    @property
+    def persists_optimizer(self) -> bool:
+        """Whether some method's numbers depend on earlier prompts."""
+        return any(method.training.persist_optimizer for method in self.method_configs)
 
     @property
     def steps(self) -> tuple[int, ...]:
         """The steps that are scored, ascending, from 0 to n."""
-        return tuple(sorted({0, self.n, *(s for s in self.score_at if 0 <= s <= self.n)}))
+        n = self.selection.n
+        return tuple(sorted({0, n, *(step for step in self.eval_steps if 0 <= step <= n)}))
 
-    def record(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+    def to_table(self) -> dict[str, Any]:
+        """The table that `from_table` reads, as JSON values; methods by what they set themselves."""
+        table = asdict(replace(self, methods=("sift",)))
+        table["methods"] = [
+            m if isinstance(m, str) else self._own_settings(m) for m in self.methods
+        ]
+        del table["selection"]["selector"]
+        return {name: _as_json(value) for name, value in table.items()}
+
+    def _own_settings(self, method: MethodConfig) -> dict[str, Any]:
+        common, settings = flat_values(self) | {"train_on": "documents"}, flat_values(method)
+        own = {name: value for name, value in settings.items() if common[name] != value}
+        return {"name": method.name, "selector": method.selection.selector} | own
+
+    def _check(self, method: MethodConfig) -> None:
+        if method.selection.n != self.selection.n:
+            raise ValueError(
+                f"method {method.name!r} has n {method.selection.n}, but n is {self.selection.n} "
+                "for the whole run"
+            )
+        if method.train_on == "query" and self.leakage == "whole":
+            raise ValueError(
+                f"method {method.name!r} trains on the query, which with leakage 'whole' is the "
+                "scored text: expected leakage split or score-first"
+            )
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A selector, or `dynamic`, and the switches it runs under."""
+def flat_settings(table: Mapping[str, Any], source: str, kind: type = EvalConfig) -> dict[str, Any]:
+    """The settings in `table` by their flat names, whether it nests them or not.
 
-    name: str
-    switches: EvalConfig
+    >>> flat_settings({"n": 5, "selection": {"lam": 0.1}, "adapter": {"name": "lora"}}, "--set")
+    {'n': 5, 'lam': 0.1, 'adapter': 'lora'}
+
+    Raises:
+        ValueError: If a name is unknown or set twice.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in NESTED and isinstance(value, dict):
+            known = [f.name for f in config_fields(NESTED[key])]
+            for name in value:
+                if name not in known:
+                    raise ValueError(f"{source} [{key}]: {unknown_name(name, known)}")
+            part = {_flat_name(key, name): setting for name, setting in value.items()}
+        else:
+            _check_known(key, value, source, kind)
+            part = {key: value}
+        if twice := sorted(part.keys() & settings.keys()):
+            raise ValueError(f"{source} sets {twice[0]} twice")
+        settings |= part
+    return settings
+
+
+def flat_values(config: EvalConfig | MethodConfig) -> dict[str, Any]:
+    """Every setting of a configuration by its flat name, without methods and names."""
+    values: dict[str, Any] = {}
+    for outer in fields(config):
+        value = getattr(config, outer.name)
+        if outer.name in NESTED:
+            values |= {
+                _flat_name(outer.name, f.name): getattr(value, f.name) for f in fields(value)
+            }
+        elif outer.name not in ("methods", "name"):
+            values[outer.name] = value
+    return values
+
+
+def _parse_short_form(text: str) -> dict[str, Any]:
+    """The settings, by their flat names, of a method in its short form."""
+    match = SHORT_FORM.fullmatch(text)
+    if not match:
+        raise ValueError(f"method is {text!r}: expected a selector, such as sift or sift(0.1)")
+    settings = {"train_on": "query"} if match[1] == DYNAMIC else {"selector": match[1]}
+    for item in SETTING.findall(match[2] or ""):
+        line = item.strip() if "=" in item else f"lam={item.strip()}"
+        setting = flat_settings(parse_override(line, text), f"method {text!r}", MethodConfig)
+        if twice := sorted(settings.keys() & setting.keys()):
+            raise ValueError(f"method {text!r} sets {twice[0]} twice")
+        settings |= setting
+    return settings
+
+
+def _parsed(
+    kind: type, settings: dict[str, Any], source: str, defaults: "EvalConfig | MethodConfig"
+) -> dict[str, Any]:
+    """The fields of `kind` that flat `settings` give, with `defaults` for the nested ones."""
+    own = {f.name for f in fields(kind)} - NESTED.keys()
+    values = parse_fields(kind, {n: v for n, v in settings.items() if n in own}, source)
+    for name in ("use", "duplicates"):
+        values.setdefault(name, getattr(defaults, name))
+    for section, nested in NESTED.items():
+        names = {_flat_name(section, f.name): f.name for f in fields(nested)}
+        part = {names[name]: value for name, value in settings.items() if name in names}
+        changed = parse_fields(nested, part, source)
+        values[section] = replace(getattr(defaults, section), **changed)
+    return values
+
+
+def _check_known(name: str, value: Any, source: str, kind: type) -> None:
+    known = _flat_names(kind)
+    if name in known:
+        return
+    if name in NESTED:
+        raise ValueError(f"{source}: {name} is {value!r}: expected a table")
+    if kind is MethodConfig and name in _flat_names(EvalConfig):
+        raise ValueError(f"{source} sets {name}, which applies to the whole run")
+    raise ValueError(f"{source}: {unknown_name(name, known)}")
+
+
+@cache
+def _flat_names(kind: type) -> tuple[str, ...]:
+    """The names that may stand in a table of `kind` outside the nested tables."""
+    own = [f.name for f in fields(kind) if f.name not in NESTED]
+    for section, nested in NESTED.items():
+        own += [_flat_name(section, f.name) for f in fields(nested)]
+    return tuple(own)
+
+
+def _flat_name(section: str, name: str) -> str:
+    return section if name == "name" else name
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_json(item) for name, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value

@@ -17,10 +17,11 @@ import numpy as np
 
 from whet.data.documents import Document
 from whet.evaluate.config import EvalConfig
-from whet.evaluate.dataset import Data
+from whet.evaluate.dataset import EvalData
 from whet.evaluate.report.render import curves
 from whet.evaluate.results import Run
 from whet.evaluate.runner import evaluate
+from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "__pycache__"}
@@ -40,7 +41,9 @@ def demo(
 
     Leaves a data space, the prompts, a run and its curves in `out`; goes on where it stopped.
     """
-    switches = EvalConfig(model=model, n=n, score_at=(0, 1, 2, 5, 10, 20))
+    config = EvalConfig(
+        model=model, eval_steps=(0, 1, 2, 5, 10, 20), selection=SelectionConfig(n=n)
+    )
     library = Path(sysconfig.get_path("stdlib"))
     held_out = choose(library, files)
     out.mkdir(parents=True, exist_ok=True)
@@ -53,8 +56,8 @@ def demo(
         for path in held_out:
             name = str(path.relative_to(library))
             file.write(json.dumps({"id": name, "text": source(path)[:LONGEST]}) + "\n")
-    data = Data(space=str(space), prompts=str(prompts))
-    evaluate(data, out / "run", switches, progress=progress)
+    data = EvalData(space=str(space), prompts=str(prompts))
+    evaluate(data, out / "run", config, progress=progress)
     curves(Run.open(out / "run"), out / "curves.png")
 
 

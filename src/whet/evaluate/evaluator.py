@@ -1,4 +1,7 @@
-"""One prompt by every method: select, step, score at the steps asked for, put the weights back."""
+"""Evaluates every method on one prompt: select, train, score after some steps, restore the model.
+
+Definitions: docs/protocol.md.
+"""
 
 import hashlib
 import math
@@ -8,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, cast
+from inspect import signature
+from typing import Any
 
 import numpy as np
 
@@ -19,25 +23,20 @@ from whet.adapt.slots import Slots
 from whet.adapt.updates import Update, plan_updates
 from whet.data.documents import Document
 from whet.errors import AdaptationError, ModelError
-from whet.evaluate.config import DYNAMIC, EvalConfig, Method
+from whet.evaluate.config import DYNAMIC, EvalConfig, MethodConfig
 from whet.evaluate.contamination import find_contamination, near_duplicates
 from whet.evaluate.dataset import Prompt
-from whet.evaluate.incontext import InContext
 from whet.evaluate.provenance import peak_mib
-from whet.evaluate.tasks import ScoringTask
+from whet.evaluate.tasks import InContext, ScoringTask
 from whet.select.config import ResolvedSelection
-from whet.select.registry import SELECTORS, selector
-from whet.select.selection import Selector
 from whet.select.sift import sift
 from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import DataSpace
 
-SEEDED = (SELECTORS["random"],)  # selectors that take a seed
-
 
 @dataclass(slots=True)
 class Row:
-    """What one step of one method did; docs/protocol.md tells the columns."""
+    """One step of one method on one part of a prompt; docs/protocol.md describes the columns."""
 
     method: str
     part: int
@@ -63,14 +62,15 @@ class _Picks:
 
     documents: Sequence[Document]
     sigma: Sequence[float | None]
-    """After 0, 1, … picks of the selection, whatever the order of the steps."""
+    """σ after 0, 1, … picks of the selection, whatever the order of the steps."""
     seconds: dict[str, Any]
-    seed: int
+    """Seconds of embedding, searching and selecting, by the names of the columns."""
+    training: TrainingConfig
 
-    def updates(self, model: LanguageModel, switches: EvalConfig) -> list[Update]:
+    def updates(self, model: LanguageModel) -> list[Update]:
         """The updates of the engine; the id of an example is its document's place in the picks."""
         texts = [(str(place), document.text) for place, document in enumerate(self.documents)]
-        return plan_updates(texts, model, training(switches, self.seed))
+        return plan_updates(texts, model, self.training)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,25 +123,33 @@ class _Steps:
 
 
 class Evaluator:
-    """Evaluates prompts under one set of switches; writes nothing."""
+    """Evaluates prompts under one configuration; writes nothing to disk."""
 
-    def __init__(self, space: DataSpace, model: LanguageModel, switches: EvalConfig) -> None:
-        self._space, self._model, self._switches = space, model, switches
-        self._methods = {spelled: switches.method(spelled) for spelled in switches.methods}
-        self.adaptations = {
-            spelled: model.adapter_config(m.switches.mode, lr=m.switches.lr, r=m.switches.rank)
-            for spelled, m in self._methods.items()
+    def __init__(self, space: DataSpace, model: LanguageModel, config: EvalConfig) -> None:
+        """Checks the configuration against the data space and the model.
+
+        Raises:
+            ValueError: If `lam` or `stop_alpha` of a method is `auto`, fewer than `k` documents
+                pass its filter, or an adapter has no such option.
+        """
+        self._space, self._model, self._config = space, model, config
+        self._methods = {method.name: method for method in config.method_configs}
+        self.adapters = {
+            name: model.adapter_config(method.adapter.name, **method.adapter.options)
+            for name, method in self._methods.items()
         }
-        for method in (switches, *(m.switches for m in self._methods.values())):
-            own = None if method.k == switches.k else method.k  # the run's may exceed the space
-            space.resolve_k(own, method.filter())  # refuses it, or a filter that nothing passes
-            training(method, 0)  # refuses what does not go together
-        some = space.vectors(space.rows[: switches.k])
-        sift(np.ones(space.dimension), some, 1)  # compiling is no prompt's cost
-        self._slots: dict[object, Slots] = {}  # by what they train and how
+        self._retrievers = {
+            name: Retriever(space, ResolvedSelection.of(method.selection))
+            for name, method in self._methods.items()
+            if method.train_on == "documents"
+        }
+        space.resolve_k(config.selection.k)
+        sample = space.vectors(space.rows[:200])
+        sift(np.ones(space.dimension), sample, 1)  # compiled before any prompt is timed
+        self._slots: dict[object, Slots] = {}
 
     def record(self, prompt: Prompt) -> dict[str, Any]:
-        """Every method on one prompt, as the run keeps it; where that fails, the error."""
+        """The results of every method on one prompt as JSON values; if that fails, the error."""
         record: dict[str, Any] = {"prompt": prompt.document.id, "set": prompt.set}
         try:
             return record | self._measure(prompt.document)
@@ -149,87 +157,89 @@ class Evaluator:
             return record | {"error": str(error)}
 
     def _measure(self, document: Document) -> dict[str, Any]:
-        tasks, start = ScoringTask.of(document.text, self._switches), time.perf_counter()
+        tasks, start = ScoringTask.of(document.text, self._config), time.perf_counter()
         bases = [self._model.score(task.text, context=task.context) for task in tasks]
         base_s, rows = time.perf_counter() - start, list[Row]()
         if not all(math.isfinite(base.bits) for base in bases):
             raise ModelError("the base model's score is not finite: load it as fp32")
-        for spelled in self._methods:
+        for name, method in self._methods.items():
             for part, (task, base) in enumerate(zip(tasks, bases, strict=True)):
-                blank = Row(spelled, part, base.bytes, base.bits)
-                rows += self._trial(blank, document, task)
-        last, scored = tasks[-1].query, "".join(task.text for task in tasks)
-        leak = find_contamination(self._space, last, scored, document.text, self._switches)
-        query = self._model.score(last)
+                blank = Row(name, part, base.bytes, base.bits)
+                rows += self._run_method(blank, method, document, task)
+        query, text = tasks[-1].query, "".join(task.text for task in tasks)
+        contamination = find_contamination(self._space, query, text, document.text, self._config)
+        query_score = self._model.score(query)
         return {
             "parts": len(tasks),
             "bytes": sum(base.bytes for base in bases),
             "base_bits": sum(base.bits for base in bases),
             "base_s": base_s,
-            "query_bytes": query.bytes,
-            "query_bits": query.bits,
-            "exact": leak.exact,
-            "near": leak.near,
-            "cosine": leak.cosine,
-            "overlap": leak.overlap,
-            "cosines": leak.cosines.tolist(),
+            "query_bytes": query_score.bytes,
+            "query_bits": query_score.bits,
+            "exact": contamination.exact,
+            "near": contamination.near,
+            "cosine": contamination.cosine,
+            "overlap": contamination.overlap,
+            "cosines": contamination.cosines.tolist(),
             "peak_mib": peak_mib(),
             "rows": {f.name: [getattr(row, f.name) for row in rows] for f in fields(Row)},
         }
 
-    def _trial(self, blank: Row, document: Document, task: ScoringTask) -> list[Row]:
+    def _run_method(
+        self, blank: Row, method: MethodConfig, document: Document, task: ScoringTask
+    ) -> list[Row]:
         """One method on one task, from the row of step 0 to that of step n."""
-        method = self._methods[blank.method]
         rows = [replace(blank, bits=blank.base_bits)]
         if task.query:
-            picks = self._picks(method, document, task)
+            picks = self._pick(method, document, task)
             rows = [replace(rows[0], sigma=picks.sigma[0], **picks.seconds)]
             rows += self._use(blank, method, picks, task)
         last = rows[-1]
-        for step in method.switches.steps:  # who stops early keeps what is reached
+        for step in self._config.steps:  # after an early stop the score stays the same
             if step > last.step:
                 rows.append(replace(blank, step=step, bits=last.bits, sigma=last.sigma))
         return rows
 
-    def _picks(self, method: Method, document: Document, task: ScoringTask) -> _Picks:
-        switches = method.switches
-        seed = prompt_seed(switches.seed, document.id)
-        if method.name == DYNAMIC:
-            documents = [Document(DYNAMIC, task.query, {})] * switches.n
-            return _Picks(documents, [None] * (switches.n + 1), {}, seed)
-        choose = chooser(method, seed)
-        found = retriever(self._space, method, seed).select(task.query, switches.n)
-        if switches.duplicates == "dropped":
-            found = self._without_duplicates(found, choose, task, document.text, switches)
-        if switches.alpha is not None:
-            found = found.stop_at(switches.alpha)
-        documents = list(found.documents)
-        seconds = {f"{phase}_s": found.seconds[phase] for phase in ("embed", "search", "select")}
-        return _Picks(documents, found.selection.sigma.tolist(), seconds, seed)
+    def _pick(self, method: MethodConfig, document: Document, task: ScoringTask) -> _Picks:
+        seed = prompt_seed(method.training.seed, document.id)
+        training = replace(method.training, seed=seed)
+        if method.train_on == "query":
+            n = method.selection.n
+            return _Picks([Document(DYNAMIC, task.query, {})] * n, [None] * (n + 1), {}, training)
+        retriever = self._retrievers[method.name]
+        if "seed" in signature(retriever.selector).parameters:
+            seeded: Any = retriever.selector
+            retriever = Retriever(
+                self._space, retriever.config, selector=partial(seeded, seed=seed)
+            )
+        retrieval = retriever.select(task.query)
+        if method.duplicates == "drop":
+            retrieval = self._drop_duplicates(retrieval, retriever, task, document.text)
+        seconds = {f"{name}_s": retrieval.seconds[name] for name in ("embed", "search", "select")}
+        return _Picks(retrieval.documents, retrieval.selection.sigma.tolist(), seconds, training)
 
-    def _without_duplicates(
-        self,
-        found: Retrieval,
-        choose: Selector,
-        task: ScoringTask,
-        whole: str,
-        switches: EvalConfig,
+    def _drop_duplicates(
+        self, retrieval: Retrieval, retriever: Retriever, task: ScoringTask, whole: str
     ) -> Retrieval:
-        """Selected again from the candidates that are no near-duplicates of the prompt."""
-        near = near_duplicates(self._space, found.candidates, task.text, whole, switches)
-        kept, start = np.flatnonzero(~near), time.perf_counter()
-        vectors = found.candidates.vectors[kept]
-        selection = choose(found.query, vectors, switches.n, lam=switches.lam)
-        seconds = found.seconds | {"select": time.perf_counter() - start}
-        rows = found.candidates.rows[kept][selection.indices]
+        """Selects again, among the candidates that are not near-duplicates of the prompt."""
+        candidates, config = retrieval.candidates, retriever.config
+        near = near_duplicates(self._space, candidates, task.text, whole, self._config)
+        remaining, start = np.flatnonzero(~near), time.perf_counter()
+        vectors = candidates.vectors[remaining]
+        selection = retriever.selector(retrieval.query, vectors, config.n, lam=config.lam)
+        seconds = retrieval.seconds | {"select": time.perf_counter() - start}
+        rows = candidates.rows[remaining][selection.indices]
         documents = tuple(self._space.documents(rows))
-        return replace(found, documents=documents, rows=rows, selection=selection, seconds=seconds)
+        again = replace(
+            retrieval, documents=documents, rows=rows, selection=selection, seconds=seconds
+        )
+        return again if config.stop_alpha is None else again.stop_at(config.stop_alpha)
 
-    def _use(self, blank: Row, method: Method, picks: _Picks, task: ScoringTask) -> list[Row]:
+    def _use(self, blank: Row, method: MethodConfig, picks: _Picks, task: ScoringTask) -> list[Row]:
         """Train on each document, put it into the context, or both; score at the chosen steps."""
-        switches, start = method.switches, time.perf_counter()
-        steps = _Steps.plan(blank, picks, picks.updates(self._model, switches))
-        in_context = None if switches.use == "steps" else InContext(self._model, task)
+        start = time.perf_counter()
+        steps = _Steps.plan(blank, picks, picks.updates(self._model))
+        in_context = None if method.use == "steps" else InContext(self._model, task)
         done = 0
 
         def score_reached(taken: int, session: AdaptationSession | None) -> None:
@@ -238,17 +248,17 @@ class Evaluator:
             for row in steps.rows[done:reached]:
                 if session:
                     row.train_s = time.perf_counter() - start
-                if row.step in switches.steps or row is steps.rows[-1]:
+                if row.step in self._config.steps or row is steps.rows[-1]:
                     start = time.perf_counter()
                     row.bits = _score(self._model, session, in_context, task, steps, row).bits
                     row.score_s = time.perf_counter() - start
                 start = time.perf_counter()
             done = max(done, reached)
 
-        if switches.use == "context":
+        if method.use == "context":
             score_reached(0, None)
             return steps.rows
-        with self._session(blank.method, picks.seed) as session:
+        with self._session(method, picks.training) as session:
 
             def after_update(number: int) -> None:
                 update = steps.updates[number - 1]
@@ -261,64 +271,22 @@ class Evaluator:
         return steps.rows
 
     @contextmanager
-    def _session(self, spelled: str, seed: int) -> Iterator[AdaptationSession]:
+    def _session(
+        self, method: MethodConfig, training: TrainingConfig
+    ) -> Iterator[AdaptationSession]:
         """The model at the start of a method; a persistent optimizer keeps its state."""
-        switches, adaptation = self._methods[spelled].switches, self.adaptations[spelled]
-        optimizer = switches.optimizer_config
-        kind = spelled if switches.carry else (adaptation, optimizer)
+        adapter, optimizer = self.adapters[method.name], method.optimizer
+        kind = method.name if training.persist_optimizer else (adapter, optimizer)
         if kind not in self._slots:
-            self._slots[kind] = Slots(self._model, adaptation, optimizer)
+            self._slots[kind] = Slots(self._model, adapter, optimizer)
         slots = self._slots[kind]
         with slots.attached():
-            yield AdaptationSession(slots, training=training(switches, seed))
+            yield AdaptationSession(slots, training=training)
 
 
 def prompt_seed(seed: int, prompt: str) -> int:
     """The seed of one prompt: of the run's `seed` and the prompt's id."""
     return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8])
-
-
-def retriever(space: DataSpace, method: Method, seed: int = 0) -> Retriever:
-    """What selects for a method that is no `dynamic`; `seed` is a prompt's, for who draws.
-
-    Raises:
-        ValueError: If no document passes the method's filter.
-    """
-    switches, where = method.switches, method.switches.filter()
-    k = min(switches.k, len(space) if where is None else max(1, space.store.count(where)))
-    metrics: Any = {"own": "auto", "both": "abs_cosine", "positive": "cosine"}
-    config = ResolvedSelection(
-        selector=method.name,
-        n=switches.n,
-        k=k,
-        lam=switches.lam,
-        stop_alpha=None,
-        retriever=cast(Any, switches.candidates),
-        metric=metrics[switches.sign],
-        where=where,
-    )
-    return Retriever(space, config, selector=chooser(method, seed))
-
-
-def chooser(method: Method, seed: int) -> Selector:
-    choose: Any = selector(method.name)
-    return partial(choose, seed=seed) if choose in SEEDED else choose
-
-
-def training(switches: EvalConfig, seed: int) -> TrainingConfig:
-    """How the texts of a prompt become updates; `seed` is the prompt's.
-
-    Raises:
-        ValueError: If the switches do not go together.
-    """
-    return TrainingConfig(
-        order=cast(Any, switches.order),
-        batch_size=switches.texts_per_update,
-        gradient_reuse=switches.reuse,
-        persist_optimizer=switches.carry,
-        long_texts=cast(Any, switches.long_texts),
-        seed=seed,
-    )
 
 
 def _score(

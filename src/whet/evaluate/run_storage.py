@@ -1,10 +1,10 @@
-"""A run on disk: each prompt written once, and no crash loses or doubles one.
+"""A run on disk: each prompt is written once, and a crash neither loses nor duplicates one.
 
-A run's folder holds `meta.json`, two Parquet tables (`rows`, `prompts`), and while it is under way
-`journal.jsonl`, a line a prompt, written once and synced. Packing moves the journal into the
-tables: rows first, then prompts, then the journal goes. A prompt that the prompts table names is
-packed; rows of any other prompt, and journal lines of a packed one, are what a crash left behind
-and count for nothing.
+The folder of a run holds `meta.json`, two Parquet tables (`rows`, `prompts`), and while the run is
+in progress `journal.jsonl`, one line per prompt, written once and synced. Packing moves the journal
+into the tables: first the rows, then the prompts, then the journal is deleted. A prompt in the
+prompts table is packed; rows of any other prompt, and journal lines of a packed one, were left by a
+crash and are ignored.
 """
 
 import json
@@ -39,7 +39,7 @@ PROMPT_SCHEMA = pa.schema({
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What a run's folder says of itself.
+    """The metadata of the run in `folder`, as it is on disk.
 
     Raises:
         RunFolderError: If the folder holds no run, or one of another format.
@@ -55,7 +55,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise RunFolderError(
             f"{path} is corrupt ({error}): delete {folder} and run again"
         ) from error
-    if not isinstance(meta, dict) or "switches" not in meta:
+    if not isinstance(meta, dict) or not {"config", "switches"} & meta.keys():
         raise RunFolderError(f"{folder} holds no run: make one with `whet eval --out FOLDER`")
     if meta.get("format") != FORMAT:
         raise RunFolderError(
@@ -66,7 +66,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def append(folder: Path, record: dict[str, Any]) -> None:
-    """Keep what `Evaluator.record` says of a prompt; once this returns, nothing loses it."""
+    """Write a result of `Evaluator.record`; it is on disk when this returns."""
     with (folder / JOURNAL).open("ab") as out:
         out.write(json.dumps(record).encode() + b"\n")
         out.flush()
@@ -74,21 +74,23 @@ def append(folder: Path, record: dict[str, Any]) -> None:
 
 
 def repair(folder: Path) -> set[str]:
-    """Remove a journal line that was cut short; the prompts that are done, failed ones included.
+    """Remove an incomplete last line of the journal.
+
+    Returns the ids of the finished prompts, including failed ones.
 
     Raises:
-        RunFolderError: If any other line is not JSON.
+        RunFolderError: If any other line is invalid.
     """
-    whole, records = _journal(folder)
+    size, records = _journal(folder)
     path = folder / JOURNAL
-    if path.exists() and whole < path.stat().st_size:
+    if path.exists() and size < path.stat().st_size:
         with path.open("r+b") as out:
-            out.truncate(whole)
-    return {*listed(_packed(folder)[1], "prompt"), *(record["prompt"] for record in records)}
+            out.truncate(size)
+    return {*strings(_packed(folder)[1], "prompt"), *(record["prompt"] for record in records)}
 
 
 def pack(folder: Path) -> None:
-    """Move the journal into the Parquet tables; a crash on the way loses and doubles nothing."""
+    """Move the journal into the Parquet tables; a crash meanwhile loses and duplicates nothing."""
     if not (folder / JOURNAL).exists():
         return
     for table, name in zip(tables(folder), (ROWS, PROMPTS), strict=True):
@@ -98,30 +100,30 @@ def pack(folder: Path) -> None:
 
 
 def tables(folder: Path) -> tuple[pa.Table, pa.Table]:
-    """All rows and all prompts, packed and not."""
-    journal = _journal(folder)[1]  # before the tables, into which it may be moved meanwhile
+    """All rows and all prompts, from the tables and the journal."""
+    journal = _journal(folder)[1]  # read first: another process may pack it meanwhile
     rows, prompts = _packed(folder)
-    packed = set(listed(prompts, "prompt"))
-    fresh = {r["prompt"]: r for r in journal if r["prompt"] not in packed}
+    packed = set(strings(prompts, "prompt"))
+    records = {r["prompt"]: r for r in journal if r["prompt"] not in packed}
     parts = [rows]
-    for name, record in fresh.items():
+    for name, record in records.items():
         if columns := record.pop("rows", None):
             columns["prompt"] = [name] * len(columns["step"])
             parts.append(pa.table(columns, schema=ROW_SCHEMA))
-    added = pa.Table.from_pylist(list(fresh.values()), schema=PROMPT_SCHEMA)
+    added = pa.Table.from_pylist(list(records.values()), schema=PROMPT_SCHEMA)
     return pa.concat_tables(parts).unify_dictionaries(), pa.concat_tables([prompts, added])
 
 
 def _packed(folder: Path) -> tuple[pa.Table, pa.Table]:
-    """The rows and prompts that are in the tables; rows of no prompt there are left out.
+    """The rows and prompts in the tables, without rows of other prompts.
 
     Raises:
         RunFolderError: If a table cannot be read.
     """
     prompts = _read(folder / PROMPTS, PROMPT_SCHEMA)
     rows = _read(folder / ROWS, ROW_SCHEMA)
-    known = pc.is_in(rows["prompt"].cast(pa.string()), value_set=column(prompts, "prompt"))
-    return rows.filter(known), prompts
+    valid = pc.is_in(rows["prompt"].cast(pa.string()), value_set=column(prompts, "prompt"))
+    return rows.filter(valid), prompts
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
@@ -131,19 +133,19 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         return pq.read_table(path, schema=schema)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{path} cannot be read ({reason}): delete that run") from error
+        raise RunFolderError(f"{path} cannot be read ({reason}): delete that folder") from error
 
 
 def _journal(folder: Path) -> tuple[int, list[dict[str, Any]]]:
-    """How many bytes of the journal are whole lines, and their records.
+    """The number of bytes in complete lines of the journal, and the records in them.
 
     Raises:
-        RunFolderError: If a line that was not cut short is no record of a prompt.
+        RunFolderError: If a complete line is not a record of a prompt.
     """
     path = folder / JOURNAL
     if not path.exists():
         return 0, []
-    records, whole = [], 0
+    records, size = [], 0
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             break
@@ -151,21 +153,21 @@ def _journal(folder: Path) -> tuple[int, list[dict[str, Any]]]:
             records.append(_record(json.loads(line)))
         except ValueError as error:
             raise RunFolderError(f"{path}, line {number}: {error}: delete that line") from error
-        whole += len(line)
-    return whole, records
+        size += len(line)
+    return size, records
 
 
-def _record(read: Any) -> dict[str, Any]:
-    if not (isinstance(read, dict) and isinstance(read.get("prompt"), str)
-            and ("error" in read or {"rows", "set"} <= read.keys())):  # fmt: skip
-        raise ValueError("no record of a prompt")
-    return read
+def _record(value: Any) -> dict[str, Any]:
+    if not (isinstance(value, dict) and isinstance(value.get("prompt"), str)
+            and ("error" in value or {"rows", "set"} <= value.keys())):  # fmt: skip
+        raise ValueError("not a record of a prompt")
+    return value
 
 
 def column(table: pa.Table, name: str) -> pa.Array:
     return table[name].combine_chunks()
 
 
-def listed(table: pa.Table, name: str) -> list[str]:
+def strings(table: pa.Table, name: str) -> list[str]:
     values: list[str] = table[name].to_pylist()
     return values

@@ -1,134 +1,275 @@
-"""Prompts × methods × steps: who evaluates what, in how many processes, and what is kept.
+"""Runs an evaluation: every method on every prompt, in one or more processes or on a Ray cluster.
 
-A prompt is kept when it is done, once. A run that was cut short goes on where it stopped; a folder
-of another configuration is refused.
+Each prompt is written once, when it is finished. An interrupted run resumes; a folder with a run of
+another configuration is refused.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from whet.adapt.config import ADAPTERS, AdapterConfig
 from whet.adapt.loading import DTYPES
 from whet.adapt.model import LanguageModel
 from whet.errors import RunFolderError
-from whet.evaluate.config import EvalConfig
-from whet.evaluate.dataset import Data, Prompt
+from whet.evaluate.config import EvalConfig, MethodConfig, flat_values
+from whet.evaluate.dataset import EvalData, Prompt
 from whet.evaluate.evaluator import Evaluator
+from whet.evaluate.old_runs import translated_meta
 from whet.evaluate.provenance import provenance, space_record
 from whet.evaluate.run_storage import FORMAT, META, append, pack, read_meta, repair
-from whet.evaluate.worker_pool import WorkerPool
 from whet.io import exclusive_lock, progress_bar, write_json
+from whet.maths.arrays import as_count
+from whet.select.config import SelectionConfig
 from whet.space.ray.client import connect, map_unordered
 from whet.space.space import DataSpace
+from whet.space.tuning import resolve
+
+AutoValues = dict[str, dict[str, float]]
 
 
 def evaluate(
-    data: Data, folder: Path, switches: EvalConfig, *, processes: WorkerPool | None = None,
+    data: EvalData, folder: Path, config: EvalConfig, *, workers: "WorkerPool | None" = None,
     ray: str | None = None, progress: bool = True,
 ) -> None:  # fmt: skip
-    """Evaluate `switches.methods` on the prompts of `data`; `Run.open(folder)` reads the outcome.
+    """Evaluate the methods of `config` on the prompts of `data`; `Run.open(folder)` reads the run.
 
-    A prompt that is done already is not done again, so more prompts extend a run. Several
-    `processes` evaluate a prompt each, on one thread; what they find is kept as they end. With
-    `ray`, the address of a cluster, its processors do, and a prompt whose worker dies is
-    evaluated again; every machine must see the space and the model at the same place.
+    Prompts that are finished are skipped, so a run can be resumed, or extended to more prompts.
+    `auto` settings are chosen once, on the data space, and stored with the run.
+
+    Args:
+        data: The data space and the prompts.
+        folder: Where the run is stored.
+        config: The methods and their settings.
+        workers: Processes that evaluate one prompt each, on one thread.
+        ray: Address of a Ray cluster whose processors evaluate the prompts instead; a prompt whose
+            worker dies is evaluated again. Every machine must see the data space and the model at
+            the same paths.
+        progress: Whether to draw a bar on stderr.
 
     Raises:
-        WhetError: If the space, the prompts or the model cannot be read, `folder` holds another
-            run or is being written, or a worker process dies.
-        ValueError: If both several `processes` and `ray` are given, or either and a method carries
-            its optimiser's state.
+        WhetError: If the data space, the prompts or the model cannot be read, `folder` holds
+            another run or is being written, or a worker process dies.
+        ValueError: If both several workers and `ray` are given, or either of them for a method
+            that keeps the optimizer's state.
     """
-    several = processes if processes and processes.count > 1 else None
-    if several and ray is not None:
+    pool = workers if workers and workers.count > 1 else None
+    if pool and ray is not None:
+        raise ValueError(f"workers is {pool.count}, but ray is given too: leave one out")
+    if config.persists_optimizer and (pool or ray is not None):
         raise ValueError(
-            f"workers is {several.count}, but Ray's cluster has its own: leave one out"
+            "a method keeps the optimizer's state from prompt to prompt (persist_optimizer): "
+            "expected one worker and no Ray cluster"
         )
-    if switches.carries and (several or ray is not None):
-        raise ValueError(
-            "a method carries its optimiser's state from prompt to prompt: expected one worker, "
-            "and no cluster"
-        )
-    space, prompts = data.opened(progress), data.read()
-    evaluator = Evaluator(space, _model(switches), switches)
+    space, prompts = data.open_space(progress), data.read_prompts()
+    chosen = _stored_auto_values(folder, config) or auto_values(space, config, progress=progress)
+    resolved = with_auto_values(config, chosen)
+    evaluator = Evaluator(space, _load_model(config), resolved)
     begin(
         folder,
         {
             "format": FORMAT,
-            "switches": switches.record(),
+            "config": config.to_table(),
             "space": space_record(space),
-            "adaptations": {m: asdict(a) for m, a in evaluator.adaptations.items()},
+            "adapters": {m: _adapter_record(a) for m, a in evaluator.adapters.items()},
+            **({"auto": chosen} if chosen else {}),
             "prompts": prompts.fingerprint,
         },
     )
     with exclusive_lock(folder):
-        done = repair(folder)
-        left = [prompt for prompt in prompts.prompts if prompt.document.id not in done]
-        if switches.carries and done and left:
+        finished = repair(folder)
+        remaining = [prompt for prompt in prompts.prompts if prompt.document.id not in finished]
+        if config.persists_optimizer and finished and remaining:
             raise RunFolderError(
-                f"{folder} holds {len(done)} prompts, and what their optimiser carried on is gone: "
-                "choose another --out, or delete that folder"
+                f"{folder} holds {len(finished)} prompts, but the optimizer's state after them is "
+                "lost: choose another --out, or delete that folder"
             )
-        with progress_bar(f"evaluate {folder.name}", len(left), show=progress) as advance:
-            of = data.space, switches
-            records: Iterator[dict[str, Any]] = map(evaluator.record, left)
+        with progress_bar(f"evaluate {folder.name}", len(remaining), show=progress) as advance:
+            common = data.space, resolved
+            records: Iterator[dict[str, Any]] = map(evaluator.record, remaining)
             if ray is not None:
-                records = map_unordered(connect(ray), _record, of, ((prompt,) for prompt in left))
-            elif several and left:
-                records = several.each(_record, of, left)
+                items = ((prompt,) for prompt in remaining)
+                records = map_unordered(connect(ray), _record, common, items)
+            elif pool and remaining:
+                records = pool.map_unordered(_record, common, remaining)
             for record in records:
                 append(folder, record)
                 advance(1)
         pack(folder)
 
 
-def _record(of: tuple[str, EvalConfig], prompt: Prompt) -> dict[str, Any]:
-    return _own(*of).record(prompt)
+def auto_values(space: DataSpace, config: EvalConfig, *, progress: bool = False) -> AutoValues:
+    """`lam` and `stop_alpha` of every method that has `auto`, chosen on the data space.
+
+    A method that takes `auto` from the run's defaults gets the values chosen for the default
+    selector, so that methods are compared at the same ones.
+    """
+    results: dict[SelectionConfig, dict[str, float]] = {}
+    values: AutoValues = {}
+    for method in config.method_configs:
+        selection, common = method.selection, config.selection
+        if method.train_on == "query" or not selection.has_auto:
+            continue
+        if (selection.lam, selection.stop_alpha) == (common.lam, common.stop_alpha):
+            selection = replace(selection, selector=common.selector)
+        if selection not in results:
+            resolved = resolve(space, selection, progress=progress)
+            results[selection] = {
+                name: getattr(resolved, name)
+                for name in ("lam", "stop_alpha")
+                if getattr(selection, name) == "auto"
+            }
+        values[method.name] = results[selection]
+    return values
+
+
+def with_auto_values(config: EvalConfig, values: AutoValues) -> EvalConfig:
+    """The configuration with numbers for every `auto`."""
+    methods = tuple(
+        _with_numbers(config.method(m), values[n]) if n in values else m
+        for m, n in zip(config.methods, config.method_names, strict=True)
+    )
+    return replace(config, methods=methods)
+
+
+def _with_numbers(method: MethodConfig, values: dict[str, Any]) -> MethodConfig:
+    return replace(method, selection=replace(method.selection, **values))
+
+
+def _stored_auto_values(folder: Path, config: EvalConfig) -> AutoValues:
+    """The values that the run in `folder` has already chosen, if it is of this configuration."""
+    if not (folder / META).exists():
+        return {}
+    meta = translated_meta(read_meta(folder))
+    return meta.get("auto", {}) if meta["config"] == config.to_table() else {}
+
+
+def _record(common: tuple[str, EvalConfig], prompt: Prompt) -> dict[str, Any]:
+    return _worker_evaluator(*common).record(prompt)
 
 
 @lru_cache(maxsize=1)
-def _own(space: str, switches: EvalConfig) -> Evaluator:
-    """A worker process's one evaluator."""
+def _worker_evaluator(space: str, config: EvalConfig) -> Evaluator:
+    """The one evaluator of a worker process."""
     torch.set_num_threads(1)
-    return Evaluator(DataSpace.open(space), _model(switches), switches)
+    return Evaluator(DataSpace.open(space), _load_model(config), config)
 
 
-def _model(switches: EvalConfig) -> LanguageModel:
-    dtype = DTYPES[switches.dtype]
-    return LanguageModel.from_pretrained(switches.model, device=switches.device, dtype=dtype)
+def _load_model(config: EvalConfig) -> LanguageModel:
+    dtype = DTYPES[config.dtype]
+    return LanguageModel.from_pretrained(config.model, device=config.device, dtype=dtype)
+
+
+def _adapter_record(adapter: AdapterConfig) -> dict[str, Any]:
+    [name] = [name for name, kind in ADAPTERS.items() if isinstance(adapter, kind)]
+    return {"name": name} | asdict(adapter)
 
 
 def begin(folder: Path, meta: dict[str, Any]) -> None:
-    """Make a run's folder of what `meta` says, or check that it holds this very run.
+    """Make the folder of a run with this metadata, or check that it already holds that run.
 
     Raises:
         RunFolderError: If the folder holds another run, or something else.
     """
     path = folder / META
     if path.exists():
-        _assert_same(folder, read_meta(folder), json.loads(json.dumps(meta)))
+        _check_same(folder, read_meta(folder), json.loads(json.dumps(meta)))
         return
-    if folder.exists() and any(not there.name.startswith(META) for there in folder.iterdir()):
+    if folder.exists() and any(not file.name.startswith(META) for file in folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty and holds no run: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, meta | provenance())
 
 
-def _assert_same(folder: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    known = EvalConfig().record() | stored["switches"]  # a newer switch was at its default
-    for key, value in asked.items():
-        old = known if key == "switches" else stored.get(key)
-        if old == value:
-            continue
-        if key == "switches":
-            name = next(n for n in known | value if known.get(n) != value.get(n))
-            old, value, key = known.get(name), value.get(name), name
+def _check_same(folder: Path, stored: dict[str, Any], meta: dict[str, Any]) -> None:
+    try:
+        stored = translated_meta(stored)
+        config = EvalConfig.from_table(stored["config"], str(folder))
+    except ValueError as error:
         raise RunFolderError(
-            f"{folder} holds a run with {key} {old!r}, but {value!r} is asked: "
-            "choose another --out, or delete that folder"
-        )
+            f"{folder} holds a run of another version of whet ({error}): choose another --out"
+        ) from error
+    pairs = {key: (stored.get(key), value) for key, value in meta.items() if key != "config"}
+    old, new = _compared(config), _compared(EvalConfig.from_table(meta["config"]))
+    pairs |= {name: (old[name], value) for name, value in new.items()}
+    for name, (before, value) in pairs.items():
+        if before != value:
+            raise RunFolderError(
+                f"{folder} holds a run with {name} {before!r}, not {value!r}: "
+                "choose another --out, or delete that folder"
+            )
+
+
+def _compared(config: EvalConfig) -> dict[str, Any]:
+    """The settings in which a run and its continuation must agree.
+
+    Adapters are compared as they were made for the model, not by their options.
+    """
+    common = {"adapter", "lr", "r", "lora_alpha", "target_modules"}
+    values = {name: value for name, value in flat_values(config).items() if name not in common}
+    return {"methods": list(config.method_names)} | values | {
+        f"settings of {method.name}": {
+            name: value for name, value in flat_values(method).items() if name not in common
+        }
+        for method in config.method_configs
+    }  # fmt: skip
+
+
+class WorkerPool:
+    """`count` worker processes, started when they are first needed: starting one takes seconds."""
+
+    def __init__(self, count: int) -> None:
+        self.count = as_count(count, "workers")
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def map_unordered(
+        self, function: Callable[..., Any], common: Any, items: Iterable[Any]
+    ) -> Iterator[Any]:
+        """`function(common, item)` of every item, as they finish, in any order.
+
+        Raises:
+            RunFolderError: If a process dies, after the results of the others; the next call
+                starts new processes.
+        """
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"))
+        futures, broken = list[Future[Any]](), None
+        try:
+            try:
+                for item in items:
+                    futures.append(self._pool.submit(function, common, item))
+            except BrokenProcessPool as error:  # a process has died since the last call
+                broken = error
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except BrokenProcessPool as error:  # raised for every unfinished item
+                    broken = error
+        finally:
+            for future in futures:
+                future.cancel()
+        if broken:
+            self._close()
+            raise RunFolderError(
+                "a worker process died, possibly for lack of memory: finished prompts are kept; "
+                "run the same command again, with fewer --workers"
+            ) from broken
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None

@@ -1,41 +1,103 @@
-"""What of a document is asked and what is scored: the three levels of leakage.
+"""What is scored for a document, and with what in front of it.
 
 Definitions: docs/protocol.md, "Leakage".
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import functional
+
+from whet.adapt.model import LanguageModel, Score
+from whet.adapt.windows import windows
 from whet.evaluate.config import EvalConfig
+
+SEPARATOR = "\n\n"
+
+Tokens = Int[Tensor, " t"]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringTask:
-    """What is embedded for a document, what the model reads unscored, and what it is scored on."""
+    """The query, the unscored left context, and the scored text of a document or of its part."""
 
     query: str
-    """Empty where nothing is known of the document yet: there the base model answers."""
+    """Text to select documents for; empty if nothing of the document is known, in which case the
+    base model is scored."""
     context: str
     text: str
 
     @classmethod
-    def of(cls, text: str, switches: EvalConfig) -> "tuple[ScoringTask, ...]":
+    def of(cls, text: str, config: EvalConfig) -> "tuple[ScoringTask, ...]":
         """The tasks of a document, whose bits add up.
 
-        split: one, the second half, cut at the character nearest the middle. whole: one.
-        score-first: one a chunk, each asked with what came before it.
+        `split`: one task, on the second half, cut at the character nearest the middle. `whole`: one
+        task. `score-first`: one task per chunk, with all text before it as the query.
 
         Raises:
             ValueError: If a part would be empty.
         """
-        if switches.leakage == "whole":
+        if config.leakage == "whole":
             return (cls(text, "", text),)
-        count = 2 if switches.leakage == "split" else switches.chunks
+        count = 2 if config.leakage == "split" else config.chunks
         if len(text) < count:
             raise ValueError(f"document {text!r} is too short to split into {count} parts")
         cuts = [(len(text) * i + count - 1) // count for i in range(count + 1)]
         tasks = tuple(
-            cls(text[:start], text[:start] if switches.left_context else "", text[start:stop])
+            cls(text[:start], text[:start] if config.left_context else "", text[start:stop])
             for start, stop in pairwise(cuts)
         )
-        return tasks[1:] if switches.leakage == "split" else tasks
+        return tasks[1:] if config.leakage == "split" else tasks
+
+
+class InContext:
+    """Scores a task with documents in front of every window: in-context learning.
+
+    The budget is what the task leaves free of the window, or half the window if that is more, so
+    that every window of a long document has the documents in front of it. The first pick stands
+    nearest the text; Hardt & Sun (arXiv 2305.18466) put the last picks there, and give long
+    documents none.
+    """
+
+    def __init__(self, model: LanguageModel, task: ScoringTask) -> None:
+        self._model = model
+        self._bytes = len(task.text.encode())
+        self._left, self._text = model.tokens(task.context), model.tokens(task.text)
+        free = model.context - 1 - len(self._left) - len(self._text)
+        self.budget = max(free, model.context // 2)
+        """Tokens of documents that fit; the start token takes one more of the window."""
+
+    def examples(self, texts: Sequence[str]) -> Tokens:
+        """The distinct `texts`, the first of them last; the one that exceeds the budget is cut."""
+        separator = self._model.tokens(SEPARATOR)
+        parts: list[Tokens] = []
+        free = self.budget
+        for text in dict.fromkeys(texts):
+            free -= len(separator)
+            if free <= 0:
+                break
+            tokens = self._model.tokens(text)[:free]
+            parts = [tokens, separator, *parts]
+            free -= len(tokens)
+        return torch.cat(parts) if parts else separator[:0]
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[str]) -> Score:
+        """Score of the task's text with `texts` in front of it, with the model's present weights."""
+        model, examples = self._model, self.examples(texts)
+        front = functional.pad(examples, (1, 0), value=model.start)
+        body = torch.cat([self._left, self._text])
+        nats, greedy = 0.0, True
+        for window in windows(len(body), model.context - len(front), skip=len(self._left)):
+            seen = body[max(window.start - 1, 0) : window.stop - 1]
+            logits = model.network(input_ids=torch.cat([front, seen])[None], use_cache=False).logits
+            predicted = logits[0, -window.targets :, : model.vocabulary].float()
+            targets = body[window.stop - window.targets : window.stop]
+            nats += functional.cross_entropy(predicted, targets, reduction="sum").item()
+            greedy = greedy and bool((predicted.argmax(-1) == targets).all())
+        return Score(nats / math.log(2), self._bytes, len(self._text), greedy)

@@ -90,11 +90,11 @@ def _told(estimate: Estimate, sign: str = "", unit: str = "%") -> str:
 
 
 def _facts(run: Run) -> str:
-    switches = run.meta["switches"]
+    config = run.config
     counts = {"prompts": len(run), "failed": len(run.errors)}
     told = [f"{count:,} {name}" for name, count in counts.items() if count or name == "prompts"]
     documents = f"{run.meta['space']['documents']:,} documents by {run.meta['space']['embedder']}"
-    return " · ".join([*told, str(switches["model"]), f"leakage {switches['leakage']}", documents])
+    return " · ".join([*told, config.model, f"leakage {config.leakage}", documents])
 
 
 def _contents(run: Run, made: Report, lead: str) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class _Details:
         }
         if self.space is not None:
             rows = self.space.store.find(names)
-            near = self.run.meta["switches"]["near_cosine"]
+            near = self.run.config.near_cosine
             groups = twins(self.space.vectors(rows[rows >= 0]), near)
             detail["twins"] = _spread(groups, rows >= 0)
         self.used += len(_compact(detail))

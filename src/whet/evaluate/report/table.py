@@ -74,13 +74,13 @@ def report(run: Run, step: int | None = None) -> Report:
     step = run.steps[-1] if step is None else step
     sets, near = run.column("set"), run.column("near").astype(bool)
     names = sorted(set(sets.tolist()))
-    lines = [_line(name, run.keep(sets == name), step) for name in names]
+    lines = [_line(name, run.filter(sets == name), step) for name in names]
     if len(names) > 1:
         lines.append(_line("all, by prompt", run, step))
         lines.append(_line("all, by set", run, step, by_set=True))
     if near.any() and not near.all():
-        lines.append(_line("with a near-duplicate", run.keep(near), step))
-        lines.append(_line("without", run.keep(~near), step))
+        lines.append(_line("with a near-duplicate", run.filter(near), step))
+        lines.append(_line("without", run.filter(~near), step))
     return Report(step, len(run), len(run.errors), tuple(lines), run.meta)
 
 

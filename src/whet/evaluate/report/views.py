@@ -1,4 +1,4 @@
-"""The other views of a run as tables: what σ knows, what steps cost, when they are worth it."""
+"""Further tables of a run: how well σ predicts, when to stop, and the cost of every method."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,6 @@ from rich.table import Table
 
 from whet.errors import RunFolderError
 from whet.evaluate.costs import costs
-from whet.evaluate.policy import Advisor
 from whet.evaluate.results import Run
 from whet.evaluate.uncertainty import calibration, correlations, stops
 from whet.maths.statistics import Estimate
@@ -35,7 +34,7 @@ class ReportTable:
         return out
 
 
-def uncertainty(run: Run, step: int | None = None, worth: float = 0.0) -> Iterator[ReportTable]:
+def uncertainty(run: Run, step: int | None = None) -> Iterator[ReportTable]:
     """Correlations, reliability and stopping, for every method that selects.
 
     Raises:
@@ -64,7 +63,7 @@ def uncertainty(run: Run, step: int | None = None, worth: float = 0.0) -> Iterat
         yield ReportTable(f"{method}: when to stop", [asdict(s) for s in rules], headings, rows)
 
 
-def cost(run: Run, step: int | None = None, worth: float = 0.0) -> Iterator[ReportTable]:
+def cost(run: Run, step: int | None = None) -> Iterator[ReportTable]:
     """Quality, seconds and tokens of every method, after `step` steps or after each scored one."""
     run.bits(run.methods[0], step)  # refuses a step that was not scored
     made = costs(run)
@@ -84,30 +83,9 @@ def cost(run: Run, step: int | None = None, worth: float = 0.0) -> Iterator[Repo
     yield ReportTable(title, record, headings, rows)
 
 
-def advice(run: Run, step: int | None = None, worth: float = 0.0) -> Iterator[ReportTable]:
-    """What following advice reaches on prompts it was not fitted on, beside simpler rules."""
-    made = Advisor(run, worth).policies()
-    rows = [
-        [p.name, f"{p.steps:.1f}", _interval(p.saved, 4), f"{p.seconds:.2f}",
-         f"{p.saved.value / p.seconds:.4f}" if p.seconds else "", _interval(p.regret, 4)]
-        for p in made
-    ]  # fmt: skip
-    title = f"n={len(run)}, cross-validated; a second must save {worth:g} bits per byte"
-    headings = [
-        "policy",
-        "mean steps",
-        "bits per byte saved",
-        "seconds",
-        "saved a second",
-        "regret",
-    ]
-    yield ReportTable(title, [asdict(p) for p in made], headings, rows)
-
-
-VIEWS: dict[str, Callable[[Run, int | None, float], Iterator[ReportTable]]] = {
+VIEWS: dict[str, Callable[[Run, int | None], Iterator[ReportTable]]] = {
     "uncertainty": uncertainty,
     "cost": cost,
-    "advice": advice,
 }
 
 

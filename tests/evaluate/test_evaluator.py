@@ -18,11 +18,8 @@ from whet.evaluate.config import EvalConfig
 from whet.evaluate.contamination import find_contamination, near_duplicates
 from whet.evaluate.dataset import Prompt
 from whet.evaluate.evaluator import Evaluator
-from whet.evaluate.incontext import InContext
-from whet.evaluate.tasks import ScoringTask
+from whet.evaluate.tasks import InContext, ScoringTask
 from whet.select.config import SelectionConfig
-from whet.select.selectors.baselines import nearest
-from whet.select.sift import sift
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
 
@@ -43,7 +40,7 @@ def rows(here, model, document, **changes):
 
 
 def evaluator(here, model, **changes):
-    return Evaluator(DataSpace.open(here / "space"), model, eval_fixtures.switches(here, **changes))
+    return Evaluator(DataSpace.open(here / "space"), model, eval_fixtures.config(here, **changes))
 
 
 def measured(evaluator, document):
@@ -62,8 +59,8 @@ PROMPT = Document("p", text(100), {})
 def test_rows_equal_the_slot_step_by_step(here, model):
     space, made = DataSpace.open(here / "space"), rows(here, model, PROMPT)
     texts = {d.id: d.text for d in space.documents(range(len(space)))}
-    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
-    for method in eval_fixtures.switches(here).methods:
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.config(here))
+    for method in eval_fixtures.config(here).methods:
         assert made[method, 0, 0]["bits"] == model.score(task.text, context=task.context).bits
         assert made[method, 0, 0]["sigma"] == 1 and made[method, 0, 0]["embed_s"] > 0
         with adapted(model, FullFineTuning(lr=1e-2)) as slot:
@@ -79,8 +76,8 @@ def test_rows_equal_the_slot_step_by_step(here, model):
 
 def test_candidates_pass_the_filter_whoever_nominates_them(here, model):
     seen = 'id in ["d1", "d2", "d3", "d4"]'
-    for candidates in ("vectors", "bm25", "hybrid"):
-        method = f"sift(candidates={candidates})"
+    for candidates in ("dense", "bm25", "hybrid"):
+        method = f"sift(retriever={candidates})"
         made = rows(here, model, PROMPT, methods=(method,), k=3, where=seen)
         assert {made[method, 0, step]["document"] for step in range(1, 5)} <= {
             "d1",
@@ -130,22 +127,21 @@ def test_the_order_of_the_steps_is_a_switch_of_a_method(here, model):
 def test_the_sign_of_the_candidates_is_a_switch_of_a_method(here, model):
     space, methods = (
         DataSpace.open(here / "space"),
-        ("sift", "sift(sign=positive)", "nearest(sign=both)"),
+        ("sift", "sift(metric=cosine)", "nearest(metric=abs_cosine)"),
     )
     made = rows(here, model, PROMPT, methods=methods)
-    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
-    for method, choose, metric in zip(
-        methods, (sift, sift, nearest), ("auto", "cosine", "abs_cosine"), strict=True
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.config(here))
+    for method, selector, metric in zip(
+        methods, ("sift", "sift", "nearest"), ("auto", "cosine", "abs_cosine"), strict=True
     ):
-        found = Retriever(space, SelectionConfig(k=10, metric=metric), selector=choose).select(
-            task.query, 4
-        )
-        assert picks(made, method) == [d.id for d in found.documents]
+        retriever = Retriever(space, SelectionConfig(selector=selector, k=10, metric=metric))
+        documents = retriever.select(task.query, 4).documents
+        assert picks(made, method) == [document.id for document in documents]
 
 
 def test_adaptive_stopping_keeps_what_it_reached(here, model):
-    name = "sift(alpha=0.9)"
-    made = rows(here, model, PROMPT, methods=(name, "sift"), score_at=(0, 1, 2, 3))
+    name = "sift(stop_alpha=0.9)"
+    made = rows(here, model, PROMPT, methods=(name, "sift"), eval_steps=(0, 1, 2, 3))
     sigma = [made["sift", 0, step]["sigma"] for step in range(5)]
     taken = next((m - 1 for m in range(1, 5) if sigma[m] > 1 / (0.9 * m)), 4)
     assert 0 < taken < 4
@@ -155,7 +151,7 @@ def test_adaptive_stopping_keeps_what_it_reached(here, model):
 
 def test_dynamic_evaluation_trains_on_the_query(here, model):
     made = rows(here, model, PROMPT, methods=("dynamic",))
-    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.config(here))
     with adapted(model, FullFineTuning(lr=1e-2)) as slot:
         losses = [slot.step(task.query) for _ in range(4)]
         assert made["dynamic", 0, 4]["bits"] == slot.score(task.text, context=task.context).bits
@@ -174,7 +170,7 @@ def test_random_draws_differ_by_prompt_and_come_again(here, model):
 
 def test_near_duplicates_are_dropped_when_asked(here, model):
     document = Document("p", text(3), {})  # is in the data space
-    methods = ("nearest", "nearest(duplicates=dropped)")
+    methods = ("nearest", "nearest(duplicates=drop)")
     made = rows(here, model, document, methods=methods)
     assert "d3" in picks(made, methods[0]) and "d3" not in picks(made, methods[1])
 
@@ -184,7 +180,7 @@ def test_a_near_duplicate_is_one_of_the_whole_text(tmp_path, model):
     words, rng = text(400, 24).split(), np.random.default_rng(0)
     turned = Document("turned", " ".join(rng.permutation(words)), {})
     folder = eval_fixtures.build(tmp_path / "world", extra=[turned])
-    prompt, methods = Document("p", " ".join(words), {}), ("sift", "sift(duplicates=dropped)")
+    prompt, methods = Document("p", " ".join(words), {}), ("sift", "sift(duplicates=drop)")
     made = rows(folder, model, prompt, methods=methods)
     assert "turned" in picks(made, "sift") and "turned" not in picks(made, methods[1])
 
@@ -198,15 +194,17 @@ def test_what_holds_the_scored_text_is_near_though_it_shares_no_words(tmp_path):
     [near] = space.search(space.embedder.encode([query]), 4)
     found = near_duplicates(space, near, scored, query + scored, EvalConfig())
     assert {space.ids[row] for row in near.rows[found]} == {"d0", "d1"}
-    assert find_contamination(space, query, scored, query + scored, EvalConfig(k=4)).exact
-    assert not find_contamination(space, query, "  ", query + "  是", EvalConfig(k=4)).exact
+    assert find_contamination(
+        space, query, scored, query + scored, EvalConfig(selection=SelectionConfig(k=4))
+    ).exact
+    assert not find_contamination(
+        space, query, "  ", query + "  是", EvalConfig(selection=SelectionConfig(k=4))
+    ).exact
 
 
 def test_score_first_asks_each_chunk_with_what_came_before(here, model):
     made = rows(here, model, PROMPT, methods=("sift",), leakage="score-first", chunks=3)
-    tasks = ScoringTask.of(
-        PROMPT.text, eval_fixtures.switches(here, leakage="score-first", chunks=3)
-    )
+    tasks = ScoringTask.of(PROMPT.text, eval_fixtures.config(here, leakage="score-first", chunks=3))
     assert "".join(task.text for task in tasks) == PROMPT.text
     assert all(task.query == PROMPT.text[: len(task.query)] for task in tasks)
     first = model.score(tasks[0].text).bits
@@ -248,7 +246,7 @@ def test_context_alone_moves_no_weight_and_both_differ(here, model):
     assert picks(made, methods[0]) == picks(made, methods[1]) == picks(made, methods[2])
     alone = made["sift(use=context)", 0, 4]
     assert alone["loss"] is None and alone["tokens"] == 0
-    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.config(here))
     space = DataSpace.open(here / "space")
     texts = {d.id: d.text for d in space.documents(range(len(space)))}
     chosen = [texts[name] for name in picks(made, "sift")]
@@ -256,7 +254,7 @@ def test_context_alone_moves_no_weight_and_both_differ(here, model):
 
 
 def test_a_mode_is_a_switch_of_a_method(here, model):
-    methods = tuple(f"sift(mode={mode}, lr=0.01)" for mode in ("full", "lora", "head"))
+    methods = tuple(f"sift(adapter={mode}, lr=0.01)" for mode in ("full", "lora", "head"))
     made = rows(here, model, PROMPT, methods=methods)
     assert len({made[m, 0, 4]["bits"] for m in methods}) == 3
     assert np.ptp([made[m, 0, 1]["loss"] for m in methods]) < 1e-5
@@ -264,7 +262,7 @@ def test_a_mode_is_a_switch_of_a_method(here, model):
 
 def learned(here, model, made, method, *updates, lr=1e-2, slots=None):
     """Bits after updates done by hand; each is the steps whose texts it takes, or None: again."""
-    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.switches(here))
+    (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.config(here))
     space = DataSpace.open(here / "space")
     texts = {d.id: model.tokens(d.text) for d in space.documents(range(len(space)))}
     chunks = {s: texts[made[method, 0, s]["document"]].split(model.context) for s in range(1, 5)}
@@ -280,8 +278,8 @@ def learned(here, model, made, method, *updates, lr=1e-2, slots=None):
 
 
 def test_several_texts_in_one_update_are_taken_at_the_last_of_them(here, model):
-    method = "nearest(texts_per_update=3)"
-    made = rows(here, model, PROMPT, methods=(method,), score_at=(0, 1, 2, 3))
+    method = "nearest(batch_size=3)"
+    made = rows(here, model, PROMPT, methods=(method,), eval_steps=(0, 1, 2, 3))
     bits = [made[method, 0, step]["bits"] for step in range(5)]
     assert bits[0] == bits[1] == bits[2]
     groups = [(1, 0), (2, 0), (3, 0)], [(4, 0)]
@@ -293,7 +291,7 @@ def test_several_texts_in_one_update_are_taken_at_the_last_of_them(here, model):
 
 
 def test_a_gradient_is_taken_again_for_a_repeated_text(here, model):
-    method = "nearest-repeated(reuse=2)"
+    method = "nearest-repeated(gradient_reuse=2)"
     made = rows(here, model, PROMPT, methods=(method,))
     expected = learned(here, model, made, method, [(1, 0)], None, [(3, 0)], None)
     assert made[method, 0, 4]["bits"] == expected
@@ -314,7 +312,7 @@ def test_a_long_text_is_learned_chunk_by_chunk(here, model):
 
 
 def test_an_optimizer_that_carries_on_keeps_its_state_and_no_weight(here, model):
-    method = "nearest(carry=true)"
+    method = "nearest(persist_optimizer=true)"
     carrying = evaluator(here, model, methods=(method, "nearest"))
     first, second = (measured(carrying, PROMPT) for _ in range(2))
     assert first[method, 0, 4]["bits"] == first["nearest", 0, 4]["bits"]
@@ -326,11 +324,13 @@ def test_an_optimizer_that_carries_on_keeps_its_state_and_no_weight(here, model)
 
 
 def test_a_loss_that_is_not_finite_fails_the_prompt(here, model):
-    broken = evaluator(here, model, methods=("nearest",), lr=1e38, clip=0.0)
+    broken = evaluator(here, model, methods=("nearest",), lr=1e38, max_grad_norm=0.0)
     assert "loss is nan at step" in broken.record(Prompt(PROMPT, "a"))["error"]
 
 
 def test_a_score_that_is_not_finite_fails_the_prompt(here, model):
     """No loss tells it where the last step alone breaks the weights."""
-    broken = evaluator(here, model, methods=("nearest",), lr=1e38, clip=0.0, n=1, score_at=())
+    broken = evaluator(
+        here, model, methods=("nearest",), lr=1e38, max_grad_norm=0.0, n=1, eval_steps=()
+    )
     assert "score is nan bits after 1 steps" in broken.record(Prompt(PROMPT, "a"))["error"]

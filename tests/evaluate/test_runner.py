@@ -17,12 +17,11 @@ from support.eval_fixtures import text
 from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
 from whet.errors import ModelError, RunFolderError, SpaceError
-from whet.evaluate.dataset import Data
+from whet.evaluate.dataset import EvalData
 from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.results import Run
 from whet.evaluate.run_storage import append, pack
-from whet.evaluate.runner import evaluate
-from whet.evaluate.worker_pool import WorkerPool
+from whet.evaluate.runner import WorkerPool, evaluate
 from whet.io import exclusive_lock
 from whet.space.space import DataSpace
 
@@ -72,21 +71,21 @@ def test_more_prompts_extend_a_run_and_none_is_done_again(here, finished, tmp_pa
 
 @pytest.mark.parametrize("mode", ["lora", "head"])
 def test_a_finished_run_of_any_mode_is_the_same_run_again(here, tmp_path, mode):
-    methods = (f"sift(mode={mode})",)
+    methods = (f"sift(adapter={mode})",)
     once = eval_fixtures.run(here, tmp_path / "run", per_set=1, methods=methods)
     again = eval_fixtures.run(here, tmp_path / "run", per_set=1, methods=methods)
     assert measured(again) == measured(once)
 
 
-def test_more_candidates_than_there_are_texts_are_all_of_them(here, tmp_path):
+def test_a_small_data_space_gives_all_its_documents_by_default(here, tmp_path):
     methods = ("nearest", "sift", "sift(k=30)")
-    run = eval_fixtures.run(here, tmp_path / "run", per_set=1, k=1000, methods=methods)
+    run = eval_fixtures.run(here, tmp_path / "run", per_set=1, k=None, methods=methods)
     assert run.picks("p0", "sift") == run.picks("p0", "sift(k=30)") and len(run) == 2
 
 
 def test_the_model_runs_where_it_is_told(here, tmp_path):
     run = eval_fixtures.run(here, tmp_path / "cpu", per_set=1, device="cpu")
-    assert run.meta["switches"]["device"] == "cpu" and len(run) == 2
+    assert run.config.device == "cpu" and len(run) == 2
     with pytest.raises(ModelError, match="device 'nowhere' cannot be used"):
         eval_fixtures.run(here, tmp_path / "nowhere", device="nowhere")
     assert not (tmp_path / "nowhere").exists()
@@ -104,11 +103,11 @@ def test_a_line_cut_short_is_measured_again(here, finished, tmp_path):
 def test_a_crash_while_packing_counts_nothing_twice(here, finished, tmp_path, packed):
     """The journal is still there, and beside it one or both of the tables made of it."""
     run = eval_fixtures.run(here, tmp_path / "run", per_set=1).folder
-    prompts = Data(prompts=str(here / "prompts.jsonl")).read().prompts[2:4]
+    prompts = EvalData(prompts=str(here / "prompts.jsonl")).read_prompts().prompts[2:4]
     evaluator = Evaluator(
         DataSpace.open(here / "space"),
         LanguageModel.from_pretrained(here / "model"),
-        eval_fixtures.switches(here),
+        eval_fixtures.config(here),
     )
     old = {name: (run / f"{name}.parquet").read_bytes() for name in ("rows", "prompts")}
     for prompt in prompts:
@@ -171,23 +170,23 @@ def who(number, _):
 
 
 def test_processes_are_kept_and_begun_anew_after_a_death():
-    with WorkerPool(1) as processes:
-        before = {*processes.each(who, 0, "abc"), *processes.each(who, 0, "d")}
+    with WorkerPool(1) as pool:
+        before = {*pool.map_unordered(who, 0, "abc"), *pool.map_unordered(who, 0, "d")}
         with pytest.raises(RunFolderError, match="a worker process died"):
-            list(processes.each(who, signal.SIGKILL, "e"))
-        [after] = processes.each(who, 0, "f")
+            list(pool.map_unordered(who, signal.SIGKILL, "e"))
+        [after] = pool.map_unordered(who, 0, "f")
         os.kill(after, signal.SIGKILL)  # between two runs
         with pytest.raises(RunFolderError, match="a worker process died"):
             while True:
-                list(processes.each(who, 0, "g"))
-        after = set(processes.each(who, 0, "h"))
+                list(pool.map_unordered(who, 0, "g"))
+        after = set(pool.map_unordered(who, 0, "h"))
     assert len(before) == len(after) == 1 and before != after
     assert not {child.pid for child in multiprocessing.active_children()} & after
 
 
 def test_a_folder_of_another_run_is_refused_and_unharmed(here, finished, tmp_path):
     before = (finished.folder / "rows.parquet").read_bytes()
-    with pytest.raises(RunFolderError, match="holds a run with n 4, but 3 is asked"):
+    with pytest.raises(RunFolderError, match="holds a run with n 4, not 3"):
         eval_fixtures.run(here, finished.folder, n=3)
     assert (finished.folder / "rows.parquet").read_bytes() == before
     (tmp_path / "thesis.tex").write_text("precious")
@@ -200,40 +199,40 @@ def test_a_folder_of_another_run_is_refused_and_unharmed(here, finished, tmp_pat
 def test_other_prompts_and_a_changed_data_space_are_refused(here, tmp_path):
     data = DataSpace.build([Document(f"d{i}", text(i), {}) for i in range(12)], tmp_path / "space")
     prompts = eval_fixtures.write(tmp_path / "prompts.jsonl", [{"id": "p", "text": text(50)}])
-    given = Data(space=str(tmp_path / "space"), prompts=str(prompts))
-    evaluate(given, tmp_path / "run", eval_fixtures.switches(here), progress=False)
+    given = EvalData(space=str(tmp_path / "space"), prompts=str(prompts))
+    evaluate(given, tmp_path / "run", eval_fixtures.config(here), progress=False)
     eval_fixtures.write(prompts, [{"id": "p", "text": text(51)}])
     with pytest.raises(
         RunFolderError, match="holds a run with prompts 'sha256:.*choose another --out"
     ):
-        evaluate(given, tmp_path / "run", eval_fixtures.switches(here), progress=False)
+        evaluate(given, tmp_path / "run", eval_fixtures.config(here), progress=False)
     eval_fixtures.write(prompts, [{"id": "p", "text": text(50)}])
     data.add([Document("new", text(77), {})])
     with pytest.raises(RunFolderError, match="holds a run with space .*'documents': 12"):
-        evaluate(given, tmp_path / "run", eval_fixtures.switches(here), progress=False)
+        evaluate(given, tmp_path / "run", eval_fixtures.config(here), progress=False)
 
 
 def test_a_run_that_carries_state_is_one_process_and_one_piece(here, tmp_path):
-    methods = ("nearest(carry=true)",)
-    with pytest.raises(ValueError, match="a method carries .*: expected one worker"):
+    methods = ("nearest(persist_optimizer=true)",)
+    with pytest.raises(
+        ValueError, match="a method keeps the optimizer's state .*: expected one worker"
+    ):
         eval_fixtures.run(here, tmp_path / "run", methods=methods, workers=2)
     eval_fixtures.run(here, tmp_path / "run", methods=methods, per_set=1)
     eval_fixtures.run(
         here, tmp_path / "run", methods=methods, per_set=1
-    )  # all is done: nothing to carry
-    with pytest.raises(
-        RunFolderError, match="holds 2 prompts, and what their optimiser carried on"
-    ):
+    )  # all is done: no state is needed
+    with pytest.raises(RunFolderError, match="holds 2 prompts, but the optimizer's state"):
         eval_fixtures.run(here, tmp_path / "run", methods=methods)
 
 
 def test_a_run_older_than_a_switch_goes_on_with_its_default(here, tmp_path):
     run = eval_fixtures.run(here, tmp_path / "run", per_set=1)
     meta = json.loads((run.folder / "meta.json").read_text())
-    del meta["switches"]["reuse"]
+    del meta["config"]["training"]["gradient_reuse"]
     (run.folder / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(RunFolderError, match="holds a run with reuse 1, but 2 is asked"):
-        eval_fixtures.run(here, run.folder, reuse=2)
+    with pytest.raises(RunFolderError, match="holds a run with gradient_reuse 1, not 2"):
+        eval_fixtures.run(here, run.folder, gradient_reuse=2)
     assert len(eval_fixtures.run(here, run.folder, per_set=2)) == 4
 
 
@@ -259,8 +258,8 @@ def test_a_run_of_the_first_format_is_refused_in_one_line(tmp_path):
         ("meta.json", "{", "is corrupt"),
         ("rows.parquet", "no parquet", "cannot be read"),
         ("journal.jsonl", "no json\n{}\n", "line 1: .*delete that line"),
-        ("journal.jsonl", "[]\n", "line 1: no record of a prompt: delete that line"),
-        ("journal.jsonl", '{"prompt": "p"}\n', "line 1: no record of a prompt"),
+        ("journal.jsonl", "[]\n", "line 1: not a record of a prompt: delete that line"),
+        ("journal.jsonl", '{"prompt": "p"}\n', "line 1: not a record of a prompt"),
     ],
 )
 def test_a_broken_file_is_named(here, tmp_path, name, content, message):
@@ -273,13 +272,13 @@ def test_a_broken_file_is_named(here, tmp_path, name, content, message):
 def test_a_run_without_its_rows_has_no_numbers(here, tmp_path):
     run = eval_fixtures.run(here, tmp_path / "run", per_set=1)
     (run.folder / "rows.parquet").unlink()
-    with pytest.raises(RunFolderError, match="lacks rows of its prompts: delete that run"):
+    with pytest.raises(RunFolderError, match="lacks rows of its prompts: delete that folder"):
         Run.open(run.folder).bits("sift")
     eval_fixtures.run(here, tmp_path / "other", per_set=1)
     meta = json.loads((tmp_path / "other" / "meta.json").read_text())
-    meta["switches"]["methods"].pop()
+    meta["config"]["methods"].pop()
     (tmp_path / "other" / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(RunFolderError, match="holds rows of no prompt or method"):
+    with pytest.raises(RunFolderError, match="holds rows without a prompt or method"):
         Run.open(tmp_path / "other").bits("nearest")
 
 
@@ -287,17 +286,21 @@ def test_a_run_by_a_newer_whet_is_another_run(here, tmp_path):
     eval_fixtures.run(here, tmp_path / "run", per_set=1)
     path = tmp_path / "run" / "meta.json"
     meta = json.loads(path.read_text())
-    meta["switches"]["newer"] = 1
+    meta["config"]["newer"] = 1
     path.write_text(json.dumps(meta))
-    with pytest.raises(RunFolderError, match="holds a run with newer 1, but None is asked"):
+    with pytest.raises(
+        RunFolderError, match="holds a run of another version of whet .*unknown name 'newer'"
+    ):
         eval_fixtures.run(here, tmp_path / "run", per_set=1)
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_written(here, tmp_path):
     with pytest.raises(ValueError, match="k is 31, but the data space holds 30 documents"):
         eval_fixtures.run(here, tmp_path / "run", methods=("sift(k=31)",))
-    with pytest.raises(ValueError, match="reuse is 2: .*one of them must be 1"):
-        eval_fixtures.run(here, tmp_path / "run", methods=("hull(reuse=2, texts_per_update=2)",))
+    with pytest.raises(
+        ValueError, match="batch_size is 2 and gradient_reuse is 2: .*one of them must be 1"
+    ):
+        eval_fixtures.run(here, tmp_path / "run", methods=("hull(gradient_reuse=2, batch_size=2)",))
     assert not (tmp_path / "run").exists()
 
 

@@ -1,6 +1,7 @@
 """The views of a run, each recomputed from its rows by an independent slow formula."""
 
 import json
+import threading
 from dataclasses import replace
 from itertools import combinations
 
@@ -10,14 +11,13 @@ from scipy import stats
 from support import eval_fixtures, fake_runs
 
 from whet.errors import RunFolderError
-from whet.evaluate import run_storage as kept
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.costs import costs
 from whet.evaluate.provenance import provenance
 from whet.evaluate.report.render import caption, curves, markdown, table
 from whet.evaluate.report.table import Report, report
 from whet.evaluate.results import Run
-from whet.evaluate.run_storage import PROMPTS, ROWS, append, pack
+from whet.evaluate.run_storage import append, pack
 from whet.evaluate.uncertainty import (
     KINDS,
     adaptive_steps,
@@ -29,7 +29,7 @@ from whet.evaluate.uncertainty import (
 from whet.maths.statistics import bootstrap
 from whet.select.selection import Selection
 
-METHODS = ("uncertainty", "nearest", "nearest-repeated", "sift", "sift(alpha=0.9)", "dynamic")
+METHODS = ("uncertainty", "nearest", "nearest-repeated", "sift", "sift(stop_alpha=0.9)", "dynamic")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def run(tmp_path_factory):
     lines[0]["text"] = eval_fixtures.text(3)  # is in the data space
     prompts = eval_fixtures.write(folder / "prompts.jsonl", lines)
     return eval_fixtures.run(
-        here, folder / "run", prompts=prompts, methods=METHODS, score_at=(1, 2, 3)
+        here, folder / "run", prompts=prompts, methods=METHODS, eval_steps=(1, 2, 3)
     )
 
 
@@ -147,10 +147,12 @@ def test_leaks_are_found_and_dropped(run):
     assert prompts["p0"]["exact"] and prompts["p0"]["near"]
     assert prompts["p0"]["cosine"] == pytest.approx(1, abs=1e-3) and prompts["p0"]["overlap"] == 1
     assert not any(prompts[f"p{i}"]["exact"] for i in range(1, 6))
-    assert run.without_leaks().prompts["prompt"].to_pylist() == [f"p{i}" for i in range(1, 6)]
-    assert len(run.without_leaks().table) == len(run.table) * 5 // 6
-    with pytest.raises(RunFolderError, match="no prompt that is kept"):
-        run.keep(np.zeros(6, bool))
+    assert run.without_contaminated().prompts["prompt"].to_pylist() == [
+        f"p{i}" for i in range(1, 6)
+    ]
+    assert len(run.without_contaminated().table) == len(run.table) * 5 // 6
+    with pytest.raises(RunFolderError, match="no prompt of .* is left"):
+        run.filter(np.zeros(6, bool))
 
 
 def slow_pearson(x, y):
@@ -233,7 +235,7 @@ def test_regret_of_stopping_is_over_the_best_scored_step(run):
     assert made["oracle"].percent.value == pytest.approx(np.mean(best))
     assert made["oracle"].regret.value == 0
     assert made["2 steps"].regret.value == pytest.approx(np.mean(percent[2] - best))
-    exact = run.ratio("sift(alpha=0.9)")  # every step is scored, so the view is exact
+    exact = run.ratio("sift(stop_alpha=0.9)")  # every step is scored, so the view is exact
     assert made["α=0.9"].percent.value == pytest.approx(exact.mean())
 
 
@@ -289,32 +291,27 @@ def test_tables_are_never_cut(run):
 def test_sigma_of_parts_that_stop_apart_does_not_rise(tmp_path):
     run = eval_fixtures.run(
         eval_fixtures.build(tmp_path), tmp_path / "run", leakage="score-first", chunks=3,
-        methods=("sift", "sift(alpha=1.0)"), score_at=(4,), lam=0.1,
+        methods=("sift", "sift(stop_alpha=1.0)"), eval_steps=(4,), lam=0.1,
     )  # fmt: skip
-    sigma = run.trajectories("sift(alpha=1.0)")
+    sigma = run.trajectories("sift(stop_alpha=1.0)")
     assert (np.diff(sigma, axis=1) <= 1e-12).all()
-    parts = run.table.to_pandas().query("method == 'sift(alpha=1.0)'")
+    parts = run.table.to_pandas().query("method == 'sift(stop_alpha=1.0)'")
     last = parts.dropna(subset="sigma").groupby(["prompt", "part"])["sigma"].min()
     wanted = last.groupby("prompt").mean()[run.prompts["prompt"].to_pylist()]
     np.testing.assert_allclose(sigma[:, -1], wanted)
 
 
-def test_a_run_is_opened_while_it_is_packed(run, tmp_path, monkeypatch):
-    """The journal may go into the tables at any moment of a reading."""
-    folder, read = fake_runs.run(tmp_path / "run", prompts=3).folder, kept._journal
-    (folder / PROMPTS).unlink()
-    (folder / ROWS).unlink()
-    switches, rng = EvalConfig(n=10, methods=fake_runs.METHODS), np.random.default_rng(0)
-    append(folder, fake_runs.record("p", "a", switches, ["d"] * 200, rng))
-
-    def packed_after(path):
-        found = read(path)
-        monkeypatch.setattr(kept, "_journal", read)
-        pack(folder)
-        return found
-
-    monkeypatch.setattr(kept, "_journal", packed_after)
-    assert len(Run.open(folder)) == 1
+def test_a_run_is_opened_while_it_is_packed(tmp_path):
+    """The journal may be moved into the tables at any moment while they are read."""
+    folder = fake_runs.run(tmp_path / "run", prompts=3).folder
+    config = EvalConfig(methods=fake_runs.METHODS).with_settings(n=10)
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        append(folder, fake_runs.record(f"new {i}", "a", config, ["d"] * 200, rng))
+        packer = threading.Thread(target=pack, args=(folder,))
+        packer.start()
+        assert len(Run.open(folder)) == 4 + i
+        packer.join()
 
 
 def test_a_commit_is_whets_own_or_none(monkeypatch, tmp_path):
