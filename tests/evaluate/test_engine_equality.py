@@ -28,7 +28,6 @@ TRAINING = [
     {"batch_size": 3, "long_texts": "chunks", "order": "length"},
     {"gradient_reuse": 2},
 ]
-SWITCHES = {"batch_size": "texts_per_update", "gradient_reuse": "reuse"}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +37,7 @@ def model(eval_folder):
 
 def evaluated(eval_folder, model, adapter, training, selector):
     """The rows of the evaluator by step, and the task that they are of."""
-    options = {SWITCHES.get(name, name): value for name, value in training.items()}
-    config = eval_fixtures.switches(eval_folder, mode=adapter, methods=(selector,), **options)
+    config = eval_fixtures.config(eval_folder, adapter=adapter, methods=(selector,), **training)
     evaluator = Evaluator(DataSpace.open(eval_folder / "space"), model, config)
     columns = evaluator.record(Prompt(PROMPT, "a"))["rows"]
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
