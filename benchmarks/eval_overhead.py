@@ -74,11 +74,11 @@ def measure(
     model = LanguageModel.from_pretrained(config.model)
     evaluator = Evaluator(space, model, config)
     options = {method.name: method.selection for method in config.method_configs}
-    engines = {m: Engine(space, model, options=own) for m, own in options.items()}
+    engines = {m: Engine(space, model, selection=own) for m, own in options.items()}
     pairs = []
     for document in documents:
         [task] = ScoringTask.of(document.text, config)
-        query = Request(prompt=task.query, text=task.text, score_at=config.steps)
+        query = Request(prompt=task.query, text=task.text, eval_steps=config.steps)
         start = time.perf_counter()
         answers = {name: engine.submit(query).result() for name, engine in engines.items()}
         between = time.perf_counter()

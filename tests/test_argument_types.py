@@ -19,8 +19,8 @@ import whet
 from whet import DataSpace, Document, Engine, LanguageModel, Request, Retriever
 model = LanguageModel.from_pretrained("model", device="cpu")
 s = DataSpace.build(["red fox", "blue whale", "red whale"], "space")
-engine = Engine(s, model, options=whet.SelectionConfig(n=1))
-assert Engine(s, model, "lora").adaptation == model.adapter_config("lora")
+engine = Engine(s, model, selection=whet.SelectionConfig(n=1))
+assert Engine(s, model, "lora").adapter == model.adapter_config("lora")
 class Unfinished:
     name, dimension = "words", 3
     def __repr__(self): return "Unfinished()"
@@ -55,11 +55,13 @@ CASES = {
     "DataSpace.open('space', 5)": "embedder is 5, without name: expected a string such as 'lsa'",
     "whet.training_set(s, 'fox', 2)": "targets is 'fox': expected a list of them, as ['fox']",
     "Engine('space', model)": "space is 'space': expected a DataSpace",
-    "Engine(s, 'whet-nano')": "model is 'whet-nano': expected a LanguageModel, as",
+    "Engine(s, 'whet-nano')": "model is 'whet-nano': expected a LanguageModel, such as",
     "Engine(s, model, 'LoRA')": "adapter is 'LoRA': expected full, lora, head",
     "engine.generate(['a'])": "prompt is ['a']: expected one text",
-    "list(engine.run([{'prompt': 'x'}]))": "query is {'prompt': 'x'}: expected a text or a whet.Q",
-    "Request('x', documents=['a text'])": "documents holds 'a text': expected a Document, as",
+    "list(engine.generate_many([{'prompt': 'x'}]))": "request is {'prompt': 'x'}: expected a text or",
+    "Request('x', selection=4)": "selection is 4: expected a whet.SelectionConfig",
+    "whet.TrainingConfig(order='sideways')": "order is 'sideways': expected selected or reversed",
+    "Request('x', documents=['a text'])": "documents contains 'a text': expected a Document",
 }
 
 

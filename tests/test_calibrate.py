@@ -138,7 +138,7 @@ def test_a_space_of_texts_that_cannot_be_split_is_refused(tmp_path):
 def test_an_engine_calibrates_once(space, tmp_path, monkeypatch):
     model = whet.LanguageModel.from_pretrained(tiny_models.save(tmp_path / "model"))
     engine = whet.Engine(
-        space, model, options=SelectionConfig(n=3, k=9, lam="auto", stop_alpha="auto")
+        space, model, selection=SelectionConfig(n=3, k=9, lam="auto", stop_alpha="auto")
     )
     assert engine.options.lam in GRID and engine.options.stop_alpha > 0
     monkeypatch.setattr("whet.space.tuning.tune_selection", None)

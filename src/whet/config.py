@@ -8,14 +8,26 @@ import ast
 import inspect
 import textwrap
 import tomllib
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 C = TypeVar("C")
+F = TypeVar("F", bound=Callable[..., Any])
 
 RENAMED = {
     "alpha": "stop_alpha",
@@ -52,6 +64,42 @@ RENAMED = {
     "keys": "api_keys",
 }
 """Old names of fields and their present names: an error about an unknown name gives the new one."""
+
+
+class Renamed:
+    """Class attribute in place of an old name: using it is an error that gives the present name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._old = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise AttributeError(f"{owner.__name__}.{self._old} is now called {self._name}")
+
+
+def renamed_keywords(**renamed: str) -> Callable[[F], F]:
+    """Decorator: a call with one of these old keyword names is an error that gives the new one.
+
+    >>> @renamed_keywords(mode="adapter")
+    ... def train(*, adapter="lora"): ...
+    >>> train(mode="full")
+    Traceback (most recent call last):
+    TypeError: 'mode' is now called 'adapter'
+    """
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            for name in kwargs.keys() & renamed.keys():
+                raise TypeError(f"{name!r} is now called {renamed[name]!r}")
+            return function(*args, **kwargs)
+
+        return cast(F, checked)
+
+    return decorate
+
 
 EXPECTED = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 

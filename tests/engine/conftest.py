@@ -1,10 +1,9 @@
 """A small data space, and an engine over it with a tiny Llama."""
 
 import pytest
-from support.engines import ADAPTERS, space_of
+from support.engines import LORA, picking, space_of
 
 from whet.engine import Engine
-from whet.select.config import SelectionConfig
 
 
 @pytest.fixture(scope="module")
@@ -19,4 +18,4 @@ def model(llama):
 
 @pytest.fixture
 def engine(space, model):
-    return Engine(space, model, ADAPTERS[0], options=SelectionConfig(n=4, k=10), slots=3)
+    return Engine(space, model, LORA, selection=picking(4), slots=3)

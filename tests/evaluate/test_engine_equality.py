@@ -71,12 +71,12 @@ def test_losses_and_scores_of_evaluator_and_engine_are_equal(eval_folder, model,
         space,
         model,
         model.adapter_config(adapter, lr=1e-2),
-        options=SelectionConfig(n=4, k=10, selector=selector),
+        selection=SelectionConfig(n=4, k=10, selector=selector),
         training=TrainingConfig(seed=prompt_seed(0, PROMPT.id), **training),
         slots=1,
     )
     single = "chunks" not in training.values() and "batch_size" not in training
-    request = Request(task.query, text=task.text, score_at=(2,) if single else ())
+    request = Request(task.query, text=task.text, eval_steps=(2,) if single else ())
     output = engine.submit(request).result()
     assert rows[0]["bits"] == output.base.bits and rows[4]["bits"] == output.score.bits
     assert output.score.bits != output.base.bits

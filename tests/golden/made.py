@@ -90,7 +90,7 @@ def engine():
         for name, mode in ADAPTERS.items():
             model = whet.LanguageModel.from_pretrained(MODEL, device="cpu")
             options = whet.SelectionConfig(n=4, k=8, lam=0.1)
-            with whet.Engine(space, model, mode, options=options) as engine:
+            with whet.Engine(space, model, mode, selection=options) as engine:
                 scored = engine.score(AFTER, prompt=PROMPT)
                 said = engine.generate(PROMPT, max_tokens=8)
             made[name] = {
@@ -163,12 +163,12 @@ def told(report):
 
 def adapter():
     kept = whet.Adapter.read(ADAPTER)
-    query = whet.Request(PROMPT, text=AFTER, documents=(), n=0)
+    query = whet.Request(PROMPT, text=AFTER, documents=())
     with whet.Engine(
         None, whet.LanguageModel.from_pretrained(MODEL, device="cpu"), kept.options
     ) as engine:
         base = engine.submit(query).result().score.bits
-        query = whet.Request(PROMPT, text=AFTER, documents=(), n=0, adapter=kept)
+        query = whet.Request(PROMPT, text=AFTER, documents=(), init_adapter=kept)
         sharpened = engine.submit(query).result().score.bits
     return {"base": base, "sharpened": sharpened, "rank": kept.options.r, "of": kept.base}
 
@@ -193,7 +193,7 @@ def make_formats():
     if not ADAPTER.exists():
         model = whet.LanguageModel.from_pretrained(MODEL, device="cpu")
         with whet.Engine(None, model, SMALL) as engine:
-            query = whet.Request(PROMPT, documents=tuple(documents(4)), keep=True)
+            query = whet.Request(PROMPT, documents=tuple(documents(4)), return_adapter=True)
             engine.submit(query).result().adapter.save(ADAPTER)
 
 

@@ -36,7 +36,7 @@ def engine(place, model):
     loaded = model._engine.model
     adaptation = loaded.adapter_config("full", lr=1e-2)
     return Engine(
-        DataSpace.open(place / "space"), loaded, adaptation, options=SelectionConfig(n=3, k=10)
+        DataSpace.open(place / "space"), loaded, adaptation, selection=SelectionConfig(n=3, k=10)
     )
 
 

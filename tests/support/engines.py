@@ -5,20 +5,27 @@ import numpy as np
 from whet.adapt.config import FullFineTuning, LMHead, LoRA
 from whet.data.documents import Document
 from whet.engine import Request
+from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
-ADAPTERS = [LoRA(lr=1e-2, r=4), LMHead(lr=1e-2), FullFineTuning(lr=1e-3)]
+LORA = LoRA(lr=1e-2, r=4)
+ADAPTERS = [LORA, LMHead(lr=1e-2), FullFineTuning(lr=1e-3)]
 TEXT = " after it"
-name = lambda mode: type(mode).__name__  # noqa: E731
+name = lambda adapter: type(adapter).__name__  # noqa: E731
 
 
 def words(seed, count=4):
     return " ".join(np.random.default_rng(seed).choice(WORDS, count))
 
 
-def query(seed, **options):
+def request(seed, **options):
     return Request(prompt=words(100 + seed, 3), **options)
+
+
+def picking(n, **options):
+    """A selection of `n` documents among ten candidates."""
+    return SelectionConfig(n=n, k=10, **options)
 
 
 def space_of(folder):

@@ -172,5 +172,5 @@ def fingerprint(model: LanguageModel) -> str:
 def _lora(slots: Slots) -> LoRA:
     if not isinstance(slots.adaptation, LoRA):
         kind = type(slots.adaptation).__name__
-        raise ValueError(f"slots learn by {kind}: expected LoRA, the form in which adapters travel")
+        raise ValueError(f"slots train {kind}: expected LoRA, the only adapter that can be saved")
     return slots.adaptation

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from whet.adapt.adapters import Adapter
-from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig, TrainingConfig
+from whet.adapt.config import AdapterConfig, OptimizerConfig, TrainingConfig
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.sampling import SequenceState
 from whet.adapt.slots import Slots
@@ -259,7 +259,7 @@ class AdaptationSession:
 @contextmanager
 def adapted(
     model: LanguageModel,
-    adapter: AdapterConfig | None = None,
+    adapter: AdapterConfig | str | None = None,
     optimizer: OptimizerConfig | None = None,
     training: TrainingConfig | None = None,
 ) -> Iterator[AdaptationSession]:
@@ -274,7 +274,8 @@ def adapted(
 
     Args:
         model: The model, which nothing else can use meanwhile.
-        adapter: What is trained: `FullFineTuning` by default, `LoRA` or `LMHead`.
+        adapter: What is trained: `LoRA`, `FullFineTuning` or `LMHead`, or by name `lora`, `full`,
+            `head` or `auto` (the default).
         optimizer: How a gradient becomes a step.
         training: How texts become updates.
 
@@ -284,6 +285,8 @@ def adapted(
     Raises:
         ModelError: If the model is in use already.
     """
-    slots = Slots(model, adapter or FullFineTuning(), optimizer)
+    if adapter is None or isinstance(adapter, str):
+        adapter = model.adapter_config(adapter or "auto")
+    slots = Slots(model, adapter, optimizer)
     with slots.attached():
         yield AdaptationSession(slots, training=training)

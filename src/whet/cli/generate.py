@@ -99,7 +99,7 @@ def _engine(space: Path | str, values: dict[str, Any]) -> Any:
         opened,
         model,
         model.adapter_config(adapter.name, **adapter.options),
-        options=resolve_selection(opened, selection),
+        selection=resolve_selection(opened, selection),
         training=training,
         optimizer=optimizer,
     )

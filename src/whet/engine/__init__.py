@@ -1,4 +1,4 @@
-"""A prompt's whole way, alone or many at once: the one floor where spaces and models meet."""
+"""Many prompts at once, each with its own adapted weights: `Engine`, `Request`, `Output`."""
 
 from whet.adapt.config import TrainingConfig
 from whet.adapt.sampling import SamplingParams

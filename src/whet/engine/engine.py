@@ -1,213 +1,270 @@
-"""A prompt's whole way: select what tells most about its answer, step on each, answer, reset.
+"""Test-time fine-tuning of a model on a data space, for many prompts at once.
 
-The one place where data spaces and language models meet. Source: SIFT, arXiv 2410.08020, Section 2
-and Section 6.
+The engine is where data spaces and language models meet. Source: SIFT, arXiv 2410.08020, Sections 2
+and 6.
 """
 
 import queue
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from types import TracebackType
 
 from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig, TrainingConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.sampling import SamplingParams
-from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason
+from whet.adapt.session import AdaptationTrace
 from whet.adapt.slots import Slots, check_compiled
-from whet.adapt.updates import plan_updates
-from whet.engine.request import Event, RequestRun, RequestState, TrainingPlan, Way
+from whet.config import Renamed, renamed_keywords
+from whet.engine.request import Event, RequestRunner, RequestState
 from whet.engine.scheduler import Scheduler
 from whet.engine.types import Output, Request
 from whet.errors import WhetError
 from whet.maths.arrays import as_count
-from whet.select.config import SelectionConfig
-from whet.space.retrieve import Retrieval, check_space, retrieve
+from whet.select.config import ResolvedSelection, SelectionConfig
+from whet.space.retrieve import Retrieval, check_space
 from whet.space.space import DataSpace
 from whet.space.tuning import resolve
 
-SLOTS = 8
+SLOTS = 8  # by default; 1 for full fine-tuning
 
 
 class RequestHandle:
-    """A prompt that was submitted."""
+    """A submitted request."""
 
-    def __init__(self, job: RequestState, cancel: Callable[[RequestState], None]) -> None:
-        self._job, self._cancel = job, cancel
-        self.future = job.answer
-        """The same as a future, for those who wait for many."""
+    def __init__(self, state: RequestState, cancel: Callable[[RequestState], None]) -> None:
+        self._state, self._cancel = state, cancel
+        self.future = state.output
+        """The output as a `concurrent.futures.Future`."""
 
     def result(self, timeout_s: float | None = None) -> Output:
-        """The answer, when it is there.
+        """Wait for the output.
 
         Raises:
-            TimeoutError: If it is not there in time; the prompt goes on.
-            ValueError: As `Engine.select`, or if prompt and answer exceed the model's context.
-            AdaptationError: If a loss, or what the model then says, is not finite.
+            TimeoutError: If it is not there in time; the request goes on.
+            ValueError: As `Engine.retrieve`, or if the prompt and the generated text exceed the
+                model's context.
+            AdaptationError: If a loss, a score or the logits are not finite.
         """
         return self.future.result(timeout_s)
 
     def cancel(self) -> None:
-        """Stop at the next tick; the answer is what there is by then."""
-        self._cancel(self._job)
+        """Stop before the next step; the output contains what there is by then."""
+        self._cancel(self._state)
 
 
 class Engine:
-    """Answers prompts with a model that is sharpened on a data space for each of them.
+    """Adapts a model to each prompt with documents of a data space, then generates or scores.
 
-    Safe in threads. Prompts that run at once share the model, each with weights of its own; between
-    prompts the model is as it was, bit for bit.
+        space = whet.DataSpace.open("my.whet")
+        model = whet.LanguageModel.from_pretrained("whet-nano")
+        with whet.Engine(space, model, selection=whet.SelectionConfig(n=20)) as engine:
+            print(engine.generate("Bees dance to").text)
+
+    Can be used from several threads. Requests that run at once share the model, each with its own
+    weights; between requests the model's weights are restored bit for bit.
     """
 
+    run = Renamed("generate_many")
+    select = Renamed("retrieve")
+    options = Renamed("selection")
+    adaptation = Renamed("adapter")
+
+    @renamed_keywords(
+        adaptation="adapter",
+        mode="adapter",
+        options="selection",
+        optimiser="optimizer",
+        waiting="max_queue_size",
+        niceness="background_niceness",
+        compiled="torch_compile",
+    )
     def __init__(
         self,
         space: DataSpace | None,
         model: LanguageModel,
-        adaptation: AdapterConfig | str | None = None,
+        adapter: AdapterConfig | str | None = None,
         *,
-        optimizer: OptimizerConfig | None = None,
-        options: SelectionConfig | None = None,
+        selection: SelectionConfig | ResolvedSelection | None = None,
         training: TrainingConfig | None = None,
+        optimizer: OptimizerConfig | None = None,
         slots: int | None = None,
-        waiting: int = 256,
-        niceness: int = 0,
-        compiled: bool = False,
+        max_queue_size: int = 256,
+        background_niceness: int = 0,
+        torch_compile: bool = False,
     ) -> None:
-        """Costs nothing yet; the slots are made for the first prompt.
+        """Check the arguments; memory for the slots is taken when the first request runs.
 
         Args:
-            space: What to select from; none if every query brings its documents.
-            model: What is sharpened.
-            adaptation: What is trained of it, or by name: full, lora or head.
-            optimiser: How.
-            options: How texts are selected, where a query does not say.
-            training: How texts become gradient steps.
-            slots: Prompts at once; 8 unless given, and always 1 for full training.
-            waiting: Prompts that may wait for a slot.
-            niceness: How far this engine's threads give way to others where there are too few
-                cores: 0 to 19, as Unix means it; on Linux only.
-            compiled: Have torch compile the network in the first step: a minute, and a C++
-                compiler, for steps of full training that take 4 % less from then on. Not for LoRA.
+            space: Where to select documents; None if every request has its own `space`,
+                `retrieval` or `documents`.
+            model: The model to adapt.
+            adapter: What is trained: `LoRA`, `FullFineTuning` or `LMHead`, or by name `lora`,
+                `full`, `head` or `auto` (the default).
+            selection: How to select documents. `auto` is resolved once, here.
+            training: How the documents become updates.
+            optimizer: How a gradient becomes a step.
+            slots: Requests that run at once; by default 8, or 1 for full fine-tuning, which
+                supports no more.
+            max_queue_size: Requests that may wait for a slot.
+            background_niceness: Unix niceness (0 to 19) of the engine's threads, on Linux only.
+            torch_compile: Compile the network at the first step; takes a minute and a C++ compiler,
+                and saves 4 % of the time of full fine-tuning. Not for LoRA.
 
         Raises:
-            ValueError: If `space`, `model` or `adaptation` is of another kind, or `compiled` is
-                asked for LoRA.
+            ValueError: If `space`, `model` or `adapter` has the wrong type, `slots` is above 1
+                with full fine-tuning, or `torch_compile` is combined with LoRA.
         """
         if space is not None:
             check_space(space)
         if not isinstance(model, LanguageModel):
             raise ValueError(
-                f"model is {model!r}: expected a LanguageModel, as "
-                "`whet.LanguageModel.from_pretrained(NAME)` gives"
+                f"model is {model!r}: expected a LanguageModel, such as "
+                "`whet.LanguageModel.from_pretrained(NAME)`"
             )
-        if isinstance(adaptation, str):
-            adaptation = model.adapter_config(adaptation)
-        options = options or SelectionConfig()
-        self.options = options if space is None else resolve(space, options)
-        self.model = model
-        self.adaptation = adaptation or model.adapter_config("full")
-        check_compiled(self.adaptation, compiled)
+        if adapter is None or isinstance(adapter, str):
+            adapter = model.adapter_config(adapter or "auto")
+        check_compiled(adapter, torch_compile)
+        full = isinstance(adapter, FullFineTuning)
+        count = as_count((1 if full else SLOTS) if slots is None else slots, "slots")
+        if full and count > 1:
+            raise ValueError(
+                f"slots is {count}: expected 1 with full fine-tuning, where the network itself is "
+                "the slot; use LoRA or LMHead to run several requests at once"
+            )
+        selection = selection or SelectionConfig()
+        if space is not None and isinstance(selection, SelectionConfig):
+            selection = resolve(space, selection)
+        self.model, self.adapter, self.selection, self._count = model, adapter, selection, count
         self.optimizer = optimizer or OptimizerConfig()
         self.training = training or TrainingConfig()
-        count = as_count(SLOTS if slots is None else slots, "slots")
-        count = 1 if isinstance(self.adaptation, FullFineTuning) else count
-        self._space, self._slots = space, count
-        self._ahead = count + as_count(waiting, "waiting")
-        self._lockstep = Scheduler(
-            lambda: Slots(model, self.adaptation, self.optimizer, count=count, compiled=compiled),
-            self._plan,
-            self._way,
-            waiting,
-            niceness,
+        self._max_pending = count + as_count(max_queue_size, "max_queue_size")
+        self._runner = RequestRunner(model, space, selection, self.training)
+        self._scheduler = Scheduler(
+            lambda: Slots(model, self.adapter, self.optimizer, count=count, compiled=torch_compile),
+            self._runner,
+            max_queue_size,
+            background_niceness,
         )
 
-    def select(self, prompt: str) -> Retrieval:
-        """The texts that `prompt` would be sharpened on, in order, repeats included.
+    def retrieve(self, request: Request | str) -> Retrieval:
+        """The documents that the model would be adapted to for a request, in order.
+
+        Needs no model. `Request(prompt, retrieval=…)` then trains on the result. `auto` in the
+        request's own `selection` is resolved for this call, which takes seconds.
+
+        Args:
+            request: A prompt, or a request with a `query`, `selection` or `space` of its own.
+
+        Returns:
+            The selected documents, repeats included.
 
         Raises:
-            ValueError: If the prompt is empty, or shares nothing with the space.
+            NoMatchError: If the prompt is blank or has nothing in common with the data space.
+            ValueError: If there is no data space to select from.
         """
-        return self._retrieve(Request(prompt=prompt))
+        return self._runner.retrieve(_as_request(request))
 
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
     ) -> Output:
-        """Sharpen on `prompt`, continue it, put the weights back.
+        """Adapt the model to `prompt` and continue it.
+
+        For other options, `submit` a `Request`.
+
+        Returns:
+            The output; its `text` is the generated text.
 
         Raises:
-            ValueError: As `select`, and if prompt and answer exceed the model's context.
+            NoMatchError: If the prompt is blank or has nothing in common with the data space.
+            ValueError: If the prompt and the generated text exceed the model's context.
+            AdaptationError: If a loss or the logits are not finite.
         """
         sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        return self._answer(Request(prompt=prompt, sampling=sampling))
+        return self._wait(Request(prompt=prompt, sampling=sampling))
 
     def score(self, text: str, *, prompt: str) -> Output:
-        """Sharpen on `prompt`, score `text` given it before and after, put the weights back.
+        """Score `text` after `prompt` by the base model, and by the model adapted to `prompt`.
+
+        Returns:
+            The output; `base` and `score` are the scores before and after.
 
         Raises:
-            ValueError: As `select`, and if `text` is empty.
+            NoMatchError: If the prompt is blank or has nothing in common with the data space.
+            ValueError: If `text` is empty.
+            AdaptationError: If a loss or a score is not finite.
         """
-        return self._answer(Request(prompt=prompt, text=text))
+        return self._wait(Request(prompt=prompt, text=text))
 
     def submit(
-        self, query: Request | str, on_event: Callable[[Event], None] | None = None
+        self, request: Request | str, on_event: Callable[[Event], None] | None = None
     ) -> RequestHandle:
-        """Queue a prompt. `on_event` is told, in the engine's thread, what happens on its way.
+        """Queue a request.
 
-        Events are the `Retrieval`, every `TrainStep`, and pieces of the text as they become certain.
+        Args:
+            request: A request, or a prompt to continue.
+            on_event: Called in the engine's thread with the `Retrieval`, each `TrainStep`, and
+                each new piece of generated text.
+
+        Returns:
+            A handle to wait for the output, or to cancel.
 
         Raises:
-            QueueFullError: If as many prompts wait as may.
+            QueueFullError: If the queue is full.
             EngineClosedError: If the engine was closed.
         """
-        job = _job(query, on_event or (lambda event: None))
-        self._lockstep.submit(job)
-        return RequestHandle(job, self._lockstep.cancel)
+        state = RequestState(_as_request(request), on_event or (lambda event: None))
+        self._scheduler.submit(state)
+        return RequestHandle(state, self._scheduler.cancel)
 
-    def stream(self, query: Request | str) -> Iterator[Event | Output]:
-        """The events of one prompt as they happen, the answer last; to stop early cancels it."""
+    def stream(self, request: Request | str) -> Iterator[Event | Output]:
+        """Yield the events of a request as they happen, then its output.
+
+        Closing the iterator cancels the request.
+        """
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        handle = self.submit(query, events.put)
-        handle.future.add_done_callback(lambda _: events.put(None))
+        state = RequestState(_as_request(request), events.put)
+        self._scheduler.submit(state)
+        state.output.add_done_callback(lambda _: events.put(None))
         try:
             while (event := events.get()) is not None:
                 yield event
-            yield handle.result()
+            yield state.output.result()
         finally:
-            self._lockstep.withdraw([handle._job])
+            self._scheduler.cancel_and_wait([state])
 
-    def run(self, queries: Iterable[Request | str]) -> Iterator[Output]:
-        """The answers to many prompts, in their order; to stop early cancels the rest.
+    def generate_many(self, requests: Iterable[Request | str]) -> Iterator[Output]:
+        """Yield the outputs of many requests, in their order.
 
-        Reads `queries` a queue's length ahead. A prompt that fails is an answer with its `error`.
-        For answers as soon as each is ready, `submit` and wait for the handles' futures.
+        Reads `requests` ahead by the length of the queue. A request that fails yields an output
+        with its `error`. Closing the iterator cancels the rest. For outputs as soon as they are
+        ready, `submit` the requests and wait for the futures of the handles.
 
         Raises:
-            ValueError: If `queries` is one text.
+            ValueError: If `requests` is a single text.
             EngineClosedError: If the engine was closed.
         """
-        if isinstance(queries, str):
-            raise ValueError(f"queries is the text {queries[:20]!r}: expected a list of them")
+        if isinstance(requests, str):
+            raise ValueError(f"requests is the text {requests[:20]!r}: expected a list of them")
         pending: deque[RequestState] = deque()
         try:
-            for query in queries:
-                job = _job(query, lambda event: None)
-                self._lockstep.submit(job, wait=True)
-                pending.append(job)
-                while pending and (pending[0].answer.done() or len(pending) >= self._ahead):
-                    yield _outcome(pending)
+            for request in requests:
+                state = RequestState(_as_request(request), lambda event: None)
+                self._scheduler.submit(state, wait=True)
+                pending.append(state)
+                while pending and (pending[0].output.done() or len(pending) >= self._max_pending):
+                    yield _next_output(pending)
             while pending:
-                yield _outcome(pending)
+                yield _next_output(pending)
         finally:
-            self._lockstep.withdraw(pending)
+            self._scheduler.cancel_and_wait(pending)
 
     def close(self) -> None:
-        """Take no more prompts; returns when those taken are answered."""
-        self._lockstep.close()
+        """Accept no more requests, and wait until the accepted ones are finished."""
+        self._scheduler.close()
 
     def __repr__(self) -> str:
-        slots = f"{self._slots} slot" + ("s" if self._slots > 1 else "")
-        return f"Engine({self.model.name!r}, {self.adaptation}, n={self.options.n}, {slots})"
+        slots = f"{self._count} slot" + ("s" if self._count > 1 else "")
+        return f"Engine({self.model.name!r}, {self.adapter}, n={self.selection.n}, {slots})"
 
     def __enter__(self) -> "Engine":
         return self
@@ -220,66 +277,31 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _answer(self, query: Request) -> Output:
-        handle = self.submit(query)
+    def _wait(self, request: Request) -> Output:
+        handle = self.submit(request)
         try:
             return handle.result()
-        except BaseException:  # whoever waits was interrupted, or the prompt has failed
-            self._lockstep.withdraw([handle._job])
+        except BaseException:  # the caller was interrupted, or the request failed
+            self._scheduler.cancel_and_wait([handle._state])
             raise
 
-    def _retrieve(self, query: Request) -> Retrieval:
-        if self._space is None:
-            raise ValueError("engine has no data space to select from: give the query `documents`")
-        given = {name: getattr(query, name) for name in ("n", "lam", "alpha")}
-        told = {name: value for name, value in given.items() if value is not None}
-        return retrieve(self._space, query.prompt, replace(self.options, **told))
 
-    def _way(self, job: RequestState, slots: Slots, slot: int) -> Way:
-        run = RequestRun(job)
-        session = AdaptationSession(
-            slots,
-            slot,
-            training=self.training,
-            init_adapter=job.query.adapter,
-            on_step=job.tell,
-        )
-        return (yield from run.way(session, lambda: self._lockstep.tick_s))
-
-    def _plan(self, job: RequestState) -> TrainingPlan:
-        query = job.query
-        n = self.options.n if query.n is None else query.n
-        began = time.perf_counter()
-        if job.cancelled or not query.adapt or n == 0:
-            return TrainingPlan((), "n", None)
-        if query.documents is not None:
-            documents = query.documents[: query.n]
-            texts = [(document.id, document.text) for document in documents]
-            return TrainingPlan(plan_updates(texts, self.model, self.training), "n", None)
-        found = self._retrieve(query)
-        sigmas = found.selection.sigma[1:].tolist()
-        reason: StopReason = "n" if len(found) == n else "alpha"
-        texts = [(document.id, document.text) for document in found.documents]
-        learned = plan_updates(texts, self.model, self.training, sigmas=sigmas)
-        return TrainingPlan(learned, reason, found, time.perf_counter() - began)
+def _as_request(request: Request | str) -> Request:
+    if isinstance(request, str):
+        request = Request(request)
+    if not isinstance(request, Request):
+        raise ValueError(f"request is {request!r}: expected a text or a whet.Request")
+    return request
 
 
-def _job(query: Request | str, tell: Callable[[Event], None]) -> RequestState:
-    if isinstance(query, str):
-        query = Request(query)
-    if not isinstance(query, Request):
-        raise ValueError(f"query is {query!r}: expected a text or a whet.Query")
-    return RequestState(query, tell)
-
-
-def _outcome(pending: deque[RequestState]) -> Output:
-    """Wait for the first answer and take it off; a failure of its own is an answer too."""
-    job = pending[0]
-    error = job.answer.exception()
+def _next_output(pending: deque[RequestState]) -> Output:
+    """Wait for the first output and remove it; an error of the request becomes an output."""
+    state = pending[0]
+    error = state.output.exception()
     pending.popleft()
     if error is None:
-        return job.answer.result()
+        return state.output.result()
     if not isinstance(error, WhetError | ValueError):
         raise error
     trace = getattr(error, "trace", None) or AdaptationTrace()
-    return Output(job.query, job.query.text or "", trace, error=error)
+    return Output(state.request, state.request.text or "", trace, error=error)

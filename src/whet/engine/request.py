@@ -1,7 +1,7 @@
-"""One prompt's way through a slot, as if it were alone: learn, score or continue.
+"""A request's life cycle, as if it were alone: retrieve, train, then score or generate.
 
-A generator that gives a lesson whenever it wants to learn and is sent the losses, and its decoder
-when it wants a token and is sent the piece of text.
+`RequestRunner.run` is a coroutine: it yields an `Update` and is sent its losses, or a
+`SequenceState` and is sent the new text; it returns the `Output`.
 """
 
 import time
@@ -10,125 +10,189 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from whet.adapt.model import Score
+from whet.adapt.config import TrainingConfig
+from whet.adapt.model import LanguageModel, Score
 from whet.adapt.sampling import SequenceState
 from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason, TrainStep
-from whet.adapt.updates import Update
+from whet.adapt.slots import Slots
+from whet.adapt.updates import Update, plan_updates
 from whet.engine.types import Output, Request
-from whet.space.retrieve import Retrieval
+from whet.select.config import ResolvedSelection, SelectionConfig
+from whet.space.retrieve import Retrieval, retrieve
+from whet.space.space import DataSpace
+from whet.space.tuning import resolve
 
 Event = Retrieval | TrainStep | str
-"""What a prompt tells on its way: what was selected, each step, each piece of its text."""
-Losses = list[float]
+"""What is reported while a request runs: what was retrieved, each step, each piece of text."""
+Action = Update | SequenceState
+ActionResult = Any  # the losses of an update, none if it reuses a gradient; new text of a sequence
+RequestCoroutine = Generator[Action, ActionResult, Output]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingPlan:
-    """What a prompt will learn, before it learns any of it."""
+    """The updates for one request, before the first of them."""
 
     updates: Sequence[Update]
-    reason: StopReason
-    """Why there are no more."""
+    stop_reason: StopReason
+    """Why there are no more updates."""
     retrieval: Retrieval | None
     seconds: float = 0.0
-    """What it took to make."""
-
-
-Wanted = Update | SequenceState
-Given = Any  # losses for a lesson, none if it reused a gradient; a piece of text for a decoder
-Way = Generator[Wanted, Given, Output]
+    """Wall time of retrieval and planning."""
 
 
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """A prompt that waits or is on its way."""
+    """A request that waits or runs."""
 
-    query: Request
-    tell: Callable[[Event], None]
-    answer: "Future[Output]" = field(default_factory=Future)
+    request: Request
+    on_event: Callable[[Event], None]
+    output: "Future[Output]" = field(default_factory=Future)
     plan: Future[TrainingPlan] = field(init=False)
-    """Set while it waits, and done when it gets its slot."""
+    """Set while the request waits, and done when it gets a slot."""
     cancelled: bool = False
     submitted: float = field(default_factory=time.perf_counter)
 
-    def late(self, tick_s: float) -> bool:
-        """Whether one more tick would end after the deadline."""
-        deadline = self.query.deadline_s
-        return deadline is not None and time.perf_counter() - self.submitted + tick_s > deadline
+    def is_past_deadline(self, step_time_s: float) -> bool:
+        """Whether one more step would end after the deadline."""
+        deadline = self.request.deadline_s
+        return (
+            deadline is not None and time.perf_counter() - self.submitted + step_time_s > deadline
+        )
 
 
-class RequestRun:
-    """A prompt in its slot."""
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestRunner:
+    """Runs the requests of one engine."""
 
-    def __init__(self, job: RequestState) -> None:
-        self._job = job
-        self._scores: dict[int, Score] = {}
-        self.seconds: dict[str, float] = {}
+    model: LanguageModel
+    space: DataSpace | None
+    selection: SelectionConfig | ResolvedSelection
+    training: TrainingConfig
 
-    def way(self, session: AdaptationSession, tick_s: Callable[[], float]) -> Way:
-        """Learn what is planned, answer.
+    def retrieve(self, request: Request) -> Retrieval:
+        """The documents to train on for `request`; see `Engine.retrieve`."""
+        if request.retrieval is not None:
+            return request.retrieval
+        space = self.space if request.space is None else request.space
+        if space is None:
+            raise ValueError(
+                "engine has no data space to select from: give the request a `space`, a "
+                "`retrieval` or `documents`"
+            )
+        config = request.selection or self.selection
+        if isinstance(config, SelectionConfig):
+            config = resolve(space, config)
+        return retrieve(space, request.prompt if request.query is None else request.query, config)
+
+    def plan(self, state: RequestState) -> TrainingPlan:
+        """Retrieve, and arrange the documents into updates."""
+        request, start = state.request, time.perf_counter()
+        config = request.selection or self.selection
+        if state.cancelled or not request.adapt or config.n == 0:
+            return TrainingPlan((), "n", None)
+        if request.documents is not None:
+            limit = None if request.selection is None else request.selection.n
+            texts = [(document.id, document.text) for document in request.documents[:limit]]
+            return TrainingPlan(plan_updates(texts, self.model, self.training), "n", None)
+        retrieval = self.retrieve(request)
+        texts = [(document.id, document.text) for document in retrieval.documents]
+        sigmas = retrieval.selection.sigma[1:].tolist()
+        updates = plan_updates(texts, self.model, self.training, sigmas=sigmas)
+        stopped = config.stop_alpha is not None and len(retrieval) < config.n
+        reason: StopReason = "alpha" if stopped else "n"
+        return TrainingPlan(updates, reason, retrieval, time.perf_counter() - start)
+
+    def run(
+        self, state: RequestState, slots: Slots, slot: int, step_time_s: Callable[[], float]
+    ) -> RequestCoroutine:
+        """Train as planned, then generate or score.
 
         Raises:
-            AdaptationError: If a loss, the score or what the model says is not finite.
+            AdaptationError: If a loss, the score or the logits are not finite.
+            ValueError: If prompt and generated text exceed the model's context.
         """
-        query, decoder = self._job.query, None
-        begun = time.perf_counter()
-        if self._job.cancelled:  # before its turn
-            return Output(
-                query, query.text or "", AdaptationTrace((), "cancelled"), finish="cancelled"
-            )
-        if query.text is None:  # what cannot be answered is refused before any step is taken
-            prompt = query.prompt if query.tokens is None else query.tokens
-            decoder = SequenceState(session.model, prompt, query.sampling)
-        planned = self._job.plan.result()
-        waited = begun - self._job.submitted
-        self.seconds["select"] = min(planned.seconds, waited)
-        self.seconds["queue"] = waited - self.seconds["select"]
-        if planned.retrieval is not None:
-            self._job.tell(planned.retrieval)
-        self._score(session, 0)
-        taken = 0
-
-        def should_stop() -> StopReason | None:
-            if self._job.cancelled:
-                return "cancelled"
-            return "deadline" if self._job.late(tick_s()) else None
-
-        def after_update(number: int) -> None:
-            nonlocal taken
-            taken = number
-            if number in query.score_at:
-                self._score(session, number)
-
+        request, sequence = state.request, None
+        session = AdaptationSession(
+            slots,
+            slot,
+            training=self.training,
+            init_adapter=request.init_adapter,
+            on_step=state.on_event,
+        )
+        if state.cancelled:  # while it waited
+            trace = AdaptationTrace((), "cancelled")
+            return Output(request, request.text or "", trace, finish_reason="cancelled")
+        if request.text is None:  # a prompt that is too long is an error before the first step
+            prompt = request.prompt if request.token_ids is None else request.token_ids
+            sequence = SequenceState(self.model, prompt, request.sampling)
+        clock = _Stages(state)
+        if clock.plan.retrieval is not None:
+            state.on_event(clock.plan.retrieval)
+        scores = _Scores(request, session)
+        scores.add(0)
         reason = yield from session.run(
-            planned.updates, should_stop=should_stop, after_update=after_update
+            clock.plan.updates,
+            should_stop=lambda: _stop_reason(state, step_time_s()),
+            after_update=scores.after_update,
         )
-        trained = self._lap("train", begun)
-        self._score(session, taken)
-        if decoder is not None:
+        clock.end("train")
+        scores.add(scores.taken)
+        if sequence is not None:
             yield from session.decode(
-                decoder, should_stop=lambda: self._job.cancelled, on_text=self._job.tell
+                sequence, should_stop=lambda: state.cancelled, on_text=state.on_event
             )
-        self._lap("answer", trained)
-        text, finish = (
-            (query.text or "", "score")
-            if decoder is None
-            else (decoder.text, decoder.finish or "cancelled")
-        )
-        reason = "cancelled" if self._job.cancelled else reason or planned.reason
-        adapter = session.adapter if query.keep else None
-        tokens = 0 if decoder is None else len(decoder.tokens)
+        clock.end("generate")
+        reason = "cancelled" if state.cancelled else reason or clock.plan.stop_reason
         return Output(
-            query, text, AdaptationTrace(session.steps, reason), planned.retrieval, finish,
-            self._scores, adapter, self.seconds, tokens,
-        )  # fmt: skip
+            request,
+            (request.text or "") if sequence is None else sequence.text,
+            AdaptationTrace(session.steps, reason),
+            clock.plan.retrieval,
+            "score" if sequence is None else sequence.finish or "cancelled",
+            scores.scores,
+            session.adapter if request.return_adapter else None,
+            clock.seconds,
+            0 if sequence is None else len(sequence.tokens),
+        )
 
-    def _score(self, session: AdaptationSession, steps: int) -> None:
-        query = self._job.query
-        if query.text is not None and steps not in self._scores:
-            self._scores[steps] = session.score(query.text, context=query.prompt)
 
-    def _lap(self, name: str, start: float) -> float:
-        end = time.perf_counter()
-        self.seconds[name] = end - start
-        return end
+class _Stages:
+    """The wall time of each stage of a request that has just been given its slot."""
+
+    def __init__(self, state: RequestState) -> None:
+        self._start = time.perf_counter()
+        self.plan = state.plan.result()
+        waited = self._start - state.submitted
+        select = min(self.plan.seconds, waited)
+        self.seconds = {"select": select, "queue": waited - select}
+
+    def end(self, stage: str) -> None:
+        start, self._start = self._start, time.perf_counter()
+        self.seconds[stage] = self._start - start
+
+
+class _Scores:
+    """The scores of a request's text after 0, `eval_steps` and all updates."""
+
+    def __init__(self, request: Request, session: AdaptationSession) -> None:
+        self._request, self._session = request, session
+        self.scores: dict[int, Score] = {}
+        self.taken = 0
+
+    def after_update(self, number: int) -> None:
+        self.taken = number
+        if number in self._request.eval_steps:
+            self.add(number)
+
+    def add(self, taken: int) -> None:
+        request = self._request
+        if request.text is not None and taken not in self.scores:
+            context = request.prompt if request.context is None else request.context
+            self.scores[taken] = self._session.score(request.text, context=context)
+
+
+def _stop_reason(state: RequestState, step_time_s: float) -> StopReason | None:
+    if state.cancelled:
+        return "cancelled"
+    return "deadline" if state.is_past_deadline(step_time_s) else None

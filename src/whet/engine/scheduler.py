@@ -1,9 +1,10 @@
-"""The one thread that owns the weights: prompts in slots, a step of each in every tick.
+"""A single thread owns the weights and advances all running requests by one step per iteration.
 
-What a prompt will learn is planned beside it, and only then it gets a slot, so that a long search
-holds up its own prompt alone, unless `PLANNERS` of them are under way. Every prompt's way is a
-generator (`whet.engine.request`). A tick asks each what it wants next, takes all lessons together, then
-a token of all answers; a slot whose way has ended takes the next prompt in the same tick.
+Retrieval runs in a thread pool before a request is given a slot, so a slow search does not delay
+other requests, as long as no more than `RETRIEVAL_THREADS` searches are slow at once. In each
+iteration the scheduler asks every request's coroutine (`whet.engine.request`) for its next action,
+takes all updates together, then one token of every generated text. The slot of a finished request
+goes to the next one in the same iteration.
 """
 
 import atexit
@@ -21,18 +22,26 @@ from itertools import islice
 from whet.adapt.sampling import SequenceState
 from whet.adapt.slots import Slots
 from whet.adapt.updates import Update
-from whet.engine.request import Losses, RequestState, TrainingPlan, Wanted, Way
+from whet.engine.request import (
+    Action,
+    RequestCoroutine,
+    RequestRunner,
+    RequestState,
+    TrainingPlan,
+)
 from whet.errors import EngineClosedError, ModelError, QueueFullError
 
-PLANNERS = 2
-FADING = 0.9  # a tick that was slow once does not keep all later prompts from any step
-AHEAD = 16  # prompts that wait with a plan or get one; a plan holds its candidates' vectors
+RETRIEVAL_THREADS = 2
+STEP_TIME_DECAY = 0.9  # per request, so that one slow step does not end all training
+MAX_PREFETCH = 16  # waiting requests that have a plan, which holds the vectors of its candidates
+
+Results = dict[int, list[float] | str | Exception]
 
 
 def set_niceness(niceness: int) -> None:
-    """Let this thread, and those that it starts, wait for others where there are too few cores.
+    """Set the Unix niceness (0 to 19) of this thread and of those that it starts.
 
-    Does nothing but on Linux, where each thread has a niceness of its own; 19 is the most.
+    Does nothing on systems other than Linux, where a thread has no niceness of its own.
     """
     if niceness and sys.platform == "linux":
         nice = max(niceness, os.getpriority(os.PRIO_PROCESS, 0))
@@ -40,72 +49,73 @@ def set_niceness(niceness: int) -> None:
 
 
 class Scheduler:
-    """Takes jobs from any thread; runs them in its own, which lives while there are any."""
+    """Takes requests from any thread and runs them in its own, which ends when none are left."""
 
     def __init__(
         self,
-        slots: Callable[[], Slots],
-        plan: Callable[[RequestState], TrainingPlan],
-        way: Callable[[RequestState, Slots, int], Way],
-        room: int,
+        make_slots: Callable[[], Slots],
+        runner: RequestRunner,
+        max_waiting: int,
         niceness: int,
     ) -> None:
-        self._make, self._plan, self._way, self._room = slots, plan, way, room
-        self._begins = partial(set_niceness, niceness)
-        self._planners = ThreadPoolExecutor(PLANNERS, "whet-plan", self._begins)
+        self._make_slots, self._runner, self._max_waiting = make_slots, runner, max_waiting
+        self._set_niceness = partial(set_niceness, niceness)
+        self._planners = ThreadPoolExecutor(RETRIEVAL_THREADS, "whet-plan", self._set_niceness)
         self._slots: Slots | None = None
         self._waiting: deque[RequestState] = deque()
-        self._active: dict[int, tuple[RequestState, Way]] = {}
+        self._active: dict[int, tuple[RequestState, RequestCoroutine]] = {}
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self.tick_s = 0.0
-        """About how long a tick takes that trains."""
-        _known.add(self)
+        self._step_time_s = 0.0  # about how long an iteration with training takes
+        _LIVE.add(self)
 
-    def submit(self, job: RequestState, *, wait: bool = False) -> None:
-        """Queue a job; with `wait`, until there is room.
+    def submit(self, state: RequestState, *, wait: bool = False) -> None:
+        """Queue a request; with `wait`, block until the queue has room for it.
 
         Raises:
-            QueueFullError: If there is none.
+            QueueFullError: If the queue is full.
             EngineClosedError: If `close` was called.
         """
         with self._change:
-            while wait and len(self._waiting) >= self._room and not self._closed:
+            while wait and len(self._waiting) >= self._max_waiting and not self._closed:
                 self._change.wait()
             if self._closed:
                 raise EngineClosedError("engine is closed: make a new one")
-            if len(self._waiting) >= self._room:
+            if len(self._waiting) >= self._max_waiting:
                 raise QueueFullError(
-                    f"{len(self._waiting)} prompts wait, as many as may: try again later, or make "
-                    "the engine with a longer queue"
+                    f"queue is full ({len(self._waiting)} waiting): retry later or raise "
+                    "`max_queue_size`"
                 )
-            if len(self._waiting) < AHEAD:
-                self._begin(job)
-            self._waiting.append(job)
+            if len(self._waiting) < MAX_PREFETCH:
+                self._start_planning(state)
+            self._waiting.append(state)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="whet-engine", daemon=True)
                 self._thread.start()
             self._change.notify_all()
 
-    def cancel(self, job: RequestState) -> None:
-        """Stop a job at the next tick."""
+    def cancel(self, state: RequestState) -> None:
+        """Stop a request before its next step."""
         with self._change:
-            job.cancelled = True
+            state.cancelled = True
             self._change.notify_all()
 
-    def withdraw(self, jobs: Iterable[RequestState]) -> None:
-        """Cancel jobs and wait for those that had begun; the model is back unless others use it."""
-        jobs = list(jobs)
-        begun = [job.answer for job in jobs if not job.answer.cancel()]
-        for job in jobs:
-            self.cancel(job)
-        wait(begun)
+    def cancel_and_wait(self, states: Iterable[RequestState]) -> None:
+        """Cancel requests and wait for those that run.
+
+        Afterwards the model is restored, unless other requests use it.
+        """
+        states = list(states)
+        started = [state.output for state in states if not state.output.cancel()]
+        for state in states:
+            self.cancel(state)
+        wait(started)
         with self._change:
             self._change.wait_for(lambda: not self._thread or self._active or self._waiting)
 
     def close(self) -> None:
-        """Take no more jobs and wait until those taken have ended."""
+        """Accept no more requests and wait until the accepted ones are finished."""
         with self._change:
             self._closed = True
             self._change.notify_all()
@@ -115,154 +125,155 @@ class Scheduler:
         self._planners.shutdown()
 
     def stop(self) -> None:
-        """Give up all jobs and wait for the tick under way."""
+        """Cancel all requests and wait for the current step."""
         with self._change:
             self._closed = True
             thread, active = self._thread, list(self._active.values())
-            for job in (*self._waiting, *(job for job, _ in active)):
-                job.cancelled = True
+            for state in (*self._waiting, *(state for state, _ in active)):
+                state.cancelled = True
             self._change.notify_all()
         if thread is not None:
             thread.join()
 
-    def _begin(self, job: RequestState) -> None:
-        job.plan = self._planners.submit(self._plan, job)
-        job.plan.add_done_callback(self._wake)
+    def _start_planning(self, state: RequestState) -> None:
+        state.plan = self._planners.submit(self._runner.plan, state)
+        state.plan.add_done_callback(self._wake)
 
     def _wake(self, _: Future[TrainingPlan]) -> None:
         with self._change:
             self._change.notify_all()
 
     def _run(self) -> None:
-        """Until nothing is left. The model is back before the last answers are given."""
-        self._begins()
+        """Run until no requests are left; the model is restored before the last outputs are set."""
+        self._set_niceness()
         while True:
-            ended: list[Callable[[], None]] = []
+            finished: list[Callable[[], None]] = []
             try:
-                self._slots = self._slots or self._make()
+                self._slots = self._slots or self._make_slots()
                 with self._slots.attached():
-                    self._ticks(self._slots, ended)
-            except BaseException as error:  # nobody may wait for ever: they are all told
-                jobs = [job for job, _ in self._active.values()]
+                    self._loop(self._slots, finished)
+            except BaseException as error:  # no caller may wait forever
+                states = [state for state, _ in self._active.values()]
                 self._active.clear()
                 with self._change:
                     waiting, self._waiting = self._waiting, deque()
                     self._change.notify_all()
-                jobs += [job for job in waiting if job.answer.set_running_or_notify_cancel()]
-                ended += [partial(job.answer.set_exception, error) for job in jobs]
-            for end in ended:
-                end()
+                states += [s for s in waiting if s.output.set_running_or_notify_cancel()]
+                finished += [partial(state.output.set_exception, error) for state in states]
+            for set_output in finished:
+                set_output()
             with self._change:
                 if not self._waiting:
                     self._thread = None
                     self._change.notify_all()
                     return
 
-    def _ticks(self, slots: Slots, ended: list[Callable[[], None]]) -> None:
-        given: dict[int, Losses | str | Exception] = {}
+    def _loop(self, slots: Slots, finished: list[Callable[[], None]]) -> None:
+        results: Results = {}
         while True:
-            plan_updates: dict[int, Update] = {}
-            decoders: dict[int, SequenceState] = {}
+            updates: dict[int, Update] = {}
+            sequences: dict[int, SequenceState] = {}
             for slot in range(len(slots)):
-                match self._advance(slots, slot, given.get(slot), ended):
-                    case Update() as lesson:
-                        plan_updates[slot] = lesson
-                    case SequenceState() as decoder:
-                        decoders[slot] = decoder
-            while ended and (self._active or self._waiting):
-                ended.pop(0)()
+                match self._advance(slots, slot, results.get(slot), finished):
+                    case Update() as update:
+                        updates[slot] = update
+                    case SequenceState() as sequence:
+                        sequences[slot] = sequence
+            while finished and (self._active or self._waiting):
+                finished.pop(0)()
             if not self._active:
-                if not self._rest():
+                if not self._wait_for_work():
                     return
                 continue
-            began = time.perf_counter()
-            given = _learn(slots, plan_updates) | _proceed(slots, decoders)
-            if plan_updates:
-                self.tick_s = time.perf_counter() - began
+            start = time.perf_counter()
+            results = _train_step(slots, updates) | _decode_step(slots, sequences)
+            if updates:
+                self._step_time_s = time.perf_counter() - start
 
-    def _rest(self) -> bool:
-        """Until a prompt that waits can begin; False if none waits."""
+    def _wait_for_work(self) -> bool:
+        """Wait until a request can start; False if none is waiting."""
         with self._change:
-            self._change.wait_for(lambda: not self._waiting or self._ready() is not None)
+            self._change.wait_for(lambda: not self._waiting or self._next_ready() is not None)
             return bool(self._waiting)
 
-    def _ready(self) -> RequestState | None:
-        """The first that waits for nothing but a slot."""
-        ahead = islice(self._waiting, AHEAD)
-        return next((job for job in ahead if job.cancelled or job.plan.done()), None)
+    def _next_ready(self) -> RequestState | None:
+        """The first request that waits for nothing but a slot."""
+        prefetched = islice(self._waiting, MAX_PREFETCH)
+        return next((s for s in prefetched if s.cancelled or s.plan.done()), None)
 
     def _advance(
         self,
         slots: Slots,
         slot: int,
-        given: Losses | str | Exception | None,
-        ended: list[Callable[[], None]],
-    ) -> Wanted | None:
-        """Send the way in `slot` what it wanted, or begin the next; gives what it wants now."""
+        result: list[float] | str | Exception | None,
+        finished: list[Callable[[], None]],
+    ) -> Action | None:
+        """Send the request in `slot` its result, or start the next one; return its next action."""
         while True:
             if slot not in self._active:
-                if (job := self._next()) is None:
+                if (state := self._pop()) is None:
                     return None
-                self._active[slot] = job, self._way(job, slots, slot)
-                self.tick_s *= FADING
-                given = None
-            job, way = self._active[slot]
+                coroutine = self._runner.run(state, slots, slot, lambda: self._step_time_s)
+                self._active[slot] = state, coroutine
+                self._step_time_s *= STEP_TIME_DECAY
+                result = None
+            state, coroutine = self._active[slot]
             try:
-                return way.throw(given) if isinstance(given, Exception) else way.send(given)
+                if isinstance(result, Exception):
+                    return coroutine.throw(result)
+                return coroutine.send(result)
             except StopIteration as stop:
-                end = partial(job.answer.set_result, stop.value)
-            except BaseException as error:  # this prompt's own: whoever waits for it is told
-                end = partial(job.answer.set_exception, error)
-            ended.append(end)
+                set_output = partial(state.output.set_result, stop.value)
+            except BaseException as error:  # of this request alone: its caller gets it
+                set_output = partial(state.output.set_exception, error)
+            finished.append(set_output)
             del self._active[slot]
 
-    def _next(self) -> RequestState | None:
+    def _pop(self) -> RequestState | None:
         with self._change:
-            while (job := self._ready()) is not None:
+            while (state := self._next_ready()) is not None:
                 self._change.notify_all()
-                self._waiting.remove(job)
-                if len(self._waiting) >= AHEAD:
-                    self._begin(self._waiting[AHEAD - 1])
-                if job.answer.set_running_or_notify_cancel():  # else its future was cancelled
-                    return job
+                self._waiting.remove(state)
+                if len(self._waiting) >= MAX_PREFETCH:
+                    self._start_planning(self._waiting[MAX_PREFETCH - 1])
+                if state.output.set_running_or_notify_cancel():  # its future was not cancelled
+                    return state
             return None
 
 
-def _learn(slots: Slots, plan_updates: dict[int, Update]) -> dict[int, Losses | str | Exception]:
-    """Take the lessons together; if that fails, each alone, so that one fails for itself."""
-    slots.repeat([slot for slot, lesson in plan_updates.items() if lesson.reused])
-    fresh = {
-        slot: [e.tokens for e in lesson.examples]
-        for slot, lesson in plan_updates.items()
-        if not lesson.reused
+def _train_step(slots: Slots, updates: dict[int, Update]) -> Results:
+    """Take the updates together; if that fails, each by itself, so that only one of them fails."""
+    slots.repeat([slot for slot, update in updates.items() if update.reused])
+    texts = {
+        slot: [example.tokens for example in update.examples]
+        for slot, update in updates.items()
+        if not update.reused
     }
-    losses: dict[int, Losses | str | Exception] = {}
+    results: Results = {}
     try:
-        losses |= slots.step(fresh)
+        results |= slots.step(texts)
     except ModelError:
-        for slot, texts in fresh.items():
+        for slot, batch in texts.items():
             try:
-                losses |= slots.step({slot: texts})
+                results |= slots.step({slot: batch})
             except ModelError as error:
-                losses[slot] = error
-    return losses
+                results[slot] = error
+    return results
 
 
-def _proceed(
-    slots: Slots, decoders: dict[int, SequenceState]
-) -> dict[int, Losses | str | Exception]:
-    """A token of all answers; if that fails, as for want of memory, they fail and no others."""
+def _decode_step(slots: Slots, sequences: dict[int, SequenceState]) -> Results:
+    """One token of each sequence; if that fails, as when memory is short, all of them fail."""
     try:
-        return {**slots.proceed(decoders)}
+        return {**slots.proceed(sequences)}
     except Exception as error:
-        return dict.fromkeys(decoders, error)
+        return dict.fromkeys(sequences, error)
 
 
-_known: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+_LIVE: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
 
 @atexit.register
-def _stop() -> None:
-    """A thread that is within torch when Python ends would abort the process."""
-    for each in list(_known):
-        each.stop()
+def _stop_all() -> None:
+    """Stop the threads: one that is inside torch when Python exits would abort the process."""
+    for scheduler in list(_LIVE):
+        scheduler.stop()

@@ -1,4 +1,4 @@
-"""What is asked of an engine, what it answers, and how it trains in between."""
+"""What an engine is asked and what it returns."""
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -7,101 +7,138 @@ from whet.adapt.adapters import Adapter
 from whet.adapt.model import Score
 from whet.adapt.sampling import SamplingParams
 from whet.adapt.session import AdaptationTrace
+from whet.config import Renamed, renamed_keywords
 from whet.data.documents import Document
 from whet.errors import WhetError
-from whet.maths.arrays import as_count, as_positive
-from whet.space.retrieve import Retrieval
+from whet.select.config import ResolvedSelection, SelectionConfig
+from whet.space.retrieve import Retrieval, check_space
+from whet.space.space import DataSpace
 
-SHOWN = 40  # letters of an answer's text
+REPR_LENGTH = 40  # characters of an output's text
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt, and what is wanted of it."""
+    """One prompt, and what to do with it: continue it, or score a text after it.
+
+    >>> Request("Bees dance to", text=" tell where food is.", deadline_s=2.0).deadline_s
+    2.0
+
+    Raises:
+        ValueError: If a value is out of range, or values exclude each other.
+    """
 
     prompt: str
-    """What is selected for, and read before what follows it."""
+    """The text to continue. By default documents are selected for it, too."""
     _: KW_ONLY
-    tokens: tuple[int, ...] | None = None
-    """What the model reads in place of `prompt` to continue it: token ids, for what letters cannot
-    say."""
+    query: str | None = None
+    """The text to select documents for [default: the prompt]."""
+    token_ids: tuple[int, ...] | None = None
+    """Token ids to continue instead of the prompt's, for special tokens that text cannot spell."""
     text: str | None = None
-    """The text to score after the prompt; none to continue the prompt."""
-    n: int | None = None
-    """Gradient steps at most, 0 for the base model; none for the engine's. Likewise `lam` and
-    `alpha`."""
-    lam: float | None = None
-    alpha: float | None = None
-    deadline_s: float | None = None
-    """Seconds from being submitted in which steps are begun; fewer of them, never an error."""
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    """A text to score instead of generating one."""
+    context: str | None = None
+    """Left context of the scored text, which is read but not scored [default: the prompt]."""
+    selection: SelectionConfig | ResolvedSelection | None = None
+    """How to select for this request [default: the engine's selection]."""
+    space: DataSpace | None = None
+    """Where to select, such as a filtered data space [default: the engine's data space]."""
+    retrieval: Retrieval | None = None
+    """What was retrieved already, as by `Engine.retrieve`: nothing is selected again."""
     documents: tuple[Document, ...] | None = None
-    """Learn from these, in this order, instead of selecting."""
-    score_at: tuple[int, ...] = ()
-    """Steps after which the text is scored, beside the first and the last."""
+    """Documents to train on, in this order, instead of selecting any."""
+    deadline_s: float | None = None
+    """Seconds after submission when training ends: fewer steps are taken, and no error is
+    raised."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    """How text is generated."""
+    eval_steps: tuple[int, ...] = ()
+    """Updates after which the text is scored, in addition to the first and the last score."""
     adapt: bool = True
     """Whether to train at all."""
-    adapter: Adapter | None = None
-    """Begin with this instead of the base model; for LoRA."""
-    keep: bool = False
-    """Give what was learned with the answer; for LoRA."""
+    init_adapter: Adapter | None = None
+    """LoRA adapter to start from instead of the base model."""
+    return_adapter: bool = False
+    """Whether to return a copy of the trained LoRA adapter."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise ValueError(f"prompt is {self.prompt!r}: expected one text")
-        for given in self.documents or ():
-            if not isinstance(given, Document):
+        for document in self.documents or ():
+            if not isinstance(document, Document):
                 raise ValueError(
-                    f"documents holds {given!r}: expected a Document, as "
+                    f"documents contains {document!r}: expected a Document, such as "
                     'whet.Document("its id", "its text")'
                 )
-        if self.n not in (None, 0):
-            as_count(self.n, "n")
-        for name in ("lam", "alpha"):
-            if (value := getattr(self, name)) is not None:
-                as_positive(value, name)
+        if self.selection is not None and not isinstance(
+            self.selection, SelectionConfig | ResolvedSelection
+        ):
+            raise ValueError(f"selection is {self.selection!r}: expected a whet.SelectionConfig")
+        if self.space is not None:
+            check_space(self.space)
+        if self.documents is not None and self.retrieval is not None:
+            raise ValueError("request has both documents and a retrieval: expected one of them")
         if self.deadline_s is not None and not self.deadline_s >= 0:
             raise ValueError(f"deadline_s is {self.deadline_s}: expected 0 or more")
         if self.text == "":
             raise ValueError("text to score is empty: bits per byte need at least one byte")
-        if self.text is not None and self.tokens is not None:
-            raise ValueError("query has both tokens and a text to score: expected one of them")
+        if self.text is not None and self.token_ids is not None:
+            raise ValueError("request has both token_ids and a text to score: expected one of them")
+
+
+Request.__init__ = renamed_keywords(  # type: ignore[method-assign]
+    n="selection=SelectionConfig(n=…)",
+    lam="selection=SelectionConfig(lam=…)",
+    alpha="selection=SelectionConfig(stop_alpha=…)",
+    tokens="token_ids",
+    score_at="eval_steps",
+    adapter="init_adapter",
+    keep="return_adapter",
+)(Request.__init__)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Output:
-    """What a sharpened model said, or how well it predicted, and how it came to it."""
+    """The generated or scored text, and how the model was adapted for it."""
 
-    query: Request
+    request: Request
     text: str
-    """The continuation; for a scored text, that text."""
+    """The generated text; for a request that scores a text, that text."""
     trace: AdaptationTrace
+    """The training steps, and why there were no more."""
     retrieval: Retrieval | None = None
-    """What was selected; none if nothing was to be."""
-    finish: str = "score"
-    """Why the text ends: stop or length, cancelled, or score for a scored text."""
+    """The selected documents; None if nothing was selected."""
+    finish_reason: str = "score"
+    """Why the text ends: `stop`, `length`, `cancelled`, or `score` for a scored text."""
     scores: Mapping[int, Score] = field(default_factory=dict)
-    """The score after so many steps, for a scored text."""
+    """The scores of the text, by the number of updates before."""
     adapter: Adapter | None = None
-    """What was learned, if the query said to keep it."""
+    """The trained adapter, if the request has `return_adapter`."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall time of queue, select, train, and answer. Texts are selected while a prompt queues: that
-    time counts as `select` alone."""
-    tokens: int = 0
-    """Length of the continuation."""
+    """Wall time of the stages `queue`, `select`, `train` and `generate`. Documents are selected
+    while the request waits in the queue; that time counts as `select` only."""
+    num_tokens: int = 0
+    """Number of generated tokens."""
     error: WhetError | ValueError | None = None
-    """Why the prompt failed, if it did; only `Engine.run` answers so, all else raises it."""
+    """Why the request failed. Only `Engine.generate_many` returns errors; other methods raise
+    them."""
+
+    query = Renamed("request")
+    finish = Renamed("finish_reason")
+    tokens = Renamed("num_tokens")
 
     @property
     def base(self) -> Score | None:
-        """The score before the first step, for a scored text."""
+        """The score of the base model, for a request that scores a text."""
         return self.scores.get(0)
 
     @property
     def score(self) -> Score | None:
-        """The score after the last step, for a scored text."""
+        """The score of the adapted model, for a request that scores a text."""
         return self.scores.get(max(self.scores, default=0))
 
     def __repr__(self) -> str:
-        begin = self.text if len(self.text) <= SHOWN else self.text[:SHOWN] + "…"
-        return f"Answer({begin!r}, {len(self.trace)} steps, {self.error or self.finish})"
+        text = self.text
+        if len(text) > REPR_LENGTH:
+            text = text[:REPR_LENGTH] + "…"
+        return f"Output({text!r}, {len(self.trace)} steps, {self.error or self.finish_reason})"

@@ -42,9 +42,9 @@ def build_engines(config: ServeConfig) -> dict[str, Engine]:
             adapter,
             optimizer=config.optimizer,
             training=config.training,
-            slots=config.slots,
-            waiting=config.slots + config.max_queue_size,
-            niceness=0 if name == BASE else config.background_niceness,
+            slots=1 if name == "full" else config.slots,
+            max_queue_size=config.slots + config.max_queue_size,
+            background_niceness=0 if name == BASE else config.background_niceness,
         )
         for name, adapter in adapters.items()
     }

@@ -194,17 +194,17 @@ class RequestRunner:
             documents = self._retrieval.documents if self._retrieval and not cached else ()
             engine_request = Request(
                 prompt=request.prompt,
-                tokens=request.token_ids,
+                token_ids=request.token_ids,
                 text=request.text,
                 sampling=sampling,
                 documents=documents,
                 deadline_s=request.deadline_s,
-                adapter=cached.adapter if cached else None,
-                keep=self._cacheable and not cached,
+                init_adapter=cached.adapter if cached else None,
+                return_adapter=self._cacheable and not cached,
             )
             output = base = await self._submit(engine_request)
             if cached and request.text is not None:
-                base = await self._submit(replace(engine_request, adapter=None))
+                base = await self._submit(replace(engine_request, init_adapter=None))
             return self._completed(output, base, cached)
 
     @property
@@ -254,7 +254,7 @@ class RequestRunner:
         """Id of the adapter that these documents give; another if its training was cut short."""
         request, engine = self._request, self._engine
         assert request.view is not None
-        how = f"{engine.adaptation} {engine.optimizer} {engine.training}"
+        how = f"{engine.adapter} {engine.optimizer} {engine.training}"
         model = f"{self._state.fingerprint} {how}" + ("" if complete else " incomplete")
         space = f"{request.view.name} {request.view.build_id} {request.view.version}"
         return adapter_id(request.context.key.id, request.adapter, model, space, rows)
@@ -298,8 +298,8 @@ class RequestRunner:
         trained_on = sum(self._sizes[step.id].tokens for step in output.trace.steps)
         usage = Usage(
             prompt_tokens=self._prompt_tokens,
-            completion_tokens=output.tokens,
-            total_tokens=self._prompt_tokens + output.tokens,
+            completion_tokens=output.num_tokens,
+            total_tokens=self._prompt_tokens + output.num_tokens,
             adapt_tokens=trained_on,
         )
         self._request.context.usage.tokens.level -= usage.total_tokens + trained_on
@@ -308,7 +308,7 @@ class RequestRunner:
         base_score, adapted_score = base.base, output.score
         return CompletedEvent(
             text=output.text,
-            finish_reason="length" if output.finish == "length" else "stop",
+            finish_reason="length" if output.finish_reason == "length" else "stop",
             usage=usage,
             adapt=info,
             scores=(base_score, adapted_score) if base_score and adapted_score else None,
@@ -324,7 +324,6 @@ class RequestRunner:
         view, named = request.view, request.cached
         seconds = dict(output.seconds)
         seconds["select"] = sum(retrieval.seconds.values()) if retrieval else 0.0
-        seconds["generate"] = seconds.pop("answer", 0.0)
         seconds["total"] = time.perf_counter() - request.started
         selection = None
         if "selection" in include:

@@ -96,7 +96,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
             DataSpace.open(space),
             loaded,
             loaded.adapter_config(mode, lr=lr, r=rank),
-            options=SelectionConfig(n=n, k=k, lam=lam, selector=selector, stop_alpha=alpha),
+            selection=SelectionConfig(n=n, k=k, lam=lam, selector=selector, stop_alpha=alpha),
         )
 
     def loglikelihood(
@@ -173,12 +173,12 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         """Each of `texts` after `context`, by the model sharpened for `query`."""
         engine = self._engine
         try:
-            documents = engine.select(query).documents
+            documents = engine.retrieve(query).documents
         except NoMatchError:  # the base model's scores, then
             return [engine.model.score(text, context=context) for text in texts]
         texts_of = [(document.id, document.text) for document in documents]
         updates = plan_updates(texts_of, engine.model, engine.training)
-        with adapted(engine.model, engine.adaptation, engine.optimizer, engine.training) as session:
+        with adapted(engine.model, engine.adapter, engine.optimizer, engine.training) as session:
             session.train(updates)
             return [session.score(text, context=context) for text in texts]
 
