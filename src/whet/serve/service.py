@@ -324,6 +324,7 @@ class RequestRunner:
         view, named = request.view, request.cached
         seconds = dict(output.seconds)
         seconds["select"] = sum(retrieval.seconds.values()) if retrieval else 0.0
+        seconds.setdefault("generate", 0.0)  # a request that was cancelled while it waited
         seconds["total"] = time.perf_counter() - request.started
         selection = None
         if "selection" in include:
