@@ -44,7 +44,7 @@ CASES = {
     "Retriever(s).select(['a', 'b'], 1)": "prompt is ['a', 'b']: expected one text",
     "Retriever(s).select(None, 1)": "prompt is None: expected one text",
     "Retriever(s).select('fox', 1).to_context(8, count_tokens=lambda text: Tokens())": (
-        "count_tokens gave a Tokens: expected a number of tokens, as lambda text: len("
+        "count_tokens returned a Tokens: expected an integer, as lambda text: len("
     ),
     "DataSpace.build(Document('a', 'b'), 'new/one')": "docs is Document(id='a', text='b', meta={})",
     "DataSpace.build(['a b'], 'new/one', 'x')": "embedder is 'x': expected lsa, st:NAME",

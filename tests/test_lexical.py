@@ -36,7 +36,7 @@ def test_the_nearest_are_ascending_share_a_word_and_of_equals_the_lowest():
 
 
 def test_texts_without_a_word_are_refused():
-    with pytest.raises(ValueError, match="no text holds a word"):
+    with pytest.raises(ValueError, match="no text contains a word"):
         BM25(["", " \n"])
 
 

@@ -15,7 +15,7 @@ from support.store_conformance import D, in_segments, table, units
 from whet.data.documents import Document
 from whet.data.filters import Compare, In
 from whet.errors import EmbedderMismatchError, SpaceError
-from whet.space.maintenance import faults
+from whet.space.maintenance import verify
 from whet.space.space import DataSpace
 from whet.space.store import ann_index as index
 from whet.space.store.manifest import Labels, Manifest, read_manifest
@@ -228,7 +228,7 @@ def test_a_broken_file_is_named_and_the_rest_is_usable(path, name, damage):
         flipped = bytearray(file.read_bytes())
         flipped[len(flipped) // 3] ^= 0x10
         file.write_bytes(flipped)
-    found = faults(path)
+    found = verify(path)
     assert len(found) == 1 and name in found[0] and "\n" not in found[0]
     if damage == "flipped" and name != "segment.json":
         return  # seen by `verify`, which reads everything

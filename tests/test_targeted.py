@@ -65,13 +65,13 @@ def test_a_record_a_document_with_its_count_first_pick_and_share(space):
     for record in records:
         row = int(record["id"][1:])
         own = [step for step, i in enumerate(indices) if rows[i] == row]
-        assert (record["count"], record["rank"]) == (len(own), own[0] + 1)
+        assert (record["count"], record["first_picked_at"]) == (len(own), own[0] + 1)
         share = made.selection.gains[own].sum() / made.selection.variance[0]
-        assert record["gain"] == pytest.approx(share)
+        assert record["gain_share"] == pytest.approx(share)
         assert (record["text"], record["meta"]) == (space.text(row), {"i": row})
-    ranks = [r["rank"] for r in records]
+    ranks = [r["first_picked_at"] for r in records]
     assert ranks == sorted(ranks) and ranks[0] == 1
-    assert sum(r["gain"] for r in records) == pytest.approx(1 - made.selection.sigma[-1] ** 2)
+    assert sum(r["gain_share"] for r in records) == pytest.approx(1 - made.selection.sigma[-1] ** 2)
 
 
 def test_a_file_of_picks_is_a_source_of_texts_and_replaces_the_old(space, tmp_path):

@@ -47,16 +47,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
         shutil.rmtree(new)
     try:
         yield new
+        for file in new.iterdir() if new.is_dir() else ():
+            sync(file)
+        sync(new)
+        os.replace(new, path)
     except BaseException:
         if new.is_dir():
             shutil.rmtree(new)
         else:
             new.unlink(missing_ok=True)
         raise
-    for file in new.iterdir() if new.is_dir() else ():
-        sync(file)
-    sync(new)
-    os.replace(new, path)
     sync(path.parent)
 
 

@@ -131,7 +131,7 @@ def test_select_with_targets_writes_or_prints_a_training_set(folder, tmp_path):
     words = ["select", folder / "space", "--targets", folder / "texts.jsonl", "-n", 40, "-k", 5]
     printed = [json.loads(line) for line in whet(*words).splitlines()]
     assert sum(pick["count"] for pick in printed) == 40
-    assert printed[0].keys() == {"id", "text", "meta", "count", "rank", "gain"}
+    assert printed[0].keys() == {"id", "text", "meta", "count", "first_picked_at", "gain_share"}
     out = tmp_path / "picks.jsonl"
     summary = json.loads(whet(*words, "--out", out, "--json"))
     assert [json.loads(line) for line in out.read_text().splitlines()] == printed

@@ -121,13 +121,17 @@ def test_doctor_counts_duplicates_and_prompts_in_the_space(space, tmp_path):
     prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts_of_prompts))
     diagnosis = run_json("space", "doctor", space, "--prompts", prompts, "-k", 20, "-n", 9)
     assert diagnosis["documents"] == 44 and diagnosis["duplicates"] == 3 and diagnosis["blank"] == 1
-    assert diagnosis["prompts"] == 4 and diagnosis["same"] == 1 and diagnosis["strange"] == 1
-    assert 0 <= diagnosis["limit"] <= diagnosis["sigma"] < 0.7
-    assert diagnosis["verdict"].startswith("sharpening should pay: σ falls to")
-    assert "1 of 4 prompts are in the data space: a model has seen" in diagnosis["verdict"]
+    assert (
+        diagnosis["prompts"] == 4
+        and diagnosis["exact_matches"] == 1
+        and diagnosis["unmatched"] == 1
+    )
+    assert 0 <= diagnosis["sigma_limit"] <= diagnosis["sigma"] < 0.7
+    assert diagnosis["verdict"].startswith("adaptation should pay: σ falls to")
+    assert "1 of 4 prompts are in the data space, so a model has seen" in diagnosis["verdict"]
     without_prompts = run_json("space", "doctor", space)
-    assert without_prompts["sigma"] is without_prompts["limit"] is None
-    assert without_prompts["verdict"].startswith("not asked: give prompts (--prompts FILE)")
+    assert without_prompts["sigma"] is without_prompts["sigma_limit"] is None
+    assert without_prompts["verdict"].startswith("no verdict: give prompts (--prompts FILE)")
     assert "44 documents, 3 of a text" in whet("space", "doctor", space).stdout
 
 
@@ -135,8 +139,8 @@ def test_doctor_of_a_filtered_space_sees_only_what_passes(space):
     opened = DataSpace.open(space)
     text = opened.text(1)
     bound = opened.filter(Compare("set", "==", "a"))
-    assert diagnose(opened, [text], n=5, k=20).same == 1
-    assert diagnose(bound, [text], n=5, k=20).same == 0
+    assert diagnose(opened, [text], n=5, k=20).exact_matches == 1
+    assert diagnose(bound, [text], n=5, k=20).exact_matches == 0
     assert diagnose(bound, [text], n=5, k=20).documents == 20
 
 

@@ -21,6 +21,7 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.adapt.tuners.lora import DOWN, UP, is_conv1d, linear_layers, widths
 from whet.errors import ModelError
+from whet.io import atomic_write, write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MORE = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
@@ -95,18 +96,15 @@ class Adapter:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {PREFIX + name + SUFFIX: tensor.cpu() for name, tensor in self.weights.items()}
-        aside = folder / (WEIGHTS + ".tmp")
-        save_file(tensors, aside, {"format": "pt", "whet_base": self.fingerprint})
-        aside.replace(folder / WEIGHTS)
+        with atomic_write(folder / WEIGHTS) as new:
+            save_file(tensors, new, {"format": "pt", "whet_base": self.fingerprint})
         config = {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base,
             "r": self.options.r, "lora_alpha": self.options.lora_alpha, "lora_dropout": 0.0,
             "target_modules": sorted({n.split(".")[-2] for n in self.weights}), "bias": "none",
             "fan_in_fan_out": self.transposed, "inference_mode": True,
         }  # fmt: skip
-        aside = folder / (CONFIG + ".tmp")
-        aside.write_text(json.dumps(config, indent=1))
-        aside.replace(folder / CONFIG)
+        write_json(folder / CONFIG, config)
 
     @torch.no_grad()
     def put(self, slots: Slots, slot: int) -> None:

@@ -36,8 +36,8 @@ def select(
 
     With --targets, select one training set for all texts of a file (a source, as for
     `whet index`). It is printed as one JSON line per document, most useful first, with the number
-    of times it was selected (count), the step of its first selection (rank), and its share of the
-    reduction of the targets' variance (gain). See docs/training-sets.md.
+    of times it was selected (count), the step of its first selection (first_picked_at), and its
+    share of the reduction of the targets' variance (gain_share). See docs/training-sets.md.
     """
     if (prompt is None) == (targets is None):
         raise click.UsageError("pass either PROMPT or --targets FILE")

@@ -52,9 +52,9 @@ def info(space: Path, as_json: bool) -> None:
 @JSON
 def verify(space: Path, as_json: bool) -> None:
     """Read every byte of SPACE and list each damaged file."""
-    from whet.space.maintenance import faults
+    from whet.space.maintenance import verify as find_damage
 
-    damaged = faults(space)
+    damaged = find_damage(space)
     emit({"faults": damaged}, as_json, "\n".join(damaged) or f"{space}: no file is damaged")
     if damaged:
         count = f"{len(damaged):,} fault" + ("s" if len(damaged) > 1 else "")
@@ -101,9 +101,9 @@ def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) 
 def export(space: Path, out: Path | None, where: str | None) -> None:
     """Write the documents of SPACE as JSON lines, which `whet index` reads."""
     from whet.io import atomic_write
-    from whet.space.maintenance import documents
+    from whet.space.maintenance import export as export_lines
 
-    lines = documents(space, where)
+    lines = export_lines(space, where)
     if out is None:
         sys.stdout.writelines(lines)
         return

@@ -1,8 +1,7 @@
-"""Chosen texts as context for a question, within an exact budget.
+"""In-context use of selected texts, without training: join those that fit an exact budget.
 
-For use without any training: the texts that a selection chose go in front of the question. What
-stands in the middle of a long context is used least (arXiv 2307.03172), so the most telling text
-comes last, nearest the question.
+Models use the middle of a long context least (arXiv 2307.03172), so the most informative text comes
+last, next to the question.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,16 +15,16 @@ from whet.maths.arrays import Array, as_count
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Texts to put in front of a question."""
+    """Texts to put before a question."""
 
     text: str
-    """Whole texts, the most telling last; empty if none fits."""
+    """The joined texts, the most informative last; empty if none fits."""
     rows_used: tuple[int, ...]
-    """The rows whose text is in `text`, in its order."""
+    """Rows of the texts that were used, in the order of `text`."""
     rows_left_out: tuple[int, ...]
-    """The rows whose text did not fit, the most telling first."""
+    """Rows of the texts that did not fit, the most informative first."""
     tokens: int
-    """What `text` counts, in tokens or characters, as the budget does."""
+    """Length of `text` in the unit of the budget: tokens or characters."""
 
 
 def context(
@@ -37,48 +36,50 @@ def context(
     count_tokens: Callable[[str], int] | None = None,
     separator: str = "\n\n",
 ) -> Context:
-    """Join the distinct texts of the picks that fit the budget, none of them cut.
+    """Join the distinct texts that fit the budget; no text is truncated.
 
-    A text tells as much as its picks gained together; without gains, the sooner it was chosen the
-    more. From the most telling on, each is taken if the joined text still fits with it, so a short
-    one may be used where a longer, more telling one was left out. Rows of equal text share it.
-    Counts the joined text once a distinct text.
+    Texts are considered by the total gain of their picks, largest first (without gains, in the
+    order picked), and used if the joined text still fits. So a short text may be used although a
+    longer, more informative one did not fit. Counts the joined text once per distinct text.
+
+    >>> context(["a long text", "short"], [0, 1], budget=6).text
+    'short'
 
     Args:
-        texts: The text of each pick, in the order chosen, repeats included.
+        texts: The text of each pick, in order, with repeats.
         rows: The row of each pick, such as `selection.indices`.
-        budget: The most that the joined text may count: characters, or tokens with `count_tokens`.
+        budget: Largest length of the joined text: characters, or tokens with `count_tokens`.
         gains: The gain of each pick, such as `selection.gains`.
-        count_tokens: Counts a text's tokens; characters are counted unless given.
-        separator: What stands between two texts; it is counted too.
+        count_tokens: Counts the tokens of a text; by default characters are counted.
+        separator: Separates two texts; it is counted too.
 
     Raises:
-        ValueError: If `budget` < 1, the sequences differ in length, or `count_tokens` gives no
-            whole number.
+        ValueError: If `budget` < 1, the sequences differ in length, or `count_tokens` does not
+            return an integer.
     """
     as_count(budget, "budget")
     picked = [int(row) for row in rows]
-    worth = [0.0] * len(texts) if gains is None else [float(gain) for gain in gains]
-    if not len(texts) == len(picked) == len(worth):
+    gain_of_pick = [0.0] * len(texts) if gains is None else [float(gain) for gain in gains]
+    if not len(texts) == len(picked) == len(gain_of_pick):
         raise ValueError(
-            f"there are {len(texts)} texts, {len(picked)} rows and {len(worth)} gains: "
-            "expected one of each a pick"
+            f"there are {len(texts)} texts, {len(picked)} rows and {len(gain_of_pick)} gains: "
+            "expected one of each per pick"
         )
     measure = len if count_tokens is None else count_tokens
-    told: dict[str, float] = {}  # in the order of first choice, which decides among equals
+    total_gain: dict[str, float] = {}  # in the order first picked, which breaks ties
     members: dict[str, dict[int, None]] = {}
-    for text, row, gain in zip(texts, picked, worth, strict=True):
-        told[text] = told.get(text, 0.0) + gain
+    for text, row, gain in zip(texts, picked, gain_of_pick, strict=True):
+        total_gain[text] = total_gain.get(text, 0.0) + gain
         members.setdefault(text, {})[row] = None
     used: list[str] = []
     left_out: list[str] = []
     joined, tokens = "", 0
-    for text in sorted(told, key=told.__getitem__, reverse=True):
+    for text in sorted(total_gain, key=total_gain.__getitem__, reverse=True):
         longer = separator.join([text, *used])
         count = measure(longer)
         if not isinstance(count, int | np.integer):
             raise ValueError(
-                f"count_tokens gave a {type(count).__name__}: expected a number of tokens, as "
+                f"count_tokens returned a {type(count).__name__}: expected an integer, as "
                 "lambda text: len(tokenizer(text).input_ids)"
             )
         if count > budget:

@@ -1,4 +1,4 @@
-"""Looking after a data space, which needs no embedder: what it holds, whether it is whole."""
+"""Describing, verifying and exporting a data space; needs no embedder."""
 
 import json
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ from whet.space.store.manifest import SEGMENTS, STAGING, read_manifest
 from whet.space.store.reader import DiskReader, deleted_ids
 from whet.space.store.segment import Segment
 
-STEP = 1024  # documents read at a time
+BATCH = 1024  # documents read at a time
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the data space at `path` holds, by name.
+    """Facts about the data space at `path`: counts, embedder, index, fields, size on disk.
 
     Raises:
-        SpaceError: If it cannot be opened whole.
+        SpaceError: If the data space is missing or broken.
     """
     store = DiskReader.open(path)
     manifest = store.manifest
     indexes = [s.measured for s in store.segments if s.measured is not None]
     rows = sum(segment.count for segment in store.segments)
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "documents": store.count(),
         "deleted": rows - store.count(),
         "failed": manifest.failed,
@@ -45,50 +45,50 @@ def describe(path: Path) -> dict[str, Any]:
         "unfinished": (path / STAGING).exists(),
     }
     if manifest.labels is not None:
-        told["labels"] = {"field": manifest.labels.field, "public": manifest.labels.public}
+        facts["labels"] = {"field": manifest.labels.field, "public": manifest.labels.public}
     store.close()
-    return told
+    return facts
 
 
-def faults(path: Path) -> list[str]:
-    """Every file of the data space at `path` that is not as it was written. Reads them all.
+def verify(path: Path) -> list[str]:
+    """A message for every damaged file of the data space at `path`. Reads every byte.
 
     Raises:
         SpaceError: If there is no data space.
     """
-    manifest, found = read_manifest(path), []
+    manifest, faults = read_manifest(path), []
     for name in manifest.segments:
         folder = path / SEGMENTS / name
         try:
             segment = Segment(folder)
-            found += segment.faults()
+            faults += segment.faults()
             segment.close()
         except FileNotFoundError as error:
-            found.append(f"{error.filename} is missing")
+            faults.append(f"{error.filename} is missing")
         except SpaceError as error:
-            found.append(str(error))
+            faults.append(str(error))
     try:
         deleted_ids(path, manifest)
     except SpaceError as error:
-        found.append(str(error))
-    return found
+        faults.append(str(error))
+    return faults
 
 
 def size(path: Path) -> int:
-    """Bytes of all files."""
+    """Bytes of all files of the data space at `path`."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def documents(path: Path, where: Filter | str | None = None) -> Iterator[str]:
-    """The documents as JSON lines, some read at a time.
+def export(path: Path, where: Filter | str | None = None) -> Iterator[str]:
+    """The documents as JSON lines, which `read_documents` reads; holds 1,024 at a time.
 
     Raises:
-        SpaceError: If the data space cannot be opened whole.
+        SpaceError: If the data space is missing or broken.
         ValueError: If the filter has a field that no document has.
     """
     store = DiskReader.open(path)
     ids = store.ids(as_filter(where))
-    for start in range(0, len(ids), STEP):
-        for row in store.rows(ids[start : start + STEP]).to_pylist():
+    for start in range(0, len(ids), BATCH):
+        for row in store.rows(ids[start : start + BATCH]).to_pylist():
             yield as_json({**row, "meta": json.loads(row["meta"])}) + "\n"
     store.close()

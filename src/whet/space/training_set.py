@@ -1,11 +1,10 @@
-"""One list of training texts for many targets at once.
+"""One training set for many targets at once.
 
-Source: SIFT, arXiv 2410.08020, Section 2 (targeted instruction tuning): instead of a prompt's
-    variance, the sum of the targets' variances is made small.
+Source: SIFT, arXiv 2410.08020, Section 2 (targeted instruction tuning): minimizes the sum of the
+targets' variances instead of the variance of one prompt.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,48 +15,48 @@ from jaxtyping import Float, Int
 
 from whet.data.documents import Document, reject_str
 from whet.errors import require
-from whet.io import as_json
+from whet.io import as_json, atomic_write
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection
 from whet.select.sift import sift
 from whet.space.space import DataSpace
 from whet.space.store.vectors import cosines
 
-BATCH = 64  # targets searched for in one pass: 64 k rows of candidates are held at a time
+BATCH = 64  # targets searched for in one pass, which holds 64 k rows of candidates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSet:
-    """The documents chosen for a set of targets, the most useful first."""
+    """The documents selected for a set of targets, the most useful first."""
 
     documents: tuple[Document, ...]
-    """Each once, in the order of its first pick."""
+    """Each once, in the order in which they were first picked."""
     counts: Int[Array, " m"]
-    """How often each was picked: gradient steps on it, or its weight in a loss."""
-    ranks: Int[Array, " m"]
-    """The step of each document's first pick, from 1."""
-    gains: Float[Array, " m"]
-    """By what share of the targets' prior variance all picks of a document lowered it."""
+    """How often each was picked: its number of gradient steps, or its weight in a loss."""
+    first_picked_at: Int[Array, " m"]
+    """The step at which each was first picked, from 1."""
+    gain_shares: Float[Array, " m"]
+    """Share of the targets' prior variance that all picks of a document removed."""
     selection: Selection
-    """Every pick in order, as rows of `candidates`."""
+    """Every pick in order, as indices into `candidates`."""
     candidates: Int[Array, " k"]
-    """Rows of the data space that were chosen from, ascending."""
+    """Rows of the data space that were selected from, ascending."""
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """A JSON object a document: id, text, meta, count, rank, gain."""
-        for document, count, rank, gain in zip(
-            self.documents, self.counts, self.ranks, self.gains, strict=True
+        """One JSON object per document: id, text, meta, count, first_picked_at, gain_share."""
+        for document, count, first, share in zip(
+            self.documents, self.counts, self.first_picked_at, self.gain_shares, strict=True
         ):
             yield {
                 "id": document.id,
                 "text": document.text,
                 "meta": document.meta,
                 "count": int(count),
-                "rank": int(rank),
-                "gain": float(gain),
+                "first_picked_at": int(first),
+                "gain_share": float(share),
             }
 
     def lines(self) -> Iterator[str]:
@@ -65,23 +64,14 @@ class TrainingSet:
         return (as_json(record) + "\n" for record in self.records())
 
     def write(self, path: str | Path) -> None:
-        """Write the records to `path`, whole or not at all; what was there is replaced."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        try:
-            with aside.open("w", encoding="utf-8") as out:
-                out.writelines(self.lines())
-                out.flush()
-                os.fsync(out.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        """Write the records to the file `path` as JSON lines, atomically."""
+        with atomic_write(Path(path)) as new, new.open("w", encoding="utf-8") as file:
+            file.writelines(self.lines())
 
     def to_dataset(self) -> Any:
-        """The records as a Hugging Face `datasets.Dataset`; `meta` is a column of JSON.
+        """The records as a Hugging Face `datasets.Dataset`, with `meta` as a column of JSON.
 
-        Metadata of different documents need not agree, as the columns of a Dataset must.
+        Metadata of different documents may differ, while the columns of a Dataset must not.
 
         Raises:
             MissingDependencyError: If `datasets` is not installed.
@@ -101,29 +91,43 @@ def training_set(
     repeats: bool = True,
     selector: str = "sift",
 ) -> TrainingSet:
-    """Choose `n` texts of `space` that together tell most about all of `targets`.
+    """Select the `n` documents of `space` that are together most informative about all `targets`.
 
-    The candidates are the `k` documents (without: 200, or all) of largest |cosine| to each target,
-    joined; among these exact SIFT lowers the sum of the targets' variances. Every target counts the
-    same, so a theme of many targets gets more picks than one of few. With `n` beyond the
-    candidates, further picks are second and later steps on documents already picked, wherever these
-    pay most; `repeats=False` forbids them, and refuses such an `n`.
+    The candidates are the union of the `k` documents of largest |cosine| to each target; among
+    these exact SIFT minimizes the sum of the targets' variances. Every target has the same weight,
+    so a topic with many targets gets more picks.
 
-    To compare with, `selector` may be `nearest` (by the mean cosine to the targets) or `random`
-    (a draw of the same candidates); these pick each text once.
-
-    For m targets, c ≤ m k candidates and vectors of d numbers, with r = min(m, d): the search costs
+    For m targets, c ≤ m k candidates and vectors of length d, with r = min(m, d): the search costs
     O(N m d) for N documents, the selection O(n c (d + r)) time and O(c (d + r)) memory. More than d
-    targets cost no more than d do: the sum of variances depends on them through TᵀT alone.
+    targets cost no more than d: the sum of variances depends on them through TᵀT alone.
+
+    >>> space = DataSpace.build(["bees dance", "bees sting", "ants walk"], "targets.whet")
+    >>> made = training_set(space, ["how bees dance", "how ants walk"], n=2)
+    >>> sorted(document.text for document in made.documents)
+    ['ants walk', 'bees dance']
+
+    Args:
+        space: Where to select.
+        targets: Texts that the model should become better at.
+        n: Number of picks. Beyond the number of candidates, further picks repeat documents where
+            that helps most.
+        k: Candidates per target; by default 200, or all documents if there are fewer.
+        lam: λ' of SIFT: small favors diversity.
+        repeats: Whether a document can be picked several times.
+        selector: `sift`; or, for comparison, `nearest` (by the mean cosine to the targets) or
+            `random` (a draw from the same candidates), which pick each document once.
+
+    Returns:
+        The documents, with how often and when each was picked.
 
     Raises:
-        ValueError: If there are no targets, or one text in their place, one is blank or shares
-            nothing with the data space, a number is not positive, `k` exceeds the documents, or
-            `n` cannot be had without repeats.
+        ValueError: If `targets` is empty or a string, a target is blank or has nothing in common
+            with the data space, a number is not positive, `k` exceeds the documents, or `n` exceeds
+            the candidates without repeats.
     """
     as_count(n, "n")
-    goals = _embed(space, targets)
-    rows = _near(space, goals, k)
+    queries = _embed(space, targets)
+    rows = _candidates(space, queries, k)
     if selector not in ("sift", "nearest", "random"):
         raise ValueError(f"selector is {selector!r}: expected sift, nearest or random for targets")
     if n > len(rows) and not (repeats and selector == "sift"):
@@ -135,36 +139,36 @@ def training_set(
         if selector == "random":
             order = np.random.default_rng(0).permutation(len(rows))[:n]
         else:
-            order = np.argsort(-cosines(goals.mean(axis=0), vectors), kind="stable")[:n]
-        selection = _along(order, vectors, _condensed(goals), as_positive(lam, "lam"))
+            order = np.argsort(-cosines(queries.mean(axis=0), vectors), kind="stable")[:n]
+        selection = _with_gains(order, vectors, _condense(queries), as_positive(lam, "lam"))
     else:
-        selection = sift(_condensed(goals), space.vectors(rows), n, lam=lam, repeats=repeats)
-    picked, first, slot = np.unique(selection.indices, return_index=True, return_inverse=True)
+        selection = sift(_condense(queries), space.vectors(rows), n, lam=lam, repeats=repeats)
+    picked, first, place = np.unique(selection.indices, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    gains = np.bincount(slot, selection.gains / selection.variance[0])
+    shares = np.bincount(place, selection.gains / selection.variance[0])
     return TrainingSet(
         documents=tuple(space.documents(rows[picked[order]])),
-        counts=np.bincount(slot)[order],
-        ranks=first[order] + 1,
-        gains=gains[order],
+        counts=np.bincount(place)[order],
+        first_picked_at=first[order] + 1,
+        gain_shares=shares[order],
         selection=selection,
         candidates=rows,
     )
 
 
-def _along(
-    order: Int[Array, " n"], rows: Float[Array, "k d"], goals: Float[Array, "r d"], lam: float
+def _with_gains(
+    order: Int[Array, " n"], rows: Float[Array, "k d"], queries: Float[Array, "r d"], lam: float
 ) -> Selection:
-    """What picks in a given order tell: Eq. (2), one rank at a time, in d × d numbers."""
-    left, gains = np.eye(rows.shape[1]), []
+    """The picks in `order` with their gains: Eq. (2) by rank-one updates of a d × d matrix."""
+    covariance, gains = np.eye(rows.shape[1]), []
     for row in rows[order].astype(np.float64):
-        seen = left @ row
-        noisy = float(row @ seen) + lam
-        gains.append(float(((goals @ seen) ** 2).sum()) / noisy)
-        left -= np.outer(seen, seen) / noisy
-    told = np.array(gains)
-    prior = float((goals**2).sum())
-    return Selection(order, told, prior - np.concatenate([[0.0], np.cumsum(told)]))
+        direction = covariance @ row
+        noisy = float(row @ direction) + lam
+        gains.append(float(((queries @ direction) ** 2).sum()) / noisy)
+        covariance -= np.outer(direction, direction) / noisy
+    prior = float((queries**2).sum())
+    variance = prior - np.concatenate([[0.0], np.cumsum(gains)])
+    return Selection(order, np.array(gains), variance)
 
 
 def _embed(space: DataSpace, targets: Sequence[str]) -> Float[Array, "m d"]:
@@ -174,32 +178,31 @@ def _embed(space: DataSpace, targets: Sequence[str]) -> Float[Array, "m d"]:
     for i, text in enumerate(targets):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"target {i} is {text!r}: expected a text")
-    goals = space.embedder.encode(targets)
-    strange = np.flatnonzero(~goals.any(axis=1))
-    if len(strange):
-        text = " ".join(targets[strange[0]].split())[:40]
+    queries = space.embedder.encode(targets)
+    unmatched = np.flatnonzero(~queries.any(axis=1))
+    if len(unmatched):
+        text = " ".join(targets[unmatched[0]].split())[:40]
         raise ValueError(
-            f"target {strange[0]} ({text!r}) shares no term with the data space, as "
-            f"{space.embedder.name} sees them: leave it out ({len(strange)} of {len(targets)} are "
-            "such)"
+            f"target {unmatched[0]} ({text!r}) shares no term with the data space according to "
+            f"{space.embedder.name}: remove it ({len(unmatched)} of {len(targets)} are like that)"
         )
-    return goals
+    return queries
 
 
-def _near(space: DataSpace, goals: Float[Array, "m d"], k: int | None) -> Int[Array, " k"]:
-    k, found = space.resolve_k(k), np.empty(0, np.int64)
-    for start in range(0, len(goals), BATCH):
-        near = space.search(goals[start : start + BATCH], k)
-        found = np.unique(np.concatenate([found, *(candidates.rows for candidates in near)]))
-    return found
+def _candidates(space: DataSpace, queries: Float[Array, "m d"], k: int | None) -> Int[Array, " k"]:
+    k, rows = space.resolve_k(k), np.empty(0, np.int64)
+    for start in range(0, len(queries), BATCH):
+        results = space.search(queries[start : start + BATCH], k)
+        rows = np.unique(np.concatenate([rows, *(neighbors.rows for neighbors in results)]))
+    return rows
 
 
-def _condensed(goals: Float[Array, "m d"]) -> Float[Array, "r d"]:
-    """At most d vectors in the place of `goals` for which every sum of variances is the same.
+def _condense(queries: Float[Array, "m d"]) -> Float[Array, "r d"]:
+    """At most d vectors for which every sum of variances is the same as for `queries`.
 
     Σ_t xᵀΣ t tᵀΣ x = xᵀΣ (TᵀT) Σ x, and T = QR has TᵀT = RᵀR.
     """
-    wide = goals.astype(np.float64)
+    wide = queries.astype(np.float64)
     if len(wide) <= wide.shape[1]:
         return wide
     return cast(Array, np.linalg.qr(wide, mode="r"))
