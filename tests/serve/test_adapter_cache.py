@@ -9,18 +9,18 @@ from whet.adapt.config import LoRA
 from whet.serve.adapter_cache import AdapterCache, CachedAdapter, adapter_id
 
 
-def cached(owner, name, *, size=10, space="docs", rows=(1,), built="one"):
+def cached(owner, name, *, size=10, space="docs", rows=(1,), build="one"):
     weights = {"w": torch.zeros(size, dtype=torch.uint8)}
     return CachedAdapter(
-        id=name, owner=owner, space_name=space, build_id=built, version="1", adapter_name="lora", rows=rows,
-        created=0, adapter=Adapter(LoRA(), weights, "tiny", "", False),
+        id=name, owner=owner, space_name=space, build_id=build, version="1", adapter_name="lora",
+        rows=rows, created=0, adapter=Adapter(LoRA(), weights, "tiny", "", False),
     )  # fmt: skip
 
 
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.integers(1, 60)), max_size=30)
 )
-def test_adapters_never_exceed_their_bytes_and_the_last_used_stay(puts):
+def test_cache_evicts_the_least_recently_used(puts):
     adapters, order = AdapterCache(100), {}
     for owner, name, size in puts:
         assert adapters.put(cached(owner, str(name), size=size))
@@ -33,7 +33,7 @@ def test_adapters_never_exceed_their_bytes_and_the_last_used_stay(puts):
     assert len(adapters) == len(order)
 
 
-def test_adapter_is_its_owners_alone():
+def test_adapter_belongs_to_its_owner():
     adapters = AdapterCache(100)
     adapters.put(cached("a", "ad_1"))
     assert adapters.get("b", "ad_1") is None and adapters.list_for("b") == []
@@ -41,16 +41,16 @@ def test_adapter_is_its_owners_alone():
     assert adapter_id("a", "m", "h", "1", [1]) != adapter_id("b", "m", "h", "1", [1])
 
 
-def test_adapter_too_large_is_not_kept():
+def test_adapter_larger_than_the_capacity_is_not_cached():
     adapters = AdapterCache(5)
     assert not adapters.put(cached("a", "ad_1")) and len(adapters) == 0
 
 
-def test_adapter_goes_with_a_document_that_it_learned_from():
+def test_stale_adapters_are_evicted():
     adapters = AdapterCache(100)
     adapters.put(cached("a", "ad_1", rows=(1, 2, 1)))
     adapters.put(cached("a", "ad_2", rows=(3,)))
     adapters.put(cached("a", "ad_3", rows=(2,), space="other"))
-    adapters.put(cached("a", "ad_4", rows=(3,), built="another"))
+    adapters.put(cached("a", "ad_4", rows=(3,), build="another"))
     adapters.evict_stale("docs", "one", {1, 3})
-    assert [one.id for one in adapters.list_for("a")] == ["ad_3", "ad_2"]
+    assert [item.id for item in adapters.list_for("a")] == ["ad_3", "ad_2"]

@@ -16,7 +16,7 @@ from whet.serve.config import Limits
 TODAY = datetime.date(2030, 6, 1)
 
 
-def test_new_key_opens_and_only_its_hash_is_stored(tmp_path):
+def test_new_key_is_valid_and_only_its_hash_is_stored(tmp_path):
     file = tmp_path / "keys.toml"
     token = create_key(
         file, name='a "quoted" naïve name', roles=("read", "write"), labels=("legal",)
@@ -28,19 +28,19 @@ def test_new_key_opens_and_only_its_hash_is_stored(tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_a_file_of_keys_that_is_not_there_is_said_so(tmp_path):
+def test_missing_key_file_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="does not exist: make it with `whet keys create"):
         APIKeyStore.read(tmp_path / "keys.toml", Limits())
 
 
 @given(st.one_of(st.text(), st.from_regex(r"whet_[a-z0-9]{8}_[A-Za-z0-9_-]{43}", fullmatch=True)))
-def test_nothing_else_opens(text):
+def test_no_other_token_is_valid(text):
     keys = APIKeyStore(list(serving.KEYS))
     right = {serving.token(key.name): key for key in serving.KEYS}
     assert keys.authenticate(text, TODAY) is right.get(text)
 
 
-def test_wrong_secret_of_a_known_key_does_not_open():
+def test_wrong_secret_is_invalid():
     keys = APIKeyStore(list(serving.KEYS))
     assert keys.authenticate(serving.token("legal")[:-1] + "t", TODAY) is None
 
@@ -54,7 +54,7 @@ def test_key_expires_after_its_last_day():
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, response",
     [
         ('roles = ["root"]', "has role 'root'"),
         ("labels = 3", "labels is 3: expected a list"),
@@ -66,14 +66,14 @@ def test_key_expires_after_its_last_day():
         ("[[keys]]", "unknown table 'keys'"),
     ],
 )
-def test_file_of_keys_that_is_wrong_is_refused(tmp_path, line, told):
+def test_invalid_key_file_is_an_error(tmp_path, line, response):
     file = tmp_path / "keys.toml"
     file.write_text(f'[[key]]\nid = "aaaaaaaa"\nhash = "00"\n{line}\n')
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=response):
         APIKeyStore.read(file, Limits())
 
 
-def test_key_is_added_behind_a_last_line_without_an_end(tmp_path):
+def test_key_is_appended_after_a_line_without_newline(tmp_path):
     file = tmp_path / "keys.toml"
     file.write_text('[[key]]\nid = "aaaaaaaa"\nhash = "00"\nroles = ["use"]')
     token = create_key(file, name="b")
@@ -81,7 +81,7 @@ def test_key_is_added_behind_a_last_line_without_an_end(tmp_path):
     assert len(keys) == 2 and keys.authenticate(token, TODAY)
 
 
-def test_file_that_a_key_cannot_be_added_to_stays_as_it_is(tmp_path):
+def test_key_file_is_unchanged_if_adding_fails(tmp_path):
     file = tmp_path / "keys.toml"
     file.write_text("key = []\n")
     with pytest.raises(ValueError, match="cannot be added"):
@@ -89,9 +89,9 @@ def test_file_that_a_key_cannot_be_added_to_stays_as_it_is(tmp_path):
     assert file.read_text() == "key = []\n"
 
 
-def test_key_verb_prints_the_key_once_and_appends(tmp_path):
+def test_command_prints_the_key_and_appends_its_hash(tmp_path):
     file = tmp_path / "keys.toml"
-    told = [
+    response = [
         CliRunner().invoke(
             main, ["keys", "create", str(file), name, "--label", "legal", "--days", "3"]
         )
@@ -99,4 +99,14 @@ def test_key_verb_prints_the_key_once_and_appends(tmp_path):
     ]
     keys = APIKeyStore.read(file, Limits())
     today = datetime.datetime.now(datetime.UTC).date()
-    assert [keys.authenticate(one.stdout.strip(), today).name for one in told] == ["a", "b"]
+    assert [keys.authenticate(item.stdout.strip(), today).name for item in response] == ["a", "b"]
+
+
+def test_key_files_of_earlier_versions_are_valid(tmp_path):
+    file = tmp_path / "keys.toml"
+    token = create_key(file, name="a", roles=("read", "metrics"))
+    text = file.read_text().replace('"read"', '"use"').replace('"metrics"', '"operate"')
+    file.write_text(text.rstrip() + "\nlimits = { n = 3, deadline_ms = 1500 }\n")
+    key = APIKeyStore.read(file, Limits()).authenticate(token, TODAY)
+    assert key.roles == ("read", "metrics")
+    assert key.limits == Limits(n=3, deadline_s=1.5)

@@ -1,4 +1,4 @@
-"""The page for people, in a real browser."""
+"""The web page, in a real browser."""
 
 import pytest
 from selenium.webdriver.common.by import By
@@ -25,49 +25,49 @@ def server(place):
 def page(server):
     with browser.browser() as driver:
         driver.get(server.url)
-        settled(driver)
+        wait_until_loaded(driver)
         yield driver
 
 
-def one(driver, name):
+def item(driver, name):
     return driver.find_element(By.ID, name)
 
 
-def until(driver, told):
-    WebDriverWait(driver, SECONDS, 0.05).until(lambda _: one(driver, "status").text == told)
+def wait_for_status(driver, response):
+    WebDriverWait(driver, SECONDS, 0.05).until(lambda _: item(driver, "status").text == response)
 
 
-def settled(driver):
-    WebDriverWait(driver, SECONDS, 0.05).until(lambda _: "fine-tuned" in one(driver, "about").text)
+def wait_until_loaded(driver):
+    WebDriverWait(driver, SECONDS, 0.05).until(lambda _: "fine-tuned" in item(driver, "about").text)
 
 
 def ask(driver, prompt="bee honey"):
-    one(driver, "prompt").clear()
-    one(driver, "prompt").send_keys(prompt, Keys.CONTROL, Keys.ENTER)
+    item(driver, "prompt").clear()
+    item(driver, "prompt").send_keys(prompt, Keys.CONTROL, Keys.ENTER)
 
 
-def test_a_prompt_is_sharpened_by_keyboard_alone_and_all_is_shown(page):
-    one(page, "steps").send_keys(Keys.HOME, *([Keys.ARROW_RIGHT] * 5))
+def test_keyboard_alone_runs_a_prompt_and_all_results_are_shown(page):
+    item(page, "steps").send_keys(Keys.HOME, *([Keys.ARROW_RIGHT] * 5))
     ask(page)
-    until(page, "Done.")
+    wait_for_status(page, "Done.")
     points = page.find_element(By.CSS_SELECTOR, "#sigma polyline").get_attribute("points").split()
-    assert len(points) == 6 and one(page, "steps-shown").text == "5"
+    assert len(points) == 6 and item(page, "steps-shown").text == "5"
     heights = [float(point.partition(",")[2]) for point in points]
     assert heights == sorted(heights)  # σ falls, and a screen's y grows downward
     assert (
         len(page.find_element(By.CSS_SELECTOR, "#loss polyline").get_attribute("points").split())
         == 5
     )
-    assert one(page, "base").text and one(page, "adapted").text
-    assert one(page, "adapted-name").text == "Adapted: 5 steps"
+    assert item(page, "base").text and item(page, "adapted").text
+    assert item(page, "adapted-name").text == "Adapted: 5 steps"
     sources = page.find_elements(By.CSS_SELECTOR, "#sources li")
     counts = [int(s.text.split("×")[1].split()[0]) if "×" in s.text else 1 for s in sources]
     assert sum(counts) == 5 and all(source.text for source in sources)
-    assert "train" in one(page, "time-legend").text
+    assert "train" in item(page, "time-legend").text
     assert page.get_log("browser") == []
 
 
-def test_everything_that_can_be_touched_or_seen_has_a_name(page):
+def test_every_control_and_figure_has_an_accessible_name(page):
     touched = page.find_elements(By.CSS_SELECTOR, "textarea, select, input, button, svg, ol, form")
     shown = [element for element in touched if element.is_displayed()]
     assert len(shown) >= 9
@@ -87,35 +87,35 @@ def test_repeats_are_marked(page):
 def test_escape_stops(page):
     ask(page, "bee wax")
     page.switch_to.active_element.send_keys(Keys.ESCAPE)
-    until(page, "Stopped.")
-    assert one(page, "go").is_enabled()
+    wait_for_status(page, "Stopped.")
+    assert item(page, "go").is_enabled()
 
 
-def test_an_error_is_told(page):
+def test_error_is_shown(page):
     ask(page, "bee " * 600)
-    WebDriverWait(page, SECONDS, 0.05).until(lambda _: "context" in one(page, "status").text)
-    assert one(page, "go").is_enabled()
+    WebDriverWait(page, SECONDS, 0.05).until(lambda _: "context" in item(page, "status").text)
+    assert item(page, "go").is_enabled()
 
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 1000])
-def test_it_fits_in_light_and_dark(server, width, dark):
+def test_page_fits_in_light_and_dark(server, width, dark):
     with browser.browser(width, dark=dark) as driver:
         driver.get(server.url)
-        settled(driver)
+        wait_until_loaded(driver)
         wide = driver.execute_script("return document.documentElement.scrollWidth")
         assert wide <= width
         paper = "return getComputedStyle(document.body).backgroundColor"
         light = sum(map(int, driver.execute_script(paper)[4:-1].split(","))) > 384
         assert light is not dark
-        one(driver, "theme").click()
+        item(driver, "theme").click()
         assert (sum(map(int, driver.execute_script(paper)[4:-1].split(","))) > 384) is dark
 
 
-def test_a_key_is_asked_for_where_one_is_needed(place):
+def test_page_asks_for_an_api_key(place):
     with serving.running(serving.app("whet-nano", place)) as client, browser.browser() as driver:
         driver.get(client.url)
-        WebDriverWait(driver, SECONDS, 0.05).until(lambda _: one(driver, "key").is_displayed())
-        one(driver, "key").send_keys(serving.token("legal"), Keys.TAB)
-        settled(driver)
-        assert "docs (27)" in one(driver, "space").text
+        WebDriverWait(driver, SECONDS, 0.05).until(lambda _: item(driver, "key").is_displayed())
+        item(driver, "key").send_keys(serving.token("legal"), Keys.TAB)
+        wait_until_loaded(driver)
+        assert "docs (27)" in item(driver, "space").text

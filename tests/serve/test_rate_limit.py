@@ -8,7 +8,7 @@ from whet.serve.errors import APIError
 from whet.serve.rate_limit import RateLimiter
 
 
-def test_minute_of_requests_fills_again():
+def test_requests_per_minute_are_refilled():
     now = [0.0]
     limiter = RateLimiter(Limits(requests_per_minute=2), clock=lambda: now[0])
     key = APIKey(id="a")
@@ -26,7 +26,7 @@ def test_minute_of_requests_fills_again():
     ask()
 
 
-def test_tokens_are_paid_afterwards_and_debts_wait():
+def test_tokens_are_charged_afterwards():
     now = [0.0]
     limiter = RateLimiter(Limits(tokens_per_minute=60), clock=lambda: now[0])
     with limiter.acquire(APIKey(id="a")) as account:
@@ -39,7 +39,7 @@ def test_tokens_are_paid_afterwards_and_debts_wait():
         pass
 
 
-def test_requests_open_at_once_are_bounded():
+def test_concurrent_requests_are_limited():
     limiter = RateLimiter(Limits(concurrent=1))
     with limiter.acquire(APIKey(id="a")), pytest.raises(APIError), limiter.acquire(APIKey(id="a")):
         pass

@@ -1,4 +1,4 @@
-"""A hostile, clumsy or vanished client: always an answer of OpenAI's shape, never a 5xx."""
+"""Hostile, broken and disconnecting clients: every response is an OpenAI object, never a 5xx."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
-from support import serving, tiny_models
+from support import serving
 
 from whet.data.documents import Document
 from whet.serve.config import Limits
@@ -26,18 +26,13 @@ SLOW = {"model": "tiny", "prompt": "bee", "max_tokens": 26, "adapt": {"n": 30, "
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_models.save(tmp_path_factory.mktemp("tiny"), "llama")
-
-
-@pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return serving.space(tmp_path_factory.mktemp("space") / "docs.whet")
 
 
 @pytest.fixture(scope="module")
-def app(model, place):
-    return serving.app(model, place, keys=None, max_body_kib=64, slots=2, max_queue_size=2)
+def app(llama_folder, place):
+    return serving.app(llama_folder, place, keys=None, max_body_kib=64, slots=2, max_queue_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +41,8 @@ def server(app):
         yield client
 
 
-def whole(reply):
-    """A refusal as OpenAI's clients expect it."""
+def status_of(reply):
+    """The status of an error in OpenAI's format."""
     assert set(reply.error) == {"message", "type", "param", "code"}
     assert "Traceback" not in reply.error["message"] and reply.headers["x-request-id"]
     return reply.status
@@ -68,7 +63,7 @@ def whole(reply):
 @pytest.mark.parametrize("path", ["completions", "select", "data_spaces/docs/documents"])
 def test_malformed_body_is_a_bad_request(server, path, body):
     reply = server.send("POST", f"/v1/{path}", body, **{"content-type": "application/json"})
-    assert whole(reply) == 400
+    assert status_of(reply) == 400
 
 
 FAULTS = {
@@ -98,85 +93,85 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("body", FAULTS, ids=lambda body: body[-24:].decode("latin-1"))
-def test_a_fault_of_a_body_is_told_in_plain_words(server, body):
+def test_error_names_the_invalid_field_and_what_was_expected(server, body):
     reply = server.send("POST", "/v1/completions", body, **{"content-type": "application/json"})
     message, param = FAULTS[body]
-    assert whole(reply) == 400 and reply.error["message"].startswith(message), reply.error
+    assert status_of(reply) == 400 and reply.error["message"].startswith(message), reply.error
     assert reply.error["param"] == param and "Input should" not in reply.error["message"]
 
 
 @pytest.mark.parametrize("method, path, status", [("GET", "/v1/no", 404), ("PUT", "/health", 405)])
-def test_a_path_that_is_not_there_is_told(server, method, path, status):
+def test_unknown_path_is_an_openai_error(server, method, path, status):
     reply = server.send(method, path)
-    assert whole(reply) == status
+    assert status_of(reply) == status
     assert reply.error["message"] == f"no route {method} {path}: see /openapi.json"
 
 
-def test_huge_body_is_refused_whether_announced_or_not(server):
+def test_large_body_is_rejected_with_and_without_content_length(server):
     body = json.dumps(ASK | {"prompt": "x" * 100_000})
-    assert whole(server.send("POST", "/v1/completions", body)) == 413
+    assert status_of(server.send("POST", "/v1/completions", body)) == 413
     pieces = (part.encode() for part in (body[:50_000], body[50_000:]))
-    assert whole(server.send("POST", "/v1/completions", pieces)) == 413
+    assert status_of(server.send("POST", "/v1/completions", pieces)) == 413
 
 
-def test_client_that_never_sends_its_body_is_let_go(model, place):
-    with serving.running(serving.app(model, place, keys=None, body_timeout_s=0.2)) as client:
-        told = {"content-length": "10", "content-type": "application/json"}
-        connection = client.connect("POST", "/v1/completions", **told)
+def test_body_that_never_arrives_times_out(llama_folder, place):
+    with serving.running(serving.app(llama_folder, place, keys=None, body_timeout_s=0.2)) as client:
+        response = {"content-length": "10", "content-type": "application/json"}
+        connection = client.connect("POST", "/v1/completions", **response)
         assert connection.getresponse().status == 408
         connection.close()
 
 
 @pytest.mark.parametrize("prompt", ["\0", "bee\0honey", "", " \n", "‮bee", "é" * 9])
-def test_odd_prompts_are_answered(server, prompt):
+def test_unusual_prompts_are_answered(server, prompt):
     assert server.post("/v1/completions", ASK | {"prompt": prompt}).status == 200
 
 
-def test_prompt_of_a_hundred_thousand_tokens_is_refused(model, place):
-    app = serving.app(model, place, keys=None, max_body_kib=4096)
+def test_prompt_beyond_the_context_or_the_limit_is_rejected(llama_folder, place):
+    app = serving.app(llama_folder, place, keys=None, max_body_kib=4096)
     with serving.running(app) as client:
         for length, status in ((100_000, 400), (300_000, 413)):
             reply = client.post("/v1/completions", ASK | {"prompt": "x" * length})
-            assert whole(reply) == status
+            assert status_of(reply) == status
 
 
 @pytest.mark.parametrize("path", ["/..%2f..%2fetc%2fpasswd", "/page.js/../../x", "/v1/adapters/..",
                                   "/v1/data_spaces/..%2f..%2ftmp/documents"])  # fmt: skip
-def test_no_path_reaches_the_files(server, path):
+def test_no_path_reaches_the_files_of_the_machine(server, path):
     assert server.get(path).status in (400, 404, 405)
     body = {"documents": [{"id": "a", "text": "b"}]}
     assert server.post(path, body).status in (400, 404, 405)
     assert server.post("/v1/select", {"prompt": "bee", "data_space": path}).status == 404
 
 
-def test_limits_of_a_key_bound_every_request(model, place):
-    few = Limits(n=2, k=5, deadline_s=1.0, max_tokens=3, prompt_chars=20)
-    keys = [serving.key("few", "*", limits=few)]
-    with serving.running(serving.app(model, place, keys=keys)) as client:
-        few = client.of("few")
-        assert few.post("/v1/completions", ASK).status == 200
+def test_limits_of_a_key_apply_to_every_request(llama_folder, place):
+    limited = Limits(n=2, k=5, deadline_s=1.0, max_tokens=3, prompt_chars=20)
+    keys = [serving.key("few", "*", limits=limited)]
+    with serving.running(serving.app(llama_folder, place, keys=keys)) as client:
+        limited = client.of("few")
+        assert limited.post("/v1/completions", ASK).status == 200
         for more in ({"max_tokens": 4}, {"prompt": "x" * 21}, {"adapt": {"n": 3}},
                      {"adapt": {"k": 6}}, {"adapt": {"deadline_s": 1.01}},
                      {"adapt": {"query": "x" * 21}}):  # fmt: skip
-            assert whole(few.post("/v1/completions", ASK | more)) == 413
-        assert few.post("/v1/search", {"prompt": "bee", "k": 6}).status == 413
+            assert status_of(limited.post("/v1/completions", ASK | more)) == 413
+        assert limited.post("/v1/search", {"prompt": "bee", "k": 6}).status == 413
         long = {"model": "tiny", "prompt": "x" * 21}
-        assert few.post("/v1/adapters", long).status == 413
-        assert few.post("/v1/score", long | {"prompt": "x", "text": "x" * 21}).status == 413
-        plain = few.post("/v1/completions", {"model": "tiny", "prompt": "bee"})
+        assert limited.post("/v1/adapters", long).status == 413
+        assert limited.post("/v1/score", long | {"prompt": "x", "text": "x" * 21}).status == 413
+        plain = limited.post("/v1/completions", {"model": "tiny", "prompt": "bee"})
         assert plain.json()["usage"]["completion_tokens"] <= 3
 
 
-def test_server_that_ends_lets_go_of_what_it_cannot_finish_in_time(model, place):
-    app = serving.app(model, place, keys=None, limits=Limits(n=100_000))
-    settled = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(settled)
+def test_shutdown_cancels_requests_after_its_timeout(llama_folder, place):
+    app = serving.app(llama_folder, place, keys=None, limits=Limits(n=100_000))
+    wait_until_loaded = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(wait_until_loaded)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         client = serving.Client(listener.getsockname()[1])
-        asked = SLOW | {"adapt": {"n": 20_000, "cache": "off"}}
-        connection = client.connect("POST", "/v1/completions", asked)
+        payload = SLOW | {"adapt": {"n": 20_000, "cache": "off"}}
+        connection = client.connect("POST", "/v1/completions", payload)
         while b"\nwhet_requests_in_flight 1.0\n" not in client.get("/metrics").body:
             pass
         start = time.perf_counter()
@@ -186,23 +181,23 @@ def test_server_that_ends_lets_go_of_what_it_cannot_finish_in_time(model, place)
     assert time.perf_counter() - start < 8  # the steps take longer
 
 
-def test_space_without_documents_is_answered_as_no_match(model, tmp_path):
+def test_empty_data_space_matches_no_prompt(llama_folder, tmp_path):
     place = serving.space(tmp_path / "docs.whet")
     path = "/v1/data_spaces/docs/documents"
-    for _ in range(2):  # the second starts on nothing
-        with serving.running(serving.app(model, place)) as client:
+    for _ in range(2):  # the second starts with an empty data space
+        with serving.running(serving.app(llama_folder, place)) as client:
             chief = client.of("chief")
-            chief.post(f"{path}/delete", {"ids": [one.id for one in serving.documents()]})
-            told = chief.post("/v1/completions", ASK)
-            assert told.status == 200, told.body
-            assert told.json()["adapt"]["stop_reason"] == "no_match"
+            chief.post(f"{path}/delete", {"ids": [item.id for item in serving.documents()]})
+            response = chief.post("/v1/completions", ASK)
+            assert response.status == 200, response.body
+            assert response.json()["adapt"]["stop_reason"] == "no_match"
             for call in ("select", "search"):
                 reply = chief.post(f"/v1/{call}", {"prompt": "bee", "where": "label == 'x'"})
                 assert reply.status == 200 and reply.json()["data"] == []
 
 
 class SameVectors:
-    """An embedder that is the same for every data space."""
+    """An embedder with the same fingerprint in every data space."""
 
     name, dimension, fingerprint = "hf:same", 4, "same"
 
@@ -212,8 +207,8 @@ class SameVectors:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_adapter_outlives_additions_but_not_another_building_of_its_space(
-    model, tmp_path, monkeypatch
+def test_adapter_survives_additions_but_not_a_rebuild_of_its_space(
+    llama_folder, tmp_path, monkeypatch
 ):
     def build(at, word):
         texts = [Document(str(i), f"{word} {i}", {}) for i in range(9)]
@@ -221,69 +216,71 @@ def test_adapter_outlives_additions_but_not_another_building_of_its_space(
 
     monkeypatch.setattr("whet.space.opening.get_embedder", lambda name: SameVectors())
     place = build(tmp_path / "docs.whet", "bee")
-    with serving.running(serving.app(model, place, keys=None)) as client:
-        made = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"}).json()
+    with serving.running(serving.app(llama_folder, place, keys=None)) as client:
+        created = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"}).json()
         new = {"documents": [{"id": "new", "text": "wax"}]}
         assert client.post("/v1/data_spaces/docs/documents", new).status == 200
-        assert client.get(f"/v1/adapters/{made['id']}").status == 200
+        assert client.get(f"/v1/adapters/{created['id']}").status == 200
         other = build(tmp_path / "other.whet", "wasp")
         shutil.rmtree(place)
         other.rename(place)
-        while client.get(f"/v1/adapters/{made['id']}").status == 200:
-            pass  # it looks twenty times a second
+        while client.get(f"/v1/adapters/{created['id']}").status == 200:
+            pass  # reloaded twenty times per second
         again = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"}).json()
-        assert (again["version"], made["version"]) == ("1", "1") and again["id"] != made["id"]
+        assert (again["version"], created["version"]) == ("1", "1") and again["id"] != created["id"]
 
 
-def test_full_queue_says_when_to_come_again(server):
+def test_full_queue_sets_retry_after(server):
     with ThreadPoolExecutor(12) as pool:
         replies = list(pool.map(lambda _: server.post("/v1/completions", SLOW), range(12)))
     statuses = {reply.status for reply in replies}
     assert statuses == {200, 429}
-    late = next(reply for reply in replies if reply.status == 429)
-    assert whole(late) and int(late.headers["retry-after"]) >= 1
+    rejected = next(reply for reply in replies if reply.status == 429)
+    assert status_of(rejected) and int(rejected.headers["retry-after"]) >= 1
 
 
-def gone(server):
-    """Once nothing is in work any longer."""
+def wait_until_idle(server):
+    """Wait until no request is in flight."""
     while b"\nwhet_requests_in_flight 0.0\n" not in server.get("/metrics").body:
         pass
     return True
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_client_that_leaves_frees_its_slot(server, stream):
-    for _ in range(6):  # more than there is room for
+def test_disconnect_frees_the_slot(server, stream):
+    for _ in range(6):  # more than slots and queue
         connection = server.connect("POST", "/v1/completions", SLOW | {"stream": stream})
         if stream:
             connection.getresponse().read(1)
         connection.close()
-        assert gone(server)
+        assert wait_until_idle(server)
     assert server.post("/v1/completions", ASK).status == 200
 
 
-def test_documents_may_be_deleted_while_they_are_chosen(server):
+def test_documents_can_be_deleted_while_they_are_selected(server):
     path, done = "/v1/data_spaces/docs/documents", threading.Event()
     new = [{"id": f"new:{i}", "text": f"bee honey sting {i}"} for i in range(5)]
 
-    def asks():
+    def send_requests():
         replies = []
         while not done.is_set():
             replies.append(server.post("/v1/select", {"prompt": "bee honey sting", "n": 4}))
         return replies
 
     with ThreadPoolExecutor(2) as pool:
-        asking = [pool.submit(asks) for _ in range(2)]
+        pending = [pool.submit(send_requests) for _ in range(2)]
         for _ in range(3):
             assert server.post(path, {"documents": new}).json()["added"] == 5
-            assert server.post(f"{path}/delete", {"ids": [one["id"] for one in new]}).status == 200
+            assert (
+                server.post(f"{path}/delete", {"ids": [item["id"] for item in new]}).status == 200
+            )
             after = server.post("/v1/search", {"prompt": "bee honey sting", "k": 60}).json()
-            assert not any(one["id"].startswith("new") for one in after["data"])
+            assert not any(item["id"].startswith("new") for item in after["data"])
         done.set()
-    assert {reply.status for future in asking for reply in future.result()} == {200}
+    assert {reply.status for future in pending for reply in future.result()} == {200}
 
 
-def test_of_two_looks_at_once_the_slower_puts_no_older_version_back(tmp_path, monkeypatch):
+def test_concurrent_refresh_never_restores_an_older_version(tmp_path, monkeypatch):
     catalogue = SpaceRegistry({"docs": serving.space(tmp_path / "docs.whet")}, lambda name: None)
     read, go, opens = threading.Event(), threading.Event(), DataSpace.open
 
@@ -308,25 +305,25 @@ def test_of_two_looks_at_once_the_slower_puts_no_older_version_back(tmp_path, mo
     assert catalogue.version("docs") == "3"
 
 
-def test_adapter_goes_when_a_document_of_it_is_deleted(server):
+def test_adapter_is_deleted_with_a_document_of_it(server):
     path = "/v1/data_spaces/docs/documents"
     server.post(path, {"documents": [{"id": "gone", "text": "sting smoke sting smoke"}]})
-    asked = {"model": "tiny", "prompt": "sting smoke", "adapt": {"n": 3, "selector": "nearest"}}
-    name = server.post("/v1/adapters", asked).json()["id"]
+    payload = {"model": "tiny", "prompt": "sting smoke", "adapt": {"n": 3, "selector": "nearest"}}
+    name = server.post("/v1/adapters", payload).json()["id"]
     assert server.get(f"/v1/adapters/{name}").status == 200
     server.post(f"{path}/delete", {"ids": ["gone"]})
     assert server.get(f"/v1/adapters/{name}").status == 404
 
 
-def test_adapter_that_there_is_no_room_for_is_told(model, place):
-    with serving.running(serving.app(model, place, keys=None, cache_mib=0)) as client:
+def test_adapter_larger_than_the_cache_is_a_conflict(llama_folder, place):
+    with serving.running(serving.app(llama_folder, place, keys=None, cache_mib=0)) as client:
         reply = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"})
-        assert whole(reply) == 409 and "0 MiB" in reply.error["message"]
+        assert status_of(reply) == 409 and "0 MiB" in reply.error["message"]
 
 
-def test_two_servers_share_a_space(model, place, server):
+def test_two_servers_can_share_a_data_space(llama_folder, place, server):
     path = "/v1/data_spaces/docs/documents"
-    with serving.running(serving.app(model, place, keys=None)) as other:
+    with serving.running(serving.app(llama_folder, place, keys=None)) as other:
 
         def add(i):
             client = (server, other)[i % 2]
@@ -339,21 +336,21 @@ def test_two_servers_share_a_space(model, place, server):
             assert set(pool.map(add, range(8))) == {200}
         for client in (server, other):
             while len(client.post("/v1/search", {"prompt": "nectar", "k": 60}).json()["data"]) < 48:
-                pass  # the other looks for a new version twenty times a second
+                pass  # the other server reloads twenty times per second
     server.post(f"{path}/delete", {"ids": [f"shared:{i}" for i in range(8)]})
 
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
-def test_description_is_whole_and_no_request_of_its_kind_is_a_server_error(server):
+def test_generated_requests_are_never_server_errors(server):
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    few = settings(
+    limited = settings(
         max_examples=6, phases=[Phase.generate], deadline=None, database=None, derandomize=True,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     tried = 0
     for operation in schema.get_all_operations():
 
-        @schema_test(operation.ok(), few)
+        @schema_test(operation.ok(), limited)
         def call(case):
             case.call_and_validate(checks=[not_a_server_error])
 
@@ -362,7 +359,7 @@ def test_description_is_whole_and_no_request_of_its_kind_is_a_server_error(serve
     assert tried >= 16
 
 
-def schema_test(operation, few):
+def schema_test(operation, limited):
     from hypothesis import given
 
-    return lambda test: few(given(case=operation.as_strategy())(test))
+    return lambda test: limited(given(case=operation.as_strategy())(test))

@@ -1,4 +1,4 @@
-"""Does a key ever learn of a document that it may not read? Random requests, every answer checked.
+"""Send random requests and check that no response reveals a document that its key may not read.
 
 PYTHONPATH=tests python -m support.label_escape --requests 10000
 """
@@ -19,47 +19,47 @@ SECRETS = ("legal", "medical")
 
 
 def request(rng, kind):
-    """A request with whatever a client may vary, the names of others' documents included."""
+    """A random request, which may name documents that the key may not read."""
     words = [*serving.WORDS, *SECRETS, "public", "legal:1", "medical:2", '"label" == "legal"']
     prompt = " ".join(rng.choice(words, rng.integers(1, 6)))
-    how = {
+    options = {
         "n": int(rng.integers(0, 5)),
         "k": int(rng.integers(1, 60)),
         "lam": float(10 ** rng.uniform(-6, 1)),
         "selector": str(rng.choice(["sift", "nearest", "uncertainty", "mmr", "random"])),
     }
     if kind == "search":
-        return {"prompt": prompt, "k": how["k"]}
+        return {"prompt": prompt, "k": options["k"]}
     if kind == "select":
-        return {"prompt": prompt, **how, "n": how["n"] + 1}
-    adapt = how | {
+        return {"prompt": prompt, **options, "n": options["n"] + 1}
+    adapt = options | {
         "include": ["selection", "trace", "texts"],
         "cache": str(rng.choice(["reuse", "refresh", "off"])),
         "query": str(rng.choice(words)),
     }
-    asked = {"model": "tiny", "adapt": adapt}
+    payload = {"model": "tiny", "adapt": adapt}
     if kind == "chat/completions":
-        return asked | {"messages": [{"role": "user", "content": prompt[:20]}], "max_tokens": 1}
+        return payload | {"messages": [{"role": "user", "content": prompt[:20]}], "max_tokens": 1}
     if kind == "score":
-        return asked | {"prompt": prompt, "text": "honey"}
-    return asked | {"prompt": prompt[:20]} | ({"max_tokens": 1} if kind == "completions" else {})
+        return payload | {"prompt": prompt, "text": "honey"}
+    return payload | {"prompt": prompt[:20]} | ({"max_tokens": 1} if kind == "completions" else {})
 
 
 def leaks(client, name, seed, kinds=ASKS):
-    """What an answer to one random request holds that the key may not read."""
+    """What the response to a random request contains that the key may not read."""
     rng = np.random.default_rng(seed)
     kind = str(rng.choice(kinds))
     reply = client.of(name).post(f"/v1/{kind}", request(rng, kind))
     assert reply.status in (200, 400, 404), reply.body
     if reply.status != 200:
         return []
-    told = reply.json()
-    adapt = told.get("adapt") or {}
-    shown = [*(told.get("data") or []), *(adapt.get("selection") or [])]
-    ids = [one["id"] for one in shown]
+    response = reply.json()
+    adapt = response.get("adapt") or {}
+    shown = [*(response.get("data") or []), *(adapt.get("selection") or [])]
+    ids = [item["id"] for item in shown]
     forbidden = [i for i in ids if i.partition(":")[0] not in READS[name]]
     hidden = set(SECRETS) - READS[name]
-    texts = [one["text"] for one in shown if hidden & set((one.get("text") or "").split())]
+    texts = [item["text"] for item in shown if hidden & set((item.get("text") or "").split())]
     return forbidden + texts
 
 

@@ -34,15 +34,13 @@ def serve(space: Path | None, path: Path | None, check: bool, **overrides: Any) 
     from whet.serve.config import ServeConfig
 
     config = ServeConfig.read(path, spaces=space and {space.stem: space}, **overrides)
+    from whet.serve import main
+
     if check:
-        from whet.serve.preflight import check as check_config
-
-        for line in check_config(config):
+        for line in main.check(config):
             print(line)
-        return
-    from whet.serve.main import run
-
-    run(config)
+    else:
+        main.run(config)
 
 
 @click.command()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +15,7 @@ from whet.engine import Engine, Request, SamplingParams, set_niceness
 from whet.errors import WhetError
 from whet.serve.adapter_cache import AdapterCache
 from whet.serve.auth import ANONYMOUS, APIKeyStore
-from whet.serve.chat_template import template_tokenizer
+from whet.serve.chat_template import apply_chat_template, template_tokenizer
 from whet.serve.config import ServeConfig
 from whet.serve.errors import APIError
 from whet.serve.metrics import Metrics
@@ -48,7 +48,7 @@ class AppState:
         """
         self.engines, self.config, self.keys = engines, config, keys
         self.model: LanguageModel = engines[config.adapters[0]].model
-        self.template_tokenizer = template_tokenizer(self.model.tokenizer)
+        self._template_tokenizer = template_tokenizer(self.model.tokenizer)
         self.name = config.served_name
         self.metrics = Metrics()
         self.rate_limiter = RateLimiter(config.limits)
@@ -75,6 +75,11 @@ class AppState:
     async def run_write(self, function: Callable[..., T], *args: Any) -> T:
         """Run a `function` that writes, one after another."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, function, *args)
+
+    async def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of pairs of role and content: see `apply_chat_template`."""
+        tokenizer, templates = self.model.tokenizer, self._template_tokenizer
+        return await asyncio.to_thread(apply_chat_template, tokenizer, templates, messages)
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` on the event loop; keeps the task alive until it ends."""

@@ -5,7 +5,6 @@ With `stream` and `adapt.progress`, chunks without choices report the progress o
 client that uses neither receives a plain OpenAI stream.
 """
 
-import asyncio
 import json
 import secrets
 import time
@@ -19,7 +18,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from whet.adapt.sampling import SamplingParams
 from whet.errors import WhetError
-from whet.serve.chat_template import apply_chat_template
 from whet.serve.dependencies import ContextDep, cancel_on_disconnect
 from whet.serve.errors import APIError, error_responses, to_api_error
 from whet.serve.schemas.completions import (
@@ -122,10 +120,7 @@ async def create_chat_completion(
         max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
         sampling=_sampling(body),
     )
-    state = context.state
-    token_ids = await asyncio.to_thread(
-        apply_chat_template, state.model.tokenizer, state.template_tokenizer, messages
-    )
+    token_ids = await context.state.encode_chat(messages)
     return await _respond(request, body, replace(adapted, token_ids=tuple(token_ids)), ChatFormat())
 
 
