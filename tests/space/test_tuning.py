@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from support import tiny_models
 from support.hashing_embedder import HashingEmbedder
 
 import whet
@@ -135,11 +134,12 @@ def test_a_space_of_texts_that_cannot_be_split_is_refused(tmp_path):
         tune_selection(tiny, SelectionConfig(n=2, k=3))
 
 
-def test_an_engine_calibrates_once(space, tmp_path, monkeypatch):
+@pytest.mark.model
+def test_an_engine_resolves_its_configuration_once(space, tmp_path, monkeypatch):
+    from support import tiny_models
+
     model = whet.LanguageModel.from_pretrained(tiny_models.save(tmp_path / "model"))
-    engine = whet.Engine(
-        space, model, selection=SelectionConfig(n=3, k=9, lam="auto", stop_alpha="auto")
-    )
-    assert engine.options.lam in GRID and engine.options.stop_alpha > 0
+    config = SelectionConfig(n=3, k=9, lam="auto", stop_alpha="auto")
+    engine = whet.Engine(space, model, selection=config)
     monkeypatch.setattr("whet.space.tuning.tune_selection", None)
-    assert len(engine.select(space.text(0))) <= 3
+    assert len(engine.retrieve(space.text(0)).documents) <= 3

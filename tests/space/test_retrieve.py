@@ -7,11 +7,12 @@ from support.hashing_embedder import HashingEmbedder
 import whet
 from whet.data.documents import Document, read_documents
 from whet.data.filters import Compare
+from whet.errors import NoMatchError
 from whet.select.config import SelectionConfig
 from whet.space.retrieve import Retriever, retrieve
 from whet.space.space import DataSpace
 
-CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 TEXTS = ["red fox", "red fox runs", "blue whale", "blue whale sings", "green frog", " "]
 
 
@@ -138,3 +139,13 @@ def test_what_is_retrieved_explains_itself_and_becomes_a_prompt(space):
     assert found.to_context(100).text == f"{first.text}\n\n{best.text}"
     assert found.to_context(3, count_tokens=lambda text: len(text.split())).text == best.text
     assert found.stop_at(1e9).to_context(100).text == ""
+
+
+@pytest.mark.parametrize("name", ["dense", "bm25", "hybrid"])
+def test_search_returns_the_candidates_that_select_picks_from(space, name):
+    retriever = Retriever(space, SelectionConfig(k=2, retriever=name))
+    found, picked = retriever.search("a red fox"), retriever.select("a red fox", 1).candidates
+    np.testing.assert_array_equal(found.rows, picked.rows)
+    np.testing.assert_array_equal(found.vectors, picked.vectors)
+    with pytest.raises(NoMatchError, match="expected a text"):
+        retriever.search(" ")

@@ -37,8 +37,8 @@ def failed(path):
 
 def process(code, *arguments):
     code = (
-        "from test_build import *\nbuild.PART_DOCUMENTS = 10\npath, sign = map(Path, sys.argv[1:])\n"
-        + code
+        "from test_build import *\nbuild.PART_DOCUMENTS = 10\n"
+        "path, sign = map(Path, sys.argv[1:])\n" + code
     )
     paths = os.pathsep.join([str(TESTS), *sys.path])
     return subprocess.Popen(
@@ -286,3 +286,37 @@ def test_one_record_is_not_a_list_of_them(tmp_path):
     with pytest.raises(ValueError, match="document 0 is 5: expected a text, a mapping"):
         to_document(5, 0)
     assert not (tmp_path / "s").exists()
+
+
+def test_build_adds_to_a_data_space_that_exists(tmp_path):
+    first = DataSpace.build(documents(9), tmp_path / "s", labels=None)
+    again = DataSpace.build(documents(12), tmp_path / "s")
+    assert len(first) == 9 and again.documents(again.rows) == documents(12)
+    assert again.embedder.fingerprint == first.embedder.fingerprint
+    with pytest.raises(EmbedderMismatchError, match="made by embedder lsa, not hashing"):
+        DataSpace.build(documents(3), tmp_path / "s", HashingEmbedder())
+    with pytest.raises(EmbedderMismatchError, match="made by embedder lsa, not st:x"):
+        DataSpace.open(tmp_path / "s", "st:x")
+    with pytest.raises(SpaceError, match="has labels None, not Labels"):
+        DataSpace.build(documents(3), tmp_path / "s", labels=Labels(field="who"))
+    with pytest.raises(ValueError, match="path is 'ray:h:1/s': expected a folder"):
+        DataSpace.build(documents(3), "ray:h:1/s")
+
+
+def test_texts_in_python_are_chunked_and_read_by_a_field_as_those_of_a_source(tmp_path):
+    records = [{"id": "x", "body": "one two three"}, {"id": "y", "body": "four"}]
+    space = DataSpace.build(records, tmp_path / "s", text_field="body", chunks="tokens:2")
+    assert dict(zip(space.ids, space.texts(space.rows), strict=True)) == {
+        "x#0": "one two ", "x#1": "three", "y#0": "four"
+    }  # fmt: skip
+    more = space.add(["five six seven"], chunks="tokens:2")
+    assert more.ids == ["x#0", "x#1", "y#0", "3#0", "3#1"]
+
+
+def test_documents_with_a_resume_key_are_told_apart_by_how_they_are_read(tmp_path):
+    first = DataSpace.build(documents(3), tmp_path / "s", HashingEmbedder(), resume_key="mine")
+    assert first.manifest.source == "mine"
+    other = DataSpace.build(
+        ["a b"], tmp_path / "t", HashingEmbedder(), resume_key="k", chunks="tokens:1"
+    )
+    assert other.manifest.source == "k in tokens:1"
