@@ -37,26 +37,31 @@ MARKERS = {
     "golden": "model",
     "integrations": "model",
     "cli": "model",
+    "docs": "model",
     "studies": "model",
     "serve": "serve",
+    "test_architecture.py": "model",
+    "test_argument_types.py": "model",
+    "test_golden.py": "model",
+    "test_snapshots.py": "model",
 }
 
 
-def folder_of(path):
-    """The folder of `tests` that holds `path`; empty for a file of `tests` itself."""
+def marker_of(path):
+    """The marker of the folder, or file, of `tests` that contains `path`."""
     parts = path.relative_to(TESTS).parts if path.is_relative_to(TESTS) else ()
-    return parts[0] if len(parts) > 1 or (path.is_dir() and parts) else ""
+    return MARKERS.get(parts[0]) if parts else None
 
 
 def pytest_ignore_collect(collection_path):
-    if find_spec("torch") is None and MARKERS.get(folder_of(collection_path)) in ("model", "serve"):
+    if find_spec("torch") is None and marker_of(collection_path) in ("model", "serve"):
         return True  # their modules import torch
     return None
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        marker = MARKERS.get(folder_of(item.path))
+        marker = marker_of(item.path)
         needs_torch = item.get_closest_marker("model") or item.get_closest_marker("serve")
         if marker and not (marker == "core" and needs_torch):
             item.add_marker(marker)

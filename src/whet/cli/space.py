@@ -138,6 +138,27 @@ def doctor(
     emit(record, as_json, str(diagnosis))
 
 
+@space.command(cls=Command)
+@FOLDER
+@click.argument("address")
+@click.option("--lists", default=0, show_default=True,
+              help="Number of lists of the index; 0 searches all vectors.")  # fmt: skip
+@JSON
+@QUIET
+def copy(space: Path, address: str, lists: int, as_json: bool, quiet: bool) -> None:
+    """Copy SPACE to a Milvus collection, at an ADDRESS such as milvus:FILE.db#NAME.
+
+    milvus:http://HOST:PORT#NAME is a collection on a server. An interrupted copy resumes.
+    """
+    from whet.io import progress_bar
+    from whet.space.milvus.writer import copy_space
+
+    with progress_bar("copying", None, show=not quiet) as progress:
+        count = copy_space(space, address, lists=lists, progress=progress)
+    record = {"space": str(space), "address": address, "documents": count}
+    emit(record, as_json, f"{address}: {count:,} documents")
+
+
 @click.group()
 def ray() -> None:
     """Serve a data space on a Ray cluster."""
