@@ -132,7 +132,7 @@ def test_doctor_counts_duplicates_and_prompts_in_the_space(space, tmp_path):
     without_prompts = run_json("space", "doctor", space)
     assert without_prompts["sigma"] is without_prompts["sigma_limit"] is None
     assert without_prompts["verdict"].startswith("no verdict: give prompts (--prompts FILE)")
-    assert "44 documents, 3 of a text" in whet("space", "doctor", space).stdout
+    assert "44 documents: 3 duplicates" in whet("space", "doctor", space).stdout
 
 
 def test_doctor_of_a_filtered_space_sees_only_what_passes(space):
