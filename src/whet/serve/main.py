@@ -102,12 +102,16 @@ def check(config: ServeConfig) -> Iterator[str]:
         with engine:
             for name, space in spaces.items():
                 start = time.perf_counter()
-                retrieval = warm_up(SpaceView(name, space))
-                documents = retrieval.documents if retrieval else ()
-                sampling = SamplingParams(max_tokens=1)
-                engine.submit(Request(prompt="", documents=documents, sampling=sampling)).result()
+                retrieval = warm_up(engine, SpaceView(name, space))
+                request = Request(
+                    prompt="",
+                    retrieval=retrieval,
+                    adapt=retrieval is not None,
+                    sampling=SamplingParams(max_tokens=1),
+                )
+                output = engine.submit(request).result()
                 seconds = time.perf_counter() - start
-                steps = f"{len(documents)} steps of {adapter} on {name}"
+                steps = f"{len(output.trace)} steps of {adapter} on {name}"
                 yield f"model {config.model}: {steps} in {seconds:.2f} s"
 
 

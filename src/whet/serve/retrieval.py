@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
 from whet.data.filters import as_filter
+from whet.engine import Engine, Request
 from whet.errors import NoMatchError
-from whet.select.config import SelectionConfig
+from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.serve.schemas.completions import SelectedText
 from whet.serve.schemas.spaces import DocumentHit
 from whet.serve.space_registry import SpaceView
 from whet.space.retrieve import Retrieval, Retriever
-from whet.space.space import DEFAULT_K
+from whet.space.space import DEFAULT_K, DataSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +30,31 @@ class TextSize:
         return loss * self.tokens / (math.log(2) * max(1, self.bytes))
 
 
-def select(view: SpaceView, query: str, config: SelectionConfig) -> Retrieval | None:
+def select(
+    engine: Engine, view: SpaceView, query: str, config: SelectionConfig
+) -> Retrieval | None:
     """Select documents for `query`; None if no document is near it or passes the filter.
+
+    `engine` selects as it does for all its requests, but in the data space of `view`.
 
     Raises:
         ValueError: If the filter is invalid, or `auto` cannot be resolved on so few documents.
     """
-    retriever = _retriever(view, config)
+    space = _filtered(view, config)
+    if space is None:
+        return None
+    request = Request(query, space=space, selection=_resolved(view, space, config))
     try:
-        return retriever.select(query) if retriever else None
+        return engine.retrieve(request)
     except NoMatchError:
         return None
 
 
 def select_hits(
-    view: SpaceView, query: str, config: SelectionConfig, *, texts: bool
+    engine: Engine, view: SpaceView, query: str, config: SelectionConfig, *, texts: bool
 ) -> tuple[list[DocumentHit], list[float]]:
     """Every pick in order, and σ before the first pick and after each. Raises as `select`."""
-    retrieval = select(view, query, config)
+    retrieval = select(engine, view, query, config)
     if retrieval is None:
         return [], [1.0]
     sigma = retrieval.selection.sigma.tolist()
@@ -58,24 +66,23 @@ def search(
     view: SpaceView, query: str, config: SelectionConfig, *, texts: bool
 ) -> list[DocumentHit]:
     """The candidates for `query`, by descending absolute cosine similarity. Raises as `select`."""
-    retriever = _retriever(view, config)
-    try:
-        neighbors = retriever.search(query) if retriever else None
-    except NoMatchError:
-        neighbors = None
-    if retriever is None or neighbors is None:
+    space = _filtered(view, config)
+    if space is None:
         return []
-    documents = retriever.space.documents(neighbors.rows)
-    pairs = zip(documents, neighbors.scores.tolist(), strict=True)
+    try:
+        neighbors = Retriever(space, _resolved(view, space, config)).search(query)
+    except NoMatchError:
+        return []
+    pairs = zip(space.documents(neighbors.rows), neighbors.scores.tolist(), strict=True)
     ranked = sorted(pairs, key=lambda pair: -abs(pair[1]))
     return [_hit(view, document, texts, score=score) for document, score in ranked]
 
 
-def warm_up(view: SpaceView) -> Retrieval | None:
+def warm_up(engine: Engine, view: SpaceView) -> Retrieval | None:
     """Select two documents for a text of the data space, so that what is compiled or read at first
     use is ready."""
     texts = view.space.texts(view.space.rows[:1].tolist())
-    return select(view, texts[0][:200] if texts else "", SelectionConfig(n=2))
+    return select(engine, view, texts[0][:200] if texts else "", SelectionConfig(n=2))
 
 
 def selected_texts(retrieval: Retrieval, n: int, *, texts: bool) -> list[SelectedText]:
@@ -105,8 +112,8 @@ def text_sizes(model: LanguageModel, documents: Sequence[Document]) -> dict[str,
     return sizes
 
 
-def _retriever(view: SpaceView, config: SelectionConfig) -> Retriever | None:
-    """A retriever on the documents that pass the filter; None if there are none.
+def _filtered(view: SpaceView, config: SelectionConfig) -> DataSpace | None:
+    """The documents that pass the filter; None if there are none.
 
     The filter is applied anew for each request, because a data space remembers the words of every
     filter that it is searched with.
@@ -114,10 +121,13 @@ def _retriever(view: SpaceView, config: SelectionConfig) -> Retriever | None:
     where, space = as_filter(config.where), view.space
     if where is not None and len(space):
         space = space.filter(where)
-    if not len(space):
-        return None
+    return space if len(space) else None
+
+
+def _resolved(view: SpaceView, space: DataSpace, config: SelectionConfig) -> ResolvedSelection:
+    """The selection among `space`, which is filtered already."""
     k = min(config.k or DEFAULT_K, len(space))
-    return Retriever(space, replace(view.resolve(config), where=None, k=k))
+    return replace(view.resolve(config), where=None, k=k)
 
 
 def _hit(view: SpaceView, document: Document, texts: bool, **numbers: float) -> DocumentHit:

@@ -191,13 +191,15 @@ class RequestRunner:
             if self._stream.is_cancelled:
                 raise APIError(CLIENT_CLOSED_REQUEST, "the client has disconnected")
             cached = request.cached or self._find_cached()
-            documents = self._retrieval.documents if self._retrieval and not cached else ()
+            retrieval = None if cached else self._retrieval
             engine_request = Request(
                 prompt=request.prompt,
                 token_ids=request.token_ids,
                 text=request.text,
                 sampling=sampling,
-                documents=documents,
+                selection=request.selection,
+                retrieval=retrieval,
+                adapt=retrieval is not None,
                 deadline_s=request.deadline_s,
                 init_adapter=cached.adapter if cached else None,
                 return_adapter=self._cacheable and not cached,
@@ -236,7 +238,7 @@ class RequestRunner:
         request = self._request
         assert request.view is not None
         start = time.perf_counter()
-        self._retrieval = select(request.view, request.query, request.selection)
+        self._retrieval = select(self._engine, request.view, request.query, request.selection)
         documents = self._retrieval.documents if self._retrieval else ()
         self._sizes = text_sizes(self._state.model, documents)
         self._state.metrics.stage_duration.labels("select").observe(time.perf_counter() - start)
@@ -324,7 +326,7 @@ class RequestRunner:
         view, named = request.view, request.cached
         seconds = dict(output.seconds)
         seconds["select"] = sum(retrieval.seconds.values()) if retrieval else 0.0
-        seconds.setdefault("generate", 0.0)  # a request that was cancelled while it waited
+        seconds.setdefault("generate", 0.0)  # missing if it was cancelled in the queue
         seconds["total"] = time.perf_counter() - request.started
         selection = None
         if "selection" in include:
@@ -351,7 +353,7 @@ class RequestRunner:
             return BASE
         if self._retrieval is None:
             return "no_match"
-        return "n" if len(self._retrieval) == self._request.selection.n else "alpha"
+        return "n"
 
     def _cache_adapter(self, output: Output) -> CachedAdapter | None:
         """Cache the adapter for later requests of the key; None if there is none to cache."""

@@ -116,7 +116,8 @@ class AppState:
     async def warm_up(self) -> None:
         """Compile the selection and allocate the slots, so that the first request is fast."""
         for name in self.config.spaces:
-            await self.run_in_pool(warm_up, self.spaces.view(name, ANONYMOUS))
+            view = self.spaces.view(name, ANONYMOUS)
+            await self.run_in_pool(warm_up, self.engines[BASE], view)
         for engine in self.engines.values():
             request = Request(prompt="", adapt=False, sampling=SamplingParams(max_tokens=1))
             await asyncio.wrap_future(engine.submit(request).future)

@@ -21,6 +21,7 @@ from whet.serve.schemas.spaces import (
 )
 from whet.serve.service import selection_config
 from whet.serve.space_registry import add_documents, delete_documents
+from whet.serve.state import BASE
 
 router = APIRouter(prefix="/v1", tags=["data spaces"])
 SpaceName = Annotated[str, Path(min_length=1, max_length=256)]
@@ -33,7 +34,7 @@ async def select(body: SelectRequest, context: ContextDep) -> DocumentHitList:
     view = context.state.spaces.view(body.data_space, context.key)
     config = selection_config(context, body)
     config = replace(config, n=max(1, config.n))
-    select_all = partial(select_hits, texts=body.texts)
+    select_all = partial(select_hits, context.state.engines[BASE], texts=body.texts)
     hits, sigma = await context.state.run_in_pool(select_all, view, body.prompt, config)
     return DocumentHitList(data_space=view.name, version=view.version, data=hits, sigma=sigma)
 
