@@ -187,7 +187,7 @@ def memory(space: Path, rows: int, dimension: int, out: Path) -> None:
     record = {
         "rows": rows, "dimension": dimension, "build_s": seconds, "documents": len(opened),
         "peak_mb": _peak(), "peak_before_mb": idle, "segments": len(store.segments),
-        "recall": [s.measured.recall for s in store.segments if s.measured is not None],
+        "recall": [s.index_stats.recall for s in store.segments if s.index_stats is not None],
     }  # fmt: skip
     _finish(record, out)
 
@@ -222,8 +222,8 @@ def _timed(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
 def _effort(opened: DiskReader, asked: Any, k: int, metric: Metric) -> float:
     """The least share of the lists, of those for which the index is used, of enough recall."""
     [segment] = opened.segments
-    assert segment.measured is not None
-    lists = segment.measured.lists
+    assert segment.index_stats is not None
+    lists = segment.index_stats.lists
     low, high = 2 * k * lists // segment.count + 1, lists
     while low < high:
         middle = (low + high) // 2

@@ -96,7 +96,9 @@ def query(space: Path, prompts: int, target: Path) -> None:
         found["efforts"]["default" if probe_fraction is None else probe_fraction] = {
             "ms": median_ms([s for s, _ in tried]), "recall": float(np.mean(recalls)),
         }  # fmt: skip
-    found["default_efforts"] = [s.measured.probe_fraction for s in store.segments if s.measured]
+    found["default_efforts"] = [
+        s.index_stats.probe_fraction for s in store.segments if s.index_stats
+    ]
     kept(target, f"query {store.count():,}", found | {"peak_rss_gb": peak()})
 
 
@@ -108,13 +110,13 @@ def nodes(space: Path, prompts: int, target: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from whet.space.ray.cluster import find, serve
+    from whet.space.ray.cluster import open_reader, serve
 
     cluster, size = Cluster(), {"num_cpus": 1, "object_store_memory": 200 * 2**20}
     cluster.add_node(node_ip_address="127.0.0.2", include_dashboard=False, **size)
     cluster.add_node(node_ip_address="127.0.0.3", **size)
     local, served = DiskReader.open(space), serve(space, cluster.address)
-    far = find(served.address)
+    far = open_reader(served.address)
     rng = np.random.default_rng(2)
     ids = np.sort(rng.choice(local.ids(), prompts, replace=False))
     aims = about(local.vectors(ids).astype(np.float32), rng)

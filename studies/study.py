@@ -23,7 +23,7 @@ from whet.evaluate.results import Run, join
 from whet.evaluate.runner import WorkerPool, evaluate
 from whet.io import atomic_write
 from whet.space.space import DataSpace
-from whet.space.store.staging import EMBEDDER_FOLDER
+from whet.space.store.manifest import EMBEDDER_FOLDER
 
 QUICK_STEPS, QUICK_PROMPTS = 10, 12
 PER_SET = 20

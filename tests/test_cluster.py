@@ -22,8 +22,9 @@ from whet.cli import main
 from whet.data.documents import Document
 from whet.data.filters import Compare, parse
 from whet.errors import SpaceError
-from whet.space.ray.cluster import Opening, find, serve
-from whet.space.ray.shard import parts
+from whet.space.ray.cluster import open_reader, serve
+from whet.space.ray.reader import RayReader, SpaceDescriptor
+from whet.space.ray.shard import split_segments
 from whet.space.space import DataSpace
 from whet.space.store.writer import DiskWriter
 
@@ -53,7 +54,7 @@ def hosts(nodes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "first"
     in_segments(folder).add(table(3), units(3))
     served = serve(folder, nodes)
-    yield find(served.address).opening.hosts
+    yield open_reader(served.address).descriptor.actor_names
     served.close()
 
 
@@ -66,8 +67,8 @@ class Written:
 
     def snapshot(self, hosts=None, partial=False, timeout_s=30.0):
         self.near = self._writer.snapshot()
-        opening = Opening.of(self.near, hosts or self._hosts)
-        return opening.reader(ray(), partial=partial, timeout_s=timeout_s)
+        descriptor = SpaceDescriptor.create(self.near, hosts or self._hosts)
+        return RayReader.connect(descriptor, ray(), partial=partial, timeout_s=timeout_s)
 
     def close(self):
         self._writer.close()
@@ -108,7 +109,9 @@ def silent(hosts):
 
 
 def test_what_lacks_a_shard_is_an_error_unless_allowed(store, silent):
-    with pytest.raises(SpaceError, match="1 of 2 shards did not answer, such as 1: it was silent"):
+    with pytest.raises(
+        SpaceError, match="1 of 2 shards did not respond, such as shard 1: it was silent"
+    ):
         store.snapshot(timeout_s=0.5).search(units(2), 5)
     found = store.snapshot(timeout_s=0.5, partial=True).search(units(2), 60, exact=True)
     assert (found.shards_ok, found.shards, found.exact) == (1, 2, False)
@@ -132,13 +135,13 @@ def test_a_broken_file_is_named_by_its_shard(store):
 
 def test_nothing_that_a_filter_forbids_leaves_a_shard(store, hosts):
     store.snapshot()
-    part, where = parts(store.near, 2)[0], Compare("i", "<", 5)
+    part, where = split_segments(store.near, 2)[0], Compare("i", "<", 5)
     for question, asked in [
         ("ids", ()),
         ("vectors", (np.arange(60),)),
         ("rows", (np.arange(60), ["id"])),
     ]:
-        answer = ray().get(actor(hosts[0][0]).ask.remote(part, where, question, *asked))
+        answer = ray().get(actor(hosts[0][0]).call.remote(part, where, question, *asked))
         assert len(answer if question == "ids" else answer.values) in (0, 5)
 
 
@@ -216,7 +219,7 @@ def test_a_run_loses_nothing_to_a_dead_worker_and_counts_nothing_twice(nodes, tm
 
 
 def test_the_command_line_serves_until_it_is_told_to_stop(space, nodes):
-    command = [sys.executable, "-m", "whet", "space", "serve", str(space.path), "--ray", nodes]
+    command = [sys.executable, "-m", "whet", "ray", "serve", str(space.path), "--ray", nodes]
     with subprocess.Popen(
         [*command, "--name", "cli"], stdout=subprocess.PIPE, text=True
     ) as process:

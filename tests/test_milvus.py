@@ -15,12 +15,12 @@ from support.store_conformance import D, assert_same, in_segments, table, units,
 
 from whet.data.filters import Compare, In, Not
 from whet.errors import EmbedderMismatchError, SpaceError
-from whet.space.milvus.reader import MilvusReader, Record
-from whet.space.milvus.writer import MilvusWriter, copied
+from whet.space.milvus.reader import CollectionRecord, MilvusReader
+from whet.space.milvus.writer import MilvusWriter, copy_rows
 from whet.space.store.protocol import SCHEMA
 
 pymilvus = pytest.importorskip("pymilvus", reason="pymilvus is missing (extra: milvus)")
-NEW = Record(dimension=D, fingerprint="test")
+NEW = CollectionRecord(dimension=D, fingerprint="test")
 del test_a_reader_is_pinned_to_its_version  # noqa: F821  # Milvus lacks snapshots: below
 
 
@@ -52,7 +52,7 @@ def test_a_reader_sees_nothing_added_later_but_misses_what_is_deleted(store):
     store.add(table(9, 200), units(9, 5))
     assert reader.count() == 60 and reader.version < store.snapshot().version
     store.delete(ids=[0])
-    assert reader.count() == 59 and "snapshots" in reader.lacks
+    assert reader.count() == 59 and "snapshots" in reader.unsupported
 
 
 def test_what_a_dead_writer_left_is_not_seen_and_goes(make, tmp_path):
@@ -90,9 +90,9 @@ def test_any_value_passes_the_filter_that_names_it(make, tmp_path_factory, metas
 
 def test_what_milvus_cannot_hold_is_refused(store):
     long = pa.Table.from_pylist([{"id": "l", "text": "é" * 40_000, "meta": "{}"}], schema=SCHEMA)
-    with pytest.raises(ValueError, match="'l' has 80000 bytes of text, but Milvus holds at most"):
+    with pytest.raises(ValueError, match="'l' has 80000 bytes of text, but Milvus stores at most"):
         store.add(long, units(1))
-    with pytest.raises(ValueError, match="k is 20000, but Milvus gives at most 16384 rows"):
+    with pytest.raises(ValueError, match="k is 20000, but Milvus returns at most 16384 rows"):
         store.snapshot().search(units(1), 20_000)
     with pytest.raises(ValueError, match="finite"):
         store.snapshot().count(Compare("i", "<", float("inf")))
@@ -105,7 +105,7 @@ def test_a_space_is_copied_once(make, tmp_path):
     near, (uri, collection) = source.snapshot(), place(tmp_path / "s")
     make(tmp_path / "s").close()
     for _ in range(2):
-        far = copied(near, uri, collection)
+        far = copy_rows(near, uri, collection)
         assert far.count() == 28
     found = far.search(units(2), 5, exact=True)
     best = near.search(units(2), 5)
@@ -123,7 +123,7 @@ def test_lists_of_an_index_are_all_looked_into_when_exact(tmp_path):
         pytest.skip("the server's conformance suite is run without lists")
     source = in_segments(tmp_path / "segments")
     source.add(table(300), units(300))
-    far = copied(source.snapshot(), str(tmp_path / "lists.db"), lists=16)
+    far = copy_rows(source.snapshot(), str(tmp_path / "lists.db"), lists=16)
     query, truth = units(2, 7), source.snapshot()
     assert_same(far.search(query, 20, exact=True), truth.search(query, 20, exact=True))
     some = far.search(query, 20, probe_fraction=0.01)

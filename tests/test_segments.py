@@ -86,9 +86,12 @@ def test_more_effort_finds_more(path):
 
 def test_recall_is_measured_when_the_index_is_built(path):
     [large, little] = DiskReader.open(path).segments
-    assert little.measured is None
-    assert large.measured.recall >= index.TARGET_RECALL and 0 < large.measured.probe_fraction <= 1
-    assert list(np.sort(large.measured.efforts)) == large.measured.efforts
+    assert little.index_stats is None
+    assert (
+        large.index_stats.recall >= index.TARGET_RECALL
+        and 0 < large.index_stats.probe_fraction <= 1
+    )
+    assert list(np.sort(large.index_stats.efforts)) == large.index_stats.efforts
 
 
 @pytest.mark.parametrize("few", [True, False])
@@ -128,7 +131,7 @@ def test_in_a_labelled_store_an_index_is_of_one_label(tmp_path, small):
         writer.compact()
         reader = writer.snapshot()
     assert reader.count() == 1499 and (np.diff(reader.ids()) > 0).all()
-    kinds = [(s.measured is not None, s.count) for s in reader.segments]
+    kinds = [(s.index_stats is not None, s.count) for s in reader.segments]
     assert sorted(kinds) == [(False, 500), (True, 999)]
     own = reader.filter(Compare("set", "==", "public"))
     assert not own.search(units(1), 5, probe_fraction=0.5).exact and own.count() == 999
@@ -235,7 +238,7 @@ def test_a_broken_file_is_named_and_the_rest_is_usable(path, name, damage):
     with pytest.raises(SpaceError, match=name):
         DiskReader.open(path)
     rest = DiskReader.open(path, partial=True)
-    assert rest.count() == 30 and name in rest.faults[0]
+    assert rest.count() == 30 and name in rest.errors[0]
     found = rest.search(units(1), 5)
     assert not found.exact and (found.shards_ok, found.shards) == (1, 2)
 
@@ -258,8 +261,14 @@ DAMAGE = [
     (lambda path: (path / "meta.json").unlink(), "is not a data space: it holds no meta.json"),
     (lambda path: (path / "meta.json").write_text("{"), "meta.json is broken"),
     (lambda path: (path / "meta.json").write_text("[]"), "meta.json is broken"),
-    (lambda path: changed(path, format=3), "has format 3, this whet reads 2: upgrade whet"),
-    (lambda path: changed(path, format=1), "has format 1, this whet reads 2: rebuild it"),
+    (
+        lambda path: changed(path, format=3),
+        "has format 3, but this version of whet reads 2: upgrade whet",
+    ),
+    (
+        lambda path: changed(path, format=1),
+        "has format 1, but this version of whet reads 2: rebuild it",
+    ),
     (lambda path: changed(path, next="x"), "is broken: next is missing"),
     (lambda path: changed(path, segments=["none"]), "none/segment.json is missing"),
     (lambda path: changed(path, deleted="no.npy"), "no.npy is missing"),

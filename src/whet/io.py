@@ -1,11 +1,15 @@
-"""Atomic writes, an exclusive writer lock, readable disk errors, standard JSON, progress bars."""
+"""Atomic writes, an exclusive writer lock, readable disk errors, standard JSON, progress bars.
+
+Nothing here depends on the rest of whet but its errors. On Windows, files are locked by `msvcrt`,
+and folders cannot be synced; everything else is the same.
+"""
 
 import errno
-import fcntl
 import json
 import math
 import os
 import shutil
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,57 +22,67 @@ from numpy.typing import NDArray
 
 from whet.errors import SpaceError
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-BLOCK = 2**20  # bytes read at a time
-_parsing = threading.Lock()
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+BLOCK_BYTES = 2**20
+_parse_lock = threading.Lock()
 
 
-def load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
-    """Read the array in an `.npy` file, or map it.
+def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
+    """Load the array in an `.npy` file, or memory-map it.
 
-    A lock serializes this: NumPy parses the header with `ast`, which fails at random in CPython
-    3.11 when threads do so at once (SystemError, "AST constructor recursion depth mismatch").
+    Headers are parsed by one thread at a time: NumPy uses `ast`, which in CPython 3.11 fails at
+    random when several threads do so (SystemError, "AST constructor recursion depth mismatch").
     """
-    with _parsing:
-        stored: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    return stored
+    with _parse_lock:
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return array
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Write a file, or a flat folder, aside; replace `path` by it once it is complete and synced.
+    """Write a file, or a folder without subfolders, that replaces `path` as a whole and durably.
 
-    Yields the path to write to. After an error `path` is unchanged. Missing parent folders are
-    created.
+    Yields the temporary path to write to. It is synced and renamed when the block ends, and removed
+    when the block raises. Missing parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    if new.is_dir():  # left by a writer that was killed
-        shutil.rmtree(new)
+    temporary = path.with_name(f"{path.name}.new")
+    if temporary.is_dir():  # left by a writer that was killed
+        shutil.rmtree(temporary)
     try:
-        yield new
-        for file in new.iterdir() if new.is_dir() else ():
-            sync(file)
-        sync(new)
-        os.replace(new, path)
+        yield temporary
+        for file in temporary.iterdir() if temporary.is_dir() else ():
+            fsync(file)
+        fsync(temporary)
+        os.replace(temporary, path)
     except BaseException:
-        if new.is_dir():
-            shutil.rmtree(new)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         else:
-            new.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    fsync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically."""
-    with atomic_write(path) as new:
-        new.write_text(json.dumps(value, indent=1), "utf-8")
+    """Replace the file at `path` by `value` as JSON, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1), "utf-8")
 
 
-def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    if sys.platform == "win32":
+        if path.is_dir():  # Windows cannot open it
+            return
+        descriptor = os.open(path, os.O_RDWR)
+    else:
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -77,39 +91,67 @@ def sync(path: Path) -> None:
 
 def checksum(path: Path, length: int | None = None) -> int:
     """CRC-32 of a file, or of its first `length` bytes."""
-    left, value = path.stat().st_size if length is None else length, 0
+    remaining, value = path.stat().st_size if length is None else length, 0
     with path.open("rb") as file:
-        while left > 0 and (piece := file.read(min(BLOCK, left))):
-            value = zlib.crc32(piece, value)
-            left -= len(piece)
+        while remaining > 0 and (block := file.read(min(BLOCK_BYTES, remaining))):
+            value = zlib.crc32(block, value)
+            remaining -= len(block)
     return value
 
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold the exclusive right to write in `folder`; it ends with the process at the latest.
+    """Hold the exclusive right to write in `folder`; it ends with the block or the process.
 
     Raises:
         SpaceError: If another process holds it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    if sys.platform == "win32":
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    else:
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_exclusive(descriptor)
         except BlockingIOError as error:
-            raise SpaceError(f"{folder} is being written by another process: wait") from error
+            raise SpaceError(
+                f"{folder} is being written by another process: retry when that has ended"
+            ) from error
         yield
     finally:
         os.close(descriptor)
 
 
+def lock_exclusive(descriptor: int) -> None:
+    """Lock an open file until it is closed. Raises BlockingIOError if anyone else has locked it."""
+    if sys.platform == "win32":
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(error.errno, error.strerror) from error
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lock_shared(descriptor: int) -> None:
+    """Lock an open file against exclusive locks until it is closed.
+
+    On Windows, being open is enough: such a file cannot be removed.
+
+    Raises:
+        BlockingIOError: If it is locked exclusively.
+    """
+    if sys.platform != "win32":
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 @contextmanager
 def translate_disk_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of a full or read-only disk into a SpaceError about `path`."""
+    """Turn the error of a full, read-only or protected disk into a SpaceError that names `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in DISK_ERRORS:
             raise
         raise SpaceError(
             f"{path} cannot be written ({os.strerror(error.errno or 0)}): nothing was changed"

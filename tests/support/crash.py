@@ -109,7 +109,7 @@ def check(path, notes, seed):
         assert number == 0, "an acknowledged build is gone"
         return 0
     space = DataSpace.open(path, EMBEDDER)
-    assert not [fault for s in space.store.segments for fault in s.faults()]
+    assert not [fault for s in space.store.segments for fault in s.verify()]
     there = {int(name[1:]) for name in space.ids}
     possible = [n for n in (number, number + 1) if after(seed, n) == there]
     assert possible, f"neither as after {number} operations nor one more: {sorted(there)[:9]}…"

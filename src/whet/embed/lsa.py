@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from whet.errors import SpaceError
-from whet.io import load
+from whet.io import load_npy
 from whet.maths.arrays import Array, as_count, normalize_rows
 
 TERM = r"\w+|[^\w\s]"  # words, numbers and single symbols, of which code and formulas consist
@@ -111,7 +111,7 @@ class LSA:
         folder = Path(folder)
         try:
             terms = json.loads((folder / "terms.json").read_text("utf-8"))
-            weights = load(folder / "weights.npy")
+            weights = load_npy(folder / "weights.npy")
         except (OSError, ValueError, EOFError) as error:
             raise SpaceError(
                 f"{folder} does not contain a readable lsa embedder: {error}"

@@ -29,13 +29,11 @@ from whet.embed.lsa import LSA
 from whet.errors import ModelError, SourceError
 from whet.io import atomic_write, progress_bar, translate_disk_errors
 from whet.maths.arrays import Array
-from whet.space.ray.client import connect, map_unordered
-from whet.space.store.manifest import STAGING, Labels, Manifest
+from whet.space.store.manifest import EMBEDDER_FOLDER, STAGING, Labels, Manifest
 from whet.space.store.reader import DiskReader
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import label_of, seal
 from whet.space.store.staging import (
-    EMBEDDER_FOLDER,
     PART_CHARACTERS,
     PART_DOCUMENTS,
     SeenIds,
@@ -136,7 +134,7 @@ def _spool(addition: Addition, staging: Staging, writer: DiskWriter) -> None:
     for part in range(staging.parts):
         rows = staging.rows(part)
         for name, text in zip(*(as_strings(rows[c]) for c in ("id", "text")), strict=True):
-            seen.same(name, text)
+            seen.check(name, text)
     with (staging.folder / FAILED).open("w", encoding="utf-8") as log:
         with progress_bar("reading", None, show=addition.progress) as advance:
             for batch in _batches(addition.documents(writer.manifest.next), advance):
@@ -174,7 +172,7 @@ def _new(
             if reason := encoding_error(item):
                 failures.append({"id": item.id, "reason": reason})
                 continue
-            same = seen.same(item.id, item.text)
+            same = seen.check(item.id, item.text)
             if same is None:
                 fresh.append(item)
             elif not same:
@@ -216,13 +214,15 @@ def _fit_lsa(writer: DiskWriter, staging: Staging, progress: bool) -> LSA:
 def _embed(staging: Staging, embedder: Embedder, addition: Addition) -> None:
     """Embed the parts here or on a Ray cluster, and journal each one when it is finished."""
     embedded = [part for part in range(staging.parts) if staging.embedded(part)]
+    results: Iterator[tuple[int, Float[Array, "n d"], dict[int, str]]]
     pending = ((part, as_strings(staging.rows(part)["text"])) for part in range(staging.parts)
                if not staging.embedded(part))  # fmt: skip
-    results = (
-        (_embed_part(embedder, *item) for item in pending)
-        if addition.ray is None
-        else map_unordered(connect(addition.ray), _embed_part, embedder, pending)
-    )
+    if addition.ray is None:
+        results = (_embed_part(embedder, *item) for item in pending)
+    else:
+        from whet.space.ray.client import connect, map_unordered
+
+        results = map_unordered(connect(addition.ray), _embed_part, embedder, pending)
     total = sum(staging.count(part) for part in range(staging.parts))
     with progress_bar("embedding", total, show=addition.progress) as advance:
         advance(sum(staging.count(part) for part in embedded))

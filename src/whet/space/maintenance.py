@@ -9,7 +9,7 @@ from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
 from whet.io import as_json
 from whet.space.store.manifest import SEGMENTS, STAGING, read_manifest
-from whet.space.store.reader import DiskReader, deleted_ids
+from whet.space.store.reader import DiskReader, read_deleted_ids
 from whet.space.store.segment import Segment
 
 BATCH = 1024  # documents read at a time
@@ -23,7 +23,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     store = DiskReader.open(path)
     manifest = store.manifest
-    indexes = [s.measured for s in store.segments if s.measured is not None]
+    indexes = [s.index_stats for s in store.segments if s.index_stats is not None]
     rows = sum(segment.count for segment in store.segments)
     facts: dict[str, Any] = {
         "documents": store.count(),
@@ -61,14 +61,14 @@ def verify(path: Path) -> list[str]:
         folder = path / SEGMENTS / name
         try:
             segment = Segment(folder)
-            faults += segment.faults()
+            faults += segment.verify()
             segment.close()
         except FileNotFoundError as error:
             faults.append(f"{error.filename} is missing")
         except SpaceError as error:
             faults.append(str(error))
     try:
-        deleted_ids(path, manifest)
+        read_deleted_ids(path, manifest)
     except SpaceError as error:
         faults.append(str(error))
     return faults

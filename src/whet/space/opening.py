@@ -1,72 +1,93 @@
-"""Which store a path refers to, and which embedder belongs to it."""
+"""Opening the store that a path or address refers to, and the embedder that belongs to it.
 
+The module of an address's scheme is imported only when such an address is opened, so data spaces on
+disk do not depend on Ray or Milvus. To add a kind of store, write a module with a function
+`open_reader(address, *, partial)` that returns a `SpaceReader`, and list it in `OPENERS`.
+"""
+
+import importlib
 from pathlib import Path
+from typing import Protocol, cast
 
 from whet.embed.embedder import Embedder
 from whet.embed.lsa import LSA
 from whet.embed.registry import LOADABLE, base_spec, get_embedder
 from whet.errors import EmbedderMismatchError, SpaceError
-from whet.space.milvus.reader import MilvusReader
-from whet.space.ray.cluster import SCHEME as RAY
-from whet.space.ray.cluster import Cluster, find
 from whet.space.store.manifest import Labels, Manifest, read_manifest
 from whet.space.store.protocol import Reader
 from whet.space.store.reader import DiskReader
-from whet.space.store.staging import EMBEDDER_FOLDER
 
-MILVUS = "milvus:"
+OPENERS = {"ray": "whet.space.ray.cluster", "milvus": "whet.space.milvus.reader"}
+
+
+class SpaceReader(Reader, Protocol):
+    """A reader of a store that also describes the data space."""
+
+    @property
+    def path(self) -> Path:
+        """Folder or address of the store."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """Embedder, labels and version of the store."""
+        ...
+
+    def load_lsa(self) -> LSA:
+        """The `lsa` embedder that was fitted on the store's documents."""
+        ...
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether `path` refers to a folder, rather than to a Ray cluster or Milvus."""
-    return not str(path).startswith((RAY, MILVUS))
+    """Whether `path` refers to a folder, rather than to a Ray cluster or Milvus.
+
+    >>> is_folder("docs.whet"), is_folder("ray:10.0.0.1:6379/docs")
+    (True, False)
+    """
+    return not str(path).startswith(tuple(f"{scheme}:" for scheme in OPENERS))
 
 
-def open_store(path: str | Path, *, partial: bool) -> tuple[Path, Reader, Manifest]:
-    """The folder (of a served data space, that of the server), the store and its manifest.
+def open_store(path: str | Path, *, partial: bool = False) -> SpaceReader:
+    """Open the store in a folder or at an address.
+
+    Args:
+        path: A folder, `ray:HOST:PORT/NAME` or `milvus:URI#COLLECTION`.
+        partial: Skip broken segments, or shards that do not respond, instead of raising.
 
     Raises:
         SpaceError: If the data space is missing, or its files are broken.
-        ValueError: If a Milvus address has no collection.
+        ValueError: If the address is invalid.
     """
-    if str(path).startswith(RAY):
-        cluster = find(str(path), partial=partial)
-        return cluster.opening.path, cluster, cluster.manifest
-    if str(path).startswith(MILVUS):
-        uri, _, collection = str(path).removeprefix(MILVUS).rpartition("#")
-        if not uri:
-            raise ValueError(f"path is {str(path)!r}: expected milvus:URI#COLLECTION")
-        milvus = MilvusReader.open(uri, collection)
-        manifest = Manifest(
-            embedder="", fingerprint=milvus.fingerprint, dimension=milvus.dimension,
-            version=milvus.version,
-        )  # fmt: skip
-        return Path(path), milvus, manifest
-    reader = DiskReader.open(path, partial=partial)
-    return Path(path), reader, reader.manifest
+    if is_folder(path):
+        return DiskReader.open(path, partial=partial)
+    module = importlib.import_module(OPENERS[str(path).partition(":")[0]])
+    return cast(SpaceReader, module.open_reader(str(path), partial=partial))
 
 
-def load_embedder(path: Path, manifest: Manifest, store: Reader, spec: str | None) -> Embedder:
-    """The embedder that made the data space at `path`, which `spec` must agree with.
+def load_embedder(store: SpaceReader, spec: str | None) -> Embedder:
+    """The embedder that made a data space, which `spec` must agree with.
 
     Raises:
         EmbedderMismatchError: If it does not.
         SpaceError: If the embedder is a Python object, or its files are broken.
     """
-    name = manifest.embedder or spec or ""
+    path, stored = store.path, store.manifest.embedder
+    name = stored or spec or ""
     if spec is not None and base_spec(spec) != base_spec(name):
         raise EmbedderMismatchError(
             f"data space {path} was made by embedder {name}, not {spec}: open it without an "
             "embedder, or rebuild it"
         )
-    if name == LSA.name and isinstance(store, Cluster):
-        return store.lsa()
-    if name == LSA.name and isinstance(store, DiskReader):
-        return LSA.load(path / EMBEDDER_FOLDER)
-    if name.partition(":")[0] not in LOADABLE:
-        kind = f"the Python embedder {name!r}" if manifest.embedder else "an embedder"
+    if not name:
         raise SpaceError(
-            f"data space {path} was made by {kind}: open it in Python with "
+            f"data space {path} was written by an older version of whet, which did not store its "
+            "embedder: open it in Python with `DataSpace.open(path, embedder)`, or copy it again"
+        )
+    if name == LSA.name:
+        return store.load_lsa()
+    if name.partition(":")[0] not in LOADABLE:
+        raise SpaceError(
+            f"data space {path} was made by the Python embedder {name!r}: open it in Python with "
             "`DataSpace.open(path, embedder)`"
         )
     embedder = get_embedder(name if spec is None else spec)

@@ -139,7 +139,7 @@ class DataSpace:
 
         Args:
             path: A folder; `ray:HOST:PORT/NAME` for one that a Ray cluster serves; or
-                `milvus:URI#COLLECTION` for a copy in Milvus, which needs `embedder`.
+                `milvus:URI#COLLECTION` for a copy in Milvus (`whet space copy`).
             embedder: By default loaded by the name that the data space stores. Required if the
                 data space was made by a Python object.
             where: Filter that every operation is subject to, such as `year >= 2010`.
@@ -157,9 +157,10 @@ class DataSpace:
         if embedder is not None:
             check_embedder(embedder)
         where = as_filter(where)
-        path, store, manifest = open_store(path, partial=partial)
+        store = open_store(path, partial=partial)
+        path, manifest = store.path, store.manifest
         if embedder is None or isinstance(embedder, str):
-            embedder = load_embedder(path, manifest, store, embedder)
+            embedder = load_embedder(store, embedder)
         made_by = (manifest.dimension, manifest.fingerprint)
         if (embedder.dimension, embedder.fingerprint) != made_by:
             raise EmbedderMismatchError(
@@ -205,7 +206,7 @@ class DataSpace:
                 process is writing.
             ValueError: If an argument is invalid.
         """
-        self._require_unfiltered()
+        self._require_writable()
         addition = Addition(
             docs=docs, text_field=text_field, chunks=chunks, resume_key=resume_key,
             progress=progress, ray=ray,
@@ -223,7 +224,7 @@ class DataSpace:
                 filter has a field that no document has.
             SpaceError: If the data space was opened with a filter, or another process is writing.
         """
-        self._require_unfiltered()
+        self._require_writable()
         reject_str(ids, "ids")
         if bool(ids) == (where is not None):
             raise ValueError("delete takes either ids or a filter: give one of them")
@@ -367,7 +368,12 @@ class DataSpace:
         )
         raise ValueError(f"k is {resolved}, but {limit}: lower k")
 
-    def _require_unfiltered(self) -> None:
+    def _require_writable(self) -> None:
+        if not is_folder(self.path):
+            raise SpaceError(
+                f"{self.path} is a copy, which is read-only: change the data space it was copied "
+                "from, and copy that again"
+            )
         if self.where is not None:
             raise SpaceError(
                 f"{self.path} was opened with a filter: open it without `where` to write"

@@ -1,35 +1,37 @@
-"""Filters in Milvus's language.
+"""Translation of filters to Milvus's expression language.
 
-Milvus Lite and servers differ in what a comparison with a missing value gives, and in what a
-negation makes of it. So negations are pushed to the leaves, and each leaf says for itself what it
-makes of a row without the field. Texts and names of fields are spelled in hexadecimal, which keeps
-their order, so that none can be taken for a part of an expression.
+Milvus Lite and Milvus servers disagree about comparisons with missing values and their negations.
+Negations are therefore pushed down to the comparisons, and each comparison states explicitly
+whether rows without the field pass. Texts and field names are encoded in hexadecimal, which
+preserves their order, so that none can be mistaken for a part of an expression.
 """
+
+from collections.abc import Sequence
 
 from whet.data.filters import And, Compare, Filter, In, Not, Or, Value, kind
 
 ALL, NONE = "(row >= 0)", "(row < 0)"
-OPPOSITE = {"==": "!=", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
-LARGEST = 2**63  # of Milvus's whole numbers
+NEGATED = {"==": "!=", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
+INT_LIMIT = 2**63  # Milvus's integers have 64 bits
 
 
-def spelled(text: str) -> str:
-    """Texts that compare as these do, by code point."""
+def hex_encode(text: str) -> str:
+    """Encode a text so that encoded texts compare by code point, as texts do."""
     return text.encode("utf-8", "surrogatepass").hex()
 
 
-def key(field: str, kind: str) -> str:
-    """What holds a field's values of one kind, within the JSON column."""
-    return f"{kind}_{spelled(field)}"
+def field_key(field: str, kind: str) -> str:
+    """Key, within the JSON column, of a field's values of one kind."""
+    return f"{kind}_{hex_encode(field)}"
 
 
-def column(field: str, kind: str) -> str:
-    """The same, as a filter names it."""
-    return f'fields["{key(field, kind)}"]'
+def field_path(field: str, kind: str) -> str:
+    """Path of the same values in an expression."""
+    return f'fields["{field_key(field, kind)}"]'
 
 
 def literal(value: Value) -> str:
-    """A value as a filter spells it.
+    """A value as an expression writes it.
 
     Raises:
         ValueError: If it is infinite.
@@ -37,44 +39,44 @@ def literal(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'"{spelled(value)}"'
+        return f'"{hex_encode(value)}"'
     if abs(value) == float("inf"):
-        raise ValueError(f"a filter compares with {value}: Milvus knows finite numbers only")
-    return repr(value if isinstance(value, float) or abs(value) < LARGEST else float(value))
+        raise ValueError(f"a filter compares with {value}, but Milvus requires finite numbers")
+    return repr(value if isinstance(value, float) or abs(value) < INT_LIMIT else float(value))
 
 
-def expression(filter: Filter, opposite: bool = False) -> str:
-    """What passes `filter`, or what fails it."""
-    match filter:
+def expression(where: Filter, negate: bool = False) -> str:
+    """The expression of a filter, or of its negation."""
+    match where:
         case Compare(field, op, value):
-            return _compared(field, op, value, opposite)
+            return _comparison(field, op, value, negate)
         case In(field, values):
-            leaves: list[Filter] = [Compare(field, "==", value) for value in values]
-            return _joined(leaves, any_passes=True, opposite=opposite)
+            return _join([Compare(field, "==", value) for value in values], "or", negate)
         case And(filters):
-            return _joined(filters, any_passes=False, opposite=opposite)
+            return _join(filters, "and", negate)
         case Or(filters):
-            return _joined(filters, any_passes=True, opposite=opposite)
+            return _join(filters, "or", negate)
         case Not(inner):
-            return expression(inner, not opposite)
-    raise AssertionError(filter)
+            return expression(inner, not negate)
+    raise AssertionError(where)
 
 
-def _joined(filters: "list[Filter] | tuple[Filter, ...]", any_passes: bool, opposite: bool) -> str:
-    any_passes = any_passes is not opposite  # De Morgan
-    parts = [expression(part, opposite) for part in filters]
+def _join(filters: Sequence[Filter], operator: str, negate: bool) -> str:
+    if negate:  # De Morgan
+        operator = "and" if operator == "or" else "or"
+    parts = [expression(part, negate) for part in filters]
     if not parts:
-        return NONE if any_passes else ALL
-    return f"({(' or ' if any_passes else ' and ').join(parts)})"
+        return NONE if operator == "or" else ALL
+    return f"({f' {operator} '.join(parts)})"
 
 
-def _compared(field: str, op: str, value: Value, opposite: bool) -> str:
-    sign = OPPOSITE[op] if opposite else op
+def _comparison(field: str, op: str, value: Value, negate: bool) -> str:
+    operator = NEGATED[op] if negate else op
     if field == "id":
         if kind(value) != "text":
-            return ALL if opposite else NONE
-        return f"(name {sign} {literal(value)})"
-    have = column(field, kind(value))
-    if opposite:
-        return f"((not (exists {have})) or ({have} {sign} {literal(value)}))"
-    return f"((exists {have}) and ({have} {sign} {literal(value)}))"
+            return ALL if negate else NONE
+        return f"(name {operator} {literal(value)})"
+    path = field_path(field, kind(value))
+    if negate:
+        return f"((not (exists {path})) or ({path} {operator} {literal(value)}))"
+    return f"((exists {path}) and ({path} {operator} {literal(value)}))"

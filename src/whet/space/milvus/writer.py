@@ -1,8 +1,10 @@
-"""Writing a collection of Milvus: rows first, then the record that lets them be seen."""
+"""Writing a store in Milvus: rows first, then the record that makes them visible."""
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,76 +12,82 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from whet.data.filters import Filter, kind
-from whet.errors import require
+from whet.errors import EmbedderMismatchError, SpaceError, require
 from whet.maths.arrays import Array
-from whet.space.milvus.filters import key, spelled
+from whet.space.milvus.filters import field_key, hex_encode
 from whet.space.milvus.reader import (
-    LACKS,
-    LONGEST,
-    MOST,
-    PIECE,
-    RECORD,
+    BATCH_ROWS,
+    MAX_BYTES,
+    MAX_ROWS,
+    RECORD_PROPERTY,
+    UNSUPPORTED,
+    CollectionRecord,
     MilvusReader,
-    Record,
-    connected,
+    connect,
+    parse_address,
     read_record,
 )
-from whet.space.store.metadata import type_of
+from whet.space.store.metadata import column_type
 from whet.space.store.protocol import COLUMNS, Reader
-from whet.space.store.records import as_row_numbers
-from whet.space.store.vectors import non_unit_rows, to_float16
+from whet.space.store.reader import DiskReader
+from whet.space.store.vectors import to_float16
+from whet.space.store.writer import check_addition, rows_to_delete
 
 
 class MilvusWriter:
-    """Writes a collection. There must be one writer at a time, which Milvus does not see to."""
+    """Writes a collection. Only one writer at a time is allowed, which Milvus does not enforce."""
 
-    lacks = LACKS
+    unsupported = UNSUPPORTED
 
-    def __init__(self, uri: str, collection: str = "whet", *, new: Record | None = None) -> None:
-        """Open for writing; deletes what an unfinished addition left.
+    def __init__(
+        self, uri: str, collection: str = "whet", *, new: CollectionRecord | None = None
+    ) -> None:
+        """Open for writing, and delete what an unfinished addition left.
 
         Args:
-            uri: As `MilvusReader.open`.
+            uri: See `MilvusReader.open`.
             collection: Its name.
-            new: What a collection that is not there yet is made as.
+            new: The record with which a missing collection is created.
 
         Raises:
-            SpaceError: If there is none and none is to be made, or it is not whet's.
+            SpaceError: If it does not exist and `new` is None, or whet did not write it.
         """
-        self._client, self._collection = connected(uri), collection
+        self._client, self._uri, self._collection = connect(uri), uri, collection
         if new is not None and not self._client.has_collection(collection):
-            _make(self._client, collection, new)
+            _create_collection(self._client, collection, new)
         self._record = read_record(self._client, collection)
         self._client.delete(collection, filter=f"row >= {self._record.next}")
 
     def close(self) -> None:
+        """Close the connection."""
         self._client.close()
 
     def snapshot(self) -> MilvusReader:
-        """What is there now; see `LACKS`."""
-        return MilvusReader(self._client, self._collection, self._record)
+        """A reader of the latest version; see `UNSUPPORTED`."""
+        return MilvusReader(self._client, self._uri, self._collection, self._record)
 
     def add(self, rows: pa.Table, vectors: Float[Array, "n d"], *, key: str | None = None) -> int:
-        """See `Writer.add`. Vectors of float16 are kept as they are.
+        """See `Writer.add`. float16 vectors are stored unchanged.
 
         Raises:
-            ValueError: If a text or metadata has more than 65,535 bytes, too, or an id half of it.
+            ValueError: If `Writer.add` raises it; if a text or metadata has more than 65,535 bytes,
+                or an id more than half of that.
         """
         record = self._record
         if key is not None and key in record.keys:
             return record.version
-        self._check(rows, vectors)
+        check_addition(rows, vectors, self.snapshot())
+        _check_sizes(rows)
         if not len(rows):
             return record.version
         fields = {name: list(kinds) for name, kinds in record.fields.items()}
-        stored = (vectors if vectors.dtype == np.float16 else to_float16(vectors)).astype(
-            np.float32
-        )
+        stored = vectors if vectors.dtype == np.float16 else to_float16(vectors)
+        stored = stored.astype(np.float32)
         try:
-            for start in range(0, len(rows), PIECE):
-                piece = _entities(rows.slice(start, PIECE), stored[start : start + PIECE],
+            for start in range(0, len(rows), BATCH_ROWS):
+                batch = _entities(rows.slice(start, BATCH_ROWS), stored[start : start + BATCH_ROWS],
                                   record.next + start, fields)  # fmt: skip
-                self._client.insert(self._collection, piece)
+                self._client.insert(self._collection, batch)
         except BaseException:
             self._client.delete(self._collection, filter=f"row >= {record.next}")
             raise
@@ -87,104 +95,160 @@ class MilvusWriter:
         return self._replace(next=record.next + len(rows), keys=keys, fields=fields)
 
     def delete(self, *, ids: Any = None, where: Filter | None = None) -> int:
-        """See `Writer.delete`. Whoever reads meanwhile may see a part of it done."""
-        if (ids is None) == (where is None):
-            raise ValueError("delete takes either ids or a filter: give one of them")
-        live = self.snapshot().ids(where)
-        if ids is not None:
-            live = np.intersect1d(live, as_row_numbers(ids))
-        if not len(live):
+        """See `Writer.delete`. Concurrent readers may see a part of the deletions."""
+        rows = rows_to_delete(self.snapshot(), ids, where)
+        if not len(rows):
             return self._record.version
-        for start in range(0, len(live), PIECE):
-            some = live[start : start + PIECE].tolist()
-            self._client.delete(self._collection, filter=f"row in {some}")
+        for start in range(0, len(rows), BATCH_ROWS):
+            batch = rows[start : start + BATCH_ROWS].tolist()
+            self._client.delete(self._collection, filter=f"row in {batch}")
         return self._replace()
 
     def _replace(self, **changes: Any) -> int:
         record = replace(self._record, version=self._record.version + 1, **changes)
-        _write_record(self._client, self._collection, record)
+        properties = {RECORD_PROPERTY: json.dumps(asdict(record))}
+        self._client.alter_collection_properties(self._collection, properties=properties)
         self._record = record
         return record.version
 
-    def _check(self, rows: pa.Table, vectors: Float[Array, "n d"]) -> None:
-        if vectors.shape != (len(rows), self._record.dimension):
-            raise ValueError(
-                f"vectors have shape {vectors.shape}: expected {len(rows)} rows of dimension "
-                f"{self._record.dimension}"
-            )
-        odd = non_unit_rows(vectors.astype(np.float32))
-        if len(odd):
-            length = np.linalg.norm(vectors[odd[0]])
-            raise ValueError(f"vector {odd[0]} has length {length}: expected 1, or 0")
-        names = rows["id"].to_pylist()
-        there = np.flatnonzero(self.snapshot().find(names) >= 0)
-        if len(there):
-            raise ValueError(f"document {names[there[0]]!r} is there already: delete it first")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"document {twice!r} comes twice: ids must differ")
-        for row in rows.to_pylist():
-            sizes = {name: len(row[name].encode()) for name in COLUMNS}
-            for name, most in {"id": LONGEST // 2, "text": LONGEST, "meta": LONGEST}.items():
-                if sizes[name] > most:
-                    raise ValueError(
-                        f"document {row['id'][:80]!r} has {sizes[name]} bytes of {name}, but "
-                        f"Milvus holds at most {most}: cut it"
-                    )
 
+def copy_rows(
+    store: Reader,
+    uri: str,
+    collection: str = "whet",
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+    **settings: Any,
+) -> MilvusReader:
+    """Copy all rows of a store into a collection, which is created if it does not exist.
 
-def copied(source: Reader, uri: str, collection: str = "whet", *, lists: int = 0) -> MilvusReader:
-    """All rows of `source` in a collection, which is made if it is not there; may be done again
-    after it was killed. Rows are numbered anew."""
-    new = Record(dimension=source.dimension, fingerprint=source.fingerprint, lists=lists)
+    An interrupted copy can be repeated. Rows get new numbers.
+
+    Args:
+        store: The store.
+        uri: See `MilvusReader.open`.
+        collection: Name of the collection.
+        progress: Called with the number of rows copied since the last call.
+        settings: Further fields of a new collection's `CollectionRecord`.
+
+    Raises:
+        EmbedderMismatchError: If the collection contains vectors of another embedder.
+        SpaceError: If the collection has other labels.
+        ValueError: If a document is too large for Milvus, or the collection contains it already.
+    """
+    new = CollectionRecord(dimension=store.dimension, fingerprint=store.fingerprint, **settings)
     writer = MilvusWriter(uri, collection, new=new)
-    ids = source.ids()
-    for start in range(0, len(ids), MOST):
-        own = ids[start : start + MOST]
-        key = f"{source.fingerprint} {source.version} {own[0]}-{own[-1]}"
-        writer.add(source.rows(own), source.vectors(own), key=key)
+    reader = writer.snapshot()
+    if reader.fingerprint != store.fingerprint:
+        raise EmbedderMismatchError(
+            f"collection {collection} at {uri} has vectors of another embedder: choose another name"
+        )
+    if reader.record.labels != new.labels:
+        raise SpaceError(
+            f"collection {collection} at {uri} has labels {reader.record.labels}, but the data "
+            f"space has {new.labels}: choose another name"
+        )
+    ids = store.ids()
+    for start in range(0, len(ids), MAX_ROWS):
+        batch = ids[start : start + MAX_ROWS]
+        key = f"{store.fingerprint} {store.version} {batch[0]}-{batch[-1]}"
+        writer.add(store.rows(batch), store.vectors(batch), key=key)
+        progress(len(batch))
     return writer.snapshot()
 
 
-def _write_record(client: Any, collection: str, record: Record) -> None:
-    told = json.dumps(asdict(record))
-    client.alter_collection_properties(collection, properties={RECORD: told})
+def copy_space(
+    path: str | Path,
+    address: str,
+    *,
+    lists: int = 0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Copy the data space in a folder to `milvus:URI#COLLECTION`; returns the number of documents.
+
+    Repeating it has no effect until the data space changes; then choose another collection, because
+    documents that were copied before cannot be copied again.
+
+    Args:
+        path: The folder.
+        address: The collection, which is created if it does not exist.
+        lists: Number of lists of a new collection's index; 0 for none.
+        progress: Called with the number of documents copied since the last call.
+
+    Raises:
+        SpaceError: If the data space cannot be opened, Milvus does not answer, or the collection has
+            other labels.
+        EmbedderMismatchError: If the collection contains vectors of another embedder.
+        ValueError: If the address is incomplete, the vectors are not normalized, a document is too
+            large for Milvus, or the collection contains it already.
+    """
+    uri, collection = parse_address(address)
+    source = DiskReader.open(path)
+    manifest = source.manifest
+    if not manifest.normalized:
+        raise ValueError(
+            f"data space {path} has vectors of any length, but Milvus stores unit vectors only: "
+            "use an embedder that normalizes"
+        )
+    labels = None if manifest.labels is None else asdict(manifest.labels)
+    copy = copy_rows(
+        source, uri, collection, progress=progress, embedder=manifest.embedder,
+        source=str(Path(path).resolve()), labels=labels, lists=lists,
+    )  # fmt: skip
+    return copy.count()
 
 
-def _make(client: Any, collection: str, record: Record) -> None:
-    kinds = require("pymilvus", "milvus").DataType
+def _check_sizes(rows: pa.Table) -> None:
+    limits = {"id": MAX_BYTES // 2, "text": MAX_BYTES, "meta": MAX_BYTES}
+    for row in rows.to_pylist():
+        for name in COLUMNS:
+            size = len(row[name].encode())
+            if size > limits[name]:
+                raise ValueError(
+                    f"document {row['id'][:80]!r} has {size} bytes of {name}, but Milvus stores at "
+                    f"most {limits[name]}: shorten it, or split documents with --chunks"
+                )
+
+
+def _create_collection(client: Any, collection: str, record: CollectionRecord) -> None:
+    types = require("pymilvus", "milvus").DataType
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    schema.add_field("row", kinds.INT64, is_primary=True)
+    schema.add_field("row", types.INT64, is_primary=True)
     for name in ("name", "text", "meta"):
-        schema.add_field(name, kinds.VARCHAR, max_length=LONGEST)
-    schema.add_field("fields", kinds.JSON)
-    schema.add_field("vector", kinds.FLOAT_VECTOR, dim=record.dimension)
+        schema.add_field(name, types.VARCHAR, max_length=MAX_BYTES)
+    schema.add_field("fields", types.JSON)
+    schema.add_field("vector", types.FLOAT_VECTOR, dim=record.dimension)
     index = client.prepare_index_params()
-    chosen = {"index_type": "IVF_FLAT", "params": {"nlist": record.lists}}
-    chosen = chosen if record.lists else {"index_type": "FLAT"}
-    index.add_index("vector", metric_type="IP", **chosen)
+    options: dict[str, Any] = {"index_type": "FLAT"}
+    if record.lists:
+        options = {"index_type": "IVF_FLAT", "params": {"nlist": record.lists}}
+    index.add_index("vector", metric_type="IP", **options)
     client.create_collection(
         collection, schema=schema, index_params=index, consistency_level="Strong",
-        properties={RECORD: json.dumps(asdict(record))},
+        properties={RECORD_PROPERTY: json.dumps(asdict(record))},
     )  # fmt: skip
 
 
 def _entities(
     rows: pa.Table, vectors: Float[Array, "n d"], first: int, fields: dict[str, list[str]]
 ) -> list[dict[str, Any]]:
-    """Rows as Milvus takes them; `fields` learns of new ones."""
-    made = []
-    for place, row in enumerate(rows.to_pylist()):
-        plain = {n: v for n, v in json.loads(row["meta"]).items() if n != "id" and _filterable(v)}
-        for name, value in plain.items():
-            if kind(value) not in fields.setdefault(name, []):
-                fields[name].append(kind(value))
-        columns = {key(name, kind(v)): spelled(v) if isinstance(v, str) else v
-                   for name, v in plain.items()}  # fmt: skip
-        made.append({"row": first + place, "name": spelled(row["id"]), "text": row["text"],
-                     "meta": row["meta"], "fields": columns, "vector": vectors[place]})  # fmt: skip
-    return made
+    """Rows in Milvus's form; fields and kinds that are new are added to `fields`."""
+    entities = []
+    for i, row in enumerate(rows.to_pylist()):
+        values = {}
+        for name, value in json.loads(row["meta"]).items():
+            if name == "id" or not _is_filterable(value):
+                continue
+            kinds = fields.setdefault(name, [])
+            if kind(value) not in kinds:
+                kinds.append(kind(value))
+            encoded = hex_encode(value) if isinstance(value, str) else value
+            values[field_key(name, kind(value))] = encoded
+        entities.append({"row": first + i, "name": hex_encode(row["id"]), "text": row["text"],
+                         "meta": row["meta"], "fields": values, "vector": vectors[i]})  # fmt: skip
+    return entities
 
 
-def _filterable(value: Any) -> bool:
-    return type_of(value) is not None and not (isinstance(value, float) and math.isinf(value))
+def _is_filterable(value: Any) -> bool:
+    finite = not (isinstance(value, float) and math.isinf(value))
+    return column_type(value) is not None and finite

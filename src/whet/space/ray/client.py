@@ -1,8 +1,9 @@
-"""A Ray cluster's workers: how to reach them, and work spread over them.
+"""Connecting to a Ray cluster, and mapping a function over its workers.
 
-Ray's sockets listen on every interface and whoever may speak to them may run code. So a token is
-asked of everybody (`RAY_AUTH_MODE=token`, which Ray before 2.61 leaves off): the one in
-`RAY_AUTH_TOKEN`, or in `~/.ray/auth_token`, where `ray get-auth-token --generate` puts it.
+Ray's sockets listen on all interfaces, and anyone who can talk to them can run code. whet therefore
+requires token authentication (`RAY_AUTH_MODE=token`, which is off by default before Ray 2.61). The
+token is read from `RAY_AUTH_TOKEN` or from `~/.ray/auth_token`, which `ray get-auth-token
+--generate` writes.
 """
 
 import os
@@ -14,43 +15,47 @@ from typing import Any
 from whet.errors import WhetError, require
 
 LOCAL = "local"
-LOOPBACK = "127.0.0.2"  # Ray turns 127.0.0.1 into the address of an interface
-AHEAD = 2  # pieces of work given to a cluster for each of its processors
+LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by the address of an interface
+TASKS_PER_CPU = 2  # submitted at a time
 
 
 def connect(address: str) -> Any:
-    """The `ray` module, connected to the cluster at `address` (HOST:PORT).
+    """Connect to the cluster at `address` and return the `ray` module.
 
-    `local` starts a cluster of this machine alone, which ends with the process.
+    Args:
+        address: HOST:PORT; or `local`, which starts a cluster on this machine alone that ends with
+            the process.
 
     Raises:
         WhetError: If nothing answers there, or the token is wrong or missing.
-        ValueError: If this process is connected to another cluster, or it is no address.
+        ValueError: If the address is invalid, or this process is connected to another cluster.
     """
     if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         raise WhetError(
-            "ray was imported without a token, which it takes note of then: set RAY_AUTH_MODE=token"
+            "ray was imported before token authentication was enabled: set RAY_AUTH_MODE=token "
+            "before importing it"
         )
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = require("ray", "ray")
     if ray.is_initialized():
-        have = ray.get_runtime_context().gcs_address
-        if address not in (LOCAL, have):
-            raise ValueError(f"this process is connected to Ray at {have}, not at {address}")
+        current = ray.get_runtime_context().gcs_address
+        if address not in (LOCAL, current):
+            raise ValueError(f"this process is connected to Ray at {current}, not at {address}")
         return ray
-    _assert_answers(address)
-    here = {"_node_ip_address": LOOPBACK, "include_dashboard": False} if address == LOCAL else {}
+    _check_reachable(address)
+    options = {"_node_ip_address": LOOPBACK, "include_dashboard": False}
+    options = options if address == LOCAL else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise WhetError(f"Ray at {address} refuses: {reason}") from error
+        raise WhetError(f"Ray at {address} refused the connection: {reason}") from error
     return ray
 
 
-def _assert_answers(address: str) -> None:
-    """Ray itself would try for minutes."""
+def _check_reachable(address: str) -> None:
+    """Fail fast: Ray itself would retry for minutes."""
     if address == LOCAL:
         return
     host, _, port = address.rpartition(":")
@@ -66,34 +71,34 @@ def _assert_answers(address: str) -> None:
 
 
 def map_unordered(
-    ray: Any, function: Callable[..., Any], common: Any, pieces: Iterable[tuple[Any, ...]]
+    ray: Any, function: Callable[..., Any], shared: Any, tasks: Iterable[tuple[Any, ...]]
 ) -> Iterator[Any]:
-    """`function(common, *piece)` of every piece, as they are done, in no order.
+    """Yield `function(shared, *task)` of every task as soon as it is done, in no particular order.
 
-    The pieces are taken as workers become free. One whose worker dies is done again; an error of
-    the function is raised as it is.
+    Tasks are read as workers become free. A task whose worker dies is repeated; exceptions of the
+    function are raised unchanged.
 
     Args:
-        ray: As `connect` returns it.
-        function: Of a module that the workers have.
-        common: Sent to each machine once.
-        pieces: The rest of the arguments.
+        ray: The module that `connect` returned.
+        function: A function of a module that the workers can import.
+        shared: An argument that is sent to each machine once.
+        tasks: The other arguments.
     """
-    shared = ray.put(common)
-    work = ray.remote(max_retries=-1, num_cpus=1)(function)
-    most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting: list[Any] = []
-    for piece in pieces:
-        waiting.append(work.remote(shared, *piece))
-        if len(waiting) >= most:
-            yield _first(ray, waiting)
-    while waiting:
-        yield _first(ray, waiting)
+    shared_ref = ray.put(shared)
+    remote = ray.remote(max_retries=-1, num_cpus=1)(function)
+    limit = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    pending: list[Any] = []
+    for task in tasks:
+        pending.append(remote.remote(shared_ref, *task))
+        if len(pending) >= limit:
+            yield _pop_first(ray, pending)
+    while pending:
+        yield _pop_first(ray, pending)
 
 
-def _first(ray: Any, waiting: list[Any]) -> Any:
-    """The result of what is done first, which is taken off the list."""
-    [ready], waiting[:] = ray.wait(waiting)
+def _pop_first(ray: Any, pending: list[Any]) -> Any:
+    """Wait for the first result and remove it from the list."""
+    [ready], pending[:] = ray.wait(pending)
     try:
         return ray.get(ready)
     except ray.exceptions.RayTaskError as error:

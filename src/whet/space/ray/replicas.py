@@ -1,117 +1,165 @@
-"""Asking shards that may die meanwhile: each has replicas, tried in turn until one answers."""
+"""Calls to shards whose actors may die: each shard has replicas that are tried in turn."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from whet.data.filters import Filter
 from whet.errors import SpaceError
-from whet.space.ray.shard import Part
+from whet.space.ray.shard import ShardSpec
 
-PAUSE_S = 0.05  # before the replicas of a shard are tried another time: a restart takes about 0.5 s
+RETRY_PAUSE_S = 0.05  # before all replicas are tried again; restarting an actor takes about 0.5 s
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
-    """A question on its way to one replica."""
+class Attempt:
+    """A call to one replica that has not returned yet."""
 
     shard: int
     number: int
-    """How many tries of this shard were before."""
+    """Number of earlier attempts for this shard."""
     refs: list[Any]
-    """Of the parts of its answer."""
-    until: float
-    """When the next replica gets its turn, by the monotonic clock."""
+    """Ray references to the parts of the result."""
+    deadline: float
+    """When the next replica is tried, on the monotonic clock."""
 
 
 @dataclass(slots=True)
-class Answers:
-    """By shard."""
+class Responses:
+    """Results and errors, by shard."""
 
-    given: dict[int, Any] = field(default_factory=dict)
-    lost: dict[int, str] = field(default_factory=dict)
-    """Why there is none in time."""
+    results: dict[int, Any] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+    """Why a shard did not respond in time."""
 
 
 class Replicas:
-    """The actors of every shard of a version. Safe in threads."""
+    """The actors of all shards of one version. Thread-safe."""
 
     def __init__(
-        self, ray: Any, parts: Sequence[Part], hosts: Sequence[Sequence[Any]], timeout_s: float
+        self,
+        ray: Any,
+        specs: Sequence[ShardSpec],
+        actors: Sequence[Sequence[Any]],
+        timeout_s: float,
     ) -> None:
-        """Args:
-        ray: As `client.connect` returns it.
-        parts: A shard each.
-        hosts: The actors of each.
-        timeout_s: How long a shard has for an answer, all its replicas together.
+        """Create the client.
+
+        Args:
+            ray: The module that `client.connect` returned.
+            specs: The shards.
+            actors: The replicas of each shard.
+            timeout_s: Time in which a shard must respond, all its replicas together.
         """
-        self._ray, self._hosts, self._timeout_s = ray, hosts, timeout_s
-        self._parts = [ray.put(part) for part in parts]
+        self._ray, self._actors, self._timeout_s = ray, actors, timeout_s
+        self._specs = [ray.put(spec) for spec in specs]
         self._turn = 0
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._specs)
 
-    def ask(
-        self, question: str, asked: Mapping[int, tuple[Any, ...]], bound: Filter | None,
-        parts: int = 1, **named: Any,
-    ) -> Answers:  # fmt: skip
-        """Ask the shards of `asked`, all at once.
+    def call(
+        self,
+        method: str,
+        args: Mapping[int, tuple[Any, ...]],
+        reader_filter: Filter | None,
+        *,
+        parts: int = 1,
+        **kwargs: Any,
+    ) -> Responses:
+        """Call a method of several shards at the same time.
 
-        A replica that dies or is silent for its share of the time makes way for the next, and after
-        the last the first is asked again, as it is started anew.
+        If a replica dies, or does not respond within its share of the time, the next one is called;
+        after the last one the first is called again, since actors restart.
 
         Args:
-            question: See `shard.QUESTIONS`.
-            asked: Its arguments, by shard.
-            bound: What a row must pass.
-            parts: If above 1, the answer is a list of so many, sent one by one.
-            named: Further arguments, the same for all.
+            method: One of `shard.METHODS`.
+            args: Arguments for each shard that is called.
+            reader_filter: Filter that rows must pass; `kwargs` may contain a further one.
+            parts: If above 1, results are lists of this length whose items are sent separately.
+            kwargs: Keyword arguments, the same for all shards.
 
         Raises:
-            ValueError, IndexError: As the question's.
+            ValueError, IndexError: Whatever the method raises, except SpaceError.
         """
         self._turn += 1
-        answers, tries = Answers(), {}
-        end = time.monotonic() + self._timeout_s
+        turn = self._turn
 
-        def send(shard: int, number: int) -> None:
-            hosts = self._hosts[shard]
-            host = hosts[(self._turn + number) % len(hosts)]
-            part = self._parts[shard]
-            sent = host.ask.options(num_returns=parts).remote(
-                part, bound, question, *asked[shard], **named
+        def submit(shard: int, number: int) -> list[Any]:
+            actors = self._actors[shard]
+            actor = actors[(turn + number) % len(actors)]
+            refs = actor.call.options(num_returns=parts).remote(
+                self._specs[shard], reader_filter, method, *args[shard], **kwargs
             )
-            refs = sent if parts > 1 else [sent]
-            share = self._timeout_s / len(hosts)
-            tries[refs[0]] = Try(shard, number, refs, min(end, time.monotonic() + share))
+            return refs if parts > 1 else [refs]
 
-        def again(one: Try, reason: str, *, most: float = float("inf")) -> None:
-            if time.monotonic() >= end or one.number + 1 >= most:
-                answers.lost[one.shard] = reason
-                return
-            if one.number + 1 >= len(self._hosts[one.shard]):
-                time.sleep(PAUSE_S)
-            send(one.shard, one.number + 1)
+        counts = [len(actors) for actors in self._actors]
+        responses = _Call(self._ray, submit, counts, self._timeout_s).run(args)
+        if parts == 1:
+            responses.results = {shard: result[0] for shard, result in responses.results.items()}
+        return responses
 
-        for shard in asked:
-            send(shard, 0)
-        while tries:
-            left = max(0.0, min(one.until for one in tries.values()) - time.monotonic())
-            ready, _ = self._ray.wait(list(tries), timeout=left)
+
+class _Call:
+    """The attempts of one call of several shards."""
+
+    def __init__(
+        self,
+        ray: Any,
+        submit: Callable[[int, int], list[Any]],
+        replicas: list[int],
+        timeout_s: float,
+    ) -> None:
+        """Create the call.
+
+        Args:
+            ray: The module.
+            submit: Makes an attempt, given a shard and the number of earlier attempts.
+            replicas: Number of replicas of each shard.
+            timeout_s: Time in which a shard must respond.
+        """
+        self._ray, self._submit, self._replicas = ray, submit, replicas
+        self._timeout_s, self._end = timeout_s, time.monotonic() + timeout_s
+        self._attempts: dict[Any, Attempt] = {}
+        self._responses = Responses()
+
+    def run(self, shards: Iterable[int]) -> Responses:
+        """Call the shards until each has responded or failed; results are lists of parts."""
+        for shard in shards:
+            self._send(shard, 0)
+        while self._attempts:
+            deadline = min(attempt.deadline for attempt in self._attempts.values())
+            remaining = max(0.0, deadline - time.monotonic())
+            ready, _ = self._ray.wait(list(self._attempts), timeout=remaining)
             for ref in ready:
-                one = tries.pop(ref)
-                try:
-                    answer = self._ray.get(one.refs)
-                    answers.given[one.shard] = answer if parts > 1 else answer[0]
-                except self._ray.exceptions.RayTaskError as error:
-                    if not isinstance(error.cause, SpaceError):
-                        raise error.cause from None
-                    again(one, str(error.cause), most=len(self._hosts[one.shard]))
-                except self._ray.exceptions.RayError as error:
-                    again(one, f"its actor failed ({type(error).__name__})")
+                self._receive(self._attempts.pop(ref))
             now = time.monotonic()
-            for ref in [ref for ref, one in tries.items() if one.until <= now]:
-                again(tries.pop(ref), f"it was silent for {self._timeout_s:g} s")
-        return answers
+            for ref in [ref for ref, a in self._attempts.items() if a.deadline <= now]:
+                self._retry(self._attempts.pop(ref), f"it was silent for {self._timeout_s:g} s")
+        return self._responses
+
+    def _send(self, shard: int, number: int) -> None:
+        refs = self._submit(shard, number)
+        share = self._timeout_s / self._replicas[shard]
+        deadline = min(self._end, time.monotonic() + share)
+        self._attempts[refs[0]] = Attempt(shard, number, refs, deadline)
+
+    def _receive(self, attempt: Attempt) -> None:
+        errors = self._ray.exceptions
+        try:
+            self._responses.results[attempt.shard] = self._ray.get(attempt.refs)
+        except errors.RayTaskError as error:
+            if not isinstance(error.cause, SpaceError):
+                raise error.cause from None
+            self._retry(attempt, str(error.cause), limit=self._replicas[attempt.shard])
+        except errors.RayError as error:
+            self._retry(attempt, f"its actor failed ({type(error).__name__})")
+
+    def _retry(self, attempt: Attempt, reason: str, *, limit: float = float("inf")) -> None:
+        if time.monotonic() >= self._end or attempt.number + 1 >= limit:
+            self._responses.errors[attempt.shard] = reason
+            return
+        if attempt.number + 1 >= self._replicas[attempt.shard]:
+            time.sleep(RETRY_PAUSE_S)
+        self._send(attempt.shard, attempt.number + 1)

@@ -1,7 +1,7 @@
-"""A shard of a data space: some of its segments, opened wherever the folder can be read.
+"""A shard of a data space: an actor that opens some of its segments wherever the folder is mounted.
 
-A shard keeps nothing of its own. Each question says of which part of which version it is, so one
-that was killed answers again as soon as it is back, and no question meets rows of another version.
+Shards have no state of their own. Every call names the segments and the version it refers to, so a
+shard that was killed answers again as soon as it restarts, and never from another version.
 """
 
 from collections import OrderedDict
@@ -15,100 +15,105 @@ import numpy as np
 from jaxtyping import Int
 
 from whet.data.filters import Filter
-from whet.embed.lsa import LSA
 from whet.maths.arrays import Array
 from whet.space.store.manifest import Manifest
-from whet.space.store.reader import DiskReader, deleted_ids
-from whet.space.store.staging import EMBEDDER_FOLDER
+from whet.space.store.reader import DiskReader, read_deleted_ids
+from whet.space.store.segment import Segment
 
-KEPT = 8  # opened at once; the one not asked for longest is closed
+MAX_OPEN = 8  # readers kept open; the least recently used is closed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class ShardSpec:
     """What a shard needs to open its segments."""
 
     key: str
-    """Its own, and no other's."""
+    """A unique key."""
     path: Path
+    """Folder of the data space."""
     manifest: Manifest
-    """Of one version, with the shard's own segments."""
+    """Manifest of one version, reduced to the shard's segments."""
     deleted: Int[Array, " n"]
-    """The shard's rows that cannot be seen."""
+    """Deleted rows of these segments."""
 
 
-def parts(segments: DiskReader, count: int) -> list[Part]:
-    """An opened store in `count` parts of about as many rows; some are empty if it has fewer
-    segments."""
-    own: list[list[Any]] = [[] for _ in range(count)]
-    for segment in sorted(segments.segments, key=lambda s: -s.count):
-        min(own, key=lambda some: sum(s.count for s in some)).append(segment)
-    deleted = deleted_ids(segments.path, segments.manifest)
-    made = []
-    for some in own:
-        here = [np.empty(0, np.int64), *(np.intersect1d(s.ids, deleted) for s in some)]
-        manifest = replace(segments.manifest, segments=[s.name for s in some])
-        made.append(Part(uuid4().hex, segments.path, manifest, np.concatenate(here)))
-    return made
+def split_segments(reader: DiskReader, count: int) -> list[ShardSpec]:
+    """Divide a store into `count` shards of similar size; some are empty if it has fewer segments.
+
+    Args:
+        reader: The store.
+        count: Number of shards.
+    """
+    groups: list[list[Segment]] = [[] for _ in range(count)]
+    for segment in sorted(reader.segments, key=lambda s: -s.count):
+        min(groups, key=lambda group: sum(s.count for s in group)).append(segment)
+    deleted = read_deleted_ids(reader.path, reader.manifest)
+    specs = []
+    for group in groups:
+        own_deleted = [np.empty(0, np.int64), *(np.intersect1d(s.ids, deleted) for s in group)]
+        manifest = replace(reader.manifest, segments=[s.name for s in group])
+        specs.append(ShardSpec(uuid4().hex, reader.path, manifest, np.concatenate(own_deleted)))
+    return specs
 
 
-class Held(NamedTuple):
-    """What a shard has of the rows that were asked for."""
+class Partial(NamedTuple):
+    """A shard's share of the rows that were requested."""
 
-    places: Int[Array, " n"]
-    """Of those rows among all that were asked for."""
+    indices: Int[Array, " n"]
+    """Indices of its rows in the request."""
     values: Any
 
 
-def _vectors(segments: DiskReader, ids: Int[Array, " m"]) -> Held:
-    places = np.flatnonzero(segments.holds(ids))
-    return Held(places, segments.vectors(ids[places]))
+def _vectors(reader: DiskReader, ids: Int[Array, " m"]) -> Partial:
+    indices = np.flatnonzero(reader.contains(ids))
+    return Partial(indices, reader.vectors(ids[indices]))
 
 
-def _cut_vectors(segments: DiskReader, ids: Int[Array, " m"], parts: int) -> list[Array]:
-    return np.array_split(segments.vectors(ids), parts)
+def _vector_blocks(reader: DiskReader, ids: Int[Array, " m"], blocks: int) -> list[Array]:
+    return np.array_split(reader.vectors(ids), blocks)
 
 
-def _rows(segments: DiskReader, ids: Int[Array, " m"], columns: Sequence[str]) -> Held:
-    places = np.flatnonzero(segments.holds(ids))
-    return Held(places, segments.rows(ids[places], columns))
+def _rows(reader: DiskReader, ids: Int[Array, " m"], columns: Sequence[str]) -> Partial:
+    indices = np.flatnonzero(reader.contains(ids))
+    return Partial(indices, reader.rows(ids[indices], columns))
 
 
-def _lsa(segments: DiskReader) -> LSA:
-    return LSA.load(segments.path / EMBEDDER_FOLDER)
-
-
-QUESTIONS: dict[str, Callable[..., Any]] = {
+METHODS: dict[str, Callable[..., Any]] = {
     "search": DiskReader.search,
     "ids": DiskReader.ids,
     "count": DiskReader.count,
     "find": DiskReader.find,
-    "fields": lambda segments: segments.fields,
+    "fields": lambda reader: reader.fields,
     "vectors": _vectors,
-    "cut vectors": _cut_vectors,
+    "vector_blocks": _vector_blocks,
     "rows": _rows,
-    "lsa": _lsa,
+    "load_lsa": DiskReader.load_lsa,
 }
 
 
 class Shard:
-    """What an actor runs."""
+    """The actor's class."""
 
     def __init__(self) -> None:
-        self._opened: OrderedDict[Any, DiskReader] = OrderedDict()
+        self._readers: OrderedDict[Any, DiskReader] = OrderedDict()
 
-    def ask(
-        self, part: Part, bound: Filter | None, question: str, *asked: Any, **named: Any
+    def call(
+        self,
+        spec: ShardSpec,
+        reader_filter: Filter | None,
+        method: str,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        """The answer of the part's rows that pass `bound`: nothing of others leaves the shard."""
-        return QUESTIONS[question](self._open(part, bound), *asked, **named)
+        """Call one of `METHODS` on the rows of a shard that pass the filter; no others leave it."""
+        return METHODS[method](self._open(spec, reader_filter), *args, **kwargs)
 
-    def _open(self, part: Part, bound: Filter | None) -> DiskReader:
-        key = part.key, bound
-        if key not in self._opened:
-            whole = DiskReader.shard(part.path, part.manifest, part.deleted)
-            self._opened[key] = whole if bound is None else whole.filter(bound)
-        self._opened.move_to_end(key)
-        while len(self._opened) > KEPT:
-            self._opened.popitem(last=False)
-        return self._opened[key]
+    def _open(self, spec: ShardSpec, reader_filter: Filter | None) -> DiskReader:
+        key = spec.key, reader_filter
+        if key not in self._readers:
+            reader = DiskReader.open_shard(spec.path, spec.manifest, spec.deleted)
+            self._readers[key] = reader if reader_filter is None else reader.filter(reader_filter)
+        self._readers.move_to_end(key)
+        while len(self._readers) > MAX_OPEN:
+            self._readers.popitem(last=False)
+        return self._readers[key]

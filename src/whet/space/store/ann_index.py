@@ -1,13 +1,14 @@
-"""The Faiss index of a segment: it nominates rows, whose stored vectors then decide.
+"""Faiss index of a large segment: it proposes candidates, which are scored by their stored vectors.
 
-Inverted lists of 8-bit vectors (IVF,SQ8), written once and opened by memory map. A list holds the
-rows around one centroid, and a search looks into the lists whose centroid has the largest |product|
-with the prompt: into those of positive sign for the prompt, into the others for its opposite. So
-both signs are found by looking at as many rows as one sign takes.
+The index has inverted lists of 8-bit vectors (IVF,SQ8); it is written once and opened by memory
+map. A list contains the rows around one centroid. A search probes the lists whose centroids have
+the largest |product| with the query: those of positive sign for the query, those of negative sign
+for its opposite. Neighbors of both signs therefore cost as much as those of one.
 
-Traps of Faiss that shape this: lists on disk that are added to lose their recall, and a file
-overwritten under a map is a bus error, so files never change; compressed indexes give no vectors
-back, or wrong ones; the parser trusts its file, so the head is checked before it is parsed.
+The design avoids these problems of Faiss: lists on disk lose recall when rows are added, and a file
+overwritten while mapped is a bus error, so files never change; compressed indexes return no
+vectors, or wrong ones, so vectors are stored separately; the parser trusts its input, so the
+checksum of the header is verified before it is parsed.
 """
 
 import importlib
@@ -24,45 +25,52 @@ from whet.errors import SpaceError
 from whet.io import checksum
 from whet.maths.arrays import Array
 from whet.space.store.protocol import Metric
-from whet.space.store.vectors import TopK, Vectors, cosines, top_k
+from whet.space.store.vectors import TopK, VectorFile, cosines, top_k
 
-MIN_ROWS = 50_000  # rows; with fewer, looking at all of them is as fast
-TRAIN_ROWS = 100_000  # rows that centroids are fitted on
-KMEANS_ITERATIONS = 10  # of k-means
-SAMPLE_BLOCK = 8192  # rows of the sample that are read at a time
-RECALL_SAMPLE = 64  # rows by which recall is measured
-TARGET_RECALL = 0.95  # recall of the default probe_fraction
+MIN_ROWS = 50_000  # scanning fewer rows is as fast as an index
+TRAIN_ROWS = 100_000  # sample for k-means
+KMEANS_ITERATIONS = 10
+SAMPLE_BLOCK = 8192  # rows of the sample read at a time
+RECALL_SAMPLE = 64  # queries for measuring recall
+TARGET_RECALL = 0.95  # of the default probe fraction
 PROBE_FRACTIONS = tuple(2.0 ** (-e / 2) for e in range(14, -1, -1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexStats:
-    """What an index found of what there was, for rows that its centroids were not fitted on."""
+    """Layout and measured recall of an index; the field names are part of the on-disk format."""
 
     lists: int
+    """Number of inverted lists."""
     head: int
-    """Bytes at the file's beginning that say how the rest is laid out."""
+    """Size of the file's header, which describes the layout of the rest, in bytes."""
     head_crc32: int
+    """Checksum of the header."""
     k: int
+    """Number of neighbors for which recall was measured."""
     efforts: list[float]
-    """Shares of the lists looked into."""
+    """Probe fractions: shares of the lists that are searched."""
     recalls: list[float]
-    """Mean over the rows of the share of the k nearest, of either sign, that was found. A fraction
-    of 1 is to look at every row, without the index."""
+    """Mean share of the k nearest rows, by |cosine|, found at each probe fraction. The queries are
+    rows on which the centroids were not fitted. At 1 all rows are scanned, without the index."""
 
     @property
     def probe_fraction(self) -> float:
-        """The least that reaches a recall of 0.95."""
-        good = [e for e, r in zip(self.efforts, self.recalls, strict=True) if r >= TARGET_RECALL]
-        return min(good, default=1.0)
+        """The smallest probe fraction with a recall of at least 0.95."""
+        pairs = zip(self.efforts, self.recalls, strict=True)
+        return min((e for e, recall in pairs if recall >= TARGET_RECALL), default=1.0)
 
     @property
     def recall(self) -> float:
+        """Recall at the default probe fraction."""
         return self.recalls[self.efforts.index(self.probe_fraction)]
 
 
-def build_index(path: Path, vectors: Vectors, seed: int = 0) -> IndexStats:
-    """Write the index of `vectors`. Holds one 8-bit copy of them, after 200,000 in float32."""
+def build_index(path: Path, vectors: VectorFile, seed: int = 0) -> IndexStats:
+    """Write an index of `vectors` to `path`.
+
+    Memory: one 8-bit copy of the vectors and 200,000 vectors in float32.
+    """
     faiss = _faiss()
     n, d = len(vectors), vectors.dimension
     lists = 2 ** round(np.log2(2 * np.sqrt(n)))
@@ -70,11 +78,11 @@ def build_index(path: Path, vectors: Vectors, seed: int = 0) -> IndexStats:
     index = faiss.index_factory(d, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.cp.seed = KMEANS_ITERATIONS, seed + 1
     index.cp.min_points_per_centroid = 1
-    with _one_thread():
+    with _single_thread():
         index.train(_sample(vectors, np.sort(order[:TRAIN_ROWS])))
         _fill(index, vectors)
     faiss.write_index(index, str(path))
-    k, recalls = _recalls(AnnIndex(index), vectors, np.sort(order[-RECALL_SAMPLE:]))
+    k, recalls = _measure_recall(AnnIndex(index), vectors, np.sort(order[-RECALL_SAMPLE:]))
     head = min(path.stat().st_size, lists * (4 * d + 16) + 16 * d + 65_536)
     return IndexStats(
         lists=lists, head=head, head_crc32=checksum(path, head), k=k, efforts=list(PROBE_FRACTIONS),
@@ -82,91 +90,98 @@ def build_index(path: Path, vectors: Vectors, seed: int = 0) -> IndexStats:
     )  # fmt: skip
 
 
-def _sample(vectors: Vectors, rows: Int[Array, " m"]) -> Float[Array, "m d"]:
-    """Rows in float32. Some at a time, since pages of the file count as memory while mapped."""
+def _sample(vectors: VectorFile, rows: Int[Array, " m"]) -> Float[Array, "m d"]:
+    """The given rows in float32, read in blocks because mapped pages count as memory in use."""
     sample = np.empty((len(rows), vectors.dimension), np.float32)
     for start in range(0, len(rows), SAMPLE_BLOCK):
-        sample[start : start + SAMPLE_BLOCK] = vectors.gather(rows[start : start + SAMPLE_BLOCK])
-        vectors.forget()
+        block = rows[start : start + SAMPLE_BLOCK]
+        sample[start : start + SAMPLE_BLOCK] = vectors.gather(block)
+        vectors.release_memory()
     return sample
 
 
-def _fill(index: Any, vectors: Vectors) -> None:
-    """Add all rows to lists of the right size: lists that grow take up to twice their memory."""
-    faiss, keys = _faiss(), []
+def _fill(index: Any, vectors: VectorFile) -> None:
+    """Add all rows to lists of the right size; lists that grow use up to twice the memory."""
+    faiss, nearest_lists = _faiss(), []
     for _, block in vectors.blocks():
-        keys.append(index.quantizer.search(block, 1)[1].ravel())
-        vectors.forget()
+        nearest_lists.append(index.quantizer.search(block, 1)[1].ravel())
+        vectors.release_memory()
     lists = faiss.downcast_InvertedLists(index.invlists)
-    for number, count in enumerate(np.bincount(np.concatenate(keys), minlength=index.nlist)):
-        lists.resize(number, int(count))
-        lists.resize(number, 0)  # its memory stays
-    for (_, block), nearest in zip(vectors.blocks(), keys, strict=True):
+    sizes = np.bincount(np.concatenate(nearest_lists), minlength=index.nlist)
+    for number, size in enumerate(sizes):
+        lists.resize(number, int(size))
+        lists.resize(number, 0)  # keeps the allocated memory
+    for (_, block), nearest in zip(vectors.blocks(), nearest_lists, strict=True):
         index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(nearest))
-        vectors.forget()
+        vectors.release_memory()
 
 
 class AnnIndex:
-    """An index, in memory or on disk."""
+    """An approximate index, in memory or on disk."""
 
     def __init__(self, index: Any) -> None:
-        """Args:
-        index: Of Faiss.
-        """
+        """Wrap a Faiss index."""
         self._index = index
         self._centroids = index.quantizer.reconstruct_n(0, index.nlist)
 
     @classmethod
-    def open(cls, path: Path, measured: IndexStats) -> "AnnIndex":
-        """What `build_index` wrote, by memory map.
+    def open(cls, path: Path, stats: IndexStats) -> "AnnIndex":
+        """Memory-map an index that `build_index` wrote.
 
         Raises:
-            SpaceError: If its head is not as it was written.
+            SpaceError: If its header was changed.
         """
-        if checksum(path, measured.head) != measured.head_crc32:
+        if checksum(path, stats.head) != stats.head_crc32:
             raise SpaceError(f"{path} is broken: its head has another checksum than when written")
         faiss = _faiss()
         return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
 
     def search(
         self,
-        aims: Float[Array, "b d"],
+        queries: Float[Array, "b d"],
         k: int,
         metric: Metric,
         probe_fraction: float,
-        allowed: Bool[Array, " n"] | None,
+        visible: Bool[Array, " n"] | None,
     ) -> list[tuple[Int[Array, " _"], Float[Array, " _"]]]:
-        """For each aim at most k rows of either sign, with their approximate |cosine|."""
+        """Candidates of each query: rows with their approximate scores.
+
+        With `abs_cosine`, there are at most k of either sign.
+        """
         faiss = _faiss()
         lists = max(1, round(probe_fraction * len(self._centroids)))
-        narrow = aims.astype(np.float32)
-        keys, products = _probes(narrow @ self._centroids.T, lists, metric)
-        asked = np.concatenate([narrow, -narrow]) if metric == "abs_cosine" else narrow
+        narrow = queries.astype(np.float32)
+        keys, products = _choose_lists(narrow @ self._centroids.T, lists, metric)
+        both_signs = metric == "abs_cosine"
+        signed = np.concatenate([narrow, -narrow]) if both_signs else narrow
         selector = None
-        if allowed is not None:
-            bits = np.packbits(allowed, bitorder="little")
-            selector = faiss.IDSelectorBitmap(bits)
+        if visible is not None:
+            selector = faiss.IDSelectorBitmap(np.packbits(visible, bitorder="little"))
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=keys.shape[1])
-        scores = np.empty((len(asked), k), np.float32)
-        rows = np.empty((len(asked), k), np.int64)
-        arrays = [np.ascontiguousarray(a) for a in (asked, keys, products)]
-        given = [faiss.swig_ptr(a) for a in (*arrays, scores, rows)]
-        with _one_thread():  # the plain method of Faiss's Python takes no parameters
-            self._index.search_preassigned_c(len(asked), given[0], k, *given[1:], False, parameters)
-        if metric == "abs_cosine":
-            rows = np.concatenate([rows[: len(aims)], rows[len(aims) :]], axis=1)
-            scores = np.concatenate([scores[: len(aims)], scores[len(aims) :]], axis=1)
-        return [_distinct(r, s) for r, s in zip(rows, scores, strict=True)]
+        scores = np.empty((len(signed), k), np.float32)
+        rows = np.empty((len(signed), k), np.int64)
+        inputs = [np.ascontiguousarray(a) for a in (signed, keys, products)]
+        x, *pointers = [faiss.swig_ptr(a) for a in (*inputs, scores, rows)]
+        with _single_thread():  # Faiss's Python method takes no parameters
+            self._index.search_preassigned_c(len(signed), x, k, *pointers, False, parameters)
+        if both_signs:  # a row is in one list, so it has been found with one sign only
+            rows = np.concatenate([rows[: len(queries)], rows[len(queries) :]], axis=1)
+            scores = np.concatenate([scores[: len(queries)], scores[len(queries) :]], axis=1)
+        return [(r[r >= 0], s[r >= 0]) for r, s in zip(rows, scores, strict=True)]
 
 
-def _probes(
+def _choose_lists(
     products: Float[Array, "b lists"], lists: int, metric: Metric
 ) -> tuple[Int[Array, "a p"], Float[Array, "a p"]]:
-    """The lists to look into, a line an aim and, after them, a line for each opposite; -1 pads."""
-    sizes = np.abs(products) if metric == "abs_cosine" else products
+    """The lists to probe, and the products with their centroids, padded with -1.
+
+    With `abs_cosine`, the lines of the queries are followed by those of their opposites.
+    """
+    both_signs = metric == "abs_cosine"
+    sizes = np.abs(products) if both_signs else products
     chosen = np.argpartition(-sizes, lists - 1, axis=1)[:, :lists].astype(np.int64)
     values = np.take_along_axis(products, chosen, axis=1)
-    if metric != "abs_cosine":
+    if not both_signs:
         return chosen, values
     order = np.argsort(-values, axis=1, kind="stable")
     chosen, values = np.take_along_axis(chosen, order, 1), np.take_along_axis(values, order, 1)
@@ -174,51 +189,50 @@ def _probes(
     return keys, np.concatenate([values, -values])
 
 
-def _distinct(
-    rows: Int[Array, " m"], scores: Float[Array, " m"]
-) -> tuple[Int[Array, " c"], Float[Array, " c"]]:
-    """Each row once, without padding; a row is in one list, so it is met with one sign alone."""
-    found = rows >= 0
-    return rows[found], scores[found]
-
-
-def _recalls(
-    index: AnnIndex, vectors: Vectors, probes: Int[Array, " p"]
+def _measure_recall(
+    index: AnnIndex, vectors: VectorFile, sample: Int[Array, " p"]
 ) -> tuple[int, list[float]]:
-    """Of the k nearest rows of each probe, the share that is found at each probe_fraction."""
+    """The number of neighbors k, and the recall at k for each probe fraction."""
     k = min(1000, max(1, len(vectors) // 50))
-    aims = vectors.gather(probes).astype(np.float64)
-    aims = aims[aims.any(axis=1)]
-    if not len(aims):
+    queries = vectors.gather(sample).astype(np.float64)
+    queries = queries[queries.any(axis=1)]
+    if not len(queries):
         return k, [1.0] * len(PROBE_FRACTIONS)
-    pools = [TopK(k, vectors.dimension) for _ in aims]
-    narrow = aims.astype(np.float32).T
-    for rows, block in vectors.blocks():
-        for pool, scores in zip(pools, np.abs(block @ narrow).T, strict=True):
-            pool.offer(rows, scores)
-        vectors.forget()
-    exact = []
-    for aim, pool in zip(aims, pools, strict=True):
-        scores = cosines(aim, vectors.gather(pool.rows))
-        exact.append(pool.rows[top_k(scores, pool.rows, k, "abs_cosine")])
+    exact = _exact_neighbors(queries, vectors, k)
     recalls = []
     for probe_fraction in PROBE_FRACTIONS[:-1]:
-        found = index.search(aims, k, "abs_cosine", probe_fraction, None)
+        results = index.search(queries, k, "abs_cosine", probe_fraction, None)
         shares = []
-        for nearest, (rows, scores) in zip(exact, found, strict=True):
+        for nearest, (rows, scores) in zip(exact, results, strict=True):
             best = rows[np.argsort(-scores, kind="stable")[:k]]
             shares.append(len(np.intersect1d(nearest, best)) / k)
         recalls.append(float(np.mean(shares)))
     return k, [*recalls, 1.0]
 
 
+def _exact_neighbors(
+    queries: Float[Array, "b d"], vectors: VectorFile, k: int
+) -> list[Int[Array, " k"]]:
+    tops = [TopK(k, vectors.dimension) for _ in queries]
+    narrow = queries.astype(np.float32).T
+    for rows, block in vectors.blocks():
+        for top, scores in zip(tops, np.abs(block @ narrow).T, strict=True):
+            top.offer(rows, scores)
+        vectors.release_memory()
+    exact = []
+    for query, top in zip(queries, tops, strict=True):
+        scores = cosines(query, vectors.gather(top.rows))
+        exact.append(top.rows[top_k(scores, top.rows, k, "abs_cosine")])
+    return exact
+
+
 def _faiss() -> Any:
-    return importlib.import_module("faiss")  # its stubs know half of it
+    return importlib.import_module("faiss")  # its type stubs are incomplete
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Faiss on one thread, here only: two on busy cores are slower than one."""
+def _single_thread() -> Iterator[None]:
+    """Run Faiss on one thread: on busy cores, two are slower than one."""
     faiss = _faiss()
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)

@@ -1,11 +1,12 @@
-"""What a data space says of itself: `meta.json`, which names the files that hold it.
+"""`meta.json` of a data space: its settings, its version, and the files that belong to it.
 
-A folder is as its `meta.json` says, and that file is only ever replaced as a whole: whatever is
-written beside it counts for nothing until then. The version counts up with each replacement; no
-clock is asked.
+Only files that the manifest names belong to the data space, and the manifest is only ever replaced
+as a whole; whatever a writer leaves behind before that does not count. Each replacement increments
+the version; clocks are not used.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,91 +16,103 @@ from whet.io import write_json
 
 FORMAT = 2
 MANIFEST_FILE = "meta.json"
-STAGING = "staging"  # what an unfinished addition has got so far
-SEGMENTS = "segments"
+STAGING = "staging"  # folder of an unfinished addition
+SEGMENTS = "segments"  # folder of the segments
+EMBEDDER_FOLDER = "embedder"  # folder of an `lsa` embedder, fitted on the data space itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """How a data space keeps apart what not everybody may read."""
+    """Access labels of the documents of a data space."""
 
     field: str
-    """The field of metadata whose value is a document's label."""
+    """Metadata field that holds a document's access label."""
     public: str | None = None
-    """The label of what everybody may read."""
+    """Label of public documents, on which embedders may be fitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Format 2: immutable segments, the rows deleted from them, `embedder/` where it is `lsa`."""
+    """The contents of `meta.json`, format 2; the field names are part of the format."""
 
     embedder: str
+    """Specification of the embedder that made the vectors, or the name of a Python object."""
     fingerprint: str
+    """Fingerprint of that embedder."""
     dimension: int
+    """Length of the vectors."""
     source: str = ""
-    """Where the documents came from, in words."""
+    """The source of the documents, for people."""
     whet: str = __version__
     """Version of whet that wrote it."""
     version: int = 0
+    """Number of changes so far."""
     next: int = 0
-    """The id of the next row: ids are never given again."""
+    """Row number of the next document; row numbers are never reused."""
     segments: list[str] = field(default_factory=list)
+    """Names of the segments."""
     deleted: str = ""
-    """The file of the deleted rows' ids that segments still hold; empty if there are none."""
+    """File with the deleted rows that segments still contain; empty if there are none."""
     keys: list[str] = field(default_factory=list)
-    """Keys of the additions that are in."""
+    """Idempotency keys of the additions made so far."""
     failed: int = 0
-    """Documents that could not be added, told in `failed.jsonl`."""
+    """Number of documents listed in `failed.jsonl`."""
     normalized: bool = True
-    """Whether the vectors are of length 1 or 0."""
+    """Whether all vectors have length 1 or 0."""
     labels: Labels | None = None
+    """Access labels, if documents have any."""
     format: int = FORMAT
+    """Version of the on-disk format."""
 
     def write(self, folder: Path) -> None:
-        """Replace `meta.json`, all or nothing, once what it names is on the disk."""
+        """Replace `meta.json` atomically; the files it names must be on the disk already."""
         write_json(folder / MANIFEST_FILE, asdict(self))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What the data space in `folder` says of itself.
+    """Read the manifest of the data space in `folder`.
 
     Raises:
-        SpaceError: If there is none, it is unfinished or broken, or of another format.
+        SpaceError: If there is no data space, or it is unfinished, broken or of another format.
     """
     if folder.is_file():
         raise SpaceError(f"{folder} is a file: expected the folder that `whet index` makes of it")
+    if re.match(r"[a-z]{2,}:", str(folder)):
+        raise SpaceError(f"{folder} is an address: expected the folder of a data space")
     if not folder.is_dir():
         raise SpaceError(f"{folder} does not exist: make a data space with `whet index`")
     try:
-        fields = json.loads((folder / MANIFEST_FILE).read_text("utf-8"))
-        version = fields["format"]
+        values = json.loads((folder / MANIFEST_FILE).read_text("utf-8"))
+        version = values["format"]
     except FileNotFoundError:
         if (folder / STAGING).is_dir():
             raise SpaceError(
-                f"{folder} is unfinished: run the same `whet index` again, it goes on"
+                f"{folder} is unfinished: run the same `whet index` again to resume it"
             ) from None
         raise SpaceError(f"{folder} is not a data space: it holds no {MANIFEST_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpaceError(f"{folder / MANIFEST_FILE} is broken: {error!r}") from error
     if version != FORMAT:
-        advice = "upgrade whet" if isinstance(version, int) and version > FORMAT else "rebuild it"
+        newer = isinstance(version, int) and version > FORMAT
         raise SpaceError(
-            f"{folder} has format {version!r}, this whet reads {FORMAT}: {advice}, or make another "
-            "with `whet index`"
+            f"{folder} has format {version!r}, but this version of whet reads {FORMAT}: "
+            + ("upgrade whet" if newer else "rebuild it with `whet index`")
         )
-    return _checked(folder, fields)
+    return _parse(folder, values)
 
 
-def _checked(folder: Path, fields: dict[str, object]) -> Manifest:
-    expected = {k: v for k, v in Manifest.__annotations__.items() if k != "labels"}
-    kinds = {name: list if kind == list[str] else kind for name, kind in expected.items()}
-    wrong = [name for name, kind in kinds.items() if not isinstance(fields.get(name), kind)]
-    if wrong:
-        raise SpaceError(f"{folder / MANIFEST_FILE} is broken: {wrong[0]} is missing or no value")
-    labels = fields.get("labels")
+def _parse(folder: Path, values: dict[str, object]) -> Manifest:
+    types = {name: type_ for name, type_ in Manifest.__annotations__.items() if name != "labels"}
+    types = {name: list if type_ == list[str] else type_ for name, type_ in types.items()}
+    for name, type_ in types.items():
+        if not isinstance(values.get(name), type_):
+            raise SpaceError(
+                f"{folder / MANIFEST_FILE} is broken: {name} is missing or of another type"
+            )
+    labels = values.get("labels")
     try:
         return Manifest(
-            **{name: fields[name] for name in expected},  # type: ignore[arg-type]  # checked above
+            **{name: values[name] for name in types},  # type: ignore[arg-type]  # checked above
             labels=None if labels is None else Labels(**labels),  # type: ignore[arg-type]
         )
     except TypeError as error:

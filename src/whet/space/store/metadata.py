@@ -1,8 +1,7 @@
-"""What filters look at: the plain values of documents' metadata, a typed column each.
+"""Metadata of a segment's documents as typed Arrow columns, for filters.
 
-A field whose values are of several kinds has a column for each kind, so that a comparison never
-turns one into another. A value that is a list or an object, or a text of more than 256 characters,
-is in no column.
+A field whose values have several kinds gets one column per kind, so that values of different kinds
+never compare. Lists, objects and texts of more than 256 characters are not stored here.
 """
 
 import json
@@ -19,54 +18,59 @@ from whet.data.filters import LONGEST, OPERATORS, Value, kind
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
 
-MAX_COLUMNS = 128  # columns of a segment; further fields cannot be filtered by
+MAX_COLUMNS = 128  # per segment; fields beyond these cannot be filtered by
 TYPES = {"truth": pa.bool_(), "whole": pa.int64(), "real": pa.float64(), "text": pa.large_string()}
-KIND = {"truth": "truth", "whole": "number", "real": "number", "text": "text"}
-FUNCTIONS = {"==": pc.equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater}
-FUNCTIONS |= {">=": pc.greater_equal}
+KINDS = {"truth": "truth", "whole": "number", "real": "number", "text": "text"}
+COMPARE = {"==": pc.equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater}
+COMPARE |= {">=": pc.greater_equal}
 
 
 class MetadataWriter:
-    """Gathers the columns of a segment; a few bytes a value are held until it is written."""
+    """Collects the columns of a segment in memory, a few bytes per value, and writes them."""
 
     def __init__(self) -> None:
         self._parts: list[pa.Table] = []
         self._schema: dict[str, pa.DataType] = {}
 
     def add(self, metas: list[str]) -> None:
-        """The metadata of further rows, as JSON objects."""
+        """Append rows, given by their metadata as JSON objects."""
         columns: dict[str, list[Any]] = defaultdict(lambda: [None] * len(metas))
-        for place, meta in enumerate(metas):
+        for position, meta in enumerate(metas):
             for field, value in json.loads(meta).items():
-                type_ = type_of(value)
+                type_ = column_type(value)
                 if type_ is not None:
-                    columns[f"{type_} {field}"][place] = value
+                    columns[f"{type_} {field}"][position] = value
         for name in columns:
             if name not in self._schema and len(self._schema) < MAX_COLUMNS:
                 self._schema[name] = TYPES[name.partition(" ")[0]]
-        kept = {n: pa.array(v, self._schema[n]) for n, v in columns.items() if n in self._schema}
-        kept[" "] = pa.nulls(len(metas))  # counts the rows even where there are no columns
-        self._parts.append(pa.table(kept))
+        arrays = {n: pa.array(v, self._schema[n]) for n, v in columns.items() if n in self._schema}
+        arrays[" "] = pa.nulls(len(metas))  # stores the number of rows if there is no column
+        self._parts.append(pa.table(arrays))
 
     def write(self, path: Path) -> None:
+        """Write all rows to `path`."""
         schema = pa.schema([(" ", pa.null()), *self._schema.items()])
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
             for part in self._parts:
-                have = set(part.column_names)
+                names = set(part.column_names)
                 arrays = [
-                    part[f.name].combine_chunks() if f.name in have else pa.nulls(len(part), f.type)
+                    part[f.name].combine_chunks()
+                    if f.name in names
+                    else pa.nulls(len(part), f.type)
                     for f in schema
                 ]
                 file.write_table(pa.table(arrays, schema=schema))
 
 
 class MetadataColumns:
-    """The columns of a segment, memory-mapped; `filters.matches` reads them."""
+    """The columns of a segment, memory-mapped: the `Table` that `filters.matches` evaluates."""
 
-    def __init__(self, path: Path, names: list[pa.Array]) -> None:
-        """Args:
-        path: What a `MetadataWriter` wrote.
-        names: The documents' own ids, which are a field as well.
+    def __init__(self, path: Path, ids: list[pa.Array]) -> None:
+        """Open a file that a `MetadataWriter` wrote.
+
+        Args:
+            path: The file.
+            ids: The document ids, which filters see as the field `id`.
         """
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
@@ -74,7 +78,7 @@ class MetadataColumns:
             reason = str(error).partition("\n")[0]
             raise SpaceError(f"{path} cannot be read: {reason}") from error
         self._count = len(table)
-        self._chunks: dict[str, dict[str, list[pa.Array]]] = {"id": {"text": names}}
+        self._chunks: dict[str, dict[str, list[pa.Array]]] = {"id": {"text": ids}}
         for name in table.column_names:
             type_, _, field = name.partition(" ")
             if type_ and field != "id":
@@ -83,52 +87,54 @@ class MetadataColumns:
     def __len__(self) -> int:
         return self._count
 
-    def fields(self, allowed: Bool[Array, " n"]) -> dict[str, set[str]]:
-        """The kinds of value that any allowed row has in each field."""
-        found: dict[str, set[str]] = {}
+    def fields(self, visible: Bool[Array, " n"]) -> dict[str, set[str]]:
+        """The kinds of value that the visible rows have in each field."""
+        fields: dict[str, set[str]] = {}
         for field, types in self._chunks.items():
             for type_, chunks in types.items():
-                if (_stitched([chunk.is_valid() for chunk in chunks]) & allowed).any():
-                    found.setdefault(field, set()).add(KIND[type_])
-        return found
+                if (_concatenate([chunk.is_valid() for chunk in chunks]) & visible).any():
+                    fields.setdefault(field, set()).add(KINDS[type_])
+        return fields
 
     def compare(self, field: str, op: str, values: tuple[Value, ...]) -> Bool[Array, " n"]:
-        kept = np.zeros(len(self), bool)
+        """Rows whose value in `field` compares with any of `values` by `op`."""
+        mask = np.zeros(len(self), bool)
         for type_, chunks in self._chunks.get(field, {}).items():
-            wanted = [value for value in values if kind(value) == KIND[type_]]
-            if not wanted:
+            comparable = [value for value in values if kind(value) == KINDS[type_]]
+            if not comparable:
                 continue
-            compare = _numbers if KIND[type_] == "number" else _others
-            parts = [compare(chunk, op, wanted) for chunk in chunks]
-            kept |= np.concatenate(parts) if parts else False
-        return kept
+            compare = _compare_numbers if KINDS[type_] == "number" else _compare_others
+            parts = [compare(chunk, op, comparable) for chunk in chunks]
+            mask |= np.concatenate(parts) if parts else False
+        return mask
 
 
-def _numbers(chunk: pa.Array, op: str, values: list[Any]) -> Bool[Array, " n"]:
-    """By NumPy, which compares whole numbers with real ones, and with large ones, as they are."""
+def _compare_numbers(chunk: pa.Array, op: str, values: list[Any]) -> Bool[Array, " n"]:
+    """Compare in NumPy: unlike Arrow it compares integers with reals, and with integers beyond
+    64 bits, without converting them."""
     filled = chunk.fill_null(0).to_numpy(zero_copy_only=False)
     valid = chunk.is_valid().to_numpy(zero_copy_only=False)
-    found = [OPERATORS[op](filled, value) for value in values]
-    kept: Bool[Array, " n"] = np.logical_or.reduce(found) & valid
-    return kept
-
-
-def _others(chunk: pa.Array, op: str, values: list[Any]) -> Bool[Array, " n"]:
-    if op == "==" and len(values) > 1:
-        found = pc.is_in(chunk, pa.array(values, chunk.type))
-    else:
-        found = FUNCTIONS[op](chunk, pa.scalar(values[0], chunk.type)).fill_null(False)
-    mask: Bool[Array, " n"] = found.to_numpy(zero_copy_only=False)
+    masks = [OPERATORS[op](filled, value) for value in values]
+    mask: Bool[Array, " n"] = np.logical_or.reduce(masks) & valid
     return mask
 
 
-def _stitched(chunks: list[pa.Array]) -> Bool[Array, " n"]:
+def _compare_others(chunk: pa.Array, op: str, values: list[Any]) -> Bool[Array, " n"]:
+    if op == "==" and len(values) > 1:
+        matches = pc.is_in(chunk, pa.array(values, chunk.type))
+    else:
+        matches = COMPARE[op](chunk, pa.scalar(values[0], chunk.type)).fill_null(False)
+    mask: Bool[Array, " n"] = matches.to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _concatenate(chunks: list[pa.Array]) -> Bool[Array, " n"]:
     parts = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
-def type_of(value: Any) -> str | None:
-    """The kind of column that holds a value; None if none does."""
+def column_type(value: Any) -> str | None:
+    """The type of column that stores a value (a key of `TYPES`), or None if none does."""
     if isinstance(value, bool):
         return "truth"
     if isinstance(value, int):

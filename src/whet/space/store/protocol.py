@@ -1,14 +1,15 @@
-"""What every store of texts and vectors can do, whether a folder, a cluster or another's server.
+"""Protocols of a store of texts and vectors: `Reader` and `Writer`.
 
-A store is a `Reader` and, where it can be written, a `Writer`. Rules that all obey, and that
-`tests/support/store_conformance.py` holds them to:
+Implementations: segments on disk (`store.reader`, `store.writer`), shards on a Ray cluster
+(`space.ray`) and Milvus collections (`space.milvus`). All of them guarantee the following, which
+`tests/support/store_conformance.py` tests:
 
-* A row has an id, an int64 that is never given again, not even after the row is deleted.
-* A reader is pinned: it answers as of one version, whatever is written meanwhile.
-* A filter is applied before the search, so what fails it takes no candidate's place.
-* A restricted reader sees what passes its filter and nothing else, by whatever way it is asked.
-* Writes are atomic, and those of a known key are done once.
-* A part of the store that does not answer is an error, unless asked for otherwise.
+* Every row has an id, an int64 that is never reused, not even after the row is deleted.
+* A reader is a snapshot: it answers as of one version, whatever is written later.
+* Filters apply before the search, so rows that fail a filter do not displace candidates.
+* A filtered reader exposes only rows that pass its filter, through every method.
+* Writes are atomic, and a write with a key that was used before has no effect.
+* If a part of the store does not answer, that is an error, unless partial results were requested.
 """
 
 from collections.abc import Sequence
@@ -25,18 +26,19 @@ from whet.maths.arrays import Array
 Metric = Literal["abs_cosine", "cosine"]
 COLUMNS = ("id", "text", "meta")
 SCHEMA = pa.schema({name: pa.large_string() for name in COLUMNS})
-"""A row: the document's own id, its text, and the rest of it as a JSON object."""
+"""A record: the document's own id, its text, and its metadata as a JSON object."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Neighbors:
-    """The candidates of one prompt, in ascending order: of equals, a selector takes the lowest."""
+    """The nearest rows of one query, by ascending row, so that selectors break ties by row."""
 
     rows: Int[Array, " k"]
-    """Their ids in the store."""
+    """Row ids in the store."""
     vectors: Float[Array, "k d"]
+    """Vectors of the rows, in float32."""
     scores: Float[Array, " k"]
-    """Signed cosines to the prompt."""
+    """Cosines with the query; negative for opposite vectors."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,49 +46,56 @@ class Neighbors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SearchResults:
-    """The candidates of several prompts, a line each, the nearest first."""
+    """The nearest rows of several queries, nearest first; `results[i]` has those of query i."""
 
     ids: Int[Array, "n k"]
-    """-1 where there are fewer than asked for: always last."""
+    """Row ids; padded with -1 if fewer than k rows pass the filter."""
     scores: Float[Array, "n k"]
-    """Signed cosines, 0 in the padding."""
+    """Cosines with the query; padded with 0."""
     vectors: Float[Array, "n k d"] | None
-    """As stored, 0 in the padding; None if not asked for."""
+    """Vectors as stored, padded with 0; None if they were not requested."""
     version: int
+    """Version of the store that was searched."""
     exact: bool
-    """Whether these are the nearest for certain."""
+    """Whether these are certainly the nearest rows."""
     shards_ok: int = 1
+    """Number of shards, or segments, that answered."""
     shards: int = 1
+    """Number of shards, or segments, of the store."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, line: int) -> Neighbors:
-        """The candidates of one query, without the padding."""
+    def __getitem__(self, query: int) -> Neighbors:
+        """The neighbors of one query, without padding. Needs `vectors`."""
         assert self.vectors is not None, "searched without vectors"
-        count = int((self.ids[line] >= 0).sum())
-        order = np.argsort(self.ids[line, :count])
+        count = int((self.ids[query] >= 0).sum())
+        order = np.argsort(self.ids[query, :count])
         return Neighbors(
-            self.ids[line, order],
-            self.vectors[line, order].astype(np.float32),
-            self.scores[line, order],
+            self.ids[query, order],
+            self.vectors[query, order].astype(np.float32),
+            self.scores[query, order],
         )
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """A version of a store."""
+    """A snapshot of a store."""
 
     @property
-    def dimension(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the embedder that made the vectors."""
+    def dimension(self) -> int:
+        """Length of the vectors."""
         ...
 
     @property
-    def version(self) -> int: ...
+    def fingerprint(self) -> str:
+        """Fingerprint of the embedder that made the vectors."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Version of the store; it increases with every write."""
+        ...
 
     def search(
         self,
@@ -99,18 +108,18 @@ class Reader(Protocol):
         exact: bool = False,
         probe_fraction: float | None = None,
     ) -> SearchResults:
-        """For each query the `k` rows of largest |cosine|, or of largest cosine (`positive`).
+        """Find the `k` nearest rows of each query.
 
-        Candidates are nominated by whatever index there is; their scores are of the stored vectors.
-        Scores within 1e-9 are a tie, and the lowest id wins. The cosine of a zero row is 0.
+        An index, if there is one, proposes candidates, which are scored by their stored vectors.
+        Scores within 1e-9 are a tie, which the lowest id wins. The cosine of a zero row is 0.
 
         Args:
-            queries: A row a prompt, of any length but 0.
-            k: If more than pass the filter, the lines are padded.
-            metric: `abs_cosine` counts rows opposite to the query too, as SIFT does.
-            where: What a row must pass besides.
-            vectors: Whether to give the vectors as well.
-            exact: Look at every row.
+            queries: One row per query, of any length but 0.
+            k: Number of rows per query.
+            metric: `abs_cosine` also finds vectors opposite to the query, as SIFT can use them.
+            where: Filter that rows must pass.
+            vectors: Whether to return the vectors of the rows.
+            exact: Search every row, without an index.
             probe_fraction: Share of an index to search, above 0, at most 1; None takes the share
                 that had a recall of 0.95 when the index was built.
 
@@ -121,55 +130,75 @@ class Reader(Protocol):
         ...
 
     def ids(self, where: Filter | None = None) -> Int[Array, " n"]:
-        """Every row's id, ascending."""
+        """Ids of all rows, or of those that pass a filter, ascending."""
         ...
 
     def vectors(self, ids: Any) -> Float[Array, "n d"]:
-        """As stored, in the order of `ids`. Raises IndexError for an id that is not there."""
+        """Vectors as stored, in the order of `ids`. Raises IndexError for an unknown id."""
         ...
 
     def rows(self, ids: Any, columns: Sequence[str] = COLUMNS) -> pa.Table:
-        """In the order of `ids`. Raises IndexError for an id that is not there."""
+        """Records, in the order of `ids`. Raises IndexError for an unknown id."""
         ...
 
     def find(self, names: Sequence[str]) -> Int[Array, " n"]:
-        """The row of each document by its own id; -1 where there is none."""
+        """Row ids of documents given by their own ids; -1 for documents that are not stored."""
         ...
 
-    def count(self, where: Filter | None = None) -> int: ...
+    def count(self, where: Filter | None = None) -> int:
+        """Number of rows, or of those that pass a filter."""
+        ...
 
     def filter(self, where: Filter) -> "Reader":
-        """The same version, of which only what passes `where` can be seen, whatever is asked."""
+        """The same snapshot, restricted to rows that pass `where`.
+
+        Raises:
+            ValueError: If the filter has a field that no row has.
+        """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the reader's resources."""
+        ...
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """The sole right to write in a store, until closed."""
+    """The exclusive right to write in a store, until closed."""
 
     def add(self, rows: pa.Table, vectors: Float[Array, "n d"], *, key: str | None = None) -> int:
-        """Add rows of `SCHEMA` with their unit (or zero) vectors; gives the version that has them.
+        """Add records with their unit (or zero) vectors, all or none.
 
-        All or none; twice with one `key` is once.
+        Args:
+            rows: Records of `SCHEMA`.
+            vectors: Their vectors.
+            key: Idempotency key: adding again with the same key has no effect.
+
+        Returns:
+            The version that contains them.
 
         Raises:
-            ValueError: If a document's id is there already or comes twice, or a vector is not of
-                length 1 or 0.
+            ValueError: If a document's id is stored already or is repeated, or a vector has neither
+                length 1 nor 0.
         """
         ...
 
     def delete(self, *, ids: Any = None, where: Filter | None = None) -> int:
-        """Delete rows by id or by filter; gives the version without them. An id not there is none.
+        """Delete rows by id or by filter; unknown ids are ignored.
+
+        Returns:
+            The version without them.
 
         Raises:
-            ValueError: Unless one of the two is given, or if the filter's field is in no row.
+            ValueError: If both or neither of `ids` and `where` are given, or the filter has a field
+                that no row has.
         """
         ...
 
     def snapshot(self) -> Reader:
-        """The latest version."""
+        """A reader of the latest version."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the right to write."""
+        ...

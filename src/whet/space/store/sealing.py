@@ -1,7 +1,8 @@
-"""Rows into segments: none too large, and where rows have labels, one label to an index.
+"""Divides rows into segments: none too large, and with labels, one label per index.
 
-What an index is fitted on shapes it. So in a labelled space a segment with an index holds the rows
-of one label; rows of labels too small for an index share segments without one.
+The rows on which an index is fitted determine its layout. In a data space with access labels, a
+segment with an index therefore contains rows of a single label; rows of labels that are too small
+for an index share segments without one.
 """
 
 import json
@@ -15,15 +16,14 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from whet.maths.arrays import Array
-from whet.space.store import ann_index as index
-from whet.space.store import segment
+from whet.space.store import ann_index, segment
 from whet.space.store.manifest import Labels
 from whet.space.store.records import as_strings
-from whet.space.store.segment import RECORD, SegmentWriter, read_record
+from whet.space.store.segment import SEGMENT_FILE, SegmentWriter, read_segment_file
 
 
 class Batch(NamedTuple):
-    """Some rows, ready to be stored."""
+    """Rows to be stored."""
 
     ids: Int[Array, " n"]
     rows: pa.RecordBatch
@@ -31,6 +31,7 @@ class Batch(NamedTuple):
 
 
 Batches = Callable[[], Iterator[Batch]]
+"""Returns the same batches on every call, by ascending id."""
 
 
 def seal(
@@ -39,90 +40,96 @@ def seal(
     batches: Batches,
     dimension: int,
     labels: Labels | None,
-    done: Callable[[int], None],
+    progress: Callable[[int], None],
     *,
     indexed: bool = True,
 ) -> list[str]:
-    """Write segments of all rows of `batches`, which is read once a group; gives their names.
+    """Write segments of all rows of `batches`.
 
-    A segment that is whole already is not written again, so this goes on where it was killed.
+    Segments that are complete already are not written again, so an interrupted call resumes.
 
     Args:
-        folder: Where the segments' folders go.
-        prefix: Of their names.
-        batches: Gives the same rows each time, by ascending id.
-        dimension: Of the vectors.
-        labels: What tells the groups.
-        done: Is told how many more rows are written.
-        indexed: Whether a large segment gets an index, which takes unit vectors.
+        folder: Folder for the segments.
+        prefix: Prefix of their names.
+        batches: The rows; read once, or with labels once per label that has an index.
+        dimension: Length of the vectors.
+        labels: Access labels, if rows have any.
+        progress: Called with the number of rows written since the last call.
+        indexed: Whether large segments get an index, which requires unit vectors.
+
+    Returns:
+        Names of the segments.
     """
-    groups = _groups(batches, labels)
+    groups = _count_groups(batches, labels)
     names: list[str] = []
-    for large, count in groups.items():
-        chosen = _of_group(batches, labels, large, groups)
-        left: Batch | None = None
+    for label, count in groups.items():
+        group_batches = _select_group(batches, labels, label, groups)
+        rest: Batch | None = None
         while count:
             size = min(count, segment.MAX_ROWS)
             names.append(f"{prefix}-{len(names):05d}")
-            left = _write(folder / names[-1], size, dimension, chosen, left,
-                          indexed and (large is not None or labels is None), done)  # fmt: skip
+            rest = _write(folder / names[-1], size, dimension, group_batches, rest,
+                          indexed and (label is not None or labels is None), progress)  # fmt: skip
             count -= size
     return names
 
 
-def _groups(batches: Batches, labels: Labels | None) -> dict[Any, int]:
-    """Rows of each label that has enough for an index; under None, of all others."""
+def _count_groups(batches: Batches, labels: Labels | None) -> dict[Any, int]:
+    """Number of rows of each label with enough rows for an index, and under None of all others."""
     if labels is None:
         return {None: sum(len(batch.ids) for batch in batches())}
     counts: Counter[Any] = Counter()
     for batch in batches():
         counts.update(_labels(batch, labels))
-    large = {label: n for label, n in counts.items() if label is not None and n >= index.MIN_ROWS}
+    large = {
+        label: count
+        for label, count in counts.items()
+        if label is not None and count >= ann_index.MIN_ROWS
+    }
     rest = counts.total() - sum(large.values())
     return large | ({None: rest} if rest else {})
 
 
-def _of_group(
+def _select_group(
     batches: Batches, labels: Labels | None, group: Any, groups: dict[Any, int]
 ) -> Iterator[Batch]:
     for batch in batches():
         if labels is None:
             yield batch
             continue
-        own = [label if label in groups else None for label in _labels(batch, labels)]
-        kept = np.array([label == group for label in own], bool)
-        if kept.any():
-            yield masked(batch, kept)
+        row_groups = [label if label in groups else None for label in _labels(batch, labels)]
+        mask = np.array([row_group == group for row_group in row_groups], bool)
+        if mask.any():
+            yield _filter_batch(batch, mask)
 
 
 def _write(
-    folder: Path, count: int, dimension: int, batches: Iterator[Batch], left: Batch | None,
-    indexed: bool, done: Callable[[int], None],
+    folder: Path, count: int, dimension: int, batches: Iterator[Batch], rest: Batch | None,
+    indexed: bool, progress: Callable[[int], None],
 ) -> Batch | None:  # fmt: skip
-    """Write the next `count` rows, `left` of the last batch first; gives what is left of it."""
-    whole = (folder / RECORD).exists() and read_record(folder)["count"] == count
-    writer = None if whole else SegmentWriter(folder, count, dimension)
+    """Write a segment of the next `count` rows, `rest` first; returns the rest of the last batch."""
+    complete = (folder / SEGMENT_FILE).exists() and read_segment_file(folder)["count"] == count
+    writer = None if complete else SegmentWriter(folder, count, dimension)
     while count:
-        batch = left or next(batches)
-        taken, left = _cut(batch, min(count, len(batch.ids)))
+        batch = rest or next(batches)
+        head, rest = _split_batch(batch, min(count, len(batch.ids)))
         if writer:
-            writer.add(*taken)
-        count -= len(taken.ids)
-        done(len(taken.ids))
+            writer.add(*head)
+        count -= len(head.ids)
+        progress(len(head.ids))
     if writer:
         writer.close(indexed=indexed)
-    return left
+    return rest
 
 
-def _cut(batch: Batch, at: int) -> tuple[Batch, Batch | None]:
+def _split_batch(batch: Batch, at: int) -> tuple[Batch, Batch | None]:
     ids, rows, vectors = batch
     rest = Batch(ids[at:], rows.slice(at), vectors[at:]) if at < len(ids) else None
     return Batch(ids[:at], rows.slice(0, at), vectors[:at]), rest
 
 
-def masked(batch: Batch, kept: Bool[Array, " n"]) -> Batch:
-    """Some of a batch's rows."""
-    return Batch(batch.ids[kept], batch.rows.filter(pa.array(kept)), batch.vectors[kept])
+def _filter_batch(batch: Batch, mask: Bool[Array, " n"]) -> Batch:
+    return Batch(batch.ids[mask], batch.rows.filter(pa.array(mask)), batch.vectors[mask])
 
 
 def _labels(batch: Batch, labels: Labels) -> list[Any]:
@@ -130,6 +137,6 @@ def _labels(batch: Batch, labels: Labels) -> list[Any]:
 
 
 def label_of(meta: str, labels: Labels) -> Any:
-    """A row's label; None for what cannot be one, as a list."""
+    """The label of a row with metadata `meta` (JSON); None if the value cannot be a label."""
     value = json.loads(meta).get(labels.field)
     return value if isinstance(value, str | int | float) else None

@@ -1,17 +1,16 @@
-"""A segment: some rows of a data space in a folder that is written once and never changed.
+"""A segment: a folder with some rows of a data space, written once and never changed.
 
-| file | holds |
+| file | content |
 |---|---|
 | `vectors.npy` | float16 vectors |
-| `ids.npy` | int64 ids, ascending |
+| `ids.npy` | int64 row ids, ascending |
 | `rows.arrow` | id, text and metadata of each document |
-| `columns.arrow` | the metadata that filters look at |
+| `columns.arrow` | the metadata columns that filters use |
 | `names.npy` | hashes of ids and texts |
-| `index.faiss` | where there are many rows |
-| `segment.json` | counts, sizes, checksums; written last, so a folder with it is whole |
+| `index.faiss` | the index, if there are many rows |
+| `segment.json` | counts, sizes and checksums; written last, so its presence means complete |
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -27,180 +26,188 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from whet.errors import SpaceError
-from whet.io import checksum, load, sync, write_json
+from whet.io import checksum, fsync, load_npy, lock_exclusive, lock_shared, write_json
 from whet.maths.arrays import Array
-from whet.space.store import ann_index as faiss_index
+from whet.space.store import ann_index
 from whet.space.store.ann_index import AnnIndex, IndexStats, build_index
 from whet.space.store.id_index import IdIndex, hash_strings, write_id_index
 from whet.space.store.metadata import MetadataColumns, MetadataWriter
 from whet.space.store.records import RecordFile, RecordWriter, as_strings
-from whet.space.store.vectors import Vectors, write_npy_header
+from whet.space.store.vectors import VectorFile, write_npy_header
 
-RECORD = "segment.json"
-MAX_ROWS = 2**20  # rows of a segment
+SEGMENT_FILE = "segment.json"
+MAX_ROWS = 2**20  # per segment
 
 
 class SegmentWriter:
-    """Writes a segment, some rows at a time; whole once `close` has returned."""
+    """Writes a segment in batches; it is complete once `close` returned."""
 
     def __init__(self, folder: Path, count: int, dimension: int) -> None:
-        """Args:
-        folder: What is there of an earlier attempt is removed.
-        count: RecordFile that will be added.
-        dimension: Of their vectors.
+        """Begin a segment.
+
+        Args:
+            folder: Its folder; files of an earlier attempt are removed.
+            count: Number of rows that will be added.
+            dimension: Length of their vectors.
         """
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self._folder, self._count, self._dimension = folder, count, dimension
         self._vectors = (folder / "vectors.npy").open("wb")
         write_npy_header(self._vectors, count, dimension)
-        self._rows, self._columns = RecordWriter(folder / "rows.arrow"), MetadataWriter()
+        self._records, self._metadata = RecordWriter(folder / "rows.arrow"), MetadataWriter()
         self._ids: list[Array] = []
-        self._names: list[Array] = []
-        self._texts: list[Array] = []
+        self._id_hashes: list[Array] = []
+        self._text_hashes: list[Array] = []
 
     def add(
         self, ids: Int[Array, " n"], rows: pa.RecordBatch, vectors: Float[Array, "n d"]
     ) -> None:
-        """Further rows, with greater ids; `vectors` as they are stored (`vectors.narrowed`)."""
+        """Append rows with greater ids; `vectors` in float16 (see `vectors.to_float16`)."""
         self._vectors.write(np.ascontiguousarray(vectors).data)
-        self._rows.add(rows)
-        self._columns.add(as_strings(rows.column("meta")))
+        self._records.add(rows)
+        self._metadata.add(as_strings(rows.column("meta")))
         self._ids.append(ids)
-        self._names.append(hash_strings(as_strings(rows.column("id"))))
-        self._texts.append(hash_strings(as_strings(rows.column("text"))))
+        self._id_hashes.append(hash_strings(as_strings(rows.column("id"))))
+        self._text_hashes.append(hash_strings(as_strings(rows.column("text"))))
 
     def close(self, *, indexed: bool = True) -> None:
-        """Write the rest: `indexed` if there are enough rows for an index to be faster."""
+        """Write everything else; with `indexed`, an index too if there are enough rows."""
         folder, ids = self._folder, np.concatenate(self._ids)
         assert len(ids) == self._count and (np.diff(ids) > 0).all()
         self._vectors.close()
-        self._rows.close()
-        self._columns.write(folder / "columns.arrow")
+        self._records.close()
+        self._metadata.write(folder / "columns.arrow")
         np.save(folder / "ids.npy", ids)
         write_id_index(
-            folder / "names.npy", np.concatenate(self._names), np.concatenate(self._texts)
+            folder / "names.npy",
+            np.concatenate(self._id_hashes),
+            np.concatenate(self._text_hashes),
         )
-        measured = None
-        if indexed and self._count >= faiss_index.MIN_ROWS:
-            measured = build_index(folder / "index.faiss", Vectors(folder / "vectors.npy"))
+        stats = None
+        if indexed and self._count >= ann_index.MIN_ROWS:
+            stats = build_index(folder / "index.faiss", VectorFile(folder / "vectors.npy"))
         files = {}
         for path in sorted(folder.iterdir()):
-            sync(path)
+            fsync(path)
             files[path.name] = {"bytes": path.stat().st_size, "crc32": checksum(path)}
         record: dict[str, Any] = {"count": self._count, "dimension": self._dimension}
-        record |= {"first": int(ids[0]), "last": int(ids[-1]), "starts": self._rows.starts}
-        record |= {"files": files, "index": None if measured is None else asdict(measured)}
-        write_json(folder / RECORD, {"crc32": _sum(record), **record})
-        sync(folder.parent)
+        record |= {"first": int(ids[0]), "last": int(ids[-1]), "starts": self._records.starts}
+        record |= {"files": files, "index": None if stats is None else asdict(stats)}
+        write_json(folder / SEGMENT_FILE, {"crc32": _record_checksum(record), **record})
+        fsync(folder.parent)
 
 
 class Segment:
-    """An opened segment. While it is open, its folder is not swept away.
+    """An opened segment. Its folder is not removed while it is open.
 
-    Opening reads `segment.json` and the files' sizes; `faults` reads everything.
+    Opening reads `segment.json` and the files' sizes; `verify` reads everything.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open what a `SegmentWriter` wrote.
+        """Open a segment that a `SegmentWriter` wrote.
 
         Raises:
-            FileNotFoundError, BlockingIOError: If the segment is not there, or being removed.
+            FileNotFoundError, BlockingIOError: If the segment does not exist or is being removed.
             SpaceError: If a file is missing, broken, or of another size than when it was written.
         """
         self.folder, self.name = folder, folder.name
-        lock = os.open(folder / RECORD, os.O_RDONLY)
+        lock = os.open(folder / SEGMENT_FILE, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            self.record = read_record(folder)
-            self.count = int(self.record["count"])
+            lock_shared(lock)
+            self._record = read_segment_file(folder)
+            self.count = int(self._record["count"])
             self._check_sizes()
-            self.vectors = Vectors(folder / "vectors.npy")
-            self.rows = RecordFile(folder / "rows.arrow", self.record["starts"])
-            self.ids = _mapped(folder / "ids.npy")
+            self.vectors = VectorFile(folder / "vectors.npy")
+            self.records = RecordFile(folder / "rows.arrow", self._record["starts"])
+            self.ids = _map_npy(folder / "ids.npy")
         except BaseException:
             os.close(lock)
             raise
         self.close = weakref.finalize(self, os.close, lock)
-        """Let the folder be swept away; what is read of it already stays readable."""
+        """Allow the folder to be removed; files that are mapped already stay readable."""
 
     @property
-    def measured(self) -> IndexStats | None:
-        """How the index does; None if there is none."""
-        record = self.record["index"]
+    def index_stats(self) -> IndexStats | None:
+        """Layout and recall of the index; None if there is no index."""
+        record = self._record["index"]
         return None if record is None else IndexStats(**record)
 
     @cached_property
     def index(self) -> AnnIndex:
-        assert self.measured is not None
-        return AnnIndex.open(self.folder / "index.faiss", self.measured)
+        """The index. Requires that there is one."""
+        assert self.index_stats is not None
+        return AnnIndex.open(self.folder / "index.faiss", self.index_stats)
 
     @cached_property
-    def columns(self) -> MetadataColumns:
-        names = [batch.column("id") for batch in self.rows.batches()]
-        return MetadataColumns(self.folder / "columns.arrow", names)
+    def metadata(self) -> MetadataColumns:
+        """The metadata columns."""
+        ids = [batch.column("id") for batch in self.records.batches()]
+        return MetadataColumns(self.folder / "columns.arrow", ids)
 
     @cached_property
-    def names(self) -> IdIndex:
+    def id_index(self) -> IdIndex:
+        """The index of document ids."""
         return IdIndex(self.folder / "names.npy")
 
-    def places(self, ids: Int[Array, " n"]) -> Int[Array, " n"]:
-        """Where rows are in the segment; -1 for those that are not."""
-        places = np.searchsorted(self.ids, ids)
-        here = self.ids[np.minimum(places, self.count - 1)] == ids
-        return np.where(here, places, -1)
+    def positions(self, ids: Int[Array, " n"]) -> Int[Array, " n"]:
+        """Positions of rows in the segment; -1 for rows that it does not contain."""
+        positions = np.searchsorted(self.ids, ids)
+        contained = self.ids[np.minimum(positions, self.count - 1)] == ids
+        return np.where(contained, positions, -1)
 
-    def faults(self) -> list[str]:
-        """Every file that is not as it was written. Reads them all."""
+    def verify(self) -> list[str]:
+        """Read all files and describe those whose checksum is wrong."""
         return [
             f"{self.folder / name} is broken: it has another checksum than when written"
-            for name, was in self.record["files"].items()
-            if checksum(self.folder / name) != was["crc32"]
+            for name, written in self._record["files"].items()
+            if checksum(self.folder / name) != written["crc32"]
         ]
 
     def _check_sizes(self) -> None:
-        for name, was in self.record["files"].items():
+        for name, written in self._record["files"].items():
             path = self.folder / name
             size = path.stat().st_size if path.exists() else None
             if size is None:
                 raise SpaceError(f"{path} is missing: restore it, or open the rest with partial")
-            if size != was["bytes"]:
+            if size != written["bytes"]:
                 raise SpaceError(
-                    f"{path} is broken: it has {size} bytes, {was['bytes']} were written; "
+                    f"{path} is broken: it has {size} bytes, but {written['bytes']} were written; "
                     "restore it, or open the rest with partial"
                 )
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What `segment.json` says.
+def read_segment_file(folder: Path) -> dict[str, Any]:
+    """Read `segment.json`.
 
     Raises:
-        SpaceError: If it is not as it was written.
+        SpaceError: If it was damaged.
     """
+    path = folder / SEGMENT_FILE
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text("utf-8"))
-        was = record.pop("crc32")
+        record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        written = record.pop("crc32")
     except (ValueError, KeyError, AttributeError) as error:
-        raise SpaceError(f"{folder / RECORD} is broken: {error!r}") from error
-    if was != _sum(record):
-        raise SpaceError(f"{folder / RECORD} is broken: it has another checksum than when written")
+        raise SpaceError(f"{path} is broken: {error!r}") from error
+    if written != _record_checksum(record):
+        raise SpaceError(f"{path} is broken: it has another checksum than when written")
     return record
 
 
-def _sum(record: dict[str, Any]) -> int:
+def _record_checksum(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record).encode())
 
 
-def removed(folder: Path) -> bool:
-    """Remove a segment's folder, unless a reader has it open."""
+def remove_segment(folder: Path) -> bool:
+    """Remove a segment's folder, unless a reader has it open; returns whether it was removed."""
     try:
-        lock = os.open(folder / RECORD, os.O_RDONLY)
-    except FileNotFoundError:  # never finished, so never opened
+        lock = os.open(folder / SEGMENT_FILE, os.O_RDONLY)
+    except FileNotFoundError:  # never completed, so never opened
         shutil.rmtree(folder)
         return True
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        (folder / RECORD).unlink()  # from here on nobody opens it
+        lock_exclusive(lock)
+        (folder / SEGMENT_FILE).unlink()  # nobody can open it from here on
         shutil.rmtree(folder)
         return True
     except BlockingIOError:
@@ -209,8 +216,8 @@ def removed(folder: Path) -> bool:
         os.close(lock)
 
 
-def _mapped(path: Path) -> Any:
+def _map_npy(path: Path) -> Any:
     try:
-        return load(path, mapped=True)
+        return load_npy(path, mapped=True)
     except (OSError, ValueError, EOFError) as error:
         raise SpaceError(f"{path} cannot be read: {error}") from error

@@ -1,7 +1,7 @@
-"""What an unfinished addition has got so far, so that a killed one goes on where it stopped.
+"""The folder of an unfinished addition, from which an interrupted one resumes.
 
-Documents are spooled to numbered parts of about 2,048, then each part is embedded. A part is on the
-disk, whole, before the next is begun: that is the journal.
+Documents are first written to numbered parts of about 2,048; then each part is embedded. A part is
+complete on disk before the next one begins, so the parts themselves are the journal.
 """
 
 import json
@@ -17,132 +17,138 @@ from jaxtyping import Float
 
 from whet.data.documents import Document
 from whet.errors import SpaceError
-from whet.io import as_json, atomic_write, load, sync, write_json
+from whet.io import as_json, atomic_write, fsync, load_npy, write_json
 from whet.maths.arrays import Array
 from whet.space.store.id_index import hash_strings
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import Batch
 
-PART_DOCUMENTS, PART_CHARACTERS = 2048, 16_000_000  # a part ends at the first of these
-EMBEDDER_FOLDER = "embedder"  # the folder of an embedder that is fitted on the data space itself
+PART_DOCUMENTS, PART_CHARACTERS = 2048, 16_000_000  # a part ends when it reaches either
+_PLAN_FILE, _COMPLETE_FILE = "plan.json", "read"
 
 
 class Staging:
     """The folder of an unfinished addition."""
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
-        """Go on with what was begun by the same plan, or begin; one without a source begins anew,
-        since its documents may be others.
+        """Resume an addition with the same plan, or begin one.
+
+        Plans without a source are never resumed, since their documents may differ.
 
         Raises:
-            SpaceError: If an addition of another source was begun there.
+            SpaceError: If an addition from another source is unfinished.
         """
         self.folder = folder
-        begun = _begun(folder)
-        if begun and begun["source"]:
-            if begun == plan:
+        unfinished = _read_plan(folder)
+        if unfinished and unfinished["source"]:
+            if unfinished == plan:
                 return
             raise SpaceError(
-                f"{folder.parent} has an unfinished addition of {_told(begun)}, not of "
-                f"{_told(plan)}: run that again to finish it, or drop it with `whet space "
-                "compact` (of a new data space: delete the folder)"
+                f"{folder.parent} has an unfinished addition of {_format_plan(unfinished)}, not of "
+                f"{_format_plan(plan)}: run that again to finish it, or drop it with `whet space "
+                "compact` (if the data space is new, delete the folder)"
             )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        write_json(folder / "plan.json", plan)
-        sync(folder.parent)
+        write_json(folder / _PLAN_FILE, plan)
+        fsync(folder.parent)
 
     def remove(self) -> None:
+        """Delete the folder."""
         shutil.rmtree(self.folder)
 
     @property
     def read(self) -> bool:
-        """Whether all documents of the source are here."""
-        return (self.folder / "read").exists()
+        """Whether all documents of the source are staged."""
+        return (self.folder / _COMPLETE_FILE).exists()
 
     @property
     def parts(self) -> int:
+        """Number of parts so far."""
         return len(list(self.folder.glob("*.arrow")))
 
     def put(self, documents: list[Document]) -> None:
-        """A further part."""
+        """Stage documents as the next part."""
         rows = [{"id": d.id, "text": d.text, "meta": as_json(d.meta)} for d in documents]
         batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
         with (
-            atomic_write(self._path(self.parts, "arrow")) as new,
-            pa.OSFile(str(new), "wb") as sink,
+            atomic_write(self._path(self.parts, "arrow")) as temporary,
+            pa.OSFile(str(temporary), "wb") as sink,
             pa.ipc.new_file(sink, SCHEMA) as file,
         ):
             file.write_batch(batch)
 
     def end(self) -> None:
-        """All documents are here."""
-        with atomic_write(self.folder / "read") as new:
-            new.touch()
+        """Record that all documents of the source are staged."""
+        with atomic_write(self.folder / _COMPLETE_FILE) as temporary:
+            temporary.touch()
 
     def rows(self, part: int) -> pa.RecordBatch:
+        """Records of a part."""
         with pa.OSFile(str(self._path(part, "arrow"))) as source:
             return pa.ipc.open_file(source).get_batch(0)
 
     def count(self, part: int) -> int:
-        """Documents of a part."""
-        with pa.OSFile(str(self._path(part, "arrow"))) as source:
-            return len(pa.ipc.open_file(source).get_batch(0))
+        """Number of documents of a part."""
+        return len(self.rows(part))
 
     def embedded(self, part: int) -> bool:
+        """Whether the vectors of a part are stored."""
         return self._path(part, "npy").exists()
 
     def embed(self, part: int, vectors: Float[Array, "n d"], failures: dict[int, str]) -> None:
-        """The vectors of a part as they are stored, a row of NaN where there is a failure."""
+        """Store the vectors of a part in float16, and the reasons why rows are NaN."""
         if failures:
-            names = as_strings(self.rows(part)["id"])
-            told = [{"id": names[i], "reason": reason} for i, reason in failures.items()]
-            write_json(self._path(part, "failed"), told)
-        with atomic_write(self._path(part, "npy")) as new, new.open("wb") as file:
+            ids = as_strings(self.rows(part)["id"])
+            records = [{"id": ids[i], "reason": reason} for i, reason in failures.items()]
+            write_json(self._path(part, "failed"), records)
+        with atomic_write(self._path(part, "npy")) as temporary, temporary.open("wb") as file:
             np.save(file, vectors)
 
     def failures(self, log: str) -> Iterator[dict[str, str]]:
-        """What could not be read, of the lines of `log`, or not be embedded."""
+        """Documents that could not be read, from the lines of `log`, or not be embedded."""
         yield from map(json.loads, (self.folder / log).read_text("utf-8").splitlines())
         for path in sorted(self.folder.glob("*.failed")):
             yield from json.loads(path.read_text("utf-8"))
 
     def vectors(self, part: int) -> Float[Array, "n d"]:
-        return load(self._path(part, "npy"))
+        """Vectors of a part."""
+        return load_npy(self._path(part, "npy"))
 
     def batches(self, first: int) -> Iterator[Batch]:
-        """Documents with their vectors; ids count from `first`. Those without a vector are left
-        out."""
+        """All documents that have vectors, with ids that count all documents from `first`."""
         for part in range(self.parts):
             rows, vectors = self.rows(part), self.vectors(part)
-            good = ~np.isnan(vectors).any(axis=1)
-            if not good.all():
-                rows, vectors = rows.filter(pa.array(good)), vectors[good]
+            valid = ~np.isnan(vectors).any(axis=1)
+            if not valid.all():
+                rows, vectors = rows.filter(pa.array(valid)), vectors[valid]
             if len(rows):
                 yield Batch(np.arange(first, first + len(rows)), rows, vectors)
             first += len(rows)
 
-    def _path(self, part: int, kind: str) -> Path:
-        return self.folder / f"{part:07d}.{kind}"
+    def _path(self, part: int, suffix: str) -> Path:
+        return self.folder / f"{part:07d}.{suffix}"
 
 
 class StagedTexts(Sequence[str]):
-    """The texts that are staged, each read when asked for; best asked in order."""
+    """The staged texts, read on access; fastest when accessed in order."""
 
-    def __init__(self, staging: Staging, kept: Callable[[str], bool] | None) -> None:
-        """Args:
-        staging: Where they are.
-        kept: Tells by its metadata whether a text is among them.
+    def __init__(self, staging: Staging, include: Callable[[str], bool] | None) -> None:
+        """Create the sequence.
+
+        Args:
+            staging: Where the texts are.
+            include: Whether to include a text, given its metadata; None includes all.
         """
         self._staging = staging
-        self._places: list[Array] = []
+        self._positions: list[Array] = []
         for part in range(staging.parts):
             metas = as_strings(staging.rows(part)["meta"])
-            chosen = [i for i, meta in enumerate(metas) if kept is None or kept(meta)]
-            self._places.append(np.array(chosen, np.int64))
-        self._ends = np.cumsum([len(places) for places in self._places])
-        self._part, self._read = -1, pa.array([], pa.large_string())
+            chosen = [i for i, meta in enumerate(metas) if include is None or include(meta)]
+            self._positions.append(np.array(chosen, np.int64))
+        self._ends = np.cumsum([len(positions) for positions in self._positions])
+        self._part, self._texts = -1, pa.array([], pa.large_string())
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -150,48 +156,49 @@ class StagedTexts(Sequence[str]):
     def __getitem__(self, row: Any) -> Any:
         part = int(np.searchsorted(self._ends, row, side="right"))
         if part != self._part:
-            self._part, self._read = part, self._staging.rows(part)["text"]
-        start = int(self._ends[part]) - len(self._places[part])
-        return self._read[int(self._places[part][row - start])].as_py()
+            self._part, self._texts = part, self._staging.rows(part)["text"]
+        start = int(self._ends[part]) - len(self._positions[part])
+        return self._texts[int(self._positions[part][row - start])].as_py()
 
 
 class SeenIds:
-    """The texts of the ids met so far, by their hashes: 16 bytes a document."""
+    """The ids seen so far with the texts that came with them, as hashes: 16 bytes per document."""
 
     def __init__(self) -> None:
-        self._names, self._texts = np.empty(0, np.uint64), np.empty(0, np.uint64)
-        self._new: dict[int, int] = {}
+        self._ids, self._texts = np.empty(0, np.uint64), np.empty(0, np.uint64)
+        self._recent: dict[int, int] = {}
 
-    def same(self, name: str, text: str) -> bool | None:
-        """Whether `name` was met with this text; None if it is met for the first time."""
-        key, value = (int(h) for h in hash_strings([name, text]))
-        was = self._new.get(key)
-        if was is None:
-            place = int(np.searchsorted(self._names, np.uint64(key)))
-            if place < len(self._names) and int(self._names[place]) == key:
-                was = int(self._texts[place])
-        if was is not None:
-            return was == value
-        self._new[key] = value
-        if len(self._new) >= 65_536:
+    def check(self, id: str, text: str) -> bool | None:
+        """Whether `id` was seen with this text before; None if it is new, and then it is added."""
+        id_hash, text_hash = (int(value) for value in hash_strings([id, text]))
+        seen = self._recent.get(id_hash)
+        if seen is None:
+            position = int(np.searchsorted(self._ids, np.uint64(id_hash)))
+            if position < len(self._ids) and int(self._ids[position]) == id_hash:
+                seen = int(self._texts[position])
+        if seen is not None:
+            return seen == text_hash
+        self._recent[id_hash] = text_hash
+        if len(self._recent) >= 65_536:
             self._merge()
         return None
 
     def _merge(self) -> None:
-        names = np.concatenate([self._names, np.fromiter(self._new, np.uint64, len(self._new))])
-        texts = np.fromiter(self._new.values(), np.uint64, len(self._new))
-        order = np.argsort(names, kind="stable")
-        self._names, self._texts = names[order], np.concatenate([self._texts, texts])[order]
-        self._new = {}
+        count = len(self._recent)
+        ids = np.concatenate([self._ids, np.fromiter(self._recent, np.uint64, count)])
+        texts = np.fromiter(self._recent.values(), np.uint64, count)
+        order = np.argsort(ids, kind="stable")
+        self._ids, self._texts = ids[order], np.concatenate([self._texts, texts])[order]
+        self._recent = {}
 
 
-def _begun(folder: Path) -> dict[str, Any]:
+def _read_plan(folder: Path) -> dict[str, Any]:
     """The plan of the unfinished addition in `folder`; empty if there is none."""
     with suppress(FileNotFoundError, ValueError):
-        plan: dict[str, Any] = json.loads((folder / "plan.json").read_text("utf-8"))
+        plan: dict[str, Any] = json.loads((folder / _PLAN_FILE).read_text("utf-8"))
         return plan
     return {}
 
 
-def _told(plan: dict[str, Any]) -> str:
+def _format_plan(plan: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in plan.items() if value)

@@ -1,8 +1,8 @@
-"""Stored vectors, and the exact search for those nearest to a prompt.
+"""Stored vectors, and the exact search for the nearest of them.
 
-float32 products nominate every row that could be among the k nearest; the nominees are measured
-again in float64, and ties go to the lowest id. So what is found depends neither on the threads nor
-on the batch of a product, nor on how rows are spread over files.
+float32 products select every row that may be among the k nearest; these are scored again in
+float64, and ties go to the lowest id. Results therefore depend neither on the number of threads and
+the size of the batch nor on how rows are divided into files.
 """
 
 import math
@@ -16,131 +16,139 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from whet.errors import SpaceError
-from whet.io import load
+from whet.io import load_npy
 from whet.maths.arrays import Array, as_count, check_matrix
 from whet.space.store.protocol import Metric, SearchResults
 
 TIE = 1e-9  # relative; as in whet.select
-BLOCK = 1024  # rows turned to float32 at a time: a block that stays in the cache is twice as fast
-IN_MEMORY = 512 * 2**20  # bytes; a smaller space keeps a float32 copy: 8 times as fast
+BLOCK_ROWS = 1024  # converted to float32 at a time: blocks that fit the CPU cache are twice as fast
+CACHE_BYTES = 512 * 2**20  # smaller stores keep a float32 copy in memory, which is 8 times as fast
 
 
-class Vectors:
-    """float16 unit (or zero) rows, memory-mapped."""
+class VectorFile:
+    """float16 vectors in an `.npy` file, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.in_memory = False
-        """Whether to keep a float32 copy once all are looked at."""
+        self.cached = False
+        """Whether to keep a float32 copy in memory after the first full scan."""
         self.normalized = True
-        """Whether the rows are of length 1 or 0."""
-        self._scattered = self._mapped()
-        self._scattered._mmap.madvise(mmap.MADV_RANDOM)  # 65 × as fast on a cold disk
+        """Whether all rows have length 1 or 0."""
+        self._random = self._map()
+        _advise(self._random, "MADV_RANDOM")  # 65 times as fast on a cold disk
 
-    def _mapped(self) -> Any:
+    def _map(self) -> Any:
         try:
-            stored = load(self._path, mapped=True)
+            stored = load_npy(self._path, mapped=True)
         except (OSError, ValueError, EOFError) as error:
             raise SpaceError(f"{self._path} cannot be read: {error}") from error
         if stored.dtype != np.float16 or stored.ndim != 2:
             raise SpaceError(
-                f"{self._path} holds {stored.dtype} of shape {stored.shape}, expected float16 rows"
+                f"{self._path} holds {stored.dtype} of shape {stored.shape}: expected float16 rows"
             )
         return stored
 
     def __len__(self) -> int:
-        return len(self._scattered)
+        return len(self._random)
 
     @property
     def dimension(self) -> int:
-        return int(self._scattered.shape[1])
+        """Length of each row."""
+        return int(self._random.shape[1])
 
     def gather(self, rows: Int[Array, " n"]) -> Float[Array, "n d"]:
-        """As stored, in float16."""
-        return np.take(self._scattered, rows, axis=0)
+        """The given rows as stored, in float16."""
+        return np.take(self._random, rows, axis=0)
 
-    def forget(self) -> None:
-        """Let go of the memory that rows read so far take; the file stays mapped."""
-        self._scattered._mmap.madvise(mmap.MADV_DONTNEED)
-        if "_in_order" in self.__dict__:
-            self._in_order._mmap.madvise(mmap.MADV_DONTNEED)
+    def release_memory(self) -> None:
+        """Drop the pages read so far from memory; the file stays mapped."""
+        _advise(self._random, "MADV_DONTNEED")
+        if "_sequential" in self.__dict__:
+            _advise(self._sequential, "MADV_DONTNEED")
 
     def blocks(
-        self, allowed: Bool[Array, " n"] | None = None
+        self, visible: Bool[Array, " n"] | None = None
     ) -> Iterator[tuple[Int[Array, " m"], Float[Array, "m d"]]]:
-        """Directions of the allowed rows in float32, some at a time; with their numbers."""
-        for rows, block in self._blocks(allowed):
-            yield rows, block if self.normalized else _unit(block)
+        """Yield blocks of row numbers and unit vectors in float32, of the visible rows."""
+        for rows, block in self._blocks(visible):
+            yield rows, block if self.normalized else _normalize(block)
 
     def _blocks(
-        self, allowed: Bool[Array, " n"] | None
+        self, visible: Bool[Array, " n"] | None
     ) -> Iterator[tuple[Int[Array, " m"], Float[Array, "m d"]]]:
-        step = 16 * BLOCK if self.in_memory else BLOCK
-        if allowed is not None and 2 * np.count_nonzero(allowed) < len(self):
-            chosen = np.flatnonzero(allowed)
+        step = 16 * BLOCK_ROWS if self.cached else BLOCK_ROWS
+        if visible is not None and 2 * np.count_nonzero(visible) < len(self):
+            chosen = np.flatnonzero(visible)
             for start in range(0, len(chosen), step):
                 rows = chosen[start : start + step]
-                yield rows, self._wide[rows] if self.in_memory else self._float32(rows)
+                wide = self._cache[rows] if self.cached else self.gather(rows).astype(np.float32)
+                yield rows, wide
             return
-        stored = self._wide if self.in_memory else self._in_order
+        stored = self._cache if self.cached else self._sequential
         for start in range(0, len(self), step):
             block = stored[start : start + step].astype(np.float32, copy=False)
             rows = np.arange(start, start + len(block))
-            if allowed is not None:
-                kept = allowed[start : start + step]
-                rows, block = rows[kept], block[kept]
+            if visible is not None:
+                mask = visible[start : start + step]
+                rows, block = rows[mask], block[mask]
             yield rows, block
 
-    def _float32(self, rows: Int[Array, " n"]) -> Float[Array, "n d"]:
-        return self.gather(rows).astype(np.float32)
+    @cached_property
+    def _cache(self) -> Float[Array, "n d"]:
+        return cast(Array, self._sequential.astype(np.float32))
 
     @cached_property
-    def _wide(self) -> Float[Array, "n d"]:
-        return cast(Array, self._in_order.astype(np.float32))
+    def _sequential(self) -> Any:
+        """A second map of the file, for which the system reads ahead."""
+        return self._map()
 
-    @cached_property
-    def _in_order(self) -> Any:
-        """Another map of the file, which is read ahead."""
-        return self._mapped()
+
+def _advise(mapped: Any, advice: str) -> None:
+    if hasattr(mmap, advice):  # not on Windows
+        mapped._mmap.madvise(getattr(mmap, advice))
 
 
 class TopK:
-    """The rows seen so far that may be among the k of largest score, given each score's error."""
+    """The rows offered so far that may be among the k of largest score, given the score's error."""
 
     def __init__(self, k: int, dimension: int) -> None:
         self.rows = np.empty(0, np.int64)
         self._scores = np.empty(0, np.float32)
-        self._k, self._margin, self._floor = k, 2 * error(dimension), -np.inf
+        self._k, self._margin, self._threshold = k, 2 * score_error(dimension), -np.inf
 
     def offer(self, rows: Int[Array, " m"], scores: Float[Array, " m"]) -> None:
-        new = np.flatnonzero(scores >= self._floor)
+        """Add candidates; drop all that cannot be among the k largest."""
+        new = np.flatnonzero(scores >= self._threshold)
         self.rows = np.concatenate([self.rows, rows[new]])
         self._scores = np.concatenate([self._scores, scores[new]])
         if len(self.rows) > self._k:
-            self._floor = float(np.partition(self._scores, -self._k)[-self._k]) - self._margin
-            over = self._scores >= self._floor
-            self.rows, self._scores = self.rows[over], self._scores[over]
+            kth = float(np.partition(self._scores, -self._k)[-self._k])
+            self._threshold = kth - self._margin
+            mask = self._scores >= self._threshold
+            self.rows, self._scores = self.rows[mask], self._scores[mask]
 
 
 def normalize_queries(queries: Any, dimension: int) -> Float[Array, "b d"]:
-    """Queries as float64 rows of length one.
+    """Queries as unit rows in float64.
 
     Raises:
         ValueError: If a query is zero, not finite or of another dimension.
     """
-    aims = check_matrix(queries, "queries").astype(np.float64)
-    if aims.shape[1] != dimension:
+    rows = check_matrix(queries, "queries").astype(np.float64)
+    if rows.shape[1] != dimension:
         raise ValueError(
-            f"queries have {aims.shape[1]} dimensions, but the data space has {dimension}"
+            f"queries have {rows.shape[1]} dimensions, but the data space has {dimension}"
         )
-    lengths = np.linalg.norm(aims, axis=1)
+    lengths = np.linalg.norm(rows, axis=1)
     if not lengths.all():
-        raise ValueError(f"query {int(np.argmin(lengths))} is the zero vector: near to nothing")
-    return cast(Array, aims / lengths[:, None])
+        raise ValueError(
+            f"query {int(np.argmin(lengths))} is the zero vector, which has no neighbors"
+        )
+    return cast(Array, rows / lengths[:, None])
 
 
 def check_search(k: int, metric: Metric, probe_fraction: float | None) -> None:
-    """What `Reader.search` is asked for, but for its queries and filter.
+    """Check the numeric arguments of `Reader.search`.
 
     Raises:
         ValueError: If one of them is out of range.
@@ -154,87 +162,86 @@ def check_search(k: int, metric: Metric, probe_fraction: float | None) -> None:
         )
 
 
-Nominees = Iterable[tuple[Int[Array, " m"], Float[Array, "m d"]]]
-"""For each query the ids and stored vectors of rows, all that may be among its nearest."""
+Candidates = Iterable[tuple[Int[Array, " m"], Float[Array, "m d"]]]
+"""For each query the ids and stored vectors of all rows that may be among its nearest."""
 
 
 def rerank(
-    aims: Float[Array, "b d"],
-    nominees: Nominees,
+    queries: Float[Array, "b d"],
+    candidates: Candidates,
     k: int,
     metric: Metric,
-    wanted: bool,
+    vectors: bool,
     version: int,
 ) -> SearchResults:
-    """The nearest of the nominees, measured in float64, with their vectors if `wanted`."""
-    ids, scores = np.full((len(aims), k), -1, np.int64), np.zeros((len(aims), k))
-    vectors = np.zeros((len(aims), k, aims.shape[1]), np.float16) if wanted else None
-    for line, (aim, (own, stored)) in enumerate(zip(aims, nominees, strict=True)):
-        measured = cosines(aim, stored)
-        kept = top_k(measured, own, k, metric)
-        ids[line, : len(kept)], scores[line, : len(kept)] = own[kept], measured[kept]
-        if vectors is not None:
-            vectors[line, : len(kept)] = stored[kept]
-    return SearchResults(ids, scores, vectors, version, exact=True)
+    """Score the candidates in float64 and return the nearest, optionally with their vectors."""
+    ids, scores = np.full((len(queries), k), -1, np.int64), np.zeros((len(queries), k))
+    stored = np.zeros((len(queries), k, queries.shape[1]), np.float16) if vectors else None
+    for i, (query, (own_ids, own_vectors)) in enumerate(zip(queries, candidates, strict=True)):
+        own_scores = cosines(query, own_vectors)
+        best = top_k(own_scores, own_ids, k, metric)
+        ids[i, : len(best)], scores[i, : len(best)] = own_ids[best], own_scores[best]
+        if stored is not None:
+            stored[i, : len(best)] = own_vectors[best]
+    return SearchResults(ids, scores, stored, version, exact=True)
 
 
-def cosines(aim: Float[Array, " d"], stored: Float[Array, "m d"]) -> Float[Array, " m"]:
-    """In float64, each row by itself; 0 for a zero row."""
-    wide = stored.astype(np.float64)
+def cosines(query: Float[Array, " d"], vectors: Float[Array, "m d"]) -> Float[Array, " m"]:
+    """Cosines with a unit query in float64, each computed on its own; 0 for a zero row."""
+    wide = vectors.astype(np.float64)
     lengths = np.sqrt(np.einsum("md,md->m", wide, wide))
-    products = np.einsum("md,d->m", wide, aim)
-    return _divided(products, lengths)
+    products = np.einsum("md,d->m", wide, query)
+    return _divide(products, lengths)
 
 
 def top_k(
     scores: Float[Array, " m"], ids: Int[Array, " m"], k: int, metric: Metric
 ) -> Int[Array, " k"]:
-    """Places of the `k` largest, the nearest first; of those tied with the k-th the lowest ids."""
+    """Indices of the `k` largest scores, largest first; ties go to the lowest ids."""
     sizes = np.abs(scores) if metric == "abs_cosine" else scores
     if k < len(sizes):
         kth = np.partition(sizes, -k)[-k]
         slack = TIE * abs(kth)
-        over = np.flatnonzero(sizes > kth + slack)
+        above = np.flatnonzero(sizes > kth + slack)
         tied = np.flatnonzero(np.abs(sizes - kth) <= slack)
         tied = tied[np.argsort(ids[tied])]
-        kept = np.concatenate([over, tied[: k - len(over)]])
+        chosen = np.concatenate([above, tied[: k - len(above)]])
     else:
-        kept = np.arange(len(sizes))
-    return kept[np.lexsort((ids[kept], -sizes[kept]))]
+        chosen = np.arange(len(sizes))
+    return chosen[np.lexsort((ids[chosen], -sizes[chosen]))]
 
 
-def error(d: int) -> float:
-    """By how much a float32 product with a stored row may miss the cosine.
+def score_error(dimension: int) -> float:
+    """Bound on the error of a float32 product with a stored row, as an estimate of the cosine.
 
     Rounding a unit row to float16 changes its length by 2⁻¹¹ and, of tiny numbers, √d 2⁻²⁵; a sum
     of d products in float32 is off by (d + 2) 2⁻²⁴ (Higham, "Accuracy and Stability", Section 3.1).
     """
-    return 2.0**-11 + math.sqrt(d) * 2.0**-25 + (d + 2) * 2.0**-23
+    return 2.0**-11 + math.sqrt(dimension) * 2.0**-25 + (dimension + 2) * 2.0**-23
 
 
 def write_npy_header(file: IO[bytes], count: int, dimension: int) -> None:
-    """The head of an `.npy` file of `count` float16 rows, which then follow."""
-    head = {"descr": "<f2", "fortran_order": False, "shape": (count, dimension)}
-    np.lib.format.write_array_header_1_0(file, cast(Any, head))
+    """Write the header of an `.npy` file of `count` float16 rows; the rows follow."""
+    header = {"descr": "<f2", "fortran_order": False, "shape": (count, dimension)}
+    np.lib.format.write_array_header_1_0(file, cast(Any, header))
 
 
 def to_float16(rows: Float[Array, "n d"], normalized: bool = True) -> Float[Array, "n d"]:
-    """float16; of unit rows, the length is corrected to 1 before the rounding."""
+    """Rows as they are stored; if `normalized`, with their length set to 1 before rounding."""
     wide = rows.astype(np.float32, copy=False)
-    return np.ascontiguousarray(_unit(wide) if normalized else wide, dtype="<f2")
+    return np.ascontiguousarray(_normalize(wide) if normalized else wide, dtype="<f2")
 
 
-def _unit(wide: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    return _divided(wide, lengths)
+def _normalize(wide: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    return _divide(wide, np.linalg.norm(wide, axis=1, keepdims=True))
 
 
-def _divided(values: Array, lengths: Array) -> Array:
-    """0 where a length is 0."""
+def _divide(values: Array, lengths: Array) -> Array:
+    """`values / lengths`, and 0 where a length is 0."""
     return cast(Array, np.divide(values, lengths, out=np.zeros_like(values), where=lengths > 0))
 
 
-def non_unit_rows(rows: Float[Array, "n d"], slack: float = 1e-3) -> Int[Array, " m"]:
-    """Which rows are neither of length 1 nor 0."""
+def non_unit_rows(rows: Float[Array, "n d"], tolerance: float = 1e-3) -> Int[Array, " m"]:
+    """Indices of the rows whose length is neither 1 nor 0."""
     lengths = np.linalg.norm(rows, axis=1)
-    return np.flatnonzero(~((lengths == 0) | (np.abs(lengths - 1) < slack)))
+    return np.flatnonzero(~((lengths == 0) | (np.abs(lengths - 1) < tolerance)))

@@ -1,7 +1,7 @@
-"""Writing the embedded store: whatever is written counts for nothing until the manifest names it.
+"""Writing the store on disk: new files do not count until the manifest names them.
 
-So a writer that dies leaves the last version and some files that no manifest names; the next writer
-sweeps these away.
+A writer that dies therefore leaves the last version intact, and some files that the manifest does
+not name; the next writer removes them.
 """
 
 import shutil
@@ -19,53 +19,53 @@ from whet._version import __version__
 from whet.data.documents import reject_str
 from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
-from whet.io import atomic_write, exclusive_lock, sync, translate_disk_errors
+from whet.io import atomic_write, exclusive_lock, fsync, translate_disk_errors
 from whet.maths.arrays import Array
 from whet.space.store.manifest import MANIFEST_FILE, SEGMENTS, STAGING, Manifest, read_manifest
-from whet.space.store.protocol import COLUMNS, SCHEMA
-from whet.space.store.reader import DiskReader, deleted_ids
+from whet.space.store.protocol import COLUMNS, SCHEMA, Reader
+from whet.space.store.reader import DiskReader, read_deleted_ids
 from whet.space.store.records import BATCH_ROWS, as_row_numbers
 from whet.space.store.sealing import Batch, Batches, seal
-from whet.space.store.segment import MAX_ROWS, Segment, removed
+from whet.space.store.segment import MAX_ROWS, Segment, remove_segment
 from whet.space.store.vectors import non_unit_rows, to_float16
 
 
 class DiskWriter:
-    """The sole right to write in a folder of segments, until closed."""
+    """The exclusive right to write in a store's folder, until closed."""
 
     def __init__(self, path: str | Path, new: Manifest | None = None) -> None:
-        """Open for writing; sweeps away what dead writers left, but for an unfinished addition.
+        """Open for writing, and remove what dead writers left except an unfinished addition.
 
         Args:
             path: The store's folder.
-            new: The manifest of a store that is not there yet, and will be with its first write.
+            new: The manifest of a store to create; the first write stores it.
 
         Raises:
-            SpaceError: If another process is writing, the folder cannot be written, there is a
-                store where a new one is wanted, or as `DiskReader.open`.
+            SpaceError: If another process is writing, the folder cannot be written, a new store's
+                folder is in use, or `DiskReader.open` would raise it.
         """
         self.path = Path(path)
-        self._held = ExitStack()
+        self._lock = ExitStack()
         with translate_disk_errors(self.path):
             if new is None:
                 read_manifest(self.path)
             else:
                 _make_folder(self.path)
-            self._held.enter_context(exclusive_lock(self.path))
+            self._lock.enter_context(exclusive_lock(self.path))
             try:
-                self.manifest = self._begin(new)
+                self.manifest = self._initial_manifest(new)
                 self.sweep()
             except BaseException:
                 self.close()
                 raise
 
-    def _begin(self, new: Manifest | None) -> Manifest:
+    def _initial_manifest(self, new: Manifest | None) -> Manifest:
         if new is None:
             return read_manifest(self.path)
         if (self.path / MANIFEST_FILE).exists():
-            raise SpaceError(f"{self.path} exists: open and extend it, or choose another place")
+            raise SpaceError(f"{self.path} exists: add to it, or choose another path")
         if any(self.path.iterdir()) and not (self.path / STAGING).exists():
-            raise SpaceError(f"{self.path} exists and is no data space: choose another place")
+            raise SpaceError(f"{self.path} exists and is not a data space: choose another path")
         return new
 
     def __enter__(self) -> "DiskWriter":
@@ -75,8 +75,8 @@ class DiskWriter:
         self.close()
 
     def close(self) -> None:
-        """Give the right to write back."""
-        self._held.close()
+        """Release the right to write."""
+        self._lock.close()
 
     def snapshot(self) -> DiskReader:
         """See `Writer.snapshot`."""
@@ -86,40 +86,41 @@ class DiskWriter:
 
     def add(self, rows: pa.Table, vectors: Float[Array, "n d"], *, key: str | None = None) -> int:
         """See `Writer.add`."""
-        if key is not None and key in self.manifest.keys:
-            return self.manifest.version
-        self._check(rows, vectors)
+        manifest = self.manifest
+        if key is not None and key in manifest.keys:
+            return manifest.version
+        snapshot = self.snapshot()
+        check_addition(rows, vectors, snapshot, normalized=manifest.normalized)
+        snapshot.close()
         if not len(rows):
-            return self.manifest.version
-        first, stored = self.manifest.next, to_float16(vectors, self.manifest.normalized)
+            return manifest.version
+        end = manifest.next + len(rows)
         batch = Batch(
-            np.arange(first, first + len(rows)),
+            np.arange(manifest.next, end),
             rows.select(list(COLUMNS)).cast(SCHEMA).combine_chunks().to_batches()[0],
-            stored,
+            to_float16(vectors, manifest.normalized),
         )
-        keys = [*self.manifest.keys, *([] if key is None else [key])]
-        return self.commit(lambda: iter([batch]), next=first + len(rows), keys=keys)
+        keys = [*manifest.keys, *([] if key is None else [key])]
+        return self.commit(lambda: iter([batch]), next=end, keys=keys)
 
     def delete(self, *, ids: Any = None, where: Filter | None = None) -> int:
         """See `Writer.delete`."""
-        if (ids is None) == (where is None):
-            raise ValueError("delete takes either ids or a filter: give one of them")
-        now = self.snapshot()
-        live = now.ids(where)
-        if ids is not None:
-            live = np.intersect1d(live, as_row_numbers(ids))
-        now.close()
-        if not len(live):
+        snapshot = self.snapshot()
+        rows = rows_to_delete(snapshot, ids, where)
+        snapshot.close()
+        if not len(rows):
             return self.manifest.version
-        gone = np.union1d(deleted_ids(self.path, self.manifest), live)
-        return self._replace(deleted=gone)
+        return self._replace(deleted=np.union1d(read_deleted_ids(self.path, self.manifest), rows))
 
     def commit(self, batches: Batches, **changes: Any) -> int:
-        """Write segments of the rows of `batches`, and name them: all or none.
+        """Write the rows of `batches` as segments and add these to the manifest, all or none.
 
         Args:
-            batches: Rows by ascending id, the same each time it is called.
-            changes: Of the manifest, besides.
+            batches: Rows by ascending id; called more than once.
+            changes: Further changes of the manifest.
+
+        Returns:
+            The new version.
         """
         with translate_disk_errors(self.path):
             try:
@@ -130,76 +131,71 @@ class DiskWriter:
                 raise
 
     def adopt(self, folder: Path, names: list[str], **changes: Any) -> int:
-        """Name segments that were written in `folder`, beside those that are there."""
+        """Move segments from `folder` into the store and add them to the manifest.
+
+        Args:
+            folder: Where the segments were written.
+            names: Their names.
+            changes: Further changes of the manifest.
+
+        Returns:
+            The new version.
+        """
         with translate_disk_errors(self.path):
             segments = self.path / SEGMENTS
             segments.mkdir(exist_ok=True)
-            named = []
+            adopted = []
             for number, name in enumerate(names):
-                named.append(f"{self.manifest.version + 1:08d}-{number:05d}")
-                (folder / name).rename(segments / named[-1])
-            sync(segments)
-            return self._replace(segments=[*self.manifest.segments, *named], **changes)
+                adopted.append(f"{self.manifest.version + 1:08d}-{number:05d}")
+                (folder / name).rename(segments / adopted[-1])
+            fsync(segments)
+            return self._replace(segments=[*self.manifest.segments, *adopted], **changes)
 
-    def compact(self, done: Callable[[int], None] = lambda _: None) -> int:
-        """Write anew what has deleted rows or is small, and drop an unfinished addition.
+    def compact(self, progress: Callable[[int], None] = lambda _: None) -> int:
+        """Rewrite small segments and those with deleted rows, and drop an unfinished addition.
 
-        Ids stay. Afterwards there is nothing on the disk but what the manifest names and what
-        readers still have open.
+        Row ids do not change. Afterwards the folder contains only files that the manifest names or
+        that readers have open.
+
+        Args:
+            progress: Called with the number of rows written since the last call.
+
+        Returns:
+            The new version.
         """
         with translate_disk_errors(self.path):
             shutil.rmtree(self.path / STAGING, ignore_errors=True)
-            now = self.snapshot()
-            deleted = deleted_ids(self.path, self.manifest)
-            worn = [s for s in now.segments if _worn(s, deleted)]
-            if len(worn) > 1 or len(deleted):
-                live = [~np.isin(s.ids, deleted) for s in worn]
-                left = DiskReader(self.path, self.manifest, worn, live, [True] * len(worn), [])
-                kept = [s.name for s in now.segments if s not in worn]
-                names = self._seal(lambda: _live(left), done)
-                self._replace(segments=[*kept, *names], deleted=np.empty(0, np.int64))
-            now.close()
+            snapshot = self.snapshot()
+            deleted = read_deleted_ids(self.path, self.manifest)
+            old = [s for s in snapshot.segments if _needs_rewrite(s, deleted)]
+            if len(old) > 1 or len(deleted):
+                visible = [~np.isin(s.ids, deleted) for s in old]
+                rest = DiskReader(self.path, self.manifest, old, visible, [True] * len(old), [])
+                unchanged = [s.name for s in snapshot.segments if s not in old]
+                names = self._seal(lambda: _batches(rest), progress)
+                self._replace(segments=[*unchanged, *names], deleted=np.empty(0, np.int64))
+            snapshot.close()
             self.sweep()
         return self.manifest.version
 
-    def _seal(self, batches: Batches, done: Callable[[int], None]) -> list[str]:
+    def _seal(self, batches: Batches, progress: Callable[[int], None]) -> list[str]:
         prefix = f"{self.manifest.version + 1:08d}"
         manifest, folder = self.manifest, self.path / SEGMENTS
         return seal(
-            folder, prefix, batches, manifest.dimension, manifest.labels, done,
+            folder, prefix, batches, manifest.dimension, manifest.labels, progress,
             indexed=manifest.normalized,
         )  # fmt: skip
 
-    def _check(self, rows: pa.Table, vectors: Float[Array, "n d"]) -> None:
-        if vectors.shape != (len(rows), self.manifest.dimension):
-            raise ValueError(
-                f"vectors have shape {vectors.shape}: expected {len(rows)} rows of dimension "
-                f"{self.manifest.dimension}"
-            )
-        odd = non_unit_rows(vectors)
-        if self.manifest.normalized and len(odd):
-            length = np.linalg.norm(vectors[odd[0]])
-            raise ValueError(f"vector {odd[0]} has length {length}: expected 1, or 0")
-        names = rows["id"].to_pylist()
-        now = self.snapshot()
-        there = np.flatnonzero(now.find(names) >= 0)
-        now.close()
-        if len(there):
-            raise ValueError(f"document {names[there[0]]!r} is there already: delete it first")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"document {twice!r} comes twice: ids must differ")
-
     def _replace(self, deleted: Array | None = None, **changes: Any) -> int:
-        """The next version; sweeps away what it does not name."""
+        """Write the manifest of the next version and remove files that it does not name."""
         version = self.manifest.version + 1
         with translate_disk_errors(self.path):
             if deleted is not None:
                 changes["deleted"] = f"deleted-{version:08d}.npy" if len(deleted) else ""
                 if len(deleted):
                     with (
-                        atomic_write(self.path / changes["deleted"]) as new,
-                        new.open("wb") as file,
+                        atomic_write(self.path / changes["deleted"]) as temporary,
+                        temporary.open("wb") as file,
                     ):
                         np.save(file, deleted)
             changes |= {"version": version, "whet": __version__}
@@ -208,48 +204,90 @@ class DiskWriter:
         return version
 
     def sweep(self) -> None:
-        """Remove what the manifest on the disk does not name and nobody has open."""
+        """Remove files that the manifest on disk does not name and nobody has open."""
         if (self.path / MANIFEST_FILE).exists():
             self.manifest = read_manifest(self.path)
         for folder in (self.path / SEGMENTS).glob("*"):
             if folder.name not in self.manifest.segments:
-                removed(folder)
+                remove_segment(folder)
         for file in {*self.path.glob("deleted-*"), *self.path.glob("*.new")}:
             if file.name != self.manifest.deleted:
                 file.unlink()
 
 
-def _worn(one: Segment, deleted: Array) -> bool:
-    return one.count < MAX_ROWS // 2 or bool(np.isin(one.ids, deleted).any())
+def check_addition(
+    rows: pa.Table, vectors: Float[Array, "n d"], snapshot: Reader, *, normalized: bool = True
+) -> None:
+    """Check the arguments of `Writer.add` against what is stored.
+
+    Raises:
+        ValueError: See `Writer.add`.
+    """
+    if vectors.shape != (len(rows), snapshot.dimension):
+        raise ValueError(
+            f"vectors have shape {vectors.shape}: expected {len(rows)} rows of dimension "
+            f"{snapshot.dimension}"
+        )
+    wide = vectors.astype(np.float32) if vectors.dtype == np.float16 else vectors
+    invalid = non_unit_rows(wide)
+    if normalized and len(invalid):
+        length = np.linalg.norm(wide[invalid[0]])
+        raise ValueError(f"vector {invalid[0]} has length {length}: expected 1, or 0")
+    ids = rows["id"].to_pylist()
+    stored = np.flatnonzero(snapshot.find(ids) >= 0)
+    if len(stored):
+        raise ValueError(f"document {ids[stored[0]]!r} is stored already: delete it first")
+    if len(set(ids)) < len(ids):
+        repeated = next(id for id in ids if ids.count(id) > 1)
+        raise ValueError(f"document {repeated!r} is repeated: ids must be unique")
 
 
-def _live(left: DiskReader) -> Iterator[Batch]:
-    """The rows that are left, by ascending id."""
-    ids = left.ids()
+def rows_to_delete(snapshot: Reader, ids: Any, where: Filter | None) -> Array:
+    """The stored rows that the arguments of `Writer.delete` select.
+
+    Raises:
+        ValueError: See `Writer.delete`.
+    """
+    if (ids is None) == (where is None):
+        raise ValueError("delete takes either ids or a filter: pass one of them")
+    rows = snapshot.ids(where)
+    return rows if ids is None else np.intersect1d(rows, as_row_numbers(ids))
+
+
+def _needs_rewrite(segment: Segment, deleted: Array) -> bool:
+    return segment.count < MAX_ROWS // 2 or bool(np.isin(segment.ids, deleted).any())
+
+
+def _batches(reader: DiskReader) -> Iterator[Batch]:
+    """All rows of a reader, by ascending id."""
+    ids = reader.ids()
     for start in range(0, len(ids), BATCH_ROWS):
-        own = ids[start : start + BATCH_ROWS]
-        [rows] = left.rows(own).combine_chunks().to_batches()
-        yield Batch(own, rows, left.vectors(own))
+        batch_ids = ids[start : start + BATCH_ROWS]
+        [rows] = reader.rows(batch_ids).combine_chunks().to_batches()
+        yield Batch(batch_ids, rows, reader.vectors(batch_ids))
 
 
 def _make_folder(path: Path) -> None:
     if path.is_file():
-        raise SpaceError(f"{path} is a file, but a data space is a folder: choose another place")
+        raise SpaceError(f"{path} is a file, but a data space is a folder: choose another path")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        sync(path.parent)
+        fsync(path.parent)
     except (FileExistsError, NotADirectoryError) as error:
-        raise SpaceError(f"{path} cannot be made: {error.strerror}") from error
+        raise SpaceError(f"{path} cannot be created: {error.strerror}") from error
 
 
 def delete_documents(
     path: str | Path, ids: Sequence[str] = (), where: Filter | str | None = None
 ) -> int:
-    """Delete documents by id or by filter; gives how many there were. Needs no embedder.
+    """Delete documents of the data space at `path` by id or by filter; needs no embedder.
+
+    Returns:
+        The number of documents deleted.
 
     Raises:
-        SpaceError: If there is no whole data space at `path`, or another process is writing.
-        ValueError: If `ids` is one text, or the filter has a field that no document has.
+        SpaceError: If there is no intact data space at `path`, or another process is writing.
+        ValueError: If `ids` is a string, or the filter has a field that no document has.
     """
     reject_str(ids, "ids")
     where = as_filter(where)
