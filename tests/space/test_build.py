@@ -172,7 +172,7 @@ def test_what_the_source_cannot_read_or_contradicts_is_told(tmp_path):
     space = DataSpace.build([*documents(9), *bad], tmp_path / "s", HashingEmbedder())
     assert len(space) == 9 and space.manifest.failed == 2
     assert failed(space.path)[0] == {"reason": "line 7: no text"}
-    assert failed(space.path)[1]["id"] == "d1" and "given twice" in failed(space.path)[1]["reason"]
+    assert failed(space.path)[1]["id"] == "d1" and "occurs twice" in failed(space.path)[1]["reason"]
     space = space.add([Document("d2", "another", {}), *documents(1, 9)])
     assert len(space) == 10 and "with another text" in failed(space.path)[2]["reason"]
     assert space.text(2) == documents(9)[2].text

@@ -99,7 +99,7 @@ def test_a_selector_and_a_filter_may_be_given_in_words(space):
     bound = space.filter("i > 1")
     assert len(bound) == 4 and bound.filter("i < 3").rows.tolist() == [2]
     assert DataSpace.open(space.path, space.embedder, where="i > 1").rows.tolist() == [2, 3, 4, 5]
-    with pytest.raises(ValueError, match="filter holds `i`"):
+    with pytest.raises(ValueError, match="filter contains `i`"):
         Retriever(space, SelectionConfig(where="i"))
 
 

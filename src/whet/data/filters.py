@@ -1,14 +1,14 @@
-"""Which rows a search may see: a closed little grammar over the fields of documents.
+"""Filters: a small closed grammar over the fields of documents.
 
     filter = Compare(field, op, value) | In(field, values)
            | And(filters) | Or(filters) | Not(filter)
     op     = "==" | "<" | "<=" | ">" | ">="
     value  = str | int | float | bool
 
-In text, as `parse` reads it: `set == "github" and not (year < 2010 or lang in ["c", "py"])`.
-A field is a key of a document's `meta`, or `id`. Two-valued: a document without the field, or with
-a value of another kind, fails every comparison and passes its negation. Texts compare by code
-point.
+In text, as `parse` reads it: `set == "github" and not (year < 2010 or lang in ["c", "py"])`. A
+field is a key of a document's `meta`, or `id`. The logic is two-valued: a document without the
+field, or with a value of another kind, fails every comparison and passes its negation. Strings are
+compared by code point.
 """
 
 import ast
@@ -29,7 +29,7 @@ LONGEST = 256  # characters of a string that can be filtered by
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """A field's value against another."""
+    """Compares the value of a field with a constant."""
 
     field: str
     op: str
@@ -43,7 +43,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class In:
-    """A field's value is one of several."""
+    """The value of a field is one of several."""
 
     field: str
     values: tuple[Value, ...]
@@ -56,16 +56,22 @@ class In:
 
 @dataclass(frozen=True, slots=True)
 class And:
+    """All of several filters pass."""
+
     filters: tuple["Filter", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
+    """At least one of several filters passes."""
+
     filters: tuple["Filter", ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
+    """A filter does not pass."""
+
     filter: "Filter"
 
 
@@ -74,49 +80,49 @@ Filter = Compare | In | And | Or | Not
 
 @runtime_checkable
 class Table(Protocol):
-    """What a filter is applied to: some rows."""
+    """Rows that a filter is applied to."""
 
     def __len__(self) -> int: ...
 
     def compare(self, field: str, op: str, values: tuple[Value, ...]) -> Bool[Array, " n"]:
-        """Which rows have, in `field`, a value that compares so with any of `values`."""
+        """Mask of the rows whose value in `field` compares by `op` with any of `values`."""
         ...
 
 
 def matches(filter: Filter, table: Table) -> Bool[Array, " n"]:
-    """Which rows of `table` pass."""
+    """Mask of the rows of `table` that pass."""
     match filter:
         case Compare(field, op, value):
             return table.compare(field, op, (value,))
         case In(field, values):
             return table.compare(field, "==", values)
         case And(filters):
-            kept = np.ones(len(table), bool)
+            mask = np.ones(len(table), bool)
             for part in filters:
-                kept &= matches(part, table)
-            return kept
+                mask &= matches(part, table)
+            return mask
         case Or(filters):
-            kept = np.zeros(len(table), bool)
+            mask = np.zeros(len(table), bool)
             for part in filters:
-                kept |= matches(part, table)
-            return kept
+                mask |= matches(part, table)
+            return mask
         case Not(inner):
             return ~matches(inner, table)
     raise AssertionError(filter)
 
 
-def both(one: Filter | None, other: Filter | None) -> Filter | None:
-    """What passes both; None passes all."""
-    if one is None or other is None:
-        return other if one is None else one
-    return And((one, other))
+def both(first: Filter | None, second: Filter | None) -> Filter | None:
+    """The conjunction of two filters; None passes everything."""
+    if first is None or second is None:
+        return second if first is None else first
+    return And((first, second))
 
 
 def comparisons(filter: Filter) -> list[Compare | In]:
-    """The leaves.
+    """The comparisons that a filter consists of.
 
     Raises:
-        ValueError: If there is anything else in it, such as a text.
+        ValueError: If it contains anything else, such as a string.
     """
     match filter:
         case Compare() | In():
@@ -126,48 +132,51 @@ def comparisons(filter: Filter) -> list[Compare | In]:
         case Not(inner):
             return comparisons(inner)
     raise ValueError(
-        f"filter is {filter!r}: expected Compare, In, And, Or or Not; `parse` reads a text"
+        f"filter is {filter!r}: expected Compare, In, And, Or or Not; `parse` reads a string"
     )
 
 
 def check_fields(filter: Filter, fields: Mapping[str, set[str]]) -> None:
-    """Refuse a field that no row has, and a value of a kind that no row has in that field.
+    """Check that rows have the fields of `filter`, with values of the same kind.
 
     Args:
-        filter: To check.
-        fields: The kinds of value (`kind`) that rows have in each field.
+        filter: The filter to check.
+        fields: The kinds of value (see `kind`) that rows have in each field.
 
     Raises:
-        ValueError: Naming the field and what there is.
+        ValueError: If no row has the field, or a value of that kind in it.
     """
     for leaf in comparisons(filter):
         if leaf.field not in fields:
-            there = ", ".join(sorted(fields)) or "none"
+            known = ", ".join(sorted(fields)) or "none"
             raise ValueError(
-                f"the filter's field {leaf.field!r} is in no document: fields are {there}"
+                f"the filter's field {leaf.field!r} is in no document: fields are {known}"
             )
         for value in leaf.values if isinstance(leaf, In) else (leaf.value,):
             if kind(value) not in fields[leaf.field]:
                 kinds = " and ".join(sorted(fields[leaf.field]))
-                how = f': write it in quotes, as "{value}"' if kinds == "text" else ""
+                advice = f': write it in quotes, as "{value}"' if kinds == "text" else ""
                 raise ValueError(
                     f"the filter compares field {leaf.field!r} with {value!r}, but it holds {kinds}"
-                    + how
+                    + advice
                 )
 
 
 def kind(value: Value) -> str:
-    """`truth`, `number` or `text`: only values of one kind compare."""
+    """`truth`, `number` or `text`: only values of the same kind can be compared."""
     if isinstance(value, bool):
         return "truth"
     return "number" if isinstance(value, int | float) else "text"
 
 
 def parse(text: str) -> Filter:
-    """The filter that `text` spells.
+    """Parse the text form of a filter.
+
+    >>> parse("year >= 2010")
+    Compare(field='year', op='>=', value=2010)
 
     Raises:
-        ValueError: Naming what is none of the grammar.
+        ValueError: If `text` does not follow the grammar; the message names the part.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")
@@ -180,10 +189,10 @@ def parse(text: str) -> Filter:
 
 
 def as_filter(where: Filter | str | None) -> Filter | None:
-    """`where` as a filter: a text is read by `parse`, and None passes all.
+    """Convert the text form of a filter; filters and None are returned as they are.
 
     Raises:
-        ValueError: If it is none of these, or a text that is none of the grammar.
+        ValueError: If `where` is of another type, or a text that does not follow the grammar.
     """
     if where is None or isinstance(where, Filter):
         return where
@@ -202,7 +211,9 @@ def _filter(node: ast.expr) -> Filter:
             return Not(_filter(inner))
         case ast.Compare(left=left, ops=[op], comparators=[right]):
             return _comparison(_field(left), op, right)
-    raise ValueError(f"filter holds `{ast.unparse(node)}`: expected `field == value` and the like")
+    raise ValueError(
+        f"filter contains `{ast.unparse(node)}`: expected `field == value` and the like"
+    )
 
 
 def _comparison(field: str, op: ast.cmpop, right: ast.expr) -> Filter:
@@ -227,7 +238,7 @@ def _field(node: ast.expr) -> str:
             return name
         case ast.Constant(value=str(name)):
             return name
-    raise ValueError(f"filter holds `{ast.unparse(node)}`: expected a field's name on the left")
+    raise ValueError(f"filter contains `{ast.unparse(node)}`: expected a field's name on the left")
 
 
 def _value(node: ast.expr) -> Value:
@@ -237,7 +248,7 @@ def _value(node: ast.expr) -> Value:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
     raise ValueError(
-        f"filter holds `{ast.unparse(node)}`: expected a text in quotes, a number, True or False"
+        f"filter contains `{ast.unparse(node)}`: expected a text in quotes, a number, True or False"
     )
 
 

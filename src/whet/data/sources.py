@@ -1,7 +1,7 @@
-"""Where texts come from: JSON, CSV, Parquet, folders, single files, stdin, Hugging Face data sets.
+"""Sources of records: JSON, CSV, Parquet, folders, single files, stdin, Hugging Face data sets.
 
-A source gives its records one at a time. What cannot be read is given too, as the error in its
-place, so that the caller decides whether to go on.
+Records are read one at a time. A `SourceError` is yielded in place of each one that cannot be read,
+so that the caller decides whether to go on.
 """
 
 import csv
@@ -20,17 +20,17 @@ from whet.errors import SourceError, require
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 STDIN = "-"
-LARGEST = 2**31 - 1  # characters of a field of CSV, whose own limit is 131,072
+MAX_FIELD = 2**31 - 1  # characters of a CSV field; the default limit is 131,072
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as its source holds it."""
+    """One record of a source."""
 
     name: str
-    """What it is called if it has no id."""
+    """Id of the document if the record has none."""
     where: str
-    """Its place, for messages."""
+    """File and line, for error messages."""
     fields: dict[str, Any]
 
 
@@ -38,7 +38,7 @@ Records = Iterator[Record | SourceError]
 
 
 def records(source: str, text_field: str) -> Records:
-    """What `source` holds; a file that is no file of records has one field, `text_field`.
+    """The records of `source`; a file of plain text is one record with the field `text_field`.
 
     Raises:
         SourceError: If there is no such file or folder.
@@ -59,17 +59,17 @@ def _folder(folder: Path, text_field: str) -> Records:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if not any(part.startswith(".") for part in name.parts) and path.is_file():
-            yield from _file(path, name.as_posix(), text_field, passing=True)
+            yield from _file(path, name.as_posix(), text_field, skip_binary=True)
 
 
-def _file(path: Path, name: str, text_field: str, *, passing: bool = False) -> Records:
-    """The records of a file; with `passing`, none of one that is empty or binary."""
+def _file(path: Path, name: str, text_field: str, *, skip_binary: bool = False) -> Records:
+    """The records of a file; with `skip_binary`, none of an empty or binary file."""
     try:
         with path.open("rb") as file:
             if name.endswith(LINES):
                 yield from _json_lines(file, name, str(path))
             elif name.endswith(".json"):
-                if not (passing and _no_text(file.read(1))):
+                if not (skip_binary and _is_binary(file.read(1))):
                     yield from _json_file(file, name, str(path))
             elif name.endswith(tuple(SEPARATORS)):
                 separator = SEPARATORS[path.suffix]
@@ -78,20 +78,20 @@ def _file(path: Path, name: str, text_field: str, *, passing: bool = False) -> R
                 yield from _parquet(file, name, str(path), text_field)
             else:
                 start = file.read(8192)
-                if not (passing and _no_text(start)):
+                if not (skip_binary and _is_binary(start)):
                     yield _plain(start + file.read(), name, str(path), text_field)
     except OSError as error:
         yield SourceError(f"{path}: cannot be read: {error.strerror}")
 
 
-def _no_text(start: bytes) -> bool:
-    """Whether a file that begins so is empty or, by Git's rule, binary."""
+def _is_binary(start: bytes) -> bool:
+    """Whether a file that starts with these bytes is empty or, by Git's rule, binary."""
     return not start or b"\0" in start
 
 
 def _plain(content: bytes, name: str, where: str, text_field: str) -> Record | SourceError:
     if not content:
-        return SourceError(f"{where}: is empty, expected a text")
+        return SourceError(f"{where}: is empty: expected a text")
     text = _utf8(content, where)
     return text if isinstance(text, SourceError) else Record(name, where, {text_field: text})
 
@@ -124,7 +124,7 @@ def _record(fields: Any, name: str, where: str) -> Record | SourceError:
 
 
 def _json_file(file: IO[bytes], name: str, where: str) -> Records:
-    """The records of an array of objects, of one object, or of JSON Lines that are called JSON."""
+    """The records of an array of objects, of one object, or of JSON lines named `.json`."""
     file.seek(0)
     text = _utf8(file.read(), where)
     if isinstance(text, SourceError):
@@ -155,22 +155,23 @@ def _json_file(file: IO[bytes], name: str, where: str) -> Records:
 
 
 def _table(file: IO[bytes], name: str, where: str, separator: str, text_field: str) -> Records:
-    """The rows of a CSV whose first line names the fields; quoted ones may hold lines."""
+    """The rows of a CSV file whose first line names the fields; quotes may contain newlines."""
     lines = (line.decode("utf-8-sig") for line in file)
     rows = csv.reader(lines, delimiter=separator, strict=True)
     row, fields = 0, list[str]()
-    csv.field_size_limit(LARGEST)
+    csv.field_size_limit(MAX_FIELD)
     try:
         for row, cells in enumerate(filter(None, rows)):
             place = f"{where}, row {row}"
             if not row:
                 fields = cells
                 if text_field not in fields:
-                    yield Record(name, where, dict.fromkeys(fields))  # told once
+                    yield Record(name, where, dict.fromkeys(fields))  # one error for all rows
                     return
             elif len(cells) != len(fields):
-                told = f"holds {len(cells)} fields, expected {len(fields)}, as in the first line"
-                yield SourceError(f"{place}: {told}")
+                yield SourceError(
+                    f"{place}: {len(cells)} fields, expected {len(fields)} as in the first line"
+                )
             else:
                 yield Record(f"{name}:{row}", place, dict(zip(fields, cells, strict=True)))
     except UnicodeDecodeError as error:
@@ -180,7 +181,7 @@ def _table(file: IO[bytes], name: str, where: str, separator: str, text_field: s
 
 
 def _lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes | SourceError]]:
-    """Numbered lines; a failure in place of the rest where a compressed file is not whole."""
+    """Numbered lines; an error in place of the rest if a compressed file is truncated."""
     kind = path.rpartition(".")[2]
     number = 0
     try:
@@ -189,7 +190,10 @@ def _lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes | SourceErro
     except (EOFError, zlib.error, OSError) as error:
         if kind not in ("gz", "zst"):
             raise
-        yield number, SourceError(f"{path}: not whole {kind} after line {number} ({error})")
+        yield (
+            number,
+            SourceError(f"{path}: truncated or corrupt {kind} after line {number} ({error})"),
+        )
 
 
 def _unpacked(file: IO[bytes], kind: str) -> Iterable[bytes]:
@@ -210,7 +214,9 @@ def _parquet(file: IO[bytes], name: str, path: str, text_field: str) -> Records:
     try:
         parquet = pq.ParquetFile(file)
         if text_field not in parquet.schema_arrow.names:
-            yield Record(name, path, dict.fromkeys(parquet.schema_arrow.names))  # told once
+            yield Record(
+                name, path, dict.fromkeys(parquet.schema_arrow.names)
+            )  # one error for all rows
             return
         for batch in parquet.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
@@ -228,7 +234,7 @@ def _dataset(spec: str) -> Records:
         rows = iter(datasets.load_dataset(name, split=split or "train", streaming=True))
         for number, fields in enumerate(rows, start=1):
             yield Record(f"{name}:{number}", f"hf:{name}, row {number}", fields)
-    except (OSError, ValueError, ImportError) as error:  # what `datasets` raises for a bad name
+    except (OSError, ValueError, ImportError) as error:  # raised by `datasets` for an invalid name
         reason = str(error).partition("\n")[0] or type(error).__name__
         yield SourceError(f"hf:{name}: cannot be read as a data set: {reason}")
 

@@ -176,7 +176,9 @@ def _new(
             if same is None:
                 fresh.append(item)
             elif not same:
-                failures.append({"id": item.id, "reason": "its id is given twice, with two texts"})
+                failures.append(
+                    {"id": item.id, "reason": "its id occurs twice, with different texts"}
+                )
     rows = snapshot.find([document.id for document in fresh])
     stored = iter(snapshot.rows(rows[rows >= 0], ["text"])["text"].to_pylist())
     new = []

@@ -165,7 +165,7 @@ class DataSpace:
         if (embedder.dimension, embedder.fingerprint) != made_by:
             raise EmbedderMismatchError(
                 f"data space {path} holds vectors of dimension {manifest.dimension} by "
-                f"{manifest.embedder}, but this {embedder.name} has dimension "
+                f"{manifest.embedder or 'an embedder'}, but this {embedder.name} has dimension "
                 f"{embedder.dimension} or other weights: rebuild it with `whet index --embedder "
                 f"{embedder.name}`"
             )
