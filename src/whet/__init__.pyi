@@ -48,5 +48,6 @@ from whet.space.retrieve import Retriever as Retriever
 from whet.space.space import DataSpace as DataSpace
 from whet.space.training_set import TrainingSet as TrainingSet
 from whet.space.training_set import training_set as training_set
+from whet.space.tuning import tune_selection as tune_selection
 
 __version__: str

@@ -215,6 +215,11 @@ def test_an_old_name_is_a_usage_error_that_gives_the_new_one(words, new):
     assert done.exit_code == 2 and f"is now {new}" in done.stderr
 
 
+def test_a_removed_option_is_a_usage_error_that_says_what_to_do():
+    done = run("eval", "s", "--out", "r", "--advise", "p")
+    assert done.exit_code == 2 and "--advise was removed: compare" in done.stderr
+
+
 def test_eval_then_report(folder, tmp_path):
     words = ["eval", folder / "space", "--prompts", folder / "texts.jsonl", "--per-set", 2]
     words += ["--out", tmp_path / "run", "--set", "n=2", "--set", "k=5", "--quiet"]

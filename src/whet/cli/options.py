@@ -37,6 +37,10 @@ RENAMED_OPTIONS = {
     "--most": "--max-prompts",
     "--keys": "--api-keys",
 }
+REMOVED_OPTIONS = {
+    name: "compare methods and numbers of steps with `whet report`"
+    for name in ("--advise", "--worth")
+}
 
 
 class Space(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
@@ -97,8 +101,12 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if new := RENAMED_OPTIONS.get(error.option_name):
-                raise click.UsageError(f"{error.option_name} is now {new}", ctx) from error
+            name = error.option_name
+            if name in RENAMED_OPTIONS:
+                raise click.UsageError(f"{name} is now {RENAMED_OPTIONS[name]}", ctx) from error
+            if name in REMOVED_OPTIONS:
+                message = f"{name} was removed: {REMOVED_OPTIONS[name]}"
+                raise click.UsageError(message, ctx) from error
             raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
