@@ -34,7 +34,9 @@ def evaluate(
     ray: str | None, config: Path | None, overrides: tuple[str, ...],
     drop_leaks: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Score every method on every prompt, in bits per byte. An interrupted run resumes.
+    """Score every method on every prompt.
+
+    Scores are in bits per byte. An interrupted run resumes.
 
     A FILE.toml names the data space and the prompts: see examples/.
     """
@@ -73,7 +75,9 @@ def report(
     runs: tuple[Path, ...], step: int | None, plot: Path | None, html: Path | None,
     space: Path | str | None, view: str, drop_leaks: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Print the results of a run: bits per byte as % of the base model's, per set.
+    """Print the results of a run.
+
+    The table shows bits per byte as % of the base model's, per set.
 
     Several runs that differ only in their methods are shown next to each other, on the prompts
     they share. Other views: what σ predicts and when to stop (uncertainty), seconds and tokens
@@ -112,7 +116,10 @@ def report(
 @JSON
 @QUIET
 def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) -> None:
-    """Compare SIFT with nearest neighbors on the source of Python's standard library (3 min)."""
+    """Compare SIFT with nearest neighbors in three minutes.
+
+    The documents are the source files of Python's standard library.
+    """
     from whet.evaluate.demo import demo, show_picks
     from whet.evaluate.results import Run
 

@@ -39,9 +39,9 @@ def generate(
     space: Path | str, prompt: str, max_tokens: int, temperature: float, compare: bool, quiet: bool,
     as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
-    """Fine-tune on documents of SPACE for PROMPT, answer, and restore the model ("-": read stdin).
+    """Fine-tune on documents of SPACE, then answer PROMPT.
 
-    With -n 0 the base model answers.
+    The documents are selected for PROMPT; "-" is read from stdin. With -n 0 the base model answers.
     """
     prompt = read_text(prompt)
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": values["seed"]}
@@ -66,7 +66,10 @@ def generate(
 def score(
     space: Path | str, text: str, prompt: str | None, quiet: bool, as_json: bool, **values: Any
 ) -> None:
-    """Bits per byte of TEXT before and after fine-tuning on its context ("-": read stdin)."""
+    """Score TEXT before and after fine-tuning on its context.
+
+    Scores are in bits per byte. A TEXT of "-" is read from stdin.
+    """
     from whet.evaluate.config import EvalConfig
     from whet.evaluate.tasks import ScoringTask
 

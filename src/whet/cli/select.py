@@ -32,7 +32,9 @@ def select(
     space: Path | str, prompt: str | None, targets: Path | None, out: Path | None,
     no_repeats: bool, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
-    """Select the most informative documents of SPACE for PROMPT, in order ("-": read stdin).
+    """Select the most informative documents for PROMPT.
+
+    They are printed in the order of selection. A PROMPT of "-" is read from stdin.
 
     With --targets, select one training set for all texts of a file (a source, as for
     `whet index`). It is printed as one JSON line per document, most useful first, with the number
@@ -70,7 +72,11 @@ def select(
 @JSON
 @SELECTION
 def explain(space: Path | str, prompt: str, as_json: bool, **values: Any) -> None:
-    """Explain the selection for PROMPT: each document's gain, and the earlier one it repeats."""
+    """Explain why each document is selected for PROMPT.
+
+    Prints the gain of each document and the earlier one that it is most similar to. A PROMPT of "-"
+    is read from stdin.
+    """
     prompt = read_text(prompt)
     retrieval = _retrieve(space, prompt, take_config(SelectionConfig, values))
     explanation = retrieval.explain()

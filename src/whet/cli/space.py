@@ -38,7 +38,7 @@ def space() -> None:
 @FOLDER
 @JSON
 def info(space: Path, as_json: bool) -> None:
-    """Describe SPACE: its documents, embedder, index, and the fields that filters can compare."""
+    """Describe SPACE: documents, embedder, index, metadata fields."""
     from whet.space.maintenance import describe
 
     record = describe(space)
@@ -66,7 +66,7 @@ def verify(space: Path, as_json: bool) -> None:
 @JSON
 @QUIET
 def compact(space: Path, as_json: bool, quiet: bool) -> None:
-    """Free the disk space of deleted documents and unfinished additions."""
+    """Free the disk space of deleted and unfinished documents."""
     from whet.io import progress_bar
     from whet.space.maintenance import size
     from whet.space.store.writer import DiskWriter
@@ -85,7 +85,7 @@ def compact(space: Path, as_json: bool, quiet: bool) -> None:
 @WHERE
 @JSON
 def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) -> None:
-    """Delete the documents with IDS, or those that pass --where, from SPACE."""
+    """Delete documents of SPACE, by IDS or with --where."""
     from whet.space.store.writer import delete_documents
 
     if bool(ids) == (where is not None):
@@ -126,7 +126,10 @@ def doctor(
     space: Path | str, prompts: Path | None, n: int, k: int, max_prompts: int, where: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Find duplicates and prompts that are in SPACE; estimate whether fine-tuning will help."""
+    """Estimate whether fine-tuning on SPACE will help.
+
+    Also counts duplicates, documents without content, and prompts that SPACE contains.
+    """
     from whet.space.diagnostics import diagnose
     from whet.space.space import DataSpace
 
@@ -146,9 +149,10 @@ def doctor(
 @JSON
 @QUIET
 def copy(space: Path, address: str, lists: int, as_json: bool, quiet: bool) -> None:
-    """Copy SPACE to a Milvus collection, at an ADDRESS such as milvus:FILE.db#NAME.
+    """Copy SPACE to a Milvus collection.
 
-    milvus:http://HOST:PORT#NAME is a collection on a server. An interrupted copy resumes.
+    ADDRESS is milvus:FILE.db#NAME, or milvus:http://HOST:PORT#NAME for a server. An interrupted
+    copy resumes.
     """
     from whet.io import progress_bar
     from whet.space.milvus.writer import copy_space
@@ -174,9 +178,9 @@ def ray() -> None:
 def serve(
     space: Path, address: str, shards: int | None, replicas: int, name: str | None, as_json: bool
 ) -> None:
-    """Serve SPACE on a Ray cluster until interrupted; prints the address that replaces SPACE.
+    """Serve SPACE on a Ray cluster until interrupted.
 
-    Every machine must see SPACE at the same path. Clients need the cluster's token: see
+    Prints the address, which other commands accept as SPACE. Every machine must see SPACE at the same path. Clients need the cluster's token: see
     docs/scale.md.
     """
     from whet.space.ray.cluster import serve as start
