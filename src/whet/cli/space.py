@@ -180,8 +180,8 @@ def serve(
 ) -> None:
     """Serve SPACE on a Ray cluster until interrupted.
 
-    Prints the address, which other commands accept as SPACE. Every machine must see SPACE at the same path. Clients need the cluster's token: see
-    docs/scale.md.
+    Prints the address, which other commands accept as SPACE. Every machine must see SPACE at the
+    same path. Clients need the cluster's token: see docs/scale.md.
     """
     from whet.space.ray.cluster import serve as start
 
