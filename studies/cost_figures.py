@@ -19,7 +19,8 @@ from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate, resampled
 
 COMPARED = (
-    "sift", "sift(0.1)", "nearest", "hull", "hull(gradient_reuse=2)", "mmr", "random", "uncertainty",
+    "sift", "sift(0.1)", "nearest", "hull", "hull(gradient_reuse=2)", "mmr", "random",
+    "uncertainty",
 )  # fmt: skip
 MIN_DENSITY = 400  # from this many points on, a density is drawn instead of the points
 

@@ -176,7 +176,7 @@ REGISTRY = {
         view=_curves(
             {"sift": "full", "sift(adapter=head)": "head"}, ("sift(adapter=head)", "sift")
         ),
-        runs=("core+modes",),
+        runs=("core+adapters",),
         differences="the head's learning rate was not tuned",
     ),
     "fig15": ArtifactSpec(
@@ -184,7 +184,7 @@ REGISTRY = {
         view=_curves(
             {"sift": "full", "sift(adapter=lora)": "LoRA"}, ("sift(adapter=lora)", "sift")
         ),
-        runs=("core+modes",),
+        runs=("core+adapters",),
         differences="LoRA's learning rate was not tuned",
     ),
     "fig16-17": ArtifactSpec(

@@ -38,7 +38,7 @@ RUN_SPECS = {
     "context": RunSpec(methods=("sift(use=context)", "sift(use=both)")),
     "rivals": RunSpec(methods=("random", "mmr", "hull", "hull(gradient_reuse=2)", "dynamic")),
     "order": RunSpec(methods=("nearest(order=reversed)",)),
-    "modes": RunSpec(methods=("sift(adapter=lora)", "sift(adapter=head)")),
+    "adapters": RunSpec(methods=("sift(adapter=lora)", "sift(adapter=head)")),
     "candidates": RunSpec(methods=("sift(k=50)", "sift(k=100)", "sift(k=1000)")),
     "third": RunSpec(methods=BY_SHARE, share=0.33),
     "thirtieth": RunSpec(methods=BY_SHARE, share=0.03),

@@ -1,6 +1,7 @@
 """A study evaluates each run once, resumes it after a kill, and uses the right part of the data."""
 
 import json
+import re
 import shutil
 import sysconfig
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from support import eval_fixtures
+from support.paths import ROOT
 
 from studies.__main__ import main
 from studies.registry import REGISTRY
@@ -148,3 +150,9 @@ def test_the_command_prints_the_table_and_writes_its_files(folder, tmp_path):
     assert "| candidates" in done.output and "Differences from the paper:" in done.output
     files = {path.name for path in (tmp_path / "artifacts").iterdir()}
     assert files == {"fig21.json", "fig21.png", "fig21.svg"}
+
+
+def test_the_package_does_not_import_the_studies():
+    sources = (ROOT / "src" / "whet").rglob("*.py")
+    pattern = re.compile(r"^\s*(from|import) studies\b", re.MULTILINE)
+    assert not [path for path in sources if pattern.search(path.read_text("utf-8"))]
