@@ -58,7 +58,7 @@ CASES = {
     "Engine(s, 'whet-nano')": "model is 'whet-nano': expected a LanguageModel, such as",
     "Engine(s, model, 'LoRA')": "adapter is 'LoRA': expected full, lora, head",
     "engine.generate(['a'])": "prompt is ['a']: expected one text",
-    "list(engine.generate_many([{'prompt': 'x'}]))": "request is {'prompt': 'x'}: expected a text or",
+    "list(engine.generate_many([{'prompt': 'x'}]))": "request is {'prompt': 'x'}: expected a text",
     "Request('x', selection=4)": "selection is 4: expected a whet.SelectionConfig",
     "whet.TrainingConfig(order='sideways')": "order is 'sideways': expected selected or reversed",
     "Request('x', documents=['a text'])": "documents contains 'a text': expected a Document",

@@ -172,3 +172,14 @@ def test_labels_are_chosen_when_a_space_is_built(tmp_path):
     other = whet("index", source, tmp_path / "s", "--label-field", "year", "--quiet")
     assert other.exit_code == 1 and "chosen when a data space is created" in other.stderr
     assert whet("index", source, tmp_path / "t", "--public-label", "a").exit_code == 2
+
+
+def test_a_copy_in_milvus_is_selected_from_by_its_address(space, tmp_path):
+    pytest.importorskip("milvus_lite", reason="milvus-lite is missing (extra: test)")
+    address = f"milvus:{tmp_path / 'copy.db'}#records"
+    assert run_json("space", "copy", space, address, "--quiet")["documents"] == 40
+    command = ["red fox runs", "-n", 3, "-k", 10]
+    picks = run_json("select", address, *command)["picks"]
+    assert [pick["id"] for pick in picks] == [
+        pick["id"] for pick in run_json("select", space, *command)["picks"]
+    ]
