@@ -50,7 +50,7 @@ def test_a_run_is_evaluated_once_and_joined_with_others(folder, tmp_path):
     )
     rows = first.run("core").table.to_pylist()
     assert study(folder, tmp_path).run("core").table.to_pylist() == rows  # clocks and all
-    with pytest.raises(RunFolderError, match="holds a run with n 2, but 3 is asked"):
+    with pytest.raises(RunFolderError, match="holds a run with n 2, not 3"):
         study(folder, tmp_path, n=3).run("core")
 
 
