@@ -5,6 +5,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import DTypeLike
 
 Array = np.ndarray
 
@@ -182,7 +183,7 @@ def duplicate_groups(rows: Float[Array, "k d"]) -> Int[Array, " k"]:
 
 
 def normalize_rows(
-    rows: Float[Array, "k d"], *, dtype: type = np.float64, min_norm: float = 0.0
+    rows: Float[Array, "k d"], *, dtype: DTypeLike = np.float64, min_norm: float = 0.0
 ) -> Float[Array, "k d"]:
     """Return every row scaled to unit length, computed in `dtype`.
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from whet.errors import SpaceError
 from whet.io import load_npy
-from whet.maths.arrays import Array, as_count, check_matrix
+from whet.maths.arrays import Array, as_count, check_matrix, normalize_rows
 from whet.space.store.protocol import Metric, SearchResults
 
 TIE = 1e-9  # relative; as in whet.select
@@ -71,7 +71,7 @@ class VectorFile:
     ) -> Iterator[tuple[Int[Array, " m"], Float[Array, "m d"]]]:
         """Yield blocks of row numbers and unit vectors in float32, of the visible rows."""
         for rows, block in self._blocks(visible):
-            yield rows, block if self.normalized else _normalize(block)
+            yield rows, block if self.normalized else normalize_rows(block, dtype=block.dtype)
 
     def _blocks(
         self, visible: Bool[Array, " n"] | None
@@ -229,11 +229,9 @@ def write_npy_header(file: IO[bytes], count: int, dimension: int) -> None:
 def to_float16(rows: Float[Array, "n d"], normalized: bool = True) -> Float[Array, "n d"]:
     """Rows as they are stored; if `normalized`, with their length set to 1 before rounding."""
     wide = rows.astype(np.float32, copy=False)
-    return np.ascontiguousarray(_normalize(wide) if normalized else wide, dtype="<f2")
-
-
-def _normalize(wide: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    return _divide(wide, np.linalg.norm(wide, axis=1, keepdims=True))
+    return np.ascontiguousarray(
+        normalize_rows(wide, dtype=wide.dtype) if normalized else wide, dtype="<f2"
+    )
 
 
 def _divide(values: Array, lengths: Array) -> Array:
