@@ -1,7 +1,7 @@
-"""What every store must do. `test_store.py` runs it on all of `STORES`; add a store there.
+"""Tests that every store must pass; `space/store/test_conformance.py` runs them on `STORES`.
 
-A store is a function from an empty or used folder to a `Writer` of vectors of dimension 8, made by
-the embedder "test".
+A store is a function from an empty or used folder to a `Writer` of vectors of dimension 8 that
+the embedder "test" made.
 """
 
 import json
@@ -21,13 +21,13 @@ from whet.space.store.writer import DiskWriter
 D = 8
 
 
-def in_segments(folder):
+def disk_writer(folder):
     there = (folder / "meta.json").exists()
     new = None if there else Manifest(embedder="test", fingerprint="test", dimension=D)
     return DiskWriter(folder, new=new)
 
 
-STORES = {"reference": lambda folder: ReferenceWriter(D, "test"), "segments": in_segments}
+STORES = {"reference": lambda folder: ReferenceWriter(D, "test"), "segments": disk_writer}
 
 
 def table(n, start=0, **meta):
@@ -43,12 +43,12 @@ def table(n, start=0, **meta):
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def units(n, seed=0, kinds=None):
-    """Unit rows; with `kinds`, of so many directions and either sign, so that many are equal."""
+def units(n, seed=0, directions=None):
+    """Unit rows; with `directions`, only so many different ones, of either sign."""
     rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((n if kinds is None else kinds, D))
-    if kinds is not None:
-        rows = rows[rng.integers(0, kinds, n)] * rng.choice([-1, 1], (n, 1))
+    rows = rng.standard_normal((n if directions is None else directions, D))
+    if directions is not None:
+        rows = rows[rng.integers(0, directions, n)] * rng.choice([-1, 1], (n, 1))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -61,8 +61,8 @@ def store(make, tmp_path):
     made.close()
 
 
-def drawn(seed, deep=2):
-    """A filter, at random."""
+def random_filter(seed, depth=2):
+    """A random filter."""
     rng = np.random.default_rng(seed)
     leaves = [
         Compare("i", rng.choice(["==", "<", ">="]).item(), int(rng.integers(-2, 70))),
@@ -73,13 +73,17 @@ def drawn(seed, deep=2):
         In("i", tuple(rng.integers(0, 60, 4).tolist())),
         In("id", ("d3", "d31", "no")[: rng.integers(4)]),
     ]
-    if deep == 0 or rng.random() < 0.3:
+    if depth == 0 or rng.random() < 0.3:
         return leaves[rng.integers(len(leaves))]
-    inner = tuple(drawn(int(rng.integers(2**32)), deep - 1) for _ in range(rng.integers(4)))
+    inner = tuple(
+        random_filter(int(rng.integers(2**32)), depth - 1) for _ in range(rng.integers(4))
+    )
     return [And(inner), Or(inner), Not(And(inner))][rng.integers(3)]
 
 
-used = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+reuse_fixtures = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25
+)
 
 
 def assert_same(found, truth):
@@ -88,15 +92,15 @@ def assert_same(found, truth):
     np.testing.assert_array_equal(found.vectors, truth.vectors)
 
 
-@used
+@reuse_fixtures
 @given(
     seed=st.integers(0, 999),
     k=st.integers(1, 70),
     metric=st.sampled_from(["abs_cosine", "cosine"]),
     filtered=st.booleans(),
 )
-def test_exact_search_is_brute_force(store, seed, k, metric, filtered):
-    truth, where = ReferenceWriter(D, "test"), drawn(seed) if filtered else None
+def test_exact_search_equals_brute_force(store, seed, k, metric, filtered):
+    truth, where = ReferenceWriter(D, "test"), random_filter(seed) if filtered else None
     truth.add(table(30), units(30))
     truth.add(table(30, 30), units(30, 1))
     query = units(3, seed + 10)
@@ -109,20 +113,25 @@ def test_exact_search_is_brute_force(store, seed, k, metric, filtered):
     np.testing.assert_array_equal(reader.ids(where), best.ids(where))
 
 
-@settings(used, max_examples=15)
-@given(seed=st.integers(0, 999), n=st.integers(1, 40), kinds=st.integers(1, 4), k=st.integers(1, 9))
-def test_of_equals_the_lowest_ids_are_found(make, tmp_path_factory, seed, n, kinds, k):
+@settings(reuse_fixtures, max_examples=15)
+@given(
+    seed=st.integers(0, 999),
+    n=st.integers(1, 40),
+    directions=st.integers(1, 4),
+    k=st.integers(1, 9),
+)
+def test_ties_go_to_the_lowest_ids(make, tmp_path_factory, seed, n, directions, k):
     store, truth = make(tmp_path_factory.mktemp("s") / "s"), ReferenceWriter(D, "test")
     for one in (store, truth):
-        one.add(table(n), units(n, seed, kinds))
-        one.add(table(n, n), units(n, seed, kinds))
+        one.add(table(n), units(n, seed, directions))
+        one.add(table(n, n), units(n, seed, directions))
     query = units(2, seed + 1)
     found, best = (one.snapshot().search(query, k) for one in (store, truth))
     np.testing.assert_array_equal(found.ids, best.ids)
     store.close()
 
 
-def test_both_signs_are_merged_and_a_row_comes_once(store):
+def test_rows_of_both_signs_are_merged_without_duplicates(store):
     reader, query = store.snapshot(), units(1)
     found = reader.search(query, 60)
     assert sorted(found.ids[0].tolist()) == list(range(60))
@@ -131,24 +140,24 @@ def test_both_signs_are_merged_and_a_row_comes_once(store):
                                                        True))  # fmt: skip
 
 
-def test_padding_is_last_and_has_no_id(store):
+def test_results_are_padded_at_the_end(store):
     found = store.snapshot().search(units(2), 75, where=Compare("i", "<", 5))
     assert (found.ids[:, :5] >= 0).all() and (found.ids[:, 5:] == -1).all()
     assert not found.scores[:, 5:].any() and not found.vectors[:, 5:].any()
     assert len(found[0]) == 5 and (np.diff(found[0].rows) > 0).all()
 
 
-def test_a_filter_comes_before_the_search(store):
+def test_filters_apply_before_the_search(store):
     found = store.snapshot().search(units(3), 10, where=Compare("set", "==", "b"))
     assert (found.ids >= 0).all() and (found.ids % 3 == 1).all()
 
 
-def test_duplicate_vectors_both_appear(store):
+def test_equal_vectors_are_all_found(store):
     store.add(table(2, 100), units(1)[[0, 0]])
     assert store.snapshot().search(units(1), 3).ids.tolist() == [[0, 60, 61]]
 
 
-def test_a_deleted_row_is_nowhere_and_its_id_is_not_given_again(store):
+def test_deleted_rows_are_gone_and_their_ids_are_not_reused(store):
     before = store.snapshot()
     store.delete(ids=[0, 59, 7777])
     store.delete(where=Compare("i", "==", 31))
@@ -166,7 +175,7 @@ def test_a_deleted_row_is_nowhere_and_its_id_is_not_given_again(store):
     assert store.snapshot().find(["d0"]).tolist() == [60]
 
 
-def test_rows_and_vectors_come_in_the_order_asked(store):
+def test_rows_and_vectors_are_returned_in_the_requested_order(store):
     reader, asked = store.snapshot(), [41, 3, 41, 0]
     rows = reader.rows(asked)
     assert rows["id"].to_pylist() == ["d41", "d3", "d41", "d0"] and rows.schema.equals(SCHEMA)
@@ -178,7 +187,7 @@ def test_rows_and_vectors_come_in_the_order_asked(store):
     assert reader.find(["d41", "d0"]).tolist() == [41, 0]
 
 
-def test_a_reader_is_pinned_to_its_version(store):
+def test_readers_are_snapshots(store):
     reader = store.snapshot()
     found, version = reader.search(units(2), 60), reader.version
     store.delete(where=Compare("i", "<", 50))
@@ -188,15 +197,15 @@ def test_a_reader_is_pinned_to_its_version(store):
     assert reader.rows([0])["id"].to_pylist() == ["d0"]
 
 
-def test_twice_with_one_key_is_once(store):
+def test_adding_twice_with_one_key_has_no_effect(store):
     first = store.add(table(5, 60), units(5, 3), key="batch 1")
     assert store.add(table(5, 60), units(5, 3), key="batch 1") == first
     assert store.snapshot().count() == 65
 
 
 REFUSED = [
-    (table(2, 58), units(2)),  # there already
-    (pa.concat_tables([table(1, 99)] * 2), units(2)),  # twice
+    (table(2, 58), units(2)),  # stored already
+    (pa.concat_tables([table(1, 99)] * 2), units(2)),  # repeated
     (table(2, 99), 2 * units(2)),
     (table(2, 99), units(2)[:, :4]),
     (table(2, 99), units(2) * np.float32(np.nan)),
@@ -204,7 +213,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("rows, vectors", REFUSED)
-def test_what_cannot_be_added_is_refused_whole(store, rows, vectors):
+def test_invalid_additions_change_nothing(store, rows, vectors):
     before = store.snapshot().version
     with pytest.raises(ValueError):
         store.add(rows, vectors)
@@ -231,7 +240,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_search_that_cannot_be_is_refused(store, bad):
+def test_invalid_searches_are_refused(store, bad):
     asked = {"queries": units(1), "k": 3, **bad}
     with pytest.raises(ValueError):
         store.snapshot().search(asked.pop("queries"), asked.pop("k"), **asked)
@@ -240,7 +249,7 @@ def test_a_search_that_cannot_be_is_refused(store, bad):
 @pytest.mark.parametrize(
     "where", [Compare("nothing", "==", 1), Not(Compare("nothing", "<", 1)), Compare("i", "==", "a")]
 )
-def test_a_field_or_kind_that_no_row_has_is_refused(store, where):
+def test_unknown_fields_and_kinds_are_refused(store, where):
     reader = store.snapshot()
     for ask in (
         lambda: reader.search(units(1), 3, where=where),
@@ -253,10 +262,10 @@ def test_a_field_or_kind_that_no_row_has_is_refused(store, where):
             ask()
 
 
-@used
+@reuse_fixtures
 @given(seed=st.integers(0, 999), k=st.integers(1, 60))
-def test_nothing_widens_a_bound_filter(store, seed, k):
-    whole, bound, where = store.snapshot(), drawn(seed), drawn(seed + 1000)
+def test_filtered_readers_never_expose_other_rows(store, seed, k):
+    whole, bound, where = store.snapshot(), random_filter(seed), random_filter(seed + 1000)
     allowed = set(whole.ids(bound).tolist())
     reader = whole.filter(bound)
     assert reader.count() == len(allowed) and set(reader.ids().tolist()) == allowed
@@ -276,7 +285,7 @@ def test_nothing_widens_a_bound_filter(store, seed, k):
     assert (reader.find([f"d{row}" for row in rest.tolist()]) == -1).all()
 
 
-def test_a_restricted_reader_knows_no_field_of_other_rows(store):
+def test_filtered_readers_do_not_know_fields_of_other_rows(store):
     store.add(table(3, 60, secret="s"), units(3))
     reader = store.snapshot().filter(Compare("i", "<", 60))
     assert store.snapshot().count(Compare("secret", "==", "s")) == 3
@@ -287,11 +296,11 @@ def test_a_restricted_reader_knows_no_field_of_other_rows(store):
     assert again.count() == 60
 
 
-def test_no_vectors_unless_asked_for(store):
+def test_vectors_are_optional(store):
     assert store.snapshot().search(units(1), 3, vectors=False).vectors is None
 
 
-def test_an_empty_store_is_searched(make, tmp_path):
+def test_empty_stores_can_be_searched(make, tmp_path):
     store = make(tmp_path / "new")
     reader = store.snapshot()
     assert reader.count() == 0 and len(reader.ids()) == 0
@@ -300,6 +309,6 @@ def test_an_empty_store_is_searched(make, tmp_path):
     store.close()
 
 
-def test_text_and_values_spell_one_filter(store):
+def test_parsed_filters_are_applied(store):
     where = parse('set in ["a", "b"] and not (i >= 10 or third == True)')
     assert store.snapshot().ids(where).tolist() == [1, 4, 7]

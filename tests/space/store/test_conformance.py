@@ -1,4 +1,4 @@
-"""Every store keeps the rules of `whet.space.store.protocol`."""
+"""The stores on disk and in memory follow the rules of `whet.space.store.protocol`."""
 
 import pytest
 from support.store_conformance import *  # noqa: F403  # its tests, and the fixture they share

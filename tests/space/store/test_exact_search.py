@@ -1,4 +1,4 @@
-"""Exact search finds what brute force finds, whatever the block, memory, batch or threads."""
+"""Exact search equals brute force for any block size, memory, batch and number of threads."""
 
 import numpy as np
 import pytest
@@ -43,9 +43,7 @@ def by_brute_force(store, query, k, metric="abs_cosine"):
     block=st.sampled_from([1, 3, 1024]),
     in_memory=st.sampled_from([0, 2**20]),
 )
-def test_search_finds_what_brute_force_finds(
-    tmp_path_factory, seed, n, d, share, metric, block, in_memory
-):
+def test_search_equals_brute_force(tmp_path_factory, seed, n, d, share, metric, block, in_memory):
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((n, d)) / np.sqrt(d)
     rows[rng.random(n) < 0.1] = 0
@@ -62,7 +60,7 @@ def test_search_finds_what_brute_force_finds(
     store.close()
 
 
-def test_search_tells_apart_what_float32_products_cannot(tmp_path):
+def test_search_distinguishes_scores_that_float32_cannot(tmp_path):
     rng = np.random.default_rng(0)
     centre = rng.standard_normal(96)
     rows = centre + 0.003 * rng.standard_normal((500, 96))
@@ -71,7 +69,7 @@ def test_search_tells_apart_what_float32_products_cannot(tmp_path):
     assert nearest(store, query[None], 50)[0].rows.tolist() == by_brute_force(store, query, 50)
 
 
-def test_of_rows_equally_near_the_first_are_found(tmp_path):
+def test_ties_go_to_the_first_rows(tmp_path):
     rng = np.random.default_rng(0)
     row = rng.standard_normal(60) / 8
     rows = np.stack([rng.permutation(row) for _ in range(300)])  # sums differ by their rounding

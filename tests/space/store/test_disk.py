@@ -1,4 +1,4 @@
-"""The embedded store on a disk that fails, beside other processes, and around Faiss's traps."""
+"""The store on disk: damaged files, several processes, labels and the Faiss index."""
 
 import json
 import os
@@ -10,31 +10,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.hashing_embedder import HashingEmbedder
-from support.store_conformance import D, in_segments, table, units
+from support.store_conformance import D, disk_writer, table, units
 
 from whet.data.documents import Document
 from whet.data.filters import Compare, In
 from whet.errors import EmbedderMismatchError, SpaceError
 from whet.space.maintenance import verify
 from whet.space.space import DataSpace
-from whet.space.store import ann_index as index
+from whet.space.store import ann_index
 from whet.space.store.manifest import Labels, Manifest, read_manifest
 from whet.space.store.reader import DiskReader
 from whet.space.store.writer import DiskWriter
 
-TESTS = Path(__file__).parent
+PREAMBLE = """
+import os, sys
+from pathlib import Path
+from support.store_conformance import disk_writer, table, units
+from whet.errors import SpaceError
+from whet.space.store.reader import DiskReader
+"""
 FILES = ["vectors.npy", "ids.npy", "rows.arrow", "columns.arrow", "names.npy", "index.faiss",
          "segment.json"]  # fmt: skip
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(index, "MIN_ROWS", 400)
+    monkeypatch.setattr(ann_index, "MIN_ROWS", 400)
 
 
 @pytest.fixture
 def path(tmp_path, small):
-    with in_segments(tmp_path / "s") as writer:
+    with disk_writer(tmp_path / "s") as writer:
         writer.add(table(1000), units(1000))
         writer.add(table(30, 1000), units(30, 1))
     return tmp_path / "s"
@@ -45,19 +51,17 @@ def files(path):
 
 
 def python(code, *arguments):
-    code = "from test_segments import *\n" + code
-    paths = os.pathsep.join([str(TESTS), *sys.path])
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", PREAMBLE + code, *map(str, arguments)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
 
-def test_an_index_nominates_and_stored_vectors_decide(path):
+def test_candidates_of_an_index_are_scored_by_their_stored_vectors(path):
     reader, query = DiskReader.open(path), units(8, 9)
     exact = reader.search(query, 20, exact=True)
     found = reader.search(query, 20, probe_fraction=0.7)
@@ -75,7 +79,7 @@ def test_an_index_nominates_and_stored_vectors_decide(path):
     np.testing.assert_array_equal(whole.ids, exact.ids)
 
 
-def test_more_effort_finds_more(path):
+def test_larger_probe_fractions_have_higher_recall(path):
     reader, query = DiskReader.open(path), units(40, 5)
     exact = reader.search(query, 5, exact=True).ids
     found = [reader.search(query, 5, probe_fraction=e).ids for e in (0.05, 0.3, 1.0)]
@@ -88,39 +92,39 @@ def test_recall_is_measured_when_the_index_is_built(path):
     [large, little] = DiskReader.open(path).segments
     assert little.index_stats is None
     assert (
-        large.index_stats.recall >= index.TARGET_RECALL
+        large.index_stats.recall >= ann_index.TARGET_RECALL
         and 0 < large.index_stats.probe_fraction <= 1
     )
     assert list(np.sort(large.index_stats.efforts)) == large.index_stats.efforts
 
 
 @pytest.mark.parametrize("few", [True, False])
-def test_a_filtered_search_of_an_index_finds_only_what_passes(path, few):
+def test_filtered_searches_of_an_index_find_only_passing_rows(path, few):
     where = In("i", (3, 7, 11)) if few else Compare("i", "<", 900)
     found = DiskReader.open(path).search(units(4, 9), 10, where=where, probe_fraction=0.5)
     passing = {3, 7, 11} if few else set(range(900))
     assert set(found.ids.ravel().tolist()) <= passing | {-1}
     assert found.exact or not few
-    deleted = in_segments(path)
+    deleted = disk_writer(path)
     deleted.delete(where=Compare("third", "==", True))
     found = deleted.snapshot().search(units(4, 9), 10, probe_fraction=0.5)
     assert (found.ids % 3 != 0).all()
     deleted.close()
 
 
-def test_nobody_uses_an_index_that_is_fitted_on_what_he_may_not_read(path):
+def test_indexes_fitted_on_hidden_rows_are_not_used(path):
     reader = DiskReader.open(path)
     assert not reader.search(units(1), 5, probe_fraction=0.5).exact
     assert reader.filter(Compare("i", "==", 5)).search(units(1), 1).exact
     assert reader.filter(Compare("i", "<", 999)).search(units(1), 5, probe_fraction=0.5).exact
     assert not reader.filter(Compare("i", "<", 2000)).search(units(1), 5, probe_fraction=0.5).exact
-    with in_segments(path) as writer:  # what was deleted had its part in the fitting
+    with disk_writer(path) as writer:  # the index was fitted on the deleted row too
         writer.delete(where=Compare("i", "==", 999))
     reader = DiskReader.open(path).filter(Compare("i", "<", 999))
     assert reader.search(units(1), 5, probe_fraction=0.5).exact
 
 
-def test_in_a_labelled_store_an_index_is_of_one_label(tmp_path, small):
+def test_indexes_contain_rows_of_one_label(tmp_path, small):
     new = Manifest(embedder="test", fingerprint="test", dimension=D, labels=Labels(field="set"))
     with DiskWriter(tmp_path / "s", new=new) as writer:
         rows = table(1500).to_pylist()
@@ -137,9 +141,9 @@ def test_in_a_labelled_store_an_index_is_of_one_label(tmp_path, small):
     assert not own.search(units(1), 5, probe_fraction=0.5).exact and own.count() == 999
 
 
-def test_what_is_written_never_changes(path):
+def test_written_files_never_change(path):
     before = files(path)
-    with in_segments(path) as writer:
+    with disk_writer(path) as writer:
         writer.add(table(500, 2000), units(500, 3))
         writer.delete(where=Compare("i", "<", 10))
     after = files(path)
@@ -147,13 +151,13 @@ def test_what_is_written_never_changes(path):
     assert len(after) == 7 + 6 + 7
 
 
-def test_an_index_is_mapped_not_loaded(path):
+def test_indexes_are_memory_mapped(path):
     reader = DiskReader.open(path)
     reader.search(units(1), 5, probe_fraction=0.5)
     assert "index.faiss" in Path("/proc/self/maps").read_text()
 
 
-def test_faiss_keeps_the_threads_it_had(path):
+def test_the_thread_count_of_faiss_is_restored(path):
     import faiss
 
     before = faiss.omp_get_max_threads()
@@ -161,10 +165,10 @@ def test_faiss_keeps_the_threads_it_had(path):
     assert faiss.omp_get_max_threads() == before
 
 
-def test_a_reader_outlives_compaction_and_then_the_space_is_given_back(path):
+def test_readers_survive_compaction_which_then_frees_the_disk(path):
     reader = DiskReader.open(path)
     found, old = reader.search(units(3, 9), 40), set(os.listdir(path / "segments"))
-    with in_segments(path) as writer:
+    with disk_writer(path) as writer:
         writer.delete(where=Compare("i", "<", 500))
         writer.compact()
         assert old < set(os.listdir(path / "segments"))
@@ -178,7 +182,6 @@ def test_a_reader_outlives_compaction_and_then_the_space_is_given_back(path):
 
 
 READER = """
-from test_segments import *
 reader = DiskReader.open(sys.argv[1])
 print(reader.version, flush=True)
 input()
@@ -187,21 +190,21 @@ print(reader.count(), len(reader.rows(reader.ids())), found.ids[0])
 """
 
 
-def test_another_process_reads_on_while_all_is_rewritten(path):
+def test_other_processes_read_during_compaction(path):
     process = subprocess.Popen(
-        [sys.executable, "-c", READER, str(path)],
+        [sys.executable, "-c", PREAMBLE + READER, str(path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert process.stdout.readline().strip() == "2"
-    with in_segments(path) as writer:
+    with disk_writer(path) as writer:
         writer.delete(where=Compare("i", ">=", 100))
         writer.compact()
     out, _ = process.communicate("\n")
     assert process.returncode == 0 and out.startswith("1030 1030 ")
 
 
-def test_a_fork_reads_what_its_parent_opened(path):
+def test_forks_read_the_readers_of_their_parent(path):
     reader = DiskReader.open(path)
     truth = reader.search(units(2), 9, probe_fraction=0.5).ids
     child = os.fork()
@@ -212,16 +215,16 @@ def test_a_fork_reads_what_its_parent_opened(path):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_two_writers_are_told_apart(path):
-    with in_segments(path), pytest.raises(SpaceError, match="being written by another process"):
-        in_segments(path)
-    with in_segments(path) as writer:
+def test_a_second_writer_is_refused(path):
+    with disk_writer(path), pytest.raises(SpaceError, match="being written by another process"):
+        disk_writer(path)
+    with disk_writer(path) as writer:
         writer.add(table(1, 5000), units(1))
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
-def test_a_broken_file_is_named_and_the_rest_is_usable(path, name, damage):
+def test_broken_files_are_named_and_the_rest_is_usable(path, name, damage):
     file = path / "segments" / read_manifest(path).segments[0] / name
     if damage == "missing":
         file.unlink()
@@ -243,7 +246,7 @@ def test_a_broken_file_is_named_and_the_rest_is_usable(path, name, damage):
     assert not found.exact and (found.shards_ok, found.shards) == (1, 2)
 
 
-def test_a_flipped_bit_in_the_head_of_an_index_is_refused_before_it_is_parsed(path):
+def test_a_damaged_index_header_is_refused_before_it_is_parsed(path):
     file = path / "segments" / read_manifest(path).segments[0] / "index.faiss"
     content = bytearray(file.read_bytes())
     content[40] ^= 1
@@ -277,14 +280,14 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("damage, message", DAMAGE)
-def test_a_broken_manifest_is_refused_in_one_line(path, damage, message):
+def test_broken_manifests_are_refused_in_one_line(path, damage, message):
     damage(path)
     with pytest.raises(SpaceError, match=message) as caught:
         DiskReader.open(path)
     assert "\n" not in str(caught.value)
 
 
-def test_another_embedder_is_refused(path):
+def test_other_embedders_are_refused(path):
     with pytest.raises(
         EmbedderMismatchError, match="was made by embedder test with fingerprint 'test'"
     ):
@@ -293,7 +296,7 @@ def test_another_embedder_is_refused(path):
 
 FULL = """
 import resource
-writer = in_segments(Path(sys.argv[1]))
+writer = disk_writer(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     writer.add(table(3000, 5000), units(3000))
@@ -318,7 +321,7 @@ DiskReader.open(path).search(units(1), 5)  # imports what the other may not be a
 os.setuid(65534)
 assert DiskReader.open(path).search(units(1), 5).ids.shape == (1, 5)
 try:
-    with in_segments(path) as writer:
+    with disk_writer(path) as writer:
         writer.add(table(1, 5000), units(1))
 except SpaceError as error:
     assert "cannot be written (Permission denied): nothing was changed" in str(error), error
@@ -327,8 +330,8 @@ else:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_read_only_folder_is_read(path, tmp_path_factory):
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
+def test_read_only_folders_can_be_read(path, tmp_path_factory):
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -338,9 +341,9 @@ def test_a_read_only_folder_is_read(path, tmp_path_factory):
     assert writer.returncode == 0, complaint
 
 
-def test_no_clock_is_asked(path):
+def test_file_times_are_ignored(path):
     os.utime(path / "meta.json", (0, 0))  # as if written long after what is written next
-    with in_segments(path) as writer:
+    with disk_writer(path) as writer:
         assert writer.add(table(1, 7000), units(1)) == 3
         for file in (path / "segments").rglob("*"):
             os.utime(file, (2**31, 2**31))
@@ -348,7 +351,7 @@ def test_no_clock_is_asked(path):
     assert DiskReader.open(path).count() == 1030
 
 
-def test_vectors_of_any_length_are_kept_as_they_are(tmp_path):
+def test_vectors_that_are_not_normalized_keep_their_length(tmp_path):
     class Long(HashingEmbedder):
         normalized = False
 
