@@ -6,16 +6,19 @@ Runs Milvus Lite in a file, or the server at `WHET_MILVUS`.
 import json
 import os
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.hashing_embedder import HashingEmbedder
 from support.store_conformance import *  # noqa: F403  # its tests, and the fixture they share
 from support.store_conformance import D, assert_same, disk_writer, reuse_fixtures, table, units
 
+from whet.cli import main
 from whet.data.documents import Document
 from whet.data.filters import Compare, In, Not
 from whet.errors import EmbedderMismatchError, SpaceError
@@ -201,12 +204,25 @@ def test_labels_are_copied_and_other_labels_refused(space, address, tmp_path):
         copy_space(space.path, address)
 
 
-@pytest.mark.parametrize("action", [describe, verify, DataSpace.build])
-def test_commands_for_folders_refuse_addresses(action):
-    with pytest.raises((SpaceError, ValueError), match="expected (a|the) folder"):
-        action(["x"], "milvus:x.db#docs") if action == DataSpace.build else action(
-            "milvus:x.db#docs"
-        )
+@pytest.mark.parametrize("function", [describe, verify])
+def test_maintenance_of_an_address_is_refused(function):
+    with pytest.raises(SpaceError, match="milvus:x.db#docs is an address: expected the folder"):
+        function(Path("milvus:x.db#docs"))
+
+
+def test_addresses_cannot_be_built():
+    with pytest.raises(ValueError, match="expected a folder"):
+        DataSpace.build(["x"], "milvus:x.db#docs")
+
+
+def test_the_command_line_copies_and_selects_by_address(space, address):
+    run = CliRunner()
+    copied = run.invoke(main, ["space", "copy", str(space.path), address, "--json"])
+    assert copied.exit_code == 0 and json.loads(copied.stdout)["documents"] == len(space)
+    selected = run.invoke(main, ["select", address, "blue sky", "-n", "3", "-k", "5"])
+    assert selected.exit_code == 0 and "blue sky" in selected.output
+    refused = run.invoke(main, ["space", "info", address])
+    assert refused.exit_code == 1 and "is an address" in refused.output
 
 
 def test_addresses_are_parsed():
