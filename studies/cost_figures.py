@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from studies import plotting
 from studies.artifact import Artifact, Rows
 from studies.metrics import check_methods, paired_difference, present
-from whet.evaluate.costs import Cost, costs
+from whet.evaluate.report.costs import Cost, costs
 from whet.evaluate.results import PHASES, Run
 from whet.evaluate.uncertainty import ALPHAS, calibration, correlation, stopped_at, stops
 from whet.maths.arrays import Array

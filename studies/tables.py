@@ -22,7 +22,7 @@ from studies.metrics import (
     sets_and_all,
     split_by_set,
 )
-from whet.evaluate.report.table import RIVALS, SHORT, report
+from whet.evaluate.report.table import BASELINES, SHORT, report
 from whet.evaluate.results import Run, align_runs
 from whet.evaluate.uncertainty import KINDS, correlations
 from whet.maths.statistics import Estimate
@@ -34,9 +34,9 @@ ENCYCLOPEDIA = "wikipedia"
 
 def by_set(run: Run) -> Artifact:
     """Tables 1 and 4: US, NN, NN-F and SIFT in percent of base, set by set."""
-    check_methods(run, *RIVALS, "sift")
+    check_methods(run, *BASELINES, "sift")
     lines = report(run).lines
-    methods = [*RIVALS, "sift"]
+    methods = [*BASELINES, "sift"]
     rows: Rows = [
         (
             line.name,

@@ -37,35 +37,35 @@ def embedded(text):
 
 
 def test_the_numbers_of_the_page_are_those_of_the_run(run):
-    told = embedded(page(run))
+    data = embedded(page(run))
     ours = report(run)
-    everything, *sets = told["curves"]
+    everything, *sets = data["curves"]
     assert [curve["name"] for curve in sets] == sorted(["arxiv", HOSTILE, "github"])
     for i, method in enumerate(run.methods):
         for j, step in enumerate(run.steps):
             expected = mean_estimate(run.ratio(method, step))
             triple = [expected.value, expected.low, expected.high]
             assert everything["values"][i][j] == pytest.approx(triple, abs=1e-3)
-            bits = [prompt["bits"][i][j] for prompt in told["prompts"]]
+            bits = [prompt["bits"][i][j] for prompt in data["prompts"]]
             assert bits == pytest.approx(run.bits(method, step), abs=0.06)
-    line = told["table"][-1]
+    line = data["table"][-1]
     assert line["base"] == pytest.approx(ours.lines[-1].base)
     assert line["paired"][3][0] == pytest.approx(ours.lines[-1].paired["sift"].value, abs=1e-3)
 
 
 def test_a_set_may_have_the_name_of_all(tmp_path):
     run = fake_runs.run(tmp_path / "run", sets=("all", "all, by prompt"))
-    told = embedded(page(run))
-    assert [curve["name"] for curve in told["curves"]] == ["all prompts", "all", "all, by prompt"]
-    assert [curve["n"] for curve in told["curves"]] == [24, 12, 12]
+    data = embedded(page(run))
+    assert [curve["name"] for curve in data["curves"]] == ["all prompts", "all", "all, by prompt"]
+    assert [curve["n"] for curve in data["curves"]] == [24, 12, 12]
 
 
 def test_the_picks_and_sigma_of_every_prompt_are_there(run):
-    told = embedded(page(run))
-    for i, prompt in enumerate(told["prompts"]):
+    data = embedded(page(run))
+    for i, prompt in enumerate(data["prompts"]):
         detail = prompt["detail"]
         for j, method in enumerate(run.methods):
-            names = [told["documents"][detail["documents"][k]] for k in detail["picks"][j][0]]
+            names = [data["documents"][detail["documents"][k]] for k in detail["picks"][j][0]]
             assert names == run.picks(prompt["id"], method) == picks(run)[prompt["id"]][method][0]
             sigma = [np.nan if s is None else s for s in detail["sigma"][j]]
             np.testing.assert_allclose(sigma, run.trajectories(method)[i], atol=1e-4)
@@ -81,15 +81,15 @@ def test_nothing_in_the_page_comes_from_a_network_or_ends_its_script(run):
 def test_the_headline_tells_method_number_interval_and_n(run):
     ours = report(run)
     line = next(line for line in ours.lines if line.name == "all, by prompt")
-    said = headline(ours, "sift").replace("\N{NO-BREAK SPACE}", " ")
+    sentence = headline(ours, "sift").replace("\N{NO-BREAK SPACE}", " ")
     own, pair = line.methods["sift"], line.paired["sift"]
-    assert f"{own.value:.1f} % [{own.low:.1f}, {own.high:.1f}]" in said
-    assert f"−{abs(pair.value):.1f} points [−" in said and "n = 24, 90 % intervals" in said
+    assert f"{own.value:.1f} % [{own.low:.1f}, {own.high:.1f}]" in sentence
+    assert f"−{abs(pair.value):.1f} points [−" in sentence and "n = 24, 90 % intervals" in sentence
 
 
 def test_picks_are_left_out_where_there_is_no_room_but_no_number_is(run, monkeypatch):
     whole = embedded(page(run))
-    monkeypatch.setattr(html_report, "ROOM", 9_000)
+    monkeypatch.setattr(html_report, "MAX_DETAILS", 9_000)
     bounded = embedded(page(run))
     kept = [prompt["detail"] is not None for prompt in bounded["prompts"]]
     assert kept == sorted(kept, reverse=True) and 0 < sum(kept) < len(kept) == 24
@@ -106,13 +106,13 @@ def space(tmp_path_factory):
 
 def test_texts_and_near_duplicates_are_shown_when_asked(space, tmp_path):
     run = fake_runs.run(tmp_path / "run", names=space.ids, space=space_record(space))
-    told = embedded(page(run, space=space))
+    data = embedded(page(run, space=space))
     known = dict(zip(space.ids, space.texts(space.rows), strict=True))
-    for name, text in zip(told["documents"], told["texts"], strict=True):
+    for name, text in zip(data["documents"], data["texts"], strict=True):
         assert text == known.get(name) and (text is None) == (name == "dynamic")
     pairs = 0
-    for detail in (prompt["detail"] for prompt in told["prompts"]):
-        names = [told["documents"][k] for k in detail["documents"]]
+    for detail in (prompt["detail"] for prompt in data["prompts"]):
+        names = [data["documents"][k] for k in detail["documents"]]
         marked = {n for n, twin in zip(names, detail["twins"], strict=True) if twin is not None}
         assert marked == ({"d0", "d1"} if {"d0", "d1"} <= set(names) else set())
         pairs += bool(marked)
@@ -121,7 +121,9 @@ def test_texts_and_near_duplicates_are_shown_when_asked(space, tmp_path):
 
 
 def test_texts_of_another_data_space_are_refused(run, space):
-    with pytest.raises(RunFolderError, match="is not the data space of .*Name the run's, or leave"):
+    with pytest.raises(
+        RunFolderError, match="is not the data space of .*pass the run's data space"
+    ):
         page(run, space=space)
 
 
@@ -165,8 +167,8 @@ def test_a_method_is_hidden_and_shown_again(run, shown):
 def test_arrow_keys_tell_the_values_of_a_plot(run, shown):
     find(shown, "#steps svg")[0].send_keys(Keys.END)
     value = f"{mean_estimate(run.ratio('sift')).value:.1f}"
-    [told] = find(shown, "#steps .tip")
-    assert "after 10" in told.text and value in told.text
+    [data] = find(shown, "#steps .tip")
+    assert "after 10" in data.text and value in data.text
     find(shown, "#sets svg")[0].send_keys(Keys.ARROW_DOWN)
     assert find(shown, "#sets .tip p")[0].text == "all prompts"
     find(shown, "#sets svg")[0].send_keys(Keys.ESCAPE)

@@ -12,8 +12,8 @@ from support import eval_fixtures, fake_runs
 
 from whet.errors import RunFolderError
 from whet.evaluate.config import EvalConfig
-from whet.evaluate.costs import costs
 from whet.evaluate.provenance import provenance
+from whet.evaluate.report.costs import costs
 from whet.evaluate.report.render import caption, curves, markdown, table
 from whet.evaluate.report.table import Report, report
 from whet.evaluate.results import Run

@@ -315,3 +315,20 @@ def test_a_prompt_that_fails_is_a_row_with_its_error(here, tmp_path):
     only = eval_fixtures.write(tmp_path / "only.jsonl", lines[:1])
     with pytest.raises(RunFolderError, match="no finished prompt; the first error: document 'x'"):
         eval_fixtures.run(here, tmp_path / "none", prompts=only)
+
+
+def test_auto_values_are_chosen_once_and_stored(eval_folder, tmp_path):
+    settings = {"methods": ["nearest", "sift", "sift(0.1)"], "lam": "auto", "stop_alpha": "auto"}
+    run = eval_fixtures.run(eval_folder, tmp_path / "run", per_set=1, **settings)
+    assert run.config.selection.lam == "auto"
+    auto = run.meta["auto"]
+    assert auto["sift"] == auto["nearest"] and auto["sift"]["lam"] > 0
+    assert set(auto["sift(0.1)"]) == {"stop_alpha"}
+    meta = json.loads((run.folder / "meta.json").read_text())
+    meta["auto"]["sift"]["lam"] = 123.0  # a run that is extended keeps its values
+    (run.folder / "meta.json").write_text(json.dumps(meta))
+    eval_fixtures.run(eval_folder, tmp_path / "run", per_set=2, **settings)
+    numbers = {"methods": ["sift"], "lam": auto["sift"]["lam"]}
+    numbers |= {"stop_alpha": auto["sift"]["stop_alpha"]}
+    same = eval_fixtures.run(eval_folder, tmp_path / "numbers", per_set=1, **numbers)
+    assert same.picks("p0", "sift") == run.picks("p0", "sift")

@@ -1,1 +1,1 @@
-"""Many prompts, many methods: what sharpening is worth, with intervals."""
+"""Evaluation: compare methods on many prompts, with confidence intervals."""

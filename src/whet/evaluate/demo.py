@@ -1,8 +1,8 @@
-"""The paper's claim on text that every machine has: the source of Python's standard library.
+"""A demonstration of the paper's claim on the source of Python's standard library.
 
-Documents of the space are modules and their top-level definitions, in pieces of about a window;
-the prompts are files that were held out, cut at two pieces. The first half of each is the query,
-the second half is scored.
+The documents are modules and their top-level definitions, in pieces of about one context window.
+The prompts are held-out files, cut after two pieces; the first half of each is the query, the
+second half is scored.
 """
 
 import ast
@@ -37,9 +37,9 @@ def demo(
     n: int = 20,
     progress: bool = True,
 ) -> None:
-    """Index the library without `files` of its modules, then sharpen on it for each of them.
+    """Index the library without `files` of its modules, then evaluate on each of those.
 
-    Leaves a data space, the prompts, a run and its curves in `out`; goes on where it stopped.
+    Writes a data space, the prompts, a run and its curves to `out`; an interrupted demo resumes.
     """
     config = EvalConfig(
         model=model, eval_steps=(0, 1, 2, 5, 10, 20), selection=SelectionConfig(n=n)
@@ -49,8 +49,8 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     space, prompts = out / f"stdlib-without-{files}.whet", out / "prompts.jsonl"
     if not space.exists():
-        kept = (path for path in modules(library) if path not in held_out)
-        documents = (part for path in kept for part in parts(path, library))
+        indexed = (path for path in modules(library) if path not in held_out)
+        documents = (part for path in indexed for part in parts(path, library))
         DataSpace.build(documents, space, progress=progress)
     with prompts.open("w", encoding="utf-8") as file:
         for path in held_out:
@@ -62,15 +62,15 @@ def demo(
 
 
 def show_picks(out: Path) -> str:
-    """Which texts each method picked for the prompt that SIFT won by most, repeats marked."""
+    """The documents that each method picked for the prompt on which SIFT gains most over nearest."""
     run = Run.open(out / "run")
-    at = int(np.argmin(run.bits("sift") / run.bits("nearest")))
-    prompt = run.prompts["prompt"][at].as_py()
-    lines = [f"What each method picked for {prompt} (× how often, % of base after the last step):"]
+    index = int(np.argmin(run.bits("sift") / run.bits("nearest")))
+    prompt = run.prompts["prompt"][index].as_py()
+    lines = [f"Picks of each method for {prompt} (× repeats; % of base after the last step):"]
     for method in run.methods:
         counts = Counter(run.picks(prompt, method))
-        share = run.ratio(method)[at]
-        lines.append(f"\n{method}: {share:.1f} %, {len(counts)} different texts")
+        percent = run.ratio(method)[index]
+        lines.append(f"\n{method}: {percent:.1f} %, {len(counts)} distinct documents")
         lines += [
             f"  {count:>2}× {name}" if count > 1 else f"     {name}"
             for name, count in list(counts.items())[:6]
@@ -81,24 +81,24 @@ def show_picks(out: Path) -> str:
 
 
 def modules(library: Path) -> Iterator[Path]:
-    """The library's source files, tests and bundled applications left out, sorted."""
+    """The source files of the library without tests and bundled applications, sorted."""
     for path in sorted(library.rglob("*.py")):
         if not SKIPPED & set(path.relative_to(library).parts):
             yield path
 
 
 def choose(library: Path, files: int) -> list[Path]:
-    """`files` modules to hold out: the same ones every time on the same library."""
-    known = [path for path in modules(library) if len(source(path)) >= SHORTEST]
-    if not 1 <= files <= len(known):
+    """`files` modules to hold out, always the same ones for the same library."""
+    candidates = [path for path in modules(library) if len(source(path)) >= SHORTEST]
+    if not 1 <= files <= len(candidates):
         raise ValueError(
-            f"files is {files}: expected 1 to {len(known)}, as many as are long enough"
+            f"files is {files}: expected 1 to {len(candidates)}, the number of long enough modules"
         )
-    return sorted(random.Random(0).sample(known, files))
+    return sorted(random.Random(0).sample(candidates, files))
 
 
 def parts(path: Path, library: Path) -> Iterator[Document]:
-    """A module in pieces, then each of its top-level functions and classes, in pieces too."""
+    """A module in pieces, followed by the pieces of its top-level functions and classes."""
     text, name = source(path), str(path.relative_to(library))
     lines = text.splitlines(keepends=True)
     yield from pieces(name, lines)
@@ -106,19 +106,19 @@ def parts(path: Path, library: Path) -> Iterator[Document]:
         tree = ast.parse(text)
     except SyntaxError:
         return
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            seen[node.name] += 1
-            again = f"#{seen[node.name]}" if seen[node.name] > 1 else ""
+            counts[node.name] += 1
+            suffix = f"#{counts[node.name]}" if counts[node.name] > 1 else ""
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
-            yield from pieces(f"{name}:{node.name}{again}", lines[first : node.end_lineno])
+            yield from pieces(f"{name}:{node.name}{suffix}", lines[first : node.end_lineno])
 
 
 def pieces(name: str, lines: list[str]) -> Iterator[Document]:
-    """`lines` in documents of at most about `PIECE` characters, cut between lines.
+    """`lines` as documents of at most about `PIECE` characters, cut between lines.
 
-    A gradient step reads one context of a text: what is longer would never be learned from.
+    A gradient step uses one context of a document, so the rest of a longer one would be lost.
     """
     start, size, number = 0, 0, 1
     for end, line in enumerate([*lines, ""]):
@@ -130,6 +130,7 @@ def pieces(name: str, lines: list[str]) -> Iterator[Document]:
 
 
 def source(path: Path) -> str:
+    """The text of a source file, in UTF-8 or Latin-1."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What a number depends on beside its switches."""
+"""What a number depends on besides its configuration: data space, versions, machine, commit."""
 
 import hashlib
 import os
@@ -15,15 +15,15 @@ from whet.space.space import DataSpace
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held so far."""
+    """Peak memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def space_record(space: DataSpace) -> dict[str, Any]:
-    """What tells a data space from another, or from itself before it was changed.
+    """A description that identifies a data space and changes when its documents do.
 
-    The hash is over all ids and up to 64 texts.
+    The hash covers all ids and up to 64 texts.
     """
     digest = hashlib.sha256()
     for name in space.ids:
@@ -38,7 +38,7 @@ def space_record(space: DataSpace) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """What a number depends on beside its switches: versions, machine, commit."""
+    """Versions of packages, the machine, and the commit of whet."""
     packages = ("whet", "numpy", "scikit-learn", "torch", "transformers")
     return {
         "versions": {name: version(name) for name in packages},
@@ -53,18 +53,18 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """whet's own, where it runs from a clone of its repository."""
+    """The commit of whet, if it runs from a clone of its repository."""
     root, git = Path(__file__).parents[3], shutil.which("git")
     if git is None or not (root / ".git").exists():
         return None
-    said = subprocess.run(
+    result = subprocess.run(
         [git, "describe", "--always", "--dirty"],
         cwd=root,
         capture_output=True,
         text=True,
         check=False,
     )
-    return said.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def _gpu() -> str | None:

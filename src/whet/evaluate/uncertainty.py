@@ -1,7 +1,8 @@
-"""What σ knows: correlation with bits per byte and gain, calibration, and when to stop.
+"""How well σ predicts bits per byte and gain: correlations, calibration, and when to stop.
 
 Source: SIFT, arXiv 2410.08020, Section 6, Figure 8 and Table 12. σ̂ is σ times the base model's
-bits per byte: on the scored text (the paper's, an oracle) or on the prompt (known when asked).
+bits per byte, either on the scored text (as in the paper; an oracle) or on the prompt (known before
+any step).
 """
 
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """How a predictor goes with a target, over prompts after the same number of steps."""
+    """Correlation of a predictor with a target over prompts, after the same number of steps."""
 
     predictor: str
     target: str
@@ -35,7 +36,7 @@ class Correlation:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Prompts of similar σ̂ in the reliability diagram."""
+    """Prompts with similar σ̂ in the reliability diagram."""
 
     n: int
     predicted: float
@@ -44,30 +45,30 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """σ̂ of the text against bits per byte: bins of equal size, and the line through the prompts."""
+    """σ̂ of the text against bits per byte: bins of equal size, and the regression line."""
 
     bins: tuple[Bin, ...]
     slope: float
     intercept: float
     error: float
-    """Mean distance of the bins from the line, weighted by their size, bits per byte."""
+    """Mean distance of the bins from the line in bits per byte, weighted by their size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A rule that says how many steps to take, and what it reaches."""
+    """A stopping rule and its results."""
 
     rule: str
     steps: float
-    """Taken in the mean."""
+    """Mean number of steps."""
     percent: Estimate
-    """Bits per byte in % of base."""
+    """Bits per byte as % of the base model's."""
     regret: Estimate
-    """Over the oracle, which stops each prompt at its best scored step, points of %."""
+    """Percentage points above the oracle, which stops each prompt at its best scored step."""
 
 
 def correlations(run: Run, method: str, step: int | None = None) -> list[Correlation]:
-    """Of each predictor with each target after `step` steps of `method`, by each coefficient.
+    """All correlations of predictors with targets after `step` steps of `method`.
 
     Raises:
         RunFolderError: If the method or the step is not in the run.
@@ -85,13 +86,12 @@ def correlations(run: Run, method: str, step: int | None = None) -> list[Correla
 def predictors(run: Run, method: str, step: int | None = None) -> dict[str, Float[Array, " n"]]:
     """σ and both σ̂ of every prompt after `step` picks."""
     sigma = run.sigma(method, step)
-    asked = run.column("query_bits") / run.column("query_bytes")
-    return dict(zip(PREDICTORS, (sigma, sigma * _base(run), sigma * asked), strict=True))
+    prompt = run.column("query_bits") / run.column("query_bytes")
+    return dict(zip(PREDICTORS, (sigma, sigma * _base(run), sigma * prompt), strict=True))
 
 
 def correlation(x: Float[Array, " n"], y: Float[Array, " n"], kind: str) -> Estimate:
-    """A coefficient of `KINDS` with its 90 % interval over prompts; 0 where either is constant."""
-
+    """A coefficient of `KINDS` with its 90 % interval over prompts; 0 if either side is constant."""
     if not (np.ptp(x) and np.ptp(y)):
         return resampled(len(x), lambda draws: np.zeros(len(draws)))
     if kind == "Kendall":
@@ -103,7 +103,7 @@ def correlation(x: Float[Array, " n"], y: Float[Array, " n"], kind: str) -> Esti
 def _pearson(
     x: Float[Array, " n"], y: Float[Array, " n"], draws: Int[Array, "r n"], *, ranked: bool
 ) -> Float[Array, " r"]:
-    """Of every resample, the coefficient of the values, or of their ranks within it."""
+    """Pearson coefficient of every resample, of the values or of their ranks in it."""
     sides = x[draws], y[draws]
     if ranked:
         sides = tuple(stats.rankdata(side, axis=1) for side in sides)
@@ -114,7 +114,7 @@ def _pearson(
 def _kendall(
     x: Float[Array, " n"], y: Float[Array, " n"], draws: Int[Array, "r n"]
 ) -> Float[Array, " r"]:
-    """τ_b of every resample. O(r n²), as three quadratic forms in how often each row was drawn."""
+    """τ_b of every resample. O(r n²): three quadratic forms in the number of times a row is drawn."""
     counts = np.stack([np.bincount(draw, minlength=len(x)) for draw in draws]).astype(np.float64)
     left, right = (np.sign(side[:, None] - side) for side in (x, y))
     agreed, untied_x, untied_y = (
@@ -127,10 +127,10 @@ def _kendall(
 def _quotient(
     top: Float[Array, " r"], left: Float[Array, " r"], right: Float[Array, " r"]
 ) -> Float[Array, " r"]:
-    """top / √(left · right), and 0 for a resample in which one side is constant."""
-    under, made = np.sqrt(left * right), np.zeros(len(top))
-    np.divide(top, under, out=made, where=under > 0)
-    return made
+    """top / √(left · right), and 0 for resamples in which one side is constant."""
+    denominator, quotient = np.sqrt(left * right), np.zeros(len(top))
+    np.divide(top, denominator, out=quotient, where=denominator > 0)
+    return quotient
 
 
 def calibration(run: Run, method: str, step: int | None = None) -> Calibration:
@@ -146,15 +146,15 @@ def calibration(run: Run, method: str, step: int | None = None) -> Calibration:
         slope, intercept = map(float, np.polyfit(predicted, after, 1))
     groups = np.array_split(np.argsort(predicted, kind="stable"), min(BINS, len(predicted)))
     bins = tuple(Bin(len(g), float(predicted[g].mean()), float(after[g].mean())) for g in groups)
-    apart = [b.n * abs(slope * b.predicted + intercept - b.bits_per_byte) for b in bins]
-    return Calibration(bins, slope, intercept, sum(apart) / len(predicted))
+    distances = [b.n * abs(slope * b.predicted + intercept - b.bits_per_byte) for b in bins]
+    return Calibration(bins, slope, intercept, sum(distances) / len(predicted))
 
 
 def stops(run: Run, method: str, alphas: Iterable[float] = ALPHAS) -> list[Stop]:
-    """The oracle, every fixed number of steps that was scored, and adaptive stopping by each α.
+    """Results of the oracle, of every scored number of steps, and of adaptive stopping by each α.
 
-    A view of one run: adaptive stopping counts as taken to the last scored step before its own, so
-    score many steps for a fine view, or name `sift(alpha=…)` as a method for an exact one.
+    Adaptive stopping is evaluated at the last scored step before its own: score many steps for
+    accuracy, or evaluate the method `sift(stop_alpha=…)` for exact results.
     """
     steps = np.array(run.steps)
     percent = np.stack([run.ratio(method, step) for step in run.steps], axis=1)
@@ -175,14 +175,14 @@ def stops(run: Run, method: str, alphas: Iterable[float] = ALPHAS) -> list[Stop]
 
 
 def stopped_at(run: Run, method: str, alpha: float) -> Int[Array, " n"]:
-    """For every prompt the place in `run.steps` of the last scored step before it stops."""
+    """For every prompt the index in `run.steps` of the last scored step before it stops."""
     taken = adaptive_steps(run.trajectories(method), alpha)
-    places: Int[Array, " n"] = np.searchsorted(run.steps, taken, side="right") - 1
-    return places
+    indices: Int[Array, " n"] = np.searchsorted(run.steps, taken, side="right") - 1
+    return indices
 
 
 def adaptive_steps(sigma: Float[Array, "n steps"], alpha: float) -> Array:
-    """Steps that ADAPTIVE SIFT(α) takes for each trajectory σ_0 … σ_n: see `Selection.until`."""
+    """Steps that ADAPTIVE SIFT(α) takes for each trajectory σ_0 … σ_n; see `Selection.stop_at`."""
     over = sigma[:, 1:] > 1 / (alpha * np.arange(1, sigma.shape[1]))
     return np.asarray(np.where(over.any(axis=1), over.argmax(axis=1), over.shape[1]))
 

@@ -59,22 +59,22 @@ function drawTable() {
     make("tbody", {}, rows));
 }
 
-/** A bar a method of the seconds by phase; `seconds` gives a method's. */
+/** One bar per method with its seconds by phase, which `seconds` returns. */
 function bars(seconds, tokens) {
   const own = shown(), totals = own.map((m) => seconds(m).reduce((a, b) => a + b, 0));
   const most = Math.max(...totals, 1e-9);
   const legend = make("p", { class: "facts" }, run.phases.map((phase, p) =>
     make("span", { class: "key" }, make("span", { class: `swatch p${p}` }), phase)));
   return [legend, ...own.map((m, row) => {
-    const parts = seconds(m), told = parts.map((s, p) => `${run.phases[p]} ${s.toFixed(3)} s`).join(", ");
+    const parts = seconds(m), text = parts.map((s, p) => `${run.phases[p]} ${s.toFixed(3)} s`).join(", ");
     const cells = parts.map((s, p) => {
       const cell = make("span", { class: `p${p}` });
       cell.style.width = `${(100 * s) / most}%`;
       return cell;
     });
     return make("div", { class: "bar" }, make("span", { class: "key" }, swatch(m), m.short),
-      make("span", { role: "img", "aria-label": `${m.short}: ${told}`, title: told }, cells),
-      make("small", {}, make("b", {}, `${totals[row].toFixed(2)} s`), ` · ${Math.round(tokens(m)).toLocaleString("en")} tokens trained`));
+      make("span", { role: "img", "aria-label": `${m.short}: ${text}`, title: text }, cells),
+      make("small", {}, make("b", {}, `${totals[row].toFixed(2)} s`), ` · ${Math.round(tokens(m)).toLocaleString("en")} training tokens`));
   })];
 }
 
@@ -88,11 +88,11 @@ function drawCosts() {
 }
 
 const ORDERS = [
-  [`most gained by ${lead.short}`, (prompt) => percent(prompt, lead.i, state.step)],
-  [`least gained by ${lead.short}`, (prompt) => -percent(prompt, lead.i, state.step)],
+  [`largest gain of ${lead.short}`, (prompt) => percent(prompt, lead.i, state.step)],
+  [`smallest gain of ${lead.short}`, (prompt) => -percent(prompt, lead.i, state.step)],
   ...(rival && rival !== lead ? [
-    [`${lead.short} before ${rival.short}`, (prompt) => percent(prompt, lead.i, state.step) - percent(prompt, rival.i, state.step)],
-    [`${lead.short} behind ${rival.short}`, (prompt) => percent(prompt, rival.i, state.step) - percent(prompt, lead.i, state.step)],
+    [`${lead.short} better than ${rival.short}`, (prompt) => percent(prompt, lead.i, state.step) - percent(prompt, rival.i, state.step)],
+    [`${lead.short} worse than ${rival.short}`, (prompt) => percent(prompt, rival.i, state.step) - percent(prompt, lead.i, state.step)],
   ] : []),
   ["highest base", (prompt) => -prompt.base / prompt.bytes],
   ["in the data space", (prompt) => -prompt.cosine - prompt.near],
@@ -167,10 +167,10 @@ function pickedBy(prompt, method, picks, part) {
       text && make("p", {}, text));
   };
   const items = [...steps].map(item), repeats = picks.length - steps.size;
-  const told = `${steps.size} different texts in ${picks.length} picks, ${repeats} repeats${twins ? `, ${copies.size} near-duplicates` : ""}`;
+  const text = `${steps.size} distinct documents in ${picks.length} picks, ${repeats} repeats${twins ? `, ${copies.size} near-duplicates` : ""}`;
   return make("section", { class: "picks", "aria-label": `Picks of ${method.short}` },
     make("header", {}, make("h4", {}, swatch(method), method.short, prompt.detail.picks[method.i].length > 1 && `, part ${part + 1}`),
-      make("span", {}, `${percent(prompt, method.i, run.steps.length - 1).toFixed(1)} % · ${told}`)),
+      make("span", {}, `${percent(prompt, method.i, run.steps.length - 1).toFixed(1)} % · ${text}`)),
     strip, make("ol", {}, items.slice(0, 6)),
     items.length > 6 && make("details", {}, make("summary", {}, `${items.length - 6} more`), make("ol", {}, items.slice(6))));
 }

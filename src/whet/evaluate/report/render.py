@@ -1,5 +1,6 @@
-"""A report for the eye: Markdown tables by rich, curves by matplotlib."""
+"""A report as Markdown tables (rich) and curves (matplotlib)."""
 
+from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -12,40 +13,49 @@ from whet.evaluate.report.table import SHORT, Report
 from whet.evaluate.results import Run
 from whet.maths.statistics import Estimate, mean_estimate
 
-WIDE = 10_000  # columns: a table is as wide as it is, and never cut
+WIDE = 10_000  # columns: tables are never cut to the width of the terminal
 
 
 def table(report: Report) -> Table:
-    """Per set: n, those with a near-duplicate, base, % of base (best in bold), Δ, SIFT − NN."""
+    """One row per set: number of prompts, base, % of base per method, Δ, and SIFT minus nearest.
+
+    The best method of a row is bold.
+    """
     names = list(report.lines[0].methods)
-    sifts = [m for m in report.lines[0].paired if m.startswith("sift")]
+    sifts = [name for name in report.lines[0].paired if name.startswith("sift")]
     near = any(line.near for line in report.lines)
-    minus = [f"{short(m)} − NN" for m in sifts]
-    out = Table(box=MARKDOWN)
-    out.add_column("set", no_wrap=True)
-    for heading in (
-        "n",
-        *(["near"] if near else []),
-        "base",
-        *(short(m) for m in names),
-        "Δ",
-        *minus,
-    ):
-        out.add_column(heading, justify="right", no_wrap=True)
+    headings = ["set", "n", *(["near"] if near else []), "base", *map(short, names), "Δ"]
+    headings += [f"{short(name)} − NN" for name in sifts]
+    rows = []
     for line in report.lines:
-        n = max(e.n for e in line.methods.values())
-        best = min(e.value for e in line.methods.values())
-        cells = [_cell(line.methods[m], best) for m in names]
-        delta = "" if line.delta is None else f"{line.delta:+.1f}"
-        paired = [_paired(line.paired.get(m)) for m in sifts]
-        counts = [str(n), str(line.near)] if near else [str(n)]
-        name = " ".join(line.name.split()).replace("|", "\\|")
-        out.add_row(name, *counts, f"{line.base:.3f}", *cells, delta, *paired)
-    return out
+        n = max(estimate.n for estimate in line.methods.values())
+        best = min(estimate.value for estimate in line.methods.values())
+        rows.append([
+            " ".join(line.name.split()).replace("|", "\\|"),
+            str(n),
+            *([str(line.near)] if near else []),
+            f"{line.base:.3f}",
+            *(_percent_cell(line.methods[name], best) for name in names),
+            "" if line.delta is None else f"{line.delta:+.1f}",
+            *(format_estimate(line.paired[m], sign="+") if m in line.paired else "" for m in sifts),
+        ])  # fmt: skip
+    return text_table(headings, rows)
+
+
+def text_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None
+) -> Table:
+    """A Markdown table: the first column is aligned left, the others right."""
+    result = Table(title=title, box=MARKDOWN, title_justify="left")
+    for i, heading in enumerate(headings):
+        result.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        result.add_row(*row)
+    return result
 
 
 def markdown(report: Report) -> str:
-    """The table as Markdown, one line a row."""
+    """The table as Markdown, one line per row."""
     console = Console(width=WIDE, file=StringIO(), markup=False)
     console.print(table(report))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -53,27 +63,28 @@ def markdown(report: Report) -> str:
 
 
 def caption(report: Report) -> str:
-    """What the table's numbers are."""
+    """One paragraph that explains the numbers of the table."""
     near = ""
     if any(line.near for line in report.lines):
         near = " near: prompts that have a near-duplicate in the data space."
     failed = f" {report.failed} prompts failed and are left out." if report.failed else ""
     return (
-        f"Bits per byte in % of the base model after {report.step} steps (± half of the 90 % "
-        "bootstrap interval over documents); base: bits per byte before. Δ: SIFT minus the best "
-        f"baseline; − NN: minus NN, paired by document, points of %.{near}{failed}"
+        f"Bits per byte as % of the base model's after {report.step} steps (± half of the 90 % "
+        "bootstrap interval over documents); base: bits per byte before any step. Δ: SIFT minus "
+        "the best baseline; − NN: difference to nearest neighbors, paired by document; both in "
+        f"percentage points.{near}{failed}"
     )
 
 
 def curves(run: Run, path: Path) -> None:
-    """% of base against steps, a line a method with its 90 % interval; PNG or SVG by suffix."""
+    """Plot % of base against steps, one line per method with its 90 % interval, to PNG or SVG."""
     plt = require("matplotlib.pyplot", "eval")
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for method in run.methods:
-        means = [mean_estimate(run.ratio(method, step)) for step in run.steps]
-        values = [m.value for m in means]
+        estimates = [mean_estimate(run.ratio(method, step)) for step in run.steps]
+        values = [estimate.value for estimate in estimates]
         (line,) = axes.plot(run.steps, values, marker="o", ms=3, label=short(method))
-        low, high = [m.low for m in means], [m.high for m in means]
+        low, high = [e.low for e in estimates], [e.high for e in estimates]
         axes.fill_between(run.steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.axhline(100, color="grey", lw=0.8)
     axes.set(xlabel="gradient steps", ylabel="bits per byte, % of base")
@@ -84,20 +95,35 @@ def curves(run: Run, path: Path) -> None:
 
 
 def short(method: str) -> str:
-    name, parenthesis, lam = method.partition("(")
-    return SHORT.get(name, name) + parenthesis + lam
+    """The name of a method in tables, with the paper's abbreviation of its selector.
+
+    >>> short("nearest(order=reversed)")
+    'NN(order=reversed)'
+    """
+    name, bracket, settings = method.partition("(")
+    return SHORT.get(name, name) + bracket + settings
 
 
-def _cell(estimate: Estimate, best: float) -> str:
-    number = f"{estimate.value:.1f}"
-    if estimate.value == best:
-        number = f"**{number}**"
-    return f"{number} ± {estimate.half:.1f}" if estimate.has_interval else number
+def format_estimate(
+    estimate: Estimate, digits: int = 1, *, sign: str = "", unit: str = "", half: bool = False
+) -> str:
+    """An estimate as text, with its interval if it has one: `73.5 [72.9, 74.1]`.
 
-
-def _paired(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
+    Args:
+        estimate: The number and its interval.
+        digits: Digits after the decimal point.
+        sign: `+` to write the sign of positive numbers too.
+        unit: Text after the number, such as ` %`.
+        half: Write half the width instead of the interval: `73.5 ± 0.6`.
+    """
+    value = f"{estimate.value:{sign}.{digits}f}{unit}"
     if not estimate.has_interval:
-        return f"{estimate.value:+.1f}"
-    return f"{estimate.value:+.1f} [{estimate.low:+.1f}, {estimate.high:+.1f}]"
+        return value
+    if half:
+        return f"{value} ± {estimate.half:.{digits}f}"
+    return f"{value} [{estimate.low:{sign}.{digits}f}, {estimate.high:{sign}.{digits}f}]"
+
+
+def _percent_cell(estimate: Estimate, best: float) -> str:
+    number, plus_minus, half = format_estimate(estimate, half=True).partition(" ± ")
+    return (f"**{number}**" if estimate.value == best else number) + plus_minus + half

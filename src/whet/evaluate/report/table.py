@@ -1,7 +1,7 @@
-"""A run's rows as the table of the paper: bits per byte in % of the base model's, set by set.
+"""The results of a run as the paper's table: bits per byte as % of the base model's, per set.
 
-Source: SIFT, arXiv 2410.08020, Table 1; both aggregates and the paired difference as in
-    docs/protocol.md.
+Source: SIFT, arXiv 2410.08020, Table 1; docs/protocol.md defines both aggregates and the paired
+difference.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,25 +14,25 @@ from whet.evaluate.results import Run
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate, resampled
 
-RIVALS = ("uncertainty", "nearest", "nearest-repeated")  # of Δ
+BASELINES = ("uncertainty", "nearest", "nearest-repeated")  # of Δ
 SHORT = {"uncertainty": "US", "nearest": "NN", "nearest-repeated": "NN-F", "sift": "SIFT"}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One set, or all of them."""
+    """One row of the table: a set, or an aggregate of all sets."""
 
     name: str
     base: float
     """Bits per byte of the base model, byte-weighted."""
     methods: dict[str, Estimate]
-    """% of base by method."""
+    """% of base of each method."""
     delta: float | None
-    """SIFT minus the best baseline, points of %."""
+    """SIFT minus the best baseline, in percentage points."""
     paired: dict[str, Estimate]
-    """Each other method minus nearest, paired by prompt, points of %."""
+    """Each other method minus nearest, paired by prompt, in percentage points."""
     near: int | None = None
-    """Prompts that have a near-duplicate in the data space."""
+    """Number of prompts that have a near-duplicate in the data space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Report:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Report":
-        """The report that `record` was made of: what `whet report --json` prints."""
+        """The report with this record, which `whet report --json` prints."""
         lines = tuple(
             Line(
                 **line
@@ -63,10 +63,10 @@ class Report:
 
 
 def report(run: Run, step: int | None = None) -> Report:
-    """The table of a run after `step` steps; after the last scored one if None.
+    """The table of a run after `step` steps, by default after the last scored step.
 
-    Under the sets come both aggregates, and where some prompts have a near-duplicate in the data
-    space, those and the others by themselves.
+    The rows of the sets are followed by both aggregates and, if only some prompts have a
+    near-duplicate in the data space, by one row for those prompts and one for the others.
 
     Raises:
         RunFolderError: If `step` was not scored.
@@ -88,7 +88,7 @@ def _line(name: str, run: Run, step: int, *, by_set: bool = False) -> Line:
     sizes, base = run.column("bytes").astype(np.float64), run.column("base_bits")
     groups = np.unique(run.column("set"), return_inverse=True)[1].astype(np.float64)
 
-    def share(method: str) -> Estimate:
+    def percent(method: str) -> Estimate:
         if not by_set:
             return mean_estimate(run.ratio(method, step))
         return _by_set([run.bits(method, step)], base, sizes, groups)
@@ -99,14 +99,14 @@ def _line(name: str, run: Run, step: int, *, by_set: bool = False) -> Line:
         both = [run.bits(method, step), run.bits("nearest", step)]
         return _by_set(both, base, sizes, groups)
 
-    methods = {method: share(method) for method in run.methods}
+    methods = {method: percent(method) for method in run.methods}
     others = [m for m in run.methods if m != "nearest" and "nearest" in run.methods]
-    rivals = [methods[m].value for m in RIVALS if m in methods]
+    baselines = [methods[m].value for m in BASELINES if m in methods]
     return Line(
         name,
         float(base.sum() / sizes.sum()),
         methods,
-        methods["sift"].value - min(rivals) if "sift" in methods and rivals else None,
+        methods["sift"].value - min(baselines) if "sift" in methods and baselines else None,
         {method: minus_nearest(method) for method in others},
         int(run.column("near").sum()),
     )
@@ -118,18 +118,18 @@ def _by_set(
     sizes: Float[Array, " n"],
     groups: Float[Array, " n"],
 ) -> Estimate:
-    """Ratio of bits per byte, each set's byte-weighted and all sets of equal weight.
+    """% of base, byte-weighted within a set, all sets with equal weight.
 
-    Of two methods, the first's less the second's.
+    With two methods in `after`, the first one's minus the second one's.
     """
 
     columns = np.stack([*after, base, sizes], axis=1)
 
     def ratio(draws: Int[Array, "r n"]) -> Float[Array, " r"]:
         total = np.zeros((len(draws), columns.shape[1] - 1))
-        for group in np.unique(groups):  # every draw's row at a place is of the same set
-            own = columns[draws[:, groups[draws[0]] == group]].sum(axis=1)
-            total += own[:, :-1] / own[:, -1:]
+        for group in np.unique(groups):  # in every draw, a position holds rows of the same set
+            sums = columns[draws[:, groups[draws[0]] == group]].sum(axis=1)
+            total += sums[:, :-1] / sums[:, -1:]
         shares = 100 * total[:, :-1] / total[:, -1:]
         difference: Float[Array, " r"] = shares[:, 0] - shares[:, 1:].sum(axis=1)
         return difference

@@ -1,4 +1,4 @@
-"""What quality costs: seconds by phase, tokens trained, peak memory, by method and step.
+"""The cost of quality: seconds by phase, tokens trained, and peak memory, by method and step.
 
 Source: docs/protocol.md; the plane of HullFT (arXiv 2605.30337), quality against seconds.
 """
@@ -11,32 +11,32 @@ from whet.maths.statistics import Estimate, mean_estimate
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """A method after a number of steps; all numbers are means over prompts."""
+    """A method after a number of steps; every number is a mean over prompts."""
 
     method: str
     step: int
     percent: Estimate
-    """Bits per byte in % of base."""
+    """Bits per byte as % of the base model's."""
     seconds: dict[str, float]
-    """By phase, up to the step; score is what measuring cost, every scored step together."""
+    """Seconds by phase up to the step; `score` is the time of all scored steps together."""
     total: Estimate
-    """Seconds of all phases but score."""
+    """Seconds of all phases except `score`."""
     tokens: float
-    """Trained, up to the step."""
+    """Number of tokens trained on up to the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """The planes of quality against seconds and tokens, and what the machine held."""
+    """Quality against seconds and tokens for every method and step, and peak memory."""
 
     points: tuple[Cost, ...]
     peak_mib: float
-    """The most memory that a process held."""
+    """Peak memory of a process, in MiB."""
     measuring: float
-    """Seconds of scoring, in % of the seconds of all else."""
+    """Seconds of scoring as % of the seconds of all other phases."""
 
     def of(self, method: str) -> list[Cost]:
-        """The points of a method, by step."""
+        """The points of one method, by step."""
         return [point for point in self.points if point.method == method]
 
 
@@ -55,7 +55,7 @@ def costs(run: Run) -> Costs:
         for step in run.steps
     ]
     last = [point for point in points if point.step == run.steps[-1]]
-    scored = sum(point.seconds["score"] for point in last)
-    used = sum(point.total.value for point in last)
+    scoring = sum(point.seconds["score"] for point in last)
+    other = sum(point.total.value for point in last)
     peak = float(run.column("peak_mib").max())
-    return Costs(tuple(points), peak, 100 * scored / used if used else 0.0)
+    return Costs(tuple(points), peak, 100 * scoring / other if other else 0.0)
