@@ -63,7 +63,7 @@ class Addition:
     def __post_init__(self) -> None:
         get_chunker(self.chunks)
         if isinstance(self.docs, Mapping | Document):
-            raise ValueError(f"docs is {str(self.docs)[:40]!r}: expected a list of them")
+            raise ValueError(f"docs is {str(self.docs)[:40]}: expected a list of them")
 
     @property
     def source(self) -> str:
