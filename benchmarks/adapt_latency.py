@@ -49,7 +49,10 @@ def workload(model: LanguageModel, space: Path, prompts: int, texts: int) -> lis
     options = SelectionConfig(selector="nearest", n=texts, k=max(texts, 20))
     documents = list(read_documents(CORPUS / "valid.jsonl.gz"))[:prompts]
     return [
-        [model.lesson(d.text) for d in retrieve(data_space, prompt.text, options).documents]
+        [
+            model.training_tokens(d.text)
+            for d in retrieve(data_space, prompt.text, options).documents
+        ]
         for prompt in documents
     ]
 
@@ -83,7 +86,7 @@ def in_slots(slots: Slots) -> Callable[[list[Texts]], list[list[float]]]:
             part_losses: list[list[float]] = [[] for _ in part]
             for slot, plan in enumerate(part):
                 slots.reset(slot)
-                slots.prepare(plan)
+                slots.precompute(plan)
             for step in range(len(part[0])):
                 batch = {slot: [plan[step]] for slot, plan in enumerate(part)}
                 for slot, loss in slots.step(batch).items():
@@ -128,24 +131,24 @@ def peft_loop(model: LanguageModel, start: dict[str, Tensor]) -> Any:
     """Return a loop with the peft library's LoRA, starting from whet's A."""
     import peft
 
-    targets = sorted({name.rpartition(".")[2] for name in linear_layers(model.network)})
+    targets = sorted({name.rpartition(".")[2] for name in linear_layers(model.hf_model)})
     config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=targets)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Conv1D is transposed, which peft corrects
-        wrapped = peft.get_peft_model(model.network, config).eval()
+        wrapped = peft.get_peft_model(model.hf_model, config).eval()
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_A" in name:
                 layer = name.removeprefix("base_model.model.").partition(".lora_A")[0]
                 parameter.copy_(start[layer + DOWN])
     trained = [p for p in wrapped.parameters() if p.requires_grad]
-    return loop(wrapped, model.start, model.vocabulary, trained, 5e-4)
+    return loop(wrapped, model.bos_token_id, model.vocab_size, trained, 5e-4)
 
 
 def floor(model: LanguageModel, length: int) -> float:
     """Return the seconds of one text's bare products and of one pass of the optimizer."""
-    layers = [widths(module) for module in linear_layers(model.network).values()]
-    config = model.network.config
+    layers = [widths(module) for module in linear_layers(model.hf_model).values()]
+    config = model.hf_model.config
     heads, inner = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     shapes: list[tuple[int, ...]] = []  # rows, inner, columns, and optionally a batch
     for wide_in, wide_out in layers:
@@ -155,8 +158,8 @@ def floor(model: LanguageModel, length: int) -> float:
     for _ in range(config.num_hidden_layers):
         shapes += 3 * [(length, inner, length, heads), (length, length, inner, heads)]
     shapes += [
-        (length, config.hidden_size, model.vocabulary),
-        (length, model.vocabulary, config.hidden_size),
+        (length, config.hidden_size, model.vocab_size),
+        (length, model.vocab_size, config.hidden_size),
     ]
     products = sum(_product(shape) * shapes.count(shape) for shape in set(shapes))
     n = sum(RANK * sum(pair) for pair in layers)
@@ -212,7 +215,7 @@ def compared(a: Callable[..., Any], b: Callable[..., Any], plans: list[Texts]) -
 def lora(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]:
     slots = Slots(model, LoRA(lr=5e-4, r=RANK, lora_alpha=2 * RANK), count=P)
     peer = plain(model)
-    theirs, ours, rows = peft_loop(peer, dict(slots.start)), in_slots(slots), {}
+    theirs, ours, rows = peft_loop(peer, dict(slots.initial)), in_slots(slots), {}
     with slots.attached():
         compared(theirs, ours, [plan[:2] for plan in cut(plans, 64)])
         for length in LENGTHS:
@@ -231,9 +234,9 @@ def lora(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]
 
 def full(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]:
     peer = plain(model)
-    slots, trained = Slots(model, FullFineTuning()), list(peer.network.parameters())
+    slots, trained = Slots(model, FullFineTuning()), list(peer.hf_model.parameters())
     compiled = Slots(LanguageModel.from_pretrained(model.name), FullFineTuning(), compiled=True)
-    theirs = loop(peer.network, peer.start, peer.vocabulary, trained, 5e-5)
+    theirs = loop(peer.hf_model, peer.bos_token_id, peer.vocab_size, trained, 5e-5)
     rows, plans = {}, uncut(plans)
     for name, kind in (("full", slots), ("full, compiled", compiled)):
         with kind.attached():

@@ -52,7 +52,7 @@ def trained_slots(model: LanguageModel, adaptation: LoRA, count: int) -> Slots:
     slots, random = Slots(model, adaptation, count=count), torch.Generator().manual_seed(1)
     with slots.attached():
         for _ in range(3):
-            texts = torch.randint(1, model.vocabulary, (count, 64), generator=random)
+            texts = torch.randint(1, model.vocab_size, (count, 64), generator=random)
             slots.step({slot: [text] for slot, text in enumerate(texts)})
     return slots
 
@@ -60,7 +60,7 @@ def trained_slots(model: LanguageModel, adaptation: LoRA, count: int) -> Slots:
 def random_prompts(model: LanguageModel, count: int) -> list[list[int]]:
     random = torch.Generator().manual_seed(0)
     lengths = torch.randint(100, 200, (count,), generator=random).tolist()
-    return [torch.randint(1, model.vocabulary, (n,), generator=random).tolist() for n in lengths]
+    return [torch.randint(1, model.vocab_size, (n,), generator=random).tolist() for n in lengths]
 
 
 def in_slots(slots: Slots, prompts: list[list[int]], tokens: int, together: int) -> Work:
@@ -74,8 +74,8 @@ def in_slots(slots: Slots, prompts: list[list[int]], tokens: int, together: int)
         for first in range(0, len(prompts), together):
             part = {i: decoders[i] for i in range(first, min(first + together, len(prompts)))}
             while any(not decoder.finish for decoder in part.values()):
-                slots.proceed(part)
-            slots.proceed({})
+                slots.decode_step(part)
+            slots.decode_step({})
         return [decoder.tokens for decoder in decoders.values()]
 
     return work
@@ -97,7 +97,7 @@ def generated(network: Any, start: int, rows: list[list[int]], tokens: int, **re
 def peft_peers(slots: Slots, prompts: list[list[int]], tokens: int) -> dict[str, Work]:
     """Return functions that generate with peft, with copies of the slots' adapters."""
     model = slots.model
-    network = copy.deepcopy(model.network)
+    network = copy.deepcopy(model.hf_model)
     network.generation_config.eos_token_id = None  # all sequences have the same length
     targets = sorted({name.rpartition(".")[2] for name in linear_layers(network)})
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=targets)
@@ -107,7 +107,7 @@ def peft_peers(slots: Slots, prompts: list[list[int]], tokens: int) -> dict[str,
         wrapped = get_peft_model(network, config, names[0]).eval()
         for name in names[1:]:
             wrapped.add_adapter(name, config)
-    rows = [slots.bank.views(slots.bank.weights([slot])) for slot in range(len(slots))]
+    rows = [slots.params.views(slots.params.weights([slot])) for slot in range(len(slots))]
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             for part, suffix in (("lora_A", DOWN), ("lora_B", UP)):
@@ -120,12 +120,12 @@ def peft_peers(slots: Slots, prompts: list[list[int]], tokens: int) -> dict[str,
         sequences = []
         for name, prompt in zip(names, prompts, strict=True):
             wrapped.set_adapter(name)
-            sequences += generated(wrapped, model.start, [prompt], tokens)
+            sequences += generated(wrapped, model.bos_token_id, [prompt], tokens)
         return sequences
 
     def batch() -> list[list[int]]:
         sequences: list[list[int]] = generated(
-            wrapped, model.start, prompts, tokens, adapter_names=names
+            wrapped, model.bos_token_id, prompts, tokens, adapter_names=names
         )
         return sequences
 
@@ -203,7 +203,7 @@ def main(path: Path | None, render: Path | None, tokens: int, rounds: int) -> No
         return
     results: dict[str, Any] = {"tokens": tokens, "rounds": rounds, "rows": {}}
     for model in (LanguageModel.from_pretrained("whet-nano"), gpt2_size()):
-        model.ends = frozenset()
+        model.eos_token_ids = frozenset()
         results["rows"][f"{model.name}, LoRA, P={P}"] = lora(model, tokens, rounds)
         results["machine"] = machine()
         if path:

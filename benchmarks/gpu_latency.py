@@ -66,7 +66,7 @@ def plans(model: LanguageModel, prompts: int, texts: int, length: int) -> list[T
     """Return random texts of `length` tokens for each prompt."""
     random = torch.Generator().manual_seed(length)
     return [
-        [torch.randint(model.vocabulary, (length,), generator=random) for _ in range(texts)]
+        [torch.randint(model.vocab_size, (length,), generator=random) for _ in range(texts)]
         for _ in range(prompts)
     ]
 
@@ -132,7 +132,7 @@ def compared(slots: Slots, peer: Callable[..., Any], tolerance: float) -> float:
 def small_lora(model: LanguageModel, mode: LoRA, p: int, lengths: tuple[int, ...]) -> Any:
     """Time LoRA in `p` slots and a PEFT loop."""
     slots = Slots(model, mode, count=p)
-    peer = peft_loop(plain(model), dict(slots.start))
+    peer = peft_loop(plain(model), dict(slots.initial))
     numbers = {}
     with slots.attached():
         difference = compared(slots, peer, 3e-2)

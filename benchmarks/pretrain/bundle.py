@@ -88,7 +88,7 @@ def table(folder: Path, valid: Path) -> str:
 
 
 def bits_per_byte(scores: list[Score]) -> float:
-    return sum(s.bits for s in scores) / sum(s.bytes for s in scores)
+    return sum(s.bits for s in scores) / sum(s.num_bytes for s in scores)
 
 
 if __name__ == "__main__":

@@ -30,18 +30,18 @@ def folder(request, tmp_path_factory):
 
 def loss(model, text):
     """Mean over the tokens, each predicted from a start token and those before it."""
-    tokens = model.tokens(text)[: model.context]
-    inputs = torch.cat([torch.tensor([model.start]), tokens[:-1]])
-    logits = model.network(input_ids=inputs[None]).logits[0, :, : model.vocabulary]
+    tokens = model.encode(text)[: model.max_length]
+    inputs = torch.cat([torch.tensor([model.bos_token_id]), tokens[:-1]])
+    logits = model.hf_model(input_ids=inputs[None]).logits[0, :, : model.vocab_size]
     return torch.nn.functional.cross_entropy(logits, tokens)
 
 
 def gradients(folder, kind):
     """A row a text: the exact gradient of its loss."""
     model = LanguageModel.from_pretrained(folder)
-    head = model.network.get_output_embeddings()
+    head = model.hf_model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())  # untied
-    layers = [head] if kind == "ntk" else linear_layers(model.network).values()
+    layers = [head] if kind == "ntk" else linear_layers(model.hf_model).values()
     weights = [layer.weight for layer in layers]
     made = [torch.autograd.grad(loss(model, text), weights) for text in TEXTS]
     return np.stack([torch.cat([g.flatten() for g in row]).numpy() for row in made])

@@ -71,8 +71,8 @@ def test_greedy_text_is_the_oracle_s(engine, model, space):
     with reference_slot.adapted(model, LORA) as slot:
         for document in engine.retrieve(prompt).documents:
             slot.step(document.text)
-        tokens = model.fitting(prompt, 12)
-        generated = model.network.generate(tokens[None], max_new_tokens=12, do_sample=False)
+        tokens = model.encode_prompt(prompt, 12)
+        generated = model.hf_model.generate(tokens[None], max_new_tokens=12, do_sample=False)
     assert output.text == model.tokenizer.decode(
         generated[0, len(tokens) :], skip_special_tokens=True
     )
@@ -86,7 +86,7 @@ def test_answers_are_continued_together_each_by_its_own_weights(space, model, ad
     ]
     engines = [Engine(space, model, adapter, selection=picking(50), slots=n) for n in (3, 1)]
     read = []
-    hook = model.network.base_model.register_forward_pre_hook(
+    hook = model.hf_model.base_model.register_forward_pre_hook(
         lambda _, args, given: read.append(given["input_ids"].shape), with_kwargs=True
     )
     beside, alone = (

@@ -31,14 +31,14 @@ from whet.space.space import DataSpace
 
 def test_a_prompt_that_cannot_be_read_fails_alone(space, model, monkeypatch):
     engine = Engine(None, model, LORA, slots=2)
-    begun, read = threading.Event(), model.network.base_model.forward
+    begun, read = threading.Event(), model.hf_model.base_model.forward
 
     def small(*args, input_ids, **options):
         if input_ids.shape[1] > 20:
             raise torch.OutOfMemoryError("no room")
         return read(*args, input_ids=input_ids, **options)
 
-    monkeypatch.setattr(model.network.base_model, "forward", small)
+    monkeypatch.setattr(model.hf_model.base_model, "forward", small)
     sampling = SamplingParams(max_tokens=8)
     good = engine.submit(Request("abc", adapt=False, sampling=sampling), lambda _: begun.set())
     assert begun.wait(60)
@@ -58,7 +58,7 @@ def test_an_answer_that_cannot_be_continued_fails_alone(space, model, monkeypatc
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.network.base_model, "forward", full)
+        patch.setattr(model.hf_model.base_model, "forward", full)
         patch.setattr(Slots, "step", lambda slots, texts: {slot: [1.0] for slot in texts})
         failed = engine.submit(request(1, sampling=SamplingParams(max_tokens=3)))
         with pytest.raises(RuntimeError, match="out of memory"):
@@ -273,8 +273,8 @@ def test_slots_are_not_made_of_another_s_weights(model, adapter):
         Slots(model, FullFineTuning(lr=1e-2)).attached() as _,
         pytest.raises(ModelError, match="already"),
     ):
-        model.network.get_input_embeddings().weight.data = torch.ones_like(
-            model.network.get_input_embeddings().weight
+        model.hf_model.get_input_embeddings().weight.data = torch.ones_like(
+            model.hf_model.get_input_embeddings().weight
         )
         engine.submit(Request("", text=TEXT, adapt=False)).result(30)
     output = engine.submit(Request("", text=TEXT, adapt=False)).result(30)

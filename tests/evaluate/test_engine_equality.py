@@ -54,7 +54,9 @@ def mean_losses(model, space, output):
     means = []
     for id, values in losses.items():
         mean, count = 0.0, 0
-        for loss, chunk in zip(values, model.tokens(texts[id]).split(model.context), strict=True):
+        for loss, chunk in zip(
+            values, model.encode(texts[id]).split(model.max_length), strict=True
+        ):
             mean = loss if not count else (mean * count + loss * len(chunk)) / (count + len(chunk))
             count += len(chunk)
         means.append(mean)

@@ -67,7 +67,7 @@ def test_rows_equal_the_slot_step_by_step(here, model):
             for step in range(1, 5):
                 row = made[method, 0, step]
                 assert row["loss"] == slot.step(texts[row["document"]])
-                assert row["tokens"] == min(len(texts[row["document"]]), model.context)
+                assert row["tokens"] == min(len(texts[row["document"]]), model.max_length)
                 scored = slot.score(task.text, context=task.context).bits
                 assert row["bits"] == (scored if step in (2, 4) else None)
                 assert row["base_bits"] == made[method, 0, 0]["bits"]
@@ -91,14 +91,16 @@ def test_bits_per_byte_are_those_of_a_loop_over_bytes(here, model):
     """The tiny model's tokens are bytes, so its bits can be summed byte by byte."""
     row = rows(here, model, PROMPT, leakage="whole")["sift", 0, 0]
     data, total = PROMPT.text.encode(), 0.0
-    ids = [model.start, *model.tokens(PROMPT.text).tolist()]
+    ids = [model.bos_token_id, *model.encode(PROMPT.text).tolist()]
     for i in range(1, len(ids)):
-        full = (len(data) // model.context) * model.context
+        full = (len(data) // model.max_length) * model.max_length
         first = (
-            ((i - 1) // model.context) * model.context if i <= full else len(data) - model.context
+            ((i - 1) // model.max_length) * model.max_length
+            if i <= full
+            else len(data) - model.max_length
         )
         with torch.no_grad():
-            logits = model.network(torch.tensor([ids[first:i]])).logits[0, -1, : model.vocabulary]
+            logits = model.hf_model(torch.tensor([ids[first:i]])).logits[0, -1, : model.vocab_size]
         total -= math.log2(float(torch.softmax(logits.double(), -1)[ids[i]]))
     assert row["bytes"] == len(data) == len(ids) - 1
     assert row["bits"] == pytest.approx(total, rel=1e-5)
@@ -227,14 +229,14 @@ def test_in_context_bits_are_those_of_a_loop_over_bytes(model):
     """Every byte of a long text is asked once, with the texts in front of its window."""
     task = ScoringTask("q", "", "the second half, which is longer than a window")
     context = InContext(model, task)
-    front = [model.start, *context.examples(["some text"]).tolist()]
-    body, room, total = model.tokens(task.text).tolist(), 32 - len(front), 0.0
+    front = [model.bos_token_id, *context.examples(["some text"]).tolist()]
+    body, room, total = model.encode(task.text).tolist(), 32 - len(front), 0.0
     for i in range(len(body)):
         full = (len(body) // room) * room
         first = (i // room) * room if i < full else len(body) - room
         seen = front + body[max(first - 1, 0) : i]
         with torch.no_grad():
-            logits = model.network(torch.tensor([seen])).logits[0, -1, : model.vocabulary]
+            logits = model.hf_model(torch.tensor([seen])).logits[0, -1, : model.vocab_size]
         total -= math.log2(float(torch.softmax(logits.double(), -1)[body[i]]))
     assert context.score(["some text"]).bits == pytest.approx(total, rel=1e-5)
 
@@ -264,17 +266,17 @@ def learned(here, model, made, method, *updates, lr=1e-2, slots=None):
     """Bits after updates done by hand; each is the steps whose texts it takes, or None: again."""
     (task,) = ScoringTask.of(PROMPT.text, eval_fixtures.config(here))
     space = DataSpace.open(here / "space")
-    texts = {d.id: model.tokens(d.text) for d in space.documents(range(len(space)))}
-    chunks = {s: texts[made[method, 0, s]["document"]].split(model.context) for s in range(1, 5)}
+    texts = {d.id: model.encode(d.text) for d in space.documents(range(len(space)))}
+    chunks = {s: texts[made[method, 0, s]["document"]].split(model.max_length) for s in range(1, 5)}
     slots = slots or Slots(model, FullFineTuning(lr=lr))
     with slots.attached():
         slots.reset(0, optimizer=False)
         for update in updates:
             if update is None:
-                slots.repeat([0])
+                slots.repeat_step([0])
             else:
                 slots.step({0: [chunks[step][part] for step, part in update]})
-        return slots.as_slot(0).score(task.text, context=task.context).bits
+        return slots.activate(0).score(task.text, context=task.context).bits
 
 
 def test_several_texts_in_one_update_are_taken_at_the_last_of_them(here, model):
@@ -306,7 +308,7 @@ def test_a_long_text_is_learned_chunk_by_chunk(here, model):
     assert {s: made[method, 0, s]["tokens"] for s in lengths} == lengths and min(
         lengths.values()
     ) > 32
-    updates = [[(s, part)] for s in lengths for part in range(-(-lengths[s] // model.context))]
+    updates = [[(s, part)] for s in lengths for part in range(-(-lengths[s] // model.max_length))]
     assert made[method, 0, 4]["bits"] == learned(here, model, made, method, *updates)
     assert made["nearest(long_texts=random)", 0, 4]["bits"] != made["nearest", 0, 4]["bits"]
 

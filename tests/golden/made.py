@@ -162,15 +162,15 @@ def told(report):
 
 
 def adapter():
-    kept = whet.Adapter.read(ADAPTER)
+    kept = whet.Adapter.from_pretrained(ADAPTER)
     query = whet.Request(PROMPT, text=AFTER, documents=())
     with whet.Engine(
-        None, whet.LanguageModel.from_pretrained(MODEL, device="cpu"), kept.options
+        None, whet.LanguageModel.from_pretrained(MODEL, device="cpu"), kept.config
     ) as engine:
         base = engine.submit(query).result().score.bits
         query = whet.Request(PROMPT, text=AFTER, documents=(), init_adapter=kept)
         sharpened = engine.submit(query).result().score.bits
-    return {"base": base, "sharpened": sharpened, "rank": kept.options.r, "of": kept.base}
+    return {"base": base, "sharpened": sharpened, "rank": kept.config.r, "of": kept.base_model}
 
 
 def whet_json(*words):
@@ -194,7 +194,7 @@ def make_formats():
         model = whet.LanguageModel.from_pretrained(MODEL, device="cpu")
         with whet.Engine(None, model, SMALL) as engine:
             query = whet.Request(PROMPT, documents=tuple(documents(4)), return_adapter=True)
-            engine.submit(query).result().adapter.save(ADAPTER)
+            engine.submit(query).result().adapter.save_pretrained(ADAPTER)
 
 
 NUMBERS = {"picks": picks, "engine": engine, "evaluation": evaluation, "formats": formats}

@@ -95,8 +95,8 @@ def test_generation_ends_before_a_stop_text_and_takes_the_end_of_a_long_context(
     [stopped] = model.generate_until([ask(CONTEXT, options)], disable_tqdm=True)
     assert stopped == free.partition(stop)[0]
     long = "beta " * 40 + CONTEXT
-    ending = engine.model.ending(long, 6)
-    assert long.endswith(ending) and len(engine.model.tokens(ending)) == engine.model.context - 7
+    ending = engine.model.truncate_left(long, 6)
+    assert long.endswith(ending) and len(engine.model.encode(ending)) == engine.model.max_length - 7
     [text] = model.generate_until([ask(long, {"max_gen_toks": 6})], disable_tqdm=True)
     assert text == engine.generate(ending, max_tokens=6).text
 

@@ -138,7 +138,7 @@ def test_message_cannot_imitate_the_template_with_concurrent_threads(llama_folde
                 pool.submit(apply_chat_template, own_documents, templates, messages)
                 for _ in range(400)
             ]
-            texts = [pool.submit(language.tokens, "<|endoftext|>") for _ in range(400)]
+            texts = [pool.submit(language.encode, "<|endoftext|>") for _ in range(400)]
             counts = {
                 item.result().count(256) for item in chats
             }  # the first one is left to the model

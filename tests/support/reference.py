@@ -71,9 +71,9 @@ def bits(model, text, left):
     """Bits of every token of `text` by itself, each predicted from what its window lets it see."""
     import torch
 
-    context, start = model.context, model.start
-    skip = len(model.tokens(left))
-    sequence = [start, *model.tokens(left).tolist(), *model.tokens(text).tolist()]
+    context, start = model.max_length, model.bos_token_id
+    skip = len(model.encode(left))
+    sequence = [start, *model.encode(left).tolist(), *model.encode(text).tolist()]
     total = 0.0
     for target in range(skip + 1, len(sequence)):
         first = (target - 1) // context * context  # the window's first input
@@ -81,6 +81,6 @@ def bits(model, text, left):
             first = max(0, len(sequence) - 1 - context)
         inputs = torch.tensor([sequence[first:target]], device=model.device)
         with torch.no_grad():
-            logits = model.network(input_ids=inputs).logits[0, -1, : model.vocabulary].double()
+            logits = model.hf_model(input_ids=inputs).logits[0, -1, : model.vocab_size].double()
         total -= torch.log_softmax(logits, -1)[sequence[target]].item() / np.log(2)
     return total

@@ -79,15 +79,15 @@ def adapted(
         ModelError: If the model is lent out already.
     """
     adaptation = adaptation or FullFineTuning()
-    with model.exclusive(), trainable(model.network, adaptation) as parameters:
+    with model.exclusive(), trainable(model.hf_model, adaptation) as parameters:
         yield AdaptationSession(model, parameters, adaptation.lr, optimizer or OptimizerConfig())
 
 
 def mean_loss(model: LanguageModel, text: str) -> torch.Tensor:
     """Mean loss of the first `context` tokens of `text`, nats per token; differentiable."""
-    tokens = model.lesson(text)[: model.context].to(model.device)
-    ids = functional.pad(tokens, (1, 0), value=model.start)[:-1]
-    logits = model.network(input_ids=ids[None], use_cache=False).logits[0, :, : model.vocabulary]
+    tokens = model.training_tokens(text)[: model.max_length].to(model.device)
+    ids = functional.pad(tokens, (1, 0), value=model.bos_token_id)[:-1]
+    logits = model.hf_model(input_ids=ids[None], use_cache=False).logits[0, :, : model.vocab_size]
     return functional.cross_entropy(logits, tokens)
 
 

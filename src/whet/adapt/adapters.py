@@ -32,10 +32,10 @@ PREFIX, SUFFIX = "base_model.model.", ".weight"
 class Adapter:
     """The matrices that LoRA has trained, and of which model."""
 
-    options: LoRA
+    config: LoRA
     weights: Mapping[str, Tensor]
     """`LAYER.lora_A` [rank, in] and `LAYER.lora_B` [out, rank]."""
-    base: str
+    base_model: str
     """The model's name."""
     fingerprint: str
     """Tells its weights from others; empty if the adapter was made elsewhere."""
@@ -43,24 +43,26 @@ class Adapter:
     """Whether the layers are GPT-2's, which store their weights transposed."""
 
     def __repr__(self) -> str:
-        return f"Adapter({self.base!r}, rank {self.options.r}, {len(self.weights) // 2} layers)"
+        return (
+            f"Adapter({self.base_model!r}, rank {self.config.r}, {len(self.weights) // 2} layers)"
+        )
 
     @classmethod
-    def of(cls, slots: Slots, slot: int) -> "Adapter":
+    def from_slot(cls, slots: Slots, slot: int) -> "Adapter":
         """A copy of what `slot` has learned by now.
 
         Raises:
             ValueError: If it learns by other means than LoRA.
         """
         options, model = _lora(slots), slots.model
-        views = slots.bank.views(slots.bank.theta[slot : slot + 1])
+        views = slots.params.views(slots.params.values[slot : slot + 1])
         weights = {name: view[0].detach().clone() for name, view in views.items()}
-        layers = linear_layers(model.network, options.target_modules)
+        layers = linear_layers(model.hf_model, options.target_modules)
         transposed = any(map(is_conv1d, layers.values()))
         return cls(options, weights, model.name, fingerprint(model), transposed)
 
     @classmethod
-    def read(cls, folder: str | Path) -> "Adapter":
+    def from_pretrained(cls, folder: str | Path) -> "Adapter":
         """The adapter in `folder`, made by whet or by peft.
 
         Raises:
@@ -91,7 +93,7 @@ class Adapter:
             options, weights, base, told.get("whet_base", ""), bool(config.get("fan_in_fan_out"))
         )
 
-    def save(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapter where `peft` and vLLM can read it; the configuration comes last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,15 +101,15 @@ class Adapter:
         with atomic_write(folder / WEIGHTS) as new:
             save_file(tensors, new, {"format": "pt", "whet_base": self.fingerprint})
         config = {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base,
-            "r": self.options.r, "lora_alpha": self.options.lora_alpha, "lora_dropout": 0.0,
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base_model,
+            "r": self.config.r, "lora_alpha": self.config.lora_alpha, "lora_dropout": 0.0,
             "target_modules": sorted({n.split(".")[-2] for n in self.weights}), "bias": "none",
             "fan_in_fan_out": self.transposed, "inference_mode": True,
         }  # fmt: skip
         write_json(folder / CONFIG, config)
 
     @torch.no_grad()
-    def put(self, slots: Slots, slot: int) -> None:
+    def load_into(self, slots: Slots, slot: int) -> None:
         """Let `slot` go on from here; its optimiser and learning rate stay.
 
         Raises:
@@ -116,11 +118,11 @@ class Adapter:
         """
         options = _lora(slots)
         self._check(slots.model)
-        views = slots.bank.views(slots.bank.theta[slot : slot + 1])
+        views = slots.params.views(slots.params.values[slot : slot + 1])
         have = (options.r, options.lora_alpha, views.keys())
-        if have != (self.options.r, self.options.lora_alpha, self.weights.keys()):
+        if have != (self.config.r, self.config.lora_alpha, self.weights.keys()):
             raise ValueError(
-                f"adapter has rank {self.options.r}, alpha {self.options.lora_alpha} and "
+                f"adapter has rank {self.config.r}, alpha {self.config.lora_alpha} and "
                 f"{len(self.weights) // 2} layers, the slots {options.r}, {options.lora_alpha} and "
                 f"{len(views) // 2}: expected the same"
             )
@@ -128,21 +130,21 @@ class Adapter:
             view[0].copy_(self.weights[name])
 
     @torch.no_grad()
-    def merge(self, model: LanguageModel) -> None:
+    def merge_into(self, model: LanguageModel) -> None:
         """Add what was learned to the weights of `model`, for good.
 
         Raises:
             ModelError: If the adapter was made for another model, or the model is lent.
         """
         self._check(model)
-        scale = self.options.lora_alpha / self.options.r
+        scale = self.config.lora_alpha / self.config.r
         with model.exclusive():
             for name, layer in self._layers(model).items():
                 change = scale * self.weights[name + UP] @ self.weights[name + DOWN]
                 layer.weight += (change.T if is_conv1d(layer) else change).to(layer.weight)
 
     def _layers(self, model: LanguageModel) -> dict[str, Any]:
-        known = linear_layers(model.network)
+        known = linear_layers(model.hf_model)
         return {name: known.get(name) for name in {n.rpartition(".")[0] for n in self.weights}}
 
     def _check(self, model: LanguageModel) -> None:
@@ -157,18 +159,18 @@ class Adapter:
                 why = f"it has no layer {name} from {have[0]} to {have[1]} numbers"
         if why:
             raise ModelError(
-                f"adapter was made for {self.base}, not for {model.name}: {why}. "
+                f"adapter was made for {self.base_model}, not for {model.name}: {why}. "
                 "Load the model that it was made for"
             )
 
 
 def fingerprint(model: LanguageModel) -> str:
     """Identifies the base weights that an adapter belongs to."""
-    return weights_fingerprint(dict(model.network.named_parameters()))
+    return weights_fingerprint(dict(model.hf_model.named_parameters()))
 
 
 def _lora(slots: Slots) -> LoRA:
-    if not isinstance(slots.adaptation, LoRA):
-        kind = type(slots.adaptation).__name__
+    if not isinstance(slots.adapter, LoRA):
+        kind = type(slots.adapter).__name__
         raise ValueError(f"slots train {kind}: expected LoRA, the only adapter that can be saved")
-    return slots.adaptation
+    return slots.adapter

@@ -68,7 +68,7 @@ class BatchDecoder:
         self, model: "LanguageModel", use: Callable[[Sequence[int]], OutputProjection]
     ) -> None:
         self._model, self._use = model, use
-        self._joins = kept(model.network) is not None
+        self._joins = kept(model.hf_model) is not None
         self._groups: list[_Rows] = []
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class BatchDecoder:
             rows.stay(decoders)
         begun = {slot for rows in self._groups for slot in rows.slots}
         self._groups = [rows for rows in self._groups if rows.slots] + [
-            _Rows([slot], [decoder], decoder.prompt[None], kept(self._model.network))
+            _Rows([slot], [decoder], decoder.prompt[None], kept(self._model.hf_model))
             for slot, decoder in decoders.items()
             if slot not in begun
         ]
@@ -99,12 +99,14 @@ class BatchDecoder:
         return told
 
     def _read(self, rows: _Rows) -> dict[int, str | Exception]:
-        if rows.length and rows.length == self._model.turn:  # what was read turns otherwise now
+        if (
+            rows.length and rows.length == self._model.longrope_switch
+        ):  # what was read turns otherwise now
             [own] = rows.decoders
             said = own.prompt.new_tensor(own.tokens)
             rows.cache, rows.length, rows.unread = None, 0, torch.cat([own.prompt, said])[None]
         output = self._use(rows.slots)
-        read = self._model.network.base_model(
+        read = self._model.hf_model.base_model(
             input_ids=rows.unread, past_key_values=rows.cache, use_cache=True, **rows.places()
         )
         if not hasattr(read, "past_key_values"):

@@ -52,8 +52,8 @@ class Graphs:
 
     def __init__(self, compute: Compute, model: LanguageModel, most: int) -> None:
         self._compute, self._device, self._most = compute, model.device, most
-        layers: int = model.network.config.num_hidden_layers
-        self._tokens = min(TOKENS, WORK * layers // model.network.base_model.num_parameters())
+        layers: int = model.hf_model.config.num_hidden_layers
+        self._tokens = min(TOKENS, WORK * layers // model.hf_model.base_model.num_parameters())
         self._pool: Any = None  # memory that all graphs take turns in
         self._seen: Counter[tuple[int, int]] = Counter()
         self._recorded: OrderedDict[tuple[int, int], Recorded] = OrderedDict()

@@ -44,22 +44,22 @@ class FlatParams:
         master = dtype if dtype.itemsize >= 4 else torch.float32
         self._dtype, self._optimizer, self.base_lr = dtype, optimizer, lr
         moments = 0 if optimizer.name == "sgd" else n
-        self.theta = torch.zeros(slots, n, dtype=master, device=device)
-        self.grad = torch.zeros_like(self.theta)
-        self.m = self.theta.new_zeros(slots, moments)
-        self.v = self.theta.new_zeros(slots, moments)
+        self.values = torch.zeros(slots, n, dtype=master, device=device)
+        self.grad = torch.zeros_like(self.values)
+        self.m = self.values.new_zeros(slots, moments)
+        self.v = self.values.new_zeros(slots, moments)
         self.t = torch.zeros(slots, device=device)
         self.lr = [lr] * slots
         for slot in range(slots):
             self.reset(slot)
 
     def __len__(self) -> int:
-        return len(self.theta)
+        return len(self.values)
 
     @torch.no_grad()
     def reset(self, slot: int, *, optimizer: bool = True) -> None:
         """Put a slot back to the start, bit for bit; its optimiser's state too, unless told not."""
-        views = self.views(self.theta[slot : slot + 1])
+        views = self.views(self.values[slot : slot + 1])
         torch._foreach_copy_([view[0] for view in views.values()], list(self._start.values()))
         self.grad[slot].zero_()
         self.lr[slot] = self.base_lr
@@ -78,7 +78,7 @@ class FlatParams:
 
     def weights(self, slots: Slotted) -> Float[Tensor, "b n"]:
         """What `slots` train, as the network computes with it; the rows themselves if possible."""
-        return self._rows(self.theta, slots).to(self._dtype)
+        return self._rows(self.values, slots).to(self._dtype)
 
     def gradients(self, slots: Slotted) -> Float[Tensor, "b n"]:
         """Room for the gradients of `slots`, to be given to `accumulate` when it is filled."""
@@ -115,7 +115,7 @@ class FlatParams:
         options = self._optimizer
         theta, grad, m, v, t = (
             [tensor[slot] for slot in slots]
-            for tensor in (self.theta, self.grad, self.m, self.v, self.t)
+            for tensor in (self.values, self.grad, self.m, self.v, self.t)
         )
         if options.name == "sgd":
             none: list[Tensor | None] = [None] * len(theta)

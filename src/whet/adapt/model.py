@@ -37,14 +37,14 @@ class Score:
     """How many bits a model needs for a text."""
 
     bits: float
-    bytes: int
-    tokens: int
-    greedy: bool
+    num_bytes: int
+    num_tokens: int
+    is_greedy: bool
     """Whether each token is the likeliest after those before it."""
 
     @property
     def bits_per_byte(self) -> float:
-        return self.bits / self.bytes
+        return self.bits / self.num_bytes
 
 
 class LanguageModel:
@@ -55,21 +55,21 @@ class LanguageModel:
     """
 
     def __init__(self, network: Any, tokenizer: Any, name: str) -> None:
-        self.network = network.eval()
+        self.hf_model = network.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.context = _context(network.config, name)
-        self.vocabulary = 1 + max(tokenizer.get_vocab().values())  # logits beyond it are padding
-        self.turn = turn(network.config)
+        self.max_length = _context(network.config, name)
+        self.vocab_size = 1 + max(tokenizer.get_vocab().values())  # logits beyond it are padding
+        self.longrope_switch = turn(network.config)
         self._lent = threading.Lock()
-        if (rows := network.get_output_embeddings().weight.shape[0]) < self.vocabulary:
+        if (rows := network.get_output_embeddings().weight.shape[0]) < self.vocab_size:
             raise ModelError(
-                f"model {name} knows {rows} tokens, but its tokenizer has {self.vocabulary}: "
+                f"model {name} knows {rows} tokens, but its tokenizer has {self.vocab_size}: "
                 "load a model and a tokenizer that belong together"
             )
-        self.start = start_token(tokenizer, name)
-        self.ends = _ends(network, tokenizer)
-        self.tokens("")  # settles the tokenizer's options, so that threads may share it afterwards
+        self.bos_token_id = start_token(tokenizer, name)
+        self.eos_token_ids = _ends(network, tokenizer)
+        self.encode("")  # settles the tokenizer's options, so that threads may share it afterwards
         self._check_output()
 
     @classmethod
@@ -88,8 +88,8 @@ class LanguageModel:
         return cls(loaded.network, loaded.tokenizer, str(name))
 
     def __repr__(self) -> str:
-        millions = sum(weight.numel() for weight in self.network.parameters()) / 1e6
-        dtype = str(self.network.dtype).removeprefix("torch.")
+        millions = sum(weight.numel() for weight in self.hf_model.parameters()) / 1e6
+        dtype = str(self.hf_model.dtype).removeprefix("torch.")
         return f"LanguageModel({self.name!r}, {millions:.1f} M parameters, {self.device}, {dtype})"
 
     def share_weights(self) -> "LanguageModel":
@@ -99,10 +99,10 @@ class LanguageModel:
         """
         weights = {  # the same numbers; flags and gradients of its own
             id(own): torch.nn.Parameter(own.detach(), own.requires_grad)
-            for own in self.network.parameters()
+            for own in self.hf_model.parameters()
         }
         with self.exclusive():
-            network = copy.deepcopy(self.network, weights)
+            network = copy.deepcopy(self.hf_model, weights)
         return LanguageModel(network, self.tokenizer, self.name)
 
     def adapter_config(self, adapter: str = "auto", **options: object) -> AdapterConfig:
@@ -112,7 +112,7 @@ class LanguageModel:
         any other. Without `lr`, the learning rate is the one that was tuned for the model
         (`whet_learning_rates` in its config.json), otherwise the adapter's default.
         """
-        tuned = getattr(self.network.config, "whet_learning_rates", {})
+        tuned = getattr(self.hf_model.config, "whet_learning_rates", {})
         if adapter == "auto":
             adapter = "full" if "full" in tuned else "lora"
         if options.get("lr") is None:
@@ -121,9 +121,9 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device  # type: ignore[no-any-return]
+        return next(self.hf_model.parameters()).device  # type: ignore[no-any-return]
 
-    def tokens(self, text: str, *, device: str | None = None) -> Int[Tensor, " t"]:
+    def encode(self, text: str, *, device: str | None = None) -> Int[Tensor, " t"]:
         """Token ids of `text`, on the model's device unless another is named.
 
         Special tokens are neither added nor read out of its words.
@@ -143,42 +143,44 @@ class LanguageModel:
         ).input_ids
         return torch.tensor(ids, dtype=torch.long, device=device or self.device)
 
-    def lesson(self, text: str) -> Int[Tensor, " t"]:
+    def training_tokens(self, text: str) -> Int[Tensor, " t"]:
         """What is learned from `text`: its tokens, in the memory of the CPU.
 
         Raises:
             ValueError: If it has none.
         """
-        tokens = self.tokens(text, device="cpu")
+        tokens = self.encode(text, device="cpu")
         if not len(tokens):
             raise ValueError(f"text {text[:20]!r} has no tokens: nothing to learn from it")
         return tokens
 
-    def states(self, ids: Int[Tensor, "b t"], trunk: Any = None) -> Float[Tensor, "b t d"]:
+    def hidden_states(self, ids: Int[Tensor, "b t"], trunk: Any = None) -> Float[Tensor, "b t d"]:
         """What the last layer is given; differentiable. `trunk` for the network's own, compiled."""
-        read = self.network.base_model if trunk is None else trunk
-        output = read(input_ids=ids, past_key_values=unkept(self.network.config), use_cache=False)
+        read = self.hf_model.base_model if trunk is None else trunk
+        output = read(input_ids=ids, past_key_values=unkept(self.hf_model.config), use_cache=False)
         states: Tensor = output.last_hidden_state
         return states
 
-    def rounded(self, tokens: int) -> int:
+    def padded_length(self, tokens: int) -> int:
         """The length at which a text of so many tokens is computed beside others."""
-        short = self.turn is not None and tokens <= self.turn
-        return rounded(tokens, self.turn if short and self.turn else self.context)
+        short = self.longrope_switch is not None and tokens <= self.longrope_switch
+        return rounded(
+            tokens, self.longrope_switch if short and self.longrope_switch else self.max_length
+        )
 
     def compiled(self) -> Any:
         """A trunk for `states` that torch compiles when it is first used, once for all lengths."""
-        return torch.compile(self.network.base_model, dynamic=True)
+        return torch.compile(self.hf_model.base_model, dynamic=True)
 
-    def output(self, *, trained: bool = False) -> OutputProjection:
+    def lm_head(self, *, trained: bool = False) -> OutputProjection:
         """The last layer; where it is `trained`, with its gradients to be added to."""
-        layer, known = self.network.get_output_embeddings(), slice(None, self.vocabulary)
+        layer, known = self.hf_model.get_output_embeddings(), slice(None, self.vocab_size)
         bias = getattr(layer, "bias", None)
         return OutputProjection(
             layer.weight.detach()[known],
             None if bias is None else bias.detach()[known],
-            _scale(self.network.config),
-            getattr(self.network.config, "final_logit_softcapping", None),
+            _scale(self.hf_model.config),
+            getattr(self.hf_model.config, "final_logit_softcapping", None),
             layer.weight.grad[known] if trained else None,
             bias.grad[known] if trained and bias is not None else None,
         )
@@ -192,11 +194,11 @@ class LanguageModel:
         """
         if not text:
             raise ValueError("text to score is empty: bits per byte need at least one byte")
-        left, tokens = self.tokens(context), self.tokens(text)
+        left, tokens = self.encode(context), self.encode(text)
         sequence = self._started(torch.cat([left, tokens]))
         nats, greedy = 0.0, True
-        together = 1 if sequence.is_cpu else max(1, GPU_TOKENS // self.context)
-        for some in alike(windows(len(sequence) - 1, self.context, skip=len(left)), together):
+        together = 1 if sequence.is_cpu else max(1, GPU_TOKENS // self.max_length)
+        for some in alike(windows(len(sequence) - 1, self.max_length, skip=len(left)), together):
             rows = self._logits(torch.stack([sequence[w.start : w.stop] for w in some]))
             for window, row in zip(some, rows, strict=True):
                 logits = row[-window.targets :]
@@ -215,7 +217,7 @@ class LanguageModel:
                 of range.
         """
         sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        decoder, output = SequenceState(self, prompt, sampling), self.output()
+        decoder, output = SequenceState(self, prompt, sampling), self.lm_head()
         continuations = BatchDecoder(self, lambda _: output)
         while not decoder.finish:
             for told in continuations.step({0: decoder}).values():
@@ -223,38 +225,38 @@ class LanguageModel:
                     raise told
         return decoder.text
 
-    def fitting(self, prompt: str | Sequence[int], max_tokens: int) -> Int[Tensor, " t"]:
+    def encode_prompt(self, prompt: str | Sequence[int], max_tokens: int) -> Int[Tensor, " t"]:
         """The tokens of `prompt` behind a start token, with room for `max_tokens` more.
 
         Raises:
             ValueError: If prompt and answer together exceed the model's context.
         """
         given = (
-            self.tokens(prompt)
+            self.encode(prompt)
             if isinstance(prompt, str)
             else torch.tensor(prompt, dtype=torch.long, device=self.device)
         )
-        if len(given) and not 0 <= int(given.min()) <= int(given.max()) < self.vocabulary:
+        if len(given) and not 0 <= int(given.min()) <= int(given.max()) < self.vocab_size:
             raise ValueError(
                 f"prompt has tokens from {int(given.min())} to {int(given.max())}, but {self.name} "
-                f"knows 0 to {self.vocabulary - 1}"
+                f"knows 0 to {self.vocab_size - 1}"
             )
         tokens = self._started(given)
-        if len(tokens) + as_count(max_tokens, "max_tokens") > self.context:
+        if len(tokens) + as_count(max_tokens, "max_tokens") > self.max_length:
             raise ValueError(
                 f"prompt has {len(tokens)} tokens and max_tokens is {max_tokens}, but {self.name} "
-                f"has a context of {self.context}: shorten the prompt or lower max_tokens"
+                f"has a context of {self.max_length}: shorten the prompt or lower max_tokens"
             )
         return tokens
 
-    def ending(self, prompt: str, max_tokens: int) -> str:
+    def truncate_left(self, prompt: str, max_tokens: int) -> str:
         """The end of `prompt` that is `fitting`; all of it if it is, or if none can be."""
-        tokens, room = self.tokens(prompt), self.context - 1 - max_tokens
+        tokens, room = self.encode(prompt), self.max_length - 1 - max_tokens
         if len(tokens) <= room:
             return prompt
         for kept in range(room, 0, -1):  # cut within a character, a few may not come back alike
             text = str(self.tokenizer.decode(tokens[-kept:]))
-            if len(self.tokens(text)) <= room:
+            if len(self.encode(text)) <= room:
                 return text
         return prompt
 
@@ -278,10 +280,13 @@ class LanguageModel:
     @torch.no_grad()
     def _check_output(self) -> None:
         """Training and sampling go by `output`: refuse a network that has other logits."""
-        token = self._started(self.tokens(""))
-        [given], ours = self._logits(token[None]), self.output().logits(self.states(token[None])[0])
+        token = self._started(self.encode(""))
+        [given], ours = (
+            self._logits(token[None]),
+            self.lm_head().logits(self.hidden_states(token[None])[0]),
+        )
         gap, largest = float((ours - given).abs().max()), float(given.abs().max())
-        rounding = max(torch.finfo(kind).eps for kind in (self.network.dtype, given.dtype))
+        rounding = max(torch.finfo(kind).eps for kind in (self.hf_model.dtype, given.dtype))
         if gap > math.sqrt(rounding) * largest:
             raise ModelError(
                 f"model {self.name} does not get its logits from its last layer alone: they are "
@@ -289,11 +294,11 @@ class LanguageModel:
             )
 
     def _started(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
-        return functional.pad(tokens, (1, 0), value=self.start)
+        return functional.pad(tokens, (1, 0), value=self.bos_token_id)
 
     def _logits(self, inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
-        output = self.network(input_ids=inputs, use_cache=False)
-        logits: Tensor = output.logits[..., : self.vocabulary].float()
+        output = self.hf_model(input_ids=inputs, use_cache=False)
+        logits: Tensor = output.logits[..., : self.vocab_size].float()
         return logits
 
 

@@ -57,7 +57,7 @@ class SequenceState:
         self, model: "LanguageModel", prompt: str | Sequence[int], sampling: SamplingParams
     ) -> None:
         self._model, self._sampling = model, sampling
-        self.prompt: Int[Tensor, " t"] = model.fitting(prompt, sampling.max_tokens)
+        self.prompt: Int[Tensor, " t"] = model.encode_prompt(prompt, sampling.max_tokens)
         self.tokens: list[int] = []
         """Those drawn so far."""
         self._random = torch.Generator(model.device).manual_seed(sampling.seed)
@@ -83,7 +83,7 @@ class SequenceState:
     def take(self, token: int) -> str:
         """One token more; returns what it makes certain of the text, maybe nothing."""
         self.tokens.append(token)
-        if token in self._model.ends:
+        if token in self._model.eos_token_ids:
             self.finish = "stop"
         elif len(self.tokens) == self._sampling.max_tokens:
             self.finish = "length"

@@ -88,8 +88,8 @@ class AdaptationSession:
         self._steps: list[TrainStep] = []
         slots.reset(slot, optimizer=not self.training.persist_optimizer)
         if init_adapter is not None:
-            init_adapter.put(slots, slot)
-        slots.bank.lr[slot] = slots.adaptation.lr * lr_scale(self.training, slots.optimizer.name)
+            init_adapter.load_into(slots, slot)
+        slots.params.lr[slot] = slots.adapter.lr * lr_scale(self.training, slots.optimizer.name)
 
     @property
     def steps(self) -> tuple[TrainStep, ...]:
@@ -99,7 +99,7 @@ class AdaptationSession:
     @property
     def model(self) -> LanguageModel:
         """The model with this session's weights, until the next step in any slot."""
-        return self._slots.as_slot(self._slot)
+        return self._slots.activate(self._slot)
 
     @property
     def adapter(self) -> Adapter:
@@ -108,7 +108,7 @@ class AdaptationSession:
         Raises:
             ValueError: If something else than LoRA is trained.
         """
-        return Adapter.of(self._slots, self._slot)
+        return Adapter.from_slot(self._slots, self._slot)
 
     def run(
         self,
@@ -138,7 +138,7 @@ class AdaptationSession:
             if (reason := should_stop()) is not None:
                 return reason
             if number == 1:
-                self._slots.prepare([e.tokens for each in updates for e in each.examples])
+                self._slots.precompute([e.tokens for each in updates for e in each.examples])
             start = time.perf_counter()
             losses = (yield update) or losses
             self._record(update, losses, time.perf_counter() - start)
@@ -178,7 +178,7 @@ class AdaptationSession:
             AdaptationError: If the loss is not finite; the weights have not changed.
         """
         model = self._slots.model
-        tokens = model.lesson(text)[: model.context]
+        tokens = model.training_tokens(text)[: model.max_length]
         self.train([Update((TrainExample(text[:ID_LENGTH], None, tokens),))])
         return self._steps[-1].loss
 
@@ -238,7 +238,7 @@ class AdaptationSession:
     def _take(self, update: Update) -> list[float]:
         """Take `update` alone: its losses, none for a reused gradient."""
         if update.reused:
-            self._slots.repeat([self._slot])
+            self._slots.repeat_step([self._slot])
             return []
         return self._slots.step({self._slot: [e.tokens for e in update.examples]})[self._slot]
 

@@ -38,22 +38,22 @@ class Tuner(Protocol):
     """What one mode trains of a model."""
 
     @property
-    def start(self) -> Mapping[str, Tensor]:
+    def initial(self) -> Mapping[str, Tensor]:
         """The tensors that every slot starts from."""
 
     @property
-    def output(self) -> OutputProjection:
+    def lm_head(self) -> OutputProjection:
         """The last layer, as it is used now."""
 
     def attached(self) -> AbstractContextManager[None]: ...
 
-    def use(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
+    def bind(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
         """Compute with `theta`, row by row of the batch, and add its gradients to `grad`."""
 
-    def states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
+    def hidden_states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
         """The hidden states that `output` is given."""
 
-    def prepare(self, texts: Sequence[Tokens]) -> None:
+    def precompute(self, texts: Sequence[Tokens]) -> None:
         """Do now, at once, what does not depend on the steps in between."""
 
 
@@ -67,7 +67,7 @@ class Slots:
     def __init__(
         self,
         model: LanguageModel,
-        adaptation: AdapterConfig,
+        adapter: AdapterConfig,
         optimizer: OptimizerConfig | None = None,
         *,
         count: int = 1,
@@ -75,33 +75,33 @@ class Slots:
         compiled: bool = False,
     ) -> None:
         as_count(count, "count")
-        if isinstance(adaptation, FullFineTuning) and count > 1:
+        if isinstance(adapter, FullFineTuning) and count > 1:
             raise ValueError(f"count is {count}: full training has one slot, the network itself")
-        check_compiled(adaptation, compiled)
-        self.model, self.adaptation = model, adaptation
+        check_compiled(adapter, compiled)
+        self.model, self.adapter = model, adapter
         with model.exclusive():  # else it would take a borrower's weights for the model's
-            self._form = _form(model, adaptation, cache_bytes, compiled)
-        dtype = next(model.network.parameters()).dtype
+            self._tuner = _make_tuner(model, adapter, cache_bytes, compiled)
+        dtype = next(model.hf_model.parameters()).dtype
         self.optimizer = optimizer or OptimizerConfig()
-        self.bank = FlatParams(self._form.start, count, adaptation.lr, self.optimizer, dtype)
-        self.width = count  # texts in one pass; lowered when memory runs out
-        self._room = self._form.output.room()
+        self.params = FlatParams(self._tuner.initial, count, adapter.lr, self.optimizer, dtype)
+        self.micro_batch_size = count  # texts in one pass; lowered when memory runs out
+        self._room = self._tuner.lm_head.room()
         self._used: list[int] = []  # the slots whose own rows the form computes with
-        self._grad = self.bank.gradients([0])
+        self._grad = self.params.gradients([0])
         self._continuations = BatchDecoder(model, self._reading)
         self._graphs = (
             Graphs(self._recordable, model, count)
-            if model.device.type == "cuda" and not isinstance(adaptation, LMHead)
+            if model.device.type == "cuda" and not isinstance(adapter, LMHead)
             else None
         )
 
     def __len__(self) -> int:
-        return len(self.bank)
+        return len(self.params)
 
     @property
-    def start(self) -> Mapping[str, Tensor]:
+    def initial(self) -> Mapping[str, Tensor]:
         """What every slot starts from: the tensors that are trained, by name."""
-        return self._form.start
+        return self._tuner.initial
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -112,32 +112,32 @@ class Slots:
         """
         with ExitStack() as stack:
             stack.enter_context(self.model.exclusive())
-            stack.enter_context(_frozen(self.model.network))
-            stack.enter_context(self._form.attached())
-            stack.callback(self.proceed, {})  # nothing stays of those that were not finished
-            self.as_slot(0)
+            stack.enter_context(_frozen(self.model.hf_model))
+            stack.enter_context(self._tuner.attached())
+            stack.callback(self.decode_step, {})  # nothing stays of those that were not finished
+            self.activate(0)
             yield
 
-    def as_slot(self, slot: int) -> LanguageModel:
+    def activate(self, slot: int) -> LanguageModel:
         """The model as `slot` has it until the next step, to be scored."""
         self._reading([slot])
         return self.model
 
-    def proceed(self, decoders: Mapping[int, SequenceState]) -> dict[int, str | Exception]:
+    def decode_step(self, decoders: Mapping[int, SequenceState]) -> dict[int, str | Exception]:
         """One token more of every slot's continuation, in one pass: see `BatchDecoder.step`."""
         return self._continuations.step(decoders)
 
-    def prepare(self, texts: Sequence[Tokens]) -> None:
+    def precompute(self, texts: Sequence[Tokens]) -> None:
         """Texts that will be stepped on: what can be computed for all of them at once, is."""
         try:
-            self._form.prepare(texts)
+            self._tuner.precompute(texts)
         except RuntimeError as error:  # a step computes them too, as few at once as it must
             if not _is_out_of_memory(error):
                 raise
 
     def reset(self, slot: int, *, optimizer: bool = True) -> None:
         """Put `slot` back to the start, bit for bit."""
-        self.bank.reset(slot, optimizer=optimizer)
+        self.params.reset(slot, optimizer=optimizer)
 
     def step(self, texts: Mapping[int, Sequence[Tokens]]) -> dict[int, list[float]]:
         """One update of every slot in `texts`, on the mean gradient of its texts.
@@ -160,16 +160,16 @@ class Slots:
                     raise
                 self._halve(error)
         finite = [slot for slot, own in losses.items() if all(map(math.isfinite, own))]
-        self.bank.update(finite)
+        self.params.update(finite)
         return losses
 
-    def repeat(self, slots: Sequence[int]) -> None:
+    def repeat_step(self, slots: Sequence[int]) -> None:
         """One more update of `slots` with the gradients of their last step."""
-        self.bank.update(slots)
+        self.params.update(slots)
 
     def _gradients(self, texts: Mapping[int, Sequence[Tokens]]) -> dict[int, list[float]]:
         losses: dict[int, list[float]] = {slot: [] for slot in texts}
-        torch._foreach_zero_([self.bank.grad[slot] for slot in texts])
+        torch._foreach_zero_([self.params.grad[slot] for slot in texts])
         for turn in range(max(map(len, texts.values()), default=0)):
             current = {slot: own[turn] for slot, own in sorted(texts.items()) if turn < len(own)}
             for slots, length in self._passes(current):
@@ -178,7 +178,7 @@ class Slots:
                     losses[slot].append(loss)
         for slot, own in texts.items():
             if len(own) > 1:
-                self.bank.grad[slot] /= len(own)
+                self.params.grad[slot] /= len(own)
         return losses
 
     def _passes(self, texts: Mapping[int, Tokens]) -> Iterator[tuple[list[int], int]]:
@@ -188,17 +188,17 @@ class Slots:
         """
         slots = list(texts)
         lengths = [len(text) for text in texts.values()]
-        if len(self.bank) > 1 or self._graphs is not None:
-            lengths = [self.model.rounded(length) for length in lengths]
+        if len(self.params) > 1 or self._graphs is not None:
+            lengths = [self.model.padded_length(length) for length in lengths]
         for length, positions in grouped(lengths).items():
-            for first in range(0, len(positions), self.width):
-                yield [slots[i] for i in positions[first : first + self.width]], length
+            for first in range(0, len(positions), self.micro_batch_size):
+                yield [slots[i] for i in positions[first : first + self.micro_batch_size]], length
 
     def _pass(self, slots: list[int], texts: list[Tokens], length: int) -> list[float]:
         if self._graphs is not None and self._graphs.takes(len(slots), length):
-            losses = self._graphs.losses(slots, texts, length, self.model.start)
+            losses = self._graphs.losses(slots, texts, length, self.model.bos_token_id)
         else:
-            batch = Batch.of(texts, length, self.model.start).to(self.model.device)
+            batch = Batch.of(texts, length, self.model.bos_token_id).to(self.model.device)
             if self._used != slots:
                 self._use(slots)
             losses = self._computed(slots, texts, batch)
@@ -208,9 +208,9 @@ class Slots:
     def _computed(
         self, slots: Slotted, texts: Sequence[Tokens], batch: Batch
     ) -> Float[Tensor, " b"]:
-        states = self._form.states(texts, batch)
-        losses = chunked_cross_entropy(states, self._form.output, batch, self._room)
-        self.bank.accumulate(slots, self._grad)
+        states = self._tuner.hidden_states(texts, batch)
+        losses = chunked_cross_entropy(states, self._tuner.lm_head, batch, self._room)
+        self.params.accumulate(slots, self._grad)
         return losses
 
     def _recordable(self, slots: Int[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
@@ -222,36 +222,36 @@ class Slots:
     def _reading(self, slots: Sequence[int]) -> OutputProjection:
         """Compute with `slots` and keep no gradients; gives the last layer."""
         self._used = []
-        self._form.use(self.bank.views(self.bank.weights(slots)), None)
-        return self._form.output
+        self._tuner.bind(self.params.views(self.params.weights(slots)), None)
+        return self._tuner.lm_head
 
     def _use(self, slots: Slotted) -> None:
         """Compute with `slots`, again and again where the form needs no copy of their rows."""
         self._used = []  # should this fail
-        theta, self._grad = self.bank.weights(slots), self.bank.gradients(slots)
-        self._form.use(self.bank.views(theta), self.bank.views(self._grad))
-        if isinstance(slots, list) and self.bank.shares(self._grad):
+        theta, self._grad = self.params.weights(slots), self.params.gradients(slots)
+        self._tuner.bind(self.params.views(theta), self.params.views(self._grad))
+        if isinstance(slots, list) and self.params.shares(self._grad):
             self._used = slots
 
     def _halve(self, error: RuntimeError) -> None:
-        if self.width == 1:
+        if self.micro_batch_size == 1:
             raise ModelError(
                 f"model {self.model.name} runs out of memory on one text alone: load it in a "
                 "smaller dtype, train less of it (lora, head), or lower the context"
             ) from error
-        self.width //= 2
+        self.micro_batch_size //= 2
         if self._graphs is not None:
             self._graphs.clear()
-        log.warning("out of memory: going on with %d texts at once", self.width)
+        log.warning("out of memory: going on with %d texts at once", self.micro_batch_size)
 
 
-def check_compiled(adaptation: AdapterConfig, compiled: bool) -> None:
+def check_compiled(adapter: AdapterConfig, compiled: bool) -> None:
     """Refuse what torch cannot compile.
 
     Raises:
         ValueError: If that is asked.
     """
-    if compiled and isinstance(adaptation, LoRA):
+    if compiled and isinstance(adapter, LoRA):
         raise ValueError("compiled is for full and head training: leave it out for LoRA")
 
 
@@ -259,14 +259,14 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _form(
-    model: LanguageModel, adaptation: AdapterConfig, cache_bytes: int, compiled: bool
+def _make_tuner(
+    model: LanguageModel, adapter: AdapterConfig, cache_bytes: int, compiled: bool
 ) -> Tuner:
-    match adaptation:
+    match adapter:
         case FullFineTuning():
             return FullTuner(model, compiled)
         case LoRA():
-            return LoRATuner(model, adaptation)
+            return LoRATuner(model, adapter)
         case LMHead():
             return HeadTuner(model, cache_bytes, compiled)
 

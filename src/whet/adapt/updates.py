@@ -62,12 +62,12 @@ def plan_updates(
         ValueError: If a text has no tokens.
     """
     random = np.random.default_rng(training.seed)
-    tokens = [model.lesson(text) for _, text in texts]
+    tokens = [model.training_tokens(text) for _, text in texts]
     sigmas = [None] * len(texts) if sigmas is None else sigmas
     examples = [
         TrainExample(texts[i][0], sigmas[i], chunk)
         for i in _order([len(t) for t in tokens], training, random)
-        for chunk in _chunks(tokens[i], model.context, training, random)
+        for chunk in _chunks(tokens[i], model.max_length, training, random)
     ]
     updates: list[Update] = []
     run = 0  # consecutive updates on one gradient

@@ -243,7 +243,7 @@ class Scheduler:
 
 def _train_step(slots: Slots, updates: dict[int, Update]) -> Results:
     """Take the updates together; if that fails, each by itself, so that only one of them fails."""
-    slots.repeat([slot for slot, update in updates.items() if update.reused])
+    slots.repeat_step([slot for slot, update in updates.items() if update.reused])
     texts = {
         slot: [example.tokens for example in update.examples]
         for slot, update in updates.items()
@@ -264,7 +264,7 @@ def _train_step(slots: Slots, updates: dict[int, Update]) -> Results:
 def _decode_step(slots: Slots, sequences: dict[int, SequenceState]) -> Results:
     """One token of each sequence; if that fails, as when memory is short, all of them fail."""
     try:
-        return {**slots.proceed(sequences)}
+        return {**slots.decode_step(sequences)}
     except Exception as error:
         return dict.fromkeys(sequences, error)
 

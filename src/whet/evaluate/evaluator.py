@@ -164,17 +164,17 @@ class Evaluator:
             raise ModelError("the base model's score is not finite: load it as fp32")
         for name, method in self._methods.items():
             for part, (task, base) in enumerate(zip(tasks, bases, strict=True)):
-                blank = Row(name, part, base.bytes, base.bits)
+                blank = Row(name, part, base.num_bytes, base.bits)
                 rows += self._run_method(blank, method, document, task)
         query, text = tasks[-1].query, "".join(task.text for task in tasks)
         contamination = find_contamination(self._space, query, text, document.text, self._config)
         query_score = self._model.score(query)
         return {
             "parts": len(tasks),
-            "bytes": sum(base.bytes for base in bases),
+            "bytes": sum(base.num_bytes for base in bases),
             "base_bits": sum(base.bits for base in bases),
             "base_s": base_s,
-            "query_bytes": query_score.bytes,
+            "query_bytes": query_score.num_bytes,
             "query_bits": query_score.bits,
             "exact": contamination.exact,
             "near": contamination.near,

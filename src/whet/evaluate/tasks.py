@@ -67,21 +67,21 @@ class InContext:
     def __init__(self, model: LanguageModel, task: ScoringTask) -> None:
         self._model = model
         self._bytes = len(task.text.encode())
-        self._left, self._text = model.tokens(task.context), model.tokens(task.text)
-        free = model.context - 1 - len(self._left) - len(self._text)
-        self.budget = max(free, model.context // 2)
+        self._left, self._text = model.encode(task.context), model.encode(task.text)
+        free = model.max_length - 1 - len(self._left) - len(self._text)
+        self.budget = max(free, model.max_length // 2)
         """Tokens of documents that fit; the start token takes one more of the window."""
 
     def examples(self, texts: Sequence[str]) -> Tokens:
         """The distinct `texts`, the first of them last; the one that exceeds the budget is cut."""
-        separator = self._model.tokens(SEPARATOR)
+        separator = self._model.encode(SEPARATOR)
         parts: list[Tokens] = []
         free = self.budget
         for text in dict.fromkeys(texts):
             free -= len(separator)
             if free <= 0:
                 break
-            tokens = self._model.tokens(text)[:free]
+            tokens = self._model.encode(text)[:free]
             parts = [tokens, separator, *parts]
             free -= len(tokens)
         return torch.cat(parts) if parts else separator[:0]
@@ -90,13 +90,15 @@ class InContext:
     def score(self, texts: Sequence[str]) -> Score:
         """Score of the task's text with `texts` in front of it, with the model's present weights."""
         model, examples = self._model, self.examples(texts)
-        front = functional.pad(examples, (1, 0), value=model.start)
+        front = functional.pad(examples, (1, 0), value=model.bos_token_id)
         body = torch.cat([self._left, self._text])
         nats, greedy = 0.0, True
-        for window in windows(len(body), model.context - len(front), skip=len(self._left)):
+        for window in windows(len(body), model.max_length - len(front), skip=len(self._left)):
             seen = body[max(window.start - 1, 0) : window.stop - 1]
-            logits = model.network(input_ids=torch.cat([front, seen])[None], use_cache=False).logits
-            predicted = logits[0, -window.targets :, : model.vocabulary].float()
+            logits = model.hf_model(
+                input_ids=torch.cat([front, seen])[None], use_cache=False
+            ).logits
+            predicted = logits[0, -window.targets :, : model.vocab_size].float()
             targets = body[window.stop - window.targets : window.stop]
             nats += functional.cross_entropy(predicted, targets, reduction="sum").item()
             greedy = greedy and bool((predicted.argmax(-1) == targets).all())

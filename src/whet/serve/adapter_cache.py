@@ -47,7 +47,7 @@ class CachedAdapter:
         """PEFT's two files, zipped, in a folder that is named by the adapter's id."""
         archive = io.BytesIO()
         with tempfile.TemporaryDirectory() as folder:
-            self.adapter.save(folder)
+            self.adapter.save_pretrained(folder)
             with zipfile.ZipFile(archive, "w") as file:
                 for path in sorted(Path(folder).iterdir()):
                     file.write(path, f"{self.id}/{path.name}")

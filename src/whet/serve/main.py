@@ -34,7 +34,7 @@ def build_engines(config: ServeConfig) -> dict[str, Engine]:
         ValueError: If an adapter has an invalid option.
     """
     model = LanguageModel.from_pretrained(config.model)
-    model.network.requires_grad_(False)  # engines that run at once would each restore it
+    model.hf_model.requires_grad_(False)  # engines that run at once would each restore it
     adapters: dict[str, AdapterConfig] = {
         name: model.adapter_config(name, **config.adapter_options(name)) for name in config.adapters
     }

@@ -103,10 +103,10 @@ def text_sizes(model: LanguageModel, documents: Sequence[Document]) -> dict[str,
     sizes = {}
     for document in documents:
         if document.id not in sizes:
-            tokens = model.tokens(document.text)
+            tokens = model.encode(document.text)
             text = document.text
-            if len(tokens) > model.context:
-                tokens = tokens[: model.context]
+            if len(tokens) > model.max_length:
+                tokens = tokens[: model.max_length]
                 text = str(model.tokenizer.decode(tokens))
             sizes[document.id] = TextSize(len(tokens), len(text.encode()))
     return sizes

@@ -220,16 +220,16 @@ class RequestRunner:
     def _fit_sampling(self) -> SamplingParams:
         """Sampling parameters whose `max_tokens` fits the context after the prompt."""
         request, model = self._request, self._state.model
-        tokens = model.tokens(request.prompt) if request.token_ids is None else request.token_ids
+        tokens = model.encode(request.prompt) if request.token_ids is None else request.token_ids
         read = len(tokens) + 1
-        scored = 0 if request.text is None else len(model.tokens(request.text))
+        scored = 0 if request.text is None else len(model.encode(request.text))
         self._prompt_tokens = read + scored
-        available = model.context - read
+        available = model.max_length - read
         wanted = request.max_tokens or min(available, request.context.limits.max_tokens)
         if request.text is None and not 0 < wanted <= available:
             raise APIError(
                 400, f"the prompt has {read} tokens and max_tokens is {wanted}, but the context of "
-                f"{self._state.name} is {model.context} tokens", param="max_tokens",
+                f"{self._state.name} is {model.max_length} tokens", param="max_tokens",
                 code="context_length_exceeded",
             )  # fmt: skip
         return replace(request.sampling, max_tokens=max(1, wanted))

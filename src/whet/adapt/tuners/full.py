@@ -18,15 +18,15 @@ class FullTuner:
 
     def __init__(self, model: LanguageModel, compiled: bool) -> None:
         self._model, self._trunk = model, model.compiled() if compiled else None
-        self._parameters: dict[str, nn.Parameter] = dict(model.network.named_parameters())
-        self.start = {name: p.detach() for name, p in self._parameters.items()}
-        self.output = model.output()
+        self._parameters: dict[str, nn.Parameter] = dict(model.hf_model.named_parameters())
+        self.initial = {name: p.detach() for name, p in self._parameters.items()}
+        self.lm_head = model.lm_head()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         for parameter in self._parameters.values():
             parameter.requires_grad_()
-        embedding = self._model.network.get_input_embeddings()
+        embedding = self._model.hf_model.get_input_embeddings()
         dense = embedding.sparse
         embedding.sparse = embedding.weight.is_cpu  # its gradient: rows of the text's tokens
         try:
@@ -34,17 +34,17 @@ class FullTuner:
         finally:
             embedding.sparse = dense
             for name, parameter in self._parameters.items():
-                parameter.data = self.start[name]
+                parameter.data = self.initial[name]
 
-    def use(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
+    def bind(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
         """Compute with these, of one row; fill `grad` when one goes backward."""
         for name, parameter in self._parameters.items():
             parameter.data = theta[name][0].detach()
             parameter.grad = None if grad is None else grad[name][0]
-        self.output = self._model.output(trained=grad is not None)
+        self.lm_head = self._model.lm_head(trained=grad is not None)
 
-    def states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
-        return self._model.states(batch.ids, self._trunk)
+    def hidden_states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
+        return self._model.hidden_states(batch.ids, self._trunk)
 
-    def prepare(self, texts: Sequence[Tokens]) -> None:
+    def precompute(self, texts: Sequence[Tokens]) -> None:
         """Nothing: all that is computed depends on the steps before."""

@@ -43,18 +43,18 @@ class LoRATuner:
     def __init__(self, model: LanguageModel, options: LoRA) -> None:
         self._model = model
         self._scale = options.lora_alpha / options.r
-        self._layers = linear_layers(model.network, options.target_modules)
+        self._layers = linear_layers(model.hf_model, options.target_modules)
         self._pairs: dict[str, Pair] = {}
-        self.output = model.output()
+        self.lm_head = model.lm_head()
         generator = torch.Generator().manual_seed(0)
-        self.start: dict[str, Tensor] = {}
+        self.initial: dict[str, Tensor] = {}
         for name, module in self._layers.items():
             width_in, width_out = widths(module)
             bound = 1 / math.sqrt(width_in)
             down = torch.empty(options.r, width_in).uniform_(-bound, bound, generator=generator)
             dtype = torch.promote_types(module.weight.dtype, torch.float32)
-            self.start[name + DOWN] = down.to(module.weight.device, dtype)
-            self.start[name + UP] = down.new_zeros(width_out, options.r).to(
+            self.initial[name + DOWN] = down.to(module.weight.device, dtype)
+            self.initial[name + UP] = down.new_zeros(width_out, options.r).to(
                 module.weight.device, dtype
             )
 
@@ -66,7 +66,7 @@ class LoRATuner:
                 module.forward = self._beside(name, module)
             yield
 
-    def use(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
+    def bind(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
         """Compute with these, row by row of the batch; add to `grad` when one goes backward."""
         self._pairs = {}
         for name in self._layers:
@@ -77,10 +77,10 @@ class LoRATuner:
                 trained = down.detach().requires_grad_()  # so that autograd goes back to the first
                 self._pairs[name] = Pair(trained, up, grad[name + DOWN], grad[name + UP])
 
-    def states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
-        return self._model.states(batch.ids)
+    def hidden_states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
+        return self._model.hidden_states(batch.ids)
 
-    def prepare(self, texts: Sequence[Tokens]) -> None:
+    def precompute(self, texts: Sequence[Tokens]) -> None:
         """Nothing: all that is computed depends on the steps before."""
 
     def _beside(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:

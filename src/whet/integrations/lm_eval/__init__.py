@@ -115,7 +115,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
                 texts = [requests[place].args[1] for place in places]
                 scores = self._scores(context, context, texts)
                 for place, score in zip(places, scores, strict=True):
-                    found[place] = _nats(score), score.greedy
+                    found[place] = _nats(score), score.is_greedy
                     self.cache_hook.add_partial("loglikelihood", requests[place].args, found[place])
                 advance(1)
         return [found[place] for place in range(len(requests))]
@@ -141,7 +141,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
             for request in requests:
                 context, options = request.args
                 sampling = _sampling(options)
-                prompt = self._engine.model.ending(context, sampling.max_tokens)
+                prompt = self._engine.model.truncate_left(context, sampling.max_tokens)
                 query = Request(prompt=prompt, sampling=sampling)
                 try:
                     answer = self._engine.submit(query).result()

@@ -279,8 +279,8 @@ class ScoreResponse(ResponseModel):
             model=model,
             bits_per_byte={variant: score.bits_per_byte for variant, score in scores.items()},
             nll={variant: score.bits * math.log(2) for variant, score in scores.items()},
-            num_bytes=base.bytes,
-            num_tokens=base.tokens,
+            num_bytes=base.num_bytes,
+            num_tokens=base.num_tokens,
             usage=usage,
             adapt=info,
         )

@@ -40,12 +40,12 @@ def test_bits_per_byte_equal_a_token_by_token_loop(model, length, left):
     text = ("Ünïcode and words. " * 9)[:length]
     score = model.score(text, context=left)
     assert score.bits == pytest.approx(reference.bits(model, text, left), rel=1e-5)
-    assert score.bytes == len(text.encode())
+    assert score.num_bytes == len(text.encode())
 
 
 def test_gelu_in_one_pass_is_the_network_s_own(tmp_path):
     path, ids = tiny_models.save(tmp_path, "gpt2"), torch.arange(20)[None]
-    ours = LanguageModel.from_pretrained(path, dtype=torch.float64, device="cpu").network
+    ours = LanguageModel.from_pretrained(path, dtype=torch.float64, device="cpu").hf_model
     plain = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float64).eval()
     assert type(ours.transformer.h[0].mlp.act) is not type(plain.transformer.h[0].mlp.act)
     torch.testing.assert_close(ours(ids).logits, plain(ids).logits, rtol=1e-12, atol=1e-12)
@@ -55,7 +55,7 @@ def test_padding_of_the_vocabulary_is_cut_off(tmp_path):
     model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "gpt2"))
     before = model.score("some text").bits
     with torch.no_grad():
-        rows = model.network.get_output_embeddings().weight  # 264 rows, 257 tokens
+        rows = model.hf_model.get_output_embeddings().weight  # 264 rows, 257 tokens
         rows[257:] = 1e3
     assert model.score("some text").bits == before
 
@@ -85,14 +85,14 @@ def test_generation_is_greedy_by_default_and_sampling_is_seeded(model):
 
 
 def test_special_words_inside_a_text_are_plain_text(model):
-    assert 256 not in model.tokens("before <|endoftext|> after").tolist()
+    assert 256 not in model.encode("before <|endoftext|> after").tolist()
 
 
 def test_bad_requests_name_the_value(model):
     with pytest.raises(ValueError, match="text to score is empty"):
         model.score("")
     with pytest.raises(ValueError, match="has no tokens"):
-        model.lesson("")
+        model.training_tokens("")
     with pytest.raises(ValueError, match="prompt has 41 tokens and max_tokens is 5, but .* 32"):
         model.generate("x" * 40, max_tokens=5)
     with pytest.raises(ValueError, match="max_tokens is 0"):
@@ -109,12 +109,12 @@ def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
     model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "llama"))
     model.tokenizer.add_tokens(["<more>", "<and more>"])
     with pytest.raises(ModelError, match="knows 257 tokens, but its tokenizer has 259"):
-        LanguageModel(model.network, model.tokenizer, "mixed")
+        LanguageModel(model.hf_model, model.tokenizer, "mixed")
 
 
 def test_a_twin_shares_the_weights_and_is_lent_by_itself(model):
     twin = model.share_weights()
-    mine, its = (dict(m.network.named_parameters()) for m in (model, twin))
+    mine, its = (dict(m.hf_model.named_parameters()) for m in (model, twin))
     assert mine.keys() == its.keys()
     assert all(mine[name].data_ptr() == its[name].data_ptr() for name in mine)
     its["lm_head.weight" if "lm_head.weight" in its else next(iter(its))].requires_grad_(False)
@@ -132,12 +132,12 @@ def test_ids_of_a_tokenizer_may_have_gaps(tmp_path):
     )
     network = LanguageModel.from_pretrained(
         tiny_models.save(tmp_path, "gpt2")
-    ).network  # has 264 rows
+    ).hf_model  # has 264 rows
     model = LanguageModel(network, tokenizer, "gaps")
-    assert model.vocabulary == 263 and model.tokens("z").tolist() == [262]
+    assert model.vocab_size == 263 and model.encode("z").tolist() == [262]
     assert model.score("zebra").bits > 0
 
 
 def test_tokens_that_the_model_does_not_know_are_refused(model):
     with pytest.raises(ValueError, match=r"prompt has tokens from 1 to 99999, but .* knows 0 to"):
-        model.fitting([1, 99999], 4)
+        model.encode_prompt([1, 99999], 4)

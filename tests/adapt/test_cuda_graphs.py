@@ -51,10 +51,12 @@ def taught(slots, plans, times=3):
         for slot in plans:
             slots.reset(slot)
         for step in range(4):
-            texts = {slot: [slots.model.lesson(plan[step])] for slot, plan in plans.items()}
+            texts = {
+                slot: [slots.model.training_tokens(plan[step])] for slot, plan in plans.items()
+            }
             for slot, own in slots.step(texts).items():
                 losses[slot] += own
-        bits = {slot: slots.as_slot(slot).score(LATER).bits for slot in plans}
+        bits = {slot: slots.activate(slot).score(LATER).bits for slot in plans}
         found.append((losses, bits))
     return found
 
@@ -93,7 +95,7 @@ def test_any_slots_take_part_in_a_pass(folder, device, dtype):
         for slot in plans:
             assert own[slot] == pytest.approx(losses[slot], rel=tolerance)
             assert after[slot] == pytest.approx(bits[slot], rel=tolerance)
-    assert not slots.bank.m[2].any() and not slots.bank.grad[4].any()
+    assert not slots.params.m[2].any() and not slots.params.grad[4].any()
 
 
 @GPU
@@ -112,7 +114,7 @@ def test_shapes_are_recorded_when_they_come_again(folder):
 def test_a_network_that_waits_for_the_gpu_goes_on_without_graphs(folder, caplog):
     model = LanguageModel.from_pretrained(folder, device="cuda")
     slots = Slots(model, ADAPTERS[1], count=1)
-    hook = model.network.base_model.register_forward_hook(
+    hook = model.hf_model.base_model.register_forward_hook(
         lambda module, given, output: print(output.last_hidden_state.sum().item())
     )
     try:

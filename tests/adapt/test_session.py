@@ -2,11 +2,11 @@ import pytest
 import torch
 from support import reference_slot, tiny_models
 
-from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig, adaptation
+from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig, adapter_config
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import adapted
 from whet.adapt.tuners.lora import linear_layers
-from whet.errors import ModelError
+from whet.errors import AdaptationError, ModelError
 
 ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
 TEXT = "one short text"
@@ -20,8 +20,8 @@ def model(request, tmp_path_factory):
 
 
 def state(model):
-    tensors = {n: t.clone() for n, t in model.network.state_dict().items()}
-    flags = [(n, p.requires_grad, p.grad) for n, p in model.network.named_parameters()]
+    tensors = {n: t.clone() for n, t in model.hf_model.state_dict().items()}
+    flags = [(n, p.requires_grad, p.grad) for n, p in model.hf_model.named_parameters()]
     return tensors, flags
 
 
@@ -56,7 +56,7 @@ def test_full_step_is_adam_written_out(model):
 
     But where g is 0 and rounding decides, as for the biases of keys.
     """
-    network = model.network
+    network = model.hf_model
     reference_slot.mean_loss(model, TEXT).backward()
     grads = [p.grad.double() for p in network.parameters()]
     norm = sum((g**2).sum() for g in grads).sqrt()
@@ -72,13 +72,13 @@ def test_full_step_is_adam_written_out(model):
 
 
 def test_head_alone_moves_even_when_tied(model):
-    inputs = model.network.get_input_embeddings().weight
+    inputs = model.hf_model.get_input_embeddings().weight
     before = inputs.detach().clone()
     with adapted(model, LMHead(lr=0.1)) as slot:
         slot.step(TEXT)
         assert torch.equal(inputs, before)
-        assert not torch.equal(model.network.get_output_embeddings().weight[:257], before[:257])
-    assert model.network.get_input_embeddings().weight is inputs
+        assert not torch.equal(model.hf_model.get_output_embeddings().weight[:257], before[:257])
+    assert model.hf_model.get_input_embeddings().weight is inputs
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
@@ -86,11 +86,11 @@ def test_lora_equals_peft(tmp_path):
     import peft
 
     model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "llama"))
-    options = LoRA(lr=1e-2, rank=4, alpha=8.0, targets=("q_proj", "down_proj"))
+    options = LoRA(lr=1e-2, r=4, lora_alpha=8.0, target_modules=("q_proj", "down_proj"))
     with adapted(model, options, OptimizerConfig(max_grad_norm=0)) as slot:
         ours = [slot.step(TEXT) for _ in range(4)]
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
-    wrapped = peft.get_peft_model(model.network, config)
+    wrapped = peft.get_peft_model(model.hf_model, config)
     generator = torch.Generator().manual_seed(0)
     downs = [p for n, p in wrapped.named_parameters() if "lora_A" in n]
     for down in downs:
@@ -115,10 +115,10 @@ def test_lora_starts_at_the_base_model(model):
 
 def test_unknown_target_lists_the_layers_that_exist(model):
     with pytest.raises(ValueError, match="target 'nothing' is no linear layer: expected .*c_|proj"):
-        linear_layers(model.network, ("nothing",))
+        linear_layers(model.hf_model, ("nothing",))
     with (
         pytest.raises(ValueError, match="no linear layer"),
-        adapted(model, LoRA(targets=("nothing",))),
+        adapted(model, LoRA(target_modules=("nothing",))),
     ):
         raise AssertionError("never entered")
     model.score(TEXT)
@@ -132,13 +132,13 @@ def test_a_model_is_lent_once_at_a_time(model):
     ):
         raise AssertionError("never entered")
     with adapted(model) as slot:
-        assert slot.steps == 0
+        assert slot.steps == ()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(model):
     before = state(model)
     with (
-        pytest.raises(ModelError, match="loss is (nan|inf).* lower the learning rate"),
+        pytest.raises(AdaptationError, match="loss is (nan|inf).* lower the learning rate"),
         adapted(model, FullFineTuning(lr=1e30), OptimizerConfig(max_grad_norm=0)) as slot,
     ):
         for _ in range(9):
@@ -158,12 +158,12 @@ def test_every_optimizer_lowers_the_loss(model, kind):
     "make, message",
     [
         (lambda: FullFineTuning(lr=0), "lr is 0"),
-        (lambda: LoRA(r=0), "rank is 0"),
+        (lambda: LoRA(r=0), "r is 0"),
         (lambda: OptimizerConfig(beta1=1.0), "beta1 is 1.0"),
-        (lambda: OptimizerConfig(max_grad_norm=-1.0), "clip is -1.0"),
-        (lambda: OptimizerConfig(clip=float("nan")), "clip is nan"),
-        (lambda: adaptation("half"), "mode is 'half': expected full, lora, head"),
-        (lambda: adaptation("head", rank=3), "mode head has no option rank: expected lr"),
+        (lambda: OptimizerConfig(max_grad_norm=-1.0), "max_grad_norm is -1.0"),
+        (lambda: OptimizerConfig(max_grad_norm=float("nan")), "max_grad_norm is nan"),
+        (lambda: adapter_config("half"), "adapter is 'half': expected full, lora, head"),
+        (lambda: adapter_config("head", rank=3), "adapter head: unknown name 'rank': expected lr"),
     ],
 )
 def test_options_out_of_range_are_refused(make, message):

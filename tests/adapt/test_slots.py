@@ -53,7 +53,7 @@ def learn(slots, plans):
     losses = {slot: [] for slot in plans}
     for step in range(max(map(len, plans.values()))):
         texts = {
-            slot: [slots.model.lesson(plan[step])[: slots.model.context]]
+            slot: [slots.model.training_tokens(plan[step])[: slots.model.max_length]]
             for slot, plan in plans.items()
             if step < len(plan)
         }
@@ -77,7 +77,7 @@ def test_slots_equal_the_oracle_alone(double, mode, kind):
     slots = Slots(double, mode, optimizer, count=len(plans))
     with slots.attached():
         losses = learn(slots, plans)
-        scores = [slots.as_slot(slot).score("what comes after").bits_per_byte for slot in plans]
+        scores = [slots.activate(slot).score("what comes after").bits_per_byte for slot in plans]
     for slot, texts in plans.items():
         goal, score = alone(double, mode, texts, optimizer)
         assert losses[slot] == pytest.approx(goal, rel=1e-10)
@@ -91,7 +91,7 @@ def test_single_precision_ends_at_the_oracle_s_bits_per_byte(model, mode):
     with slots.attached():
         learn(slots, plans)
         for slot, texts in plans.items():
-            score = slots.as_slot(slot).score("what comes after").bits_per_byte
+            score = slots.activate(slot).score("what comes after").bits_per_byte
             plans[slot] = texts, score
     for texts, score in plans.values():
         assert score == pytest.approx(alone(model, mode, texts)[1], abs=1e-4)
@@ -111,7 +111,7 @@ def test_a_result_depends_on_neither_mates_nor_slot_nor_arrival(model, mode):
                 learn(slots, {mate: [rng.choice(rng.choice(TEXTS))] for mate in mates} or {own: []})
             plans = {mate: rng.choices(rng.choice(TEXTS), k=4) for mate in mates}
             losses = learn(slots, {own: TEXTS[0], **plans})[own]
-            found.add((*losses, slots.as_slot(own).score("what comes after").bits))
+            found.add((*losses, slots.activate(own).score("what comes after").bits))
     assert len(found) == 1
 
 
@@ -121,10 +121,13 @@ def test_a_finished_slot_is_untouched_by_later_ticks(some_model, mode):
     with slots.attached():
         learn(slots, dict(enumerate(TEXTS)))
         before = [
-            t[1].clone() for t in (slots.bank.theta, slots.bank.m, slots.bank.v, slots.bank.t)
+            t[1].clone()
+            for t in (slots.params.values, slots.params.m, slots.params.v, slots.params.t)
         ]
         learn(slots, {0: TEXTS[2], 2: TEXTS[0]})
-        after = [t[1] for t in (slots.bank.theta, slots.bank.m, slots.bank.v, slots.bank.t)]
+        after = [
+            t[1] for t in (slots.params.values, slots.params.m, slots.params.v, slots.params.t)
+        ]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
@@ -142,7 +145,7 @@ def test_reset_is_the_base_model_bit_for_bit(some_model, mode):
                 learn(slots, plans)
             for slot in some:
                 slots.reset(slot)
-                assert slots.as_slot(slot).score("the base model's bits") == base
+                assert slots.activate(slot).score("the base model's bits") == base
     assert some_model.score("the base model's bits") == base
 
 
@@ -156,7 +159,7 @@ def test_a_compiled_trunk_learns_the_same(tmp_path):
         with slots.attached():
             slots.reset(0)
             losses = learn(slots, {0: TEXTS[0]})[0]
-            bits = slots.as_slot(0).score("what comes after").bits_per_byte
+            bits = slots.activate(0).score("what comes after").bits_per_byte
         goal, score = alone(model, ADAPTERS[0], TEXTS[0])
         assert losses == pytest.approx(goal, rel=1e-10) and bits == pytest.approx(score, rel=1e-10)
 
@@ -172,7 +175,7 @@ def interrupted(slots, plans, place):
     def fail(*_):
         raise KeyboardInterrupt
 
-    modules = slots.model.network.base_model.named_modules()
+    modules = slots.model.hf_model.base_model.named_modules()
     hooks = [module.register_forward_hook(fail) for name, module in modules if name == place]
     try:
         learn(slots, plans)
@@ -187,7 +190,7 @@ def test_repeated_texts_count(some_model):
     slots = Slots(some_model, MANY[0], count=2)
     with slots.attached():
         losses = learn(slots, {0: ["one text"] * 5, 1: ["one text"]})
-        assert slots.bank.t.tolist() == [5, 1]
+        assert slots.params.t.tolist() == [5, 1]
     assert losses[0][1] < losses[0][0] == losses[1][0] and len(set(losses[0])) == 5
 
 
@@ -198,7 +201,7 @@ def test_clipping_never_couples_prompts(some_model, mode):
     for mate in (1.0, 1000.0):
         slots = Slots(some_model, mode, OptimizerConfig(name="sgd", max_grad_norm=0.1), count=2)
         with slots.attached():
-            slots.bank.theta[1] *= mate
+            slots.params.values[1] *= mate
             results.append(learn(slots, {0: TEXTS[0], 1: TEXTS[0]})[0])
     assert results[0] == results[1]
 
@@ -206,9 +209,9 @@ def test_clipping_never_couples_prompts(some_model, mode):
 def test_a_loss_that_is_not_finite_stays_in_its_slot(some_model):
     slots = Slots(some_model, MANY[0], count=2)
     with slots.attached():
-        slots.bank.theta[1] = math.nan
+        slots.params.values[1] = math.nan
         losses = learn(slots, {0: TEXTS[0], 1: TEXTS[0]})
-        assert not any(map(math.isfinite, losses[1])) and slots.bank.t.tolist() == [4, 0]
+        assert not any(map(math.isfinite, losses[1])) and slots.params.t.tolist() == [4, 0]
         slots.reset(1)
         again = learn(slots, {1: TEXTS[0]})
     assert losses[0] == again[1] == learn_alone(some_model, TEXTS[0])
@@ -236,7 +239,7 @@ def limited(model, rows):
         if len(kwargs["input_ids"]) > rows:
             raise torch.OutOfMemoryError(f"no room for {len(kwargs['input_ids'])} texts")
 
-    return model.network.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    return model.hf_model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def test_out_of_memory_halves_what_is_computed_at_once(some_model, caplog):
@@ -257,11 +260,11 @@ def test_out_of_memory_halves_what_is_computed_at_once(some_model, caplog):
 
 
 def test_head_without_memory_for_a_prompt_s_texts_takes_them_one_by_one(some_model):
-    texts = [some_model.lesson(text) for text in ("one", "two", "six")]
+    texts = [some_model.training_tokens(text) for text in ("one", "two", "six")]
     slots, hook = Slots(some_model, LMHead(lr=1e-2)), limited(some_model, 1)
     try:
         with slots.attached():
-            slots.prepare(texts)
+            slots.precompute(texts)
             assert all(slots.step({0: [text]})[0][0] > 0 for text in texts)
     finally:
         hook.remove()
@@ -291,13 +294,13 @@ def test_bfloat16_trains_float32_masters(tmp_path):
         slots = Slots(model, mode)
         with slots.attached():
             losses = learn(slots, {0: ["one text"] * 6})[0]
-            assert losses[-1] < losses[0] and slots.bank.theta.dtype == torch.float32
-    assert next(model.network.parameters()).dtype == torch.bfloat16
+            assert losses[-1] < losses[0] and slots.params.values.dtype == torch.float32
+    assert next(model.hf_model.parameters()).dtype == torch.bfloat16
 
 
 def test_full_training_gives_the_embedding_back_with_dense_gradients(some_model):
     embedding, slots = (
-        some_model.network.get_input_embeddings(),
+        some_model.hf_model.get_input_embeddings(),
         Slots(some_model, FullFineTuning()),
     )
     with pytest.raises(KeyboardInterrupt), slots.attached():
@@ -316,6 +319,6 @@ def test_one_slot_reads_several_rows_at_once(some_model, mode):
     slots, ids = Slots(some_model, mode), torch.arange(40).view(2, 20)
     with slots.attached(), torch.no_grad():
         learn(slots, {0: TEXTS[0]})
-        both = slots.as_slot(0).network(input_ids=ids).logits
-        one = [some_model.network(input_ids=row[None]).logits[0] for row in ids]
+        both = slots.activate(0).hf_model(input_ids=ids).logits
+        one = [some_model.hf_model(input_ids=row[None]).logits[0] for row in ids]
     torch.testing.assert_close(both, torch.stack(one), rtol=1e-4, atol=1e-4)

@@ -20,7 +20,7 @@ def model(request, tmp_path_factory):
 
 
 def pieces(model, prompt, **options):
-    continuations = BatchDecoder(model, lambda slots: model.output())
+    continuations = BatchDecoder(model, lambda slots: model.lm_head())
     decoder, told = SequenceState(model, prompt, SamplingParams(**options)), []
     while not decoder.finish:
         told.append(continuations.step({0: decoder})[0])
@@ -29,7 +29,7 @@ def pieces(model, prompt, **options):
 
 def together(model, arriving):
     """Continue the decoders of `arriving`, lists of those that begin at each step."""
-    continuations = BatchDecoder(model, lambda slots: model.output())
+    continuations = BatchDecoder(model, lambda slots: model.lm_head())
     arriving, going, slot = list(arriving), {}, 0
     while arriving or going:
         for decoder in arriving.pop(0) if arriving else ():
@@ -41,8 +41,8 @@ def together(model, arriving):
 
 
 def test_greedy_text_is_that_of_transformers(model):
-    tokens = model.fitting("abc", 20)
-    output = model.network.generate(tokens[None], max_new_tokens=20, do_sample=False)
+    tokens = model.encode_prompt("abc", 20)
+    output = model.hf_model.generate(tokens[None], max_new_tokens=20, do_sample=False)
     goal = model.tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
     decoder, told = pieces(model, "abc", max_tokens=20)
     assert decoder.text == "".join(told) == goal
@@ -58,7 +58,7 @@ def test_a_stop_text_ends_the_continuation_before_it(model):
 
 def test_a_stop_text_is_held_back_letter_by_letter(model):
     decoder = SequenceState(model, "q", SamplingParams(max_tokens=20, stop=("abé",)))
-    told = [decoder.take(token) for token in model.tokens("xabé").tolist()]
+    told = [decoder.take(token) for token in model.encode("xabé").tolist()]
     assert "".join(told) == decoder.text == "x" and decoder.finish == "stop"
 
 
@@ -71,7 +71,10 @@ def test_an_answer_is_its_own_where_positions_turn_with_the_longest_row():
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config)
     model = LanguageModel(network, tiny_models.tokenizer(), "longrope")
-    assert model.turn == 16 and (model.rounded(15), model.rounded(17)) == (16, 32)
+    assert model.longrope_switch == 16 and (model.padded_length(15), model.padded_length(17)) == (
+        16,
+        32,
+    )
     test_greedy_text_is_that_of_transformers(model)  # beyond the turn
     alone = pieces(model, "abc", max_tokens=6)[0].text
     short, long = (
@@ -101,7 +104,7 @@ def test_continuations_of_any_length_come_and_go(model):
     asked = [("abc", 20), ("a", 3), ("a longer prompt", 9), ("b", 25), ("abcdefgh", 1), ("c", 12)]
     alone = [pieces(model, prompt, max_tokens=most)[0] for prompt, most in asked]
     read = []
-    handle = model.network.base_model.register_forward_pre_hook(
+    handle = model.hf_model.base_model.register_forward_pre_hook(
         lambda _, args, given: read.append(len(given["input_ids"])), with_kwargs=True
     )
     beside = [
@@ -114,7 +117,7 @@ def test_continuations_of_any_length_come_and_go(model):
 
 
 def test_one_that_is_given_up_is_forgotten(model):
-    continuations = BatchDecoder(model, lambda slots: model.output())
+    continuations = BatchDecoder(model, lambda slots: model.lm_head())
     short, long = (SequenceState(model, "a" * n, SamplingParams(max_tokens=9)) for n in (2, 12))
     goal = pieces(model, "aa", max_tokens=9)[0].text
     continuations.step({0: short, 1: long})
@@ -132,7 +135,7 @@ def test_what_is_not_a_number_fails_its_own_prompt(model):
     goal = pieces(model, "abc", max_tokens=9)[0].text
 
     def use(slots):
-        output = model.output()
+        output = model.lm_head()
         weights = output.weight.repeat(len(slots), 1, 1)
         if 1 in slots:
             weights[slots.index(1)] = torch.nan

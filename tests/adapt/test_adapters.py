@@ -31,46 +31,46 @@ def learned(model, path):
     slots = Slots(model, MODE, count=2)
     with slots.attached():
         for text in ("one text", "another"):
-            slots.step({1: [model.lesson(text)]})
-        Adapter.of(slots, 1).save(path)
-        return slots.as_slot(1).score(TEXT).bits
+            slots.step({1: [model.training_tokens(text)]})
+        Adapter.from_slot(slots, 1).save_pretrained(path)
+        return slots.activate(1).score(TEXT).bits
 
 
 def logits(network, model):
     with torch.no_grad():
-        return network(input_ids=model.tokens(TEXT)[None]).logits
+        return network(input_ids=model.encode(TEXT)[None]).logits
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
 def test_logits_are_the_same_through_peft(folder, model, tmp_path):
     import peft
 
-    bits, base = learned(model, tmp_path / "a"), logits(model.network, model)
+    bits, base = learned(model, tmp_path / "a"), logits(model.hf_model, model)
     theirs = peft.PeftModel.from_pretrained(
-        LanguageModel.from_pretrained(folder).network, tmp_path / "a"
+        LanguageModel.from_pretrained(folder).hf_model, tmp_path / "a"
     )
     theirs.save_pretrained(tmp_path / "b")
     slots = Slots(model, MODE, count=3)
     with slots.attached():
-        Adapter.read(tmp_path / "b").put(slots, 2)
-        ours = logits(slots.as_slot(2).network, model)
-        assert slots.as_slot(2).score(TEXT).bits == bits
+        Adapter.from_pretrained(tmp_path / "b").load_into(slots, 2)
+        ours = logits(slots.activate(2).hf_model, model)
+        assert slots.activate(2).score(TEXT).bits == bits
     torch.testing.assert_close(ours, logits(theirs, model), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(ours, base)
 
 
 def test_merged_weights_need_no_slot(model, tmp_path):
     bits = learned(model, tmp_path)
-    Adapter.read(tmp_path).merge(model)
+    Adapter.from_pretrained(tmp_path).merge_into(model)
     assert model.score(TEXT).bits == pytest.approx(bits, rel=1e-5)
 
 
 def test_hidden_states_of_before_a_merge_are_not_used_after_it(model, tmp_path):
     learned(model, tmp_path)
-    slots, text = Slots(model, LMHead()), [model.lesson("some text")]
+    slots, text = Slots(model, LMHead()), [model.training_tokens("some text")]
     with slots.attached():
         before = slots.step({0: text})
-    Adapter.read(tmp_path).merge(model)
+    Adapter.from_pretrained(tmp_path).merge_into(model)
     fresh = Slots(model, LMHead())
     for each in (slots, fresh):
         each.reset(0)
@@ -82,38 +82,38 @@ def test_hidden_states_of_before_a_merge_are_not_used_after_it(model, tmp_path):
 
 def test_an_adapter_of_another_model_is_refused(model, tmp_path):
     learned(model, tmp_path)
-    adapter = Adapter.read(tmp_path)
+    adapter = Adapter.from_pretrained(tmp_path)
     with torch.no_grad():
-        next(model.network.parameters()).flatten()[0] += 1
+        next(model.hf_model.parameters()).flatten()[0] += 1
     with pytest.raises(ModelError, match="not for .*: its weights are others"):
-        adapter.merge(model)
+        adapter.merge_into(model)
     other = LanguageModel.from_pretrained("whet-pico")
     with pytest.raises(ModelError, match="adapter was made for .*, not for whet-pico: it has no"):
-        adapter.merge(other)
+        adapter.merge_into(other)
 
 
 def test_slots_of_another_form_are_refused(model, tmp_path):
     learned(model, tmp_path)
     with pytest.raises(ValueError, match="rank 4, alpha 64.0 and .* the slots 2, 64.0"):
-        Adapter.read(tmp_path).put(Slots(model, LoRA(r=2)), 0)
-    with pytest.raises(ValueError, match="slots learn by Full: expected LoRA"):
-        Adapter.of(Slots(model, FullFineTuning()), 0)
+        Adapter.from_pretrained(tmp_path).load_into(Slots(model, LoRA(r=2)), 0)
+    with pytest.raises(ValueError, match="slots train FullFineTuning: expected LoRA"):
+        Adapter.from_slot(Slots(model, FullFineTuning()), 0)
 
 
 def test_what_is_no_adapter_is_one_clear_line(model, tmp_path):
     with pytest.raises(ModelError, match="holds no adapter: expected adapter_config.json"):
-        Adapter.read(tmp_path / "nowhere")
+        Adapter.from_pretrained(tmp_path / "nowhere")
     learned(model, tmp_path)
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"alpha_pattern": {"c_attn": 64}}))
     with pytest.raises(ModelError, match="has alpha_pattern .*: expected plain LoRA"):
-        Adapter.read(tmp_path)
+        Adapter.from_pretrained(tmp_path)
     path.write_text(json.dumps({name: v for name, v in config.items() if name != "r"}))
     with pytest.raises(ModelError, match="holds no adapter: .*'r'"):
-        Adapter.read(tmp_path)
+        Adapter.from_pretrained(tmp_path)
     path.write_text(json.dumps(config))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(ModelError, match="holds no adapter"):
-        Adapter.read(tmp_path)
+        Adapter.from_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4
