@@ -146,7 +146,7 @@ def signature(thing):
     """Its signature without the modules in which types are defined, which may move."""
     try:
         shown = PLACE.sub(r"\1", str(inspect.signature(thing)))
-        return re.sub(r"<function (\w+) at \w+>", r"\1", shown)
+        return re.sub(r"<function (.+?) at \w+>", r"\1", shown)
     except (TypeError, ValueError):
         return ""
 

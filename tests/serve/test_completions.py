@@ -12,6 +12,7 @@ from peft import PeftModel
 from support import serving, tiny_models
 from transformers import AutoModelForCausalLM
 
+from whet.adapt.config import TrainingConfig
 from whet.adapt.model import LanguageModel
 from whet.select.config import SelectionConfig
 from whet.serve.chat_template import apply_chat_template, template_tokenizer
@@ -369,3 +370,15 @@ def test_null_stop_alpha_takes_all_steps_whatever_the_server_does(llama_folder, 
         assert len(client.of("chief").post("/v1/select", select).json()["data"]) < 3
         select |= {"stop_alpha": None}
         assert len(client.of("chief").post("/v1/select", select).json()["data"]) == 3
+
+
+def test_order_of_training_does_not_prevent_caching(llama_folder, labeled_space):
+    training = TrainingConfig(order="shuffled", seed=1)
+    app = serving.app(llama_folder, labeled_space, training=training)
+    payload = {"model": "tiny", "prompt": "bee honey", "max_tokens": 1, "adapt": {"n": 4}}
+    with serving.running(app) as client:
+        chief = client.of("chief")
+        first, second = (chief.post("/v1/completions", payload).json() for _ in range(2))
+        assert first["adapt"]["steps"] == 4 and not first["adapt"]["cached"]
+        assert second["adapt"]["cached"] and second["usage"]["adapt_tokens"] == 0
+        assert first["adapt"]["adapter_id"] == second["adapt"]["adapter_id"]

@@ -170,7 +170,7 @@ def test_shutdown_cancels_requests_after_its_timeout(llama_folder, place):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         client = serving.Client(listener.getsockname()[1])
-        payload = SLOW | {"adapt": {"n": 20_000, "cache": "off"}}
+        payload = SLOW | {"adapt": {"n": 8_000, "cache": "off"}}
         connection = client.connect("POST", "/v1/completions", payload)
         while b"\nwhet_requests_in_flight 1.0\n" not in client.get("/metrics").body:
             pass

@@ -70,7 +70,7 @@ def main(requests):
         found = []
         limits = Limits(requests_per_minute=10**9, tokens_per_minute=10**9)
         with serving.running(serving.app(model, place, limits=limits)) as client:
-            client.timeout_s = None  # whoever runs this for long may also halt the machine
+            client.timeout_s = None  # the machine may be suspended during a long run
             for seed in range(requests):
                 found += leaks(client, list(READS)[seed % len(READS)], seed)
     print(json.dumps({"requests": requests, "leaks": len(found)}))

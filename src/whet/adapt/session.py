@@ -36,6 +36,8 @@ class TrainStep:
     was computed."""
     seconds: float
     """Wall time of the update, which the texts of a batch and other requests share."""
+    num_tokens: int = 0
+    """Length of the text, or of the part of it that was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,7 @@ class AdaptationSession:
                     "lower the learning rate",
                     AdaptationTrace(self.steps),
                 )
-            step = TrainStep(example.id, example.sigma, loss, seconds)
+            step = TrainStep(example.id, example.sigma, loss, seconds, len(example.tokens))
             self._steps.append(step)
             if self._on_step is not None:
                 self._on_step(step)

@@ -92,7 +92,7 @@ class AdapterCache:
             return True
 
     def delete(self, owner: str, name: str) -> bool:
-        """Delete the owner's adapter with the id `name`; False if there is none."""
+        """Delete the owner's adapter with the id `name`; False if it does not exist."""
         with self._lock:
             return self._remove((owner, name))
 

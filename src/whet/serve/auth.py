@@ -122,7 +122,7 @@ class APIKeyStore:
         return len(self._by_id)
 
     def authenticate(self, token: str, today: datetime.date) -> APIKey | None:
-        """The valid key of `token`; None if there is none, or it has expired.
+        """The valid key of `token`; None if it does not exist or has expired.
 
         An unknown id takes as long as a wrong secret.
         """

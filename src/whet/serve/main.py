@@ -17,7 +17,6 @@ from whet.serve.auth import APIKeyStore
 from whet.serve.config import ServeConfig, is_loopback
 from whet.serve.metrics import log_to_stderr
 from whet.serve.retrieval import warm_up
-from whet.serve.space_registry import SpaceView
 from whet.serve.state import BASE
 from whet.space.space import DataSpace
 
@@ -102,7 +101,7 @@ def check(config: ServeConfig) -> Iterator[str]:
         with engine:
             for name, space in spaces.items():
                 start = time.perf_counter()
-                retrieval = warm_up(engine, SpaceView(name, space))
+                retrieval = warm_up(engine, space)
                 request = Request(
                     prompt="",
                     retrieval=retrieval,

@@ -78,11 +78,11 @@ def search(
     return [_hit(view, document, texts, score=score) for document, score in ranked]
 
 
-def warm_up(engine: Engine, view: SpaceView) -> Retrieval | None:
-    """Select two documents for a text of the data space, so that what is compiled or read at first
-    use is ready."""
-    texts = view.space.texts(view.space.rows[:1].tolist())
-    return select(engine, view, texts[0][:200] if texts else "", SelectionConfig(n=2))
+def warm_up(engine: Engine, space: DataSpace) -> Retrieval | None:
+    """Select two documents for a text of `space`: compiles and reads what the first use needs."""
+    texts = space.texts(space.rows[:1].tolist())
+    query = texts[0][:200] if texts else ""
+    return select(engine, SpaceView("", space), query, SelectionConfig(n=2))
 
 
 def selected_texts(retrieval: Retrieval, n: int, *, texts: bool) -> list[SelectedText]:

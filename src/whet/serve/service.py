@@ -79,13 +79,7 @@ def build_request(
     state, params = context.state, params or AdaptParams()
     context.check_prompt(prompt or query or "", params.query or "", values.get("text") or "")
     cached, use_base = resolve_model(context, model)
-    adapters = state.config.adapters
-    adapter = cached.adapter_name if cached else params.adapter or adapters[0]
-    if adapter not in adapters:
-        raise APIError(
-            400, f"adapter is {adapter!r}: this server trains {', '.join(adapters)}",
-            param="adapt.adapter",
-        )  # fmt: skip
+    adapter = cached.adapter_name if cached else _adapter_name(context, params)
     if params.deadline_s is not None:
         context.check_limit("deadline_s", params.deadline_s)
     if values.get("max_tokens") is not None:
@@ -104,6 +98,17 @@ def build_request(
         started=time.perf_counter(),
         **values,
     )
+
+
+def _adapter_name(context: RequestContext, params: AdaptParams) -> str:
+    trained = context.state.config.adapters
+    name = params.adapter or trained[0]
+    if name not in trained:
+        raise APIError(
+            400, f"adapter is {name!r}: this server trains {', '.join(trained)}",
+            param="adapt.adapter",
+        )  # fmt: skip
+    return name
 
 
 def selection_config(context: RequestContext, params: SpaceParams) -> SelectionConfig:
@@ -286,7 +291,7 @@ class RequestRunner:
                 self._stream.publish(
                     StepEvent(
                         done=len(self._losses),
-                        total=len(self._retrieval) if self._retrieval else 0,
+                        total=max(len(self._losses), len(self._retrieval or ())),
                         loss=loss,
                         bits_per_byte=self._sizes[name].bits_per_byte(loss),
                         seconds=time.perf_counter() - self._request.started,
@@ -297,7 +302,7 @@ class RequestRunner:
         self, output: Output, base: Output, cached: CachedAdapter | None
     ) -> CompletedEvent:
         new = None if cached else self._cache_adapter(output)
-        trained_on = sum(self._sizes[step.id].tokens for step in output.trace.steps)
+        trained_on = sum(step.num_tokens for step in output.trace.steps)
         usage = Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=output.num_tokens,
@@ -356,7 +361,7 @@ class RequestRunner:
         return "n"
 
     def _cache_adapter(self, output: Output) -> CachedAdapter | None:
-        """Cache the adapter for later requests of the key; None if there is none to cache."""
+        """Cache the adapter for later requests of the key; None if it cannot be cached."""
         request, retrieval = self._request, self._retrieval
         if output.adapter is None or retrieval is None or not len(output.trace):
             return None

@@ -14,7 +14,7 @@ from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Request, SamplingParams, set_niceness
 from whet.errors import WhetError
 from whet.serve.adapter_cache import AdapterCache
-from whet.serve.auth import ANONYMOUS, APIKeyStore
+from whet.serve.auth import APIKeyStore
 from whet.serve.chat_template import apply_chat_template, template_tokenizer
 from whet.serve.config import ServeConfig
 from whet.serve.errors import APIError
@@ -116,8 +116,7 @@ class AppState:
     async def warm_up(self) -> None:
         """Compile the selection and allocate the slots, so that the first request is fast."""
         for name in self.config.spaces:
-            view = self.spaces.view(name, ANONYMOUS)
-            await self.run_in_pool(warm_up, self.engines[BASE], view)
+            await self.run_in_pool(warm_up, self.engines[BASE], self.spaces.latest(name))
         for engine in self.engines.values():
             request = Request(prompt="", adapt=False, sampling=SamplingParams(max_tokens=1))
             await asyncio.wrap_future(engine.submit(request).future)

@@ -84,7 +84,7 @@ async def download_adapter(name: AdapterId, context: ContextDep) -> Response:
 
 
 def get_adapter_or_404(context: ContextDep, name: str) -> CachedAdapter:
-    """The key's adapter with the id `name`. Raises APIError, 404, if there is none."""
+    """The key's adapter with the id `name`. Raises APIError, 404, if it does not exist."""
     cached = context.state.adapters.get(context.key.id, name)
     if cached is None:
         raise APIError(
