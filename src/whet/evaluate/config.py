@@ -214,8 +214,8 @@ class EvalConfig:
 
     def _own_settings(self, method: MethodConfig) -> dict[str, Any]:
         common, settings = flat_values(self) | {"train_on": "documents"}, flat_values(method)
-        own = {name: value for name, value in settings.items() if common[name] != value}
-        return {"name": method.name, "selector": method.selection.selector} | own
+        changed = {name: value for name, value in settings.items() if common[name] != value}
+        return {"name": method.name, "selector": method.selection.selector} | changed
 
     def _check(self, method: MethodConfig) -> None:
         if method.selection.n != self.selection.n:
@@ -289,8 +289,8 @@ def _parsed(
     kind: type, settings: dict[str, Any], source: str, defaults: "EvalConfig | MethodConfig"
 ) -> dict[str, Any]:
     """The fields of `kind` that flat `settings` give, with `defaults` for the nested ones."""
-    own = {f.name for f in fields(kind)} - NESTED.keys()
-    values = parse_fields(kind, {n: v for n, v in settings.items() if n in own}, source)
+    direct = {f.name for f in fields(kind)} - NESTED.keys()
+    values = parse_fields(kind, {n: v for n, v in settings.items() if n in direct}, source)
     for name in ("use", "duplicates"):
         values.setdefault(name, getattr(defaults, name))
     for section, nested in NESTED.items():
@@ -315,10 +315,10 @@ def _check_known(name: str, value: Any, source: str, kind: type) -> None:
 @cache
 def _flat_names(kind: type) -> tuple[str, ...]:
     """The names that may stand in a table of `kind` outside the nested tables."""
-    own = [f.name for f in fields(kind) if f.name not in NESTED]
+    names = [f.name for f in fields(kind) if f.name not in NESTED]
     for section, nested in NESTED.items():
-        own += [_flat_name(section, f.name) for f in fields(nested)]
-    return tuple(own)
+        names += [_flat_name(section, f.name) for f in fields(nested)]
+    return tuple(names)
 
 
 def _flat_name(section: str, name: str) -> str:
