@@ -1,9 +1,10 @@
-"""Kills writers of a data space at random, and looks at what they leave.
+"""Kill writers of a data space at random times and check what they leave behind.
 
     PYTHONPATH=tests python -m support.crash --kills 200 --seed 0
 
-A child does one operation after another (build, append, delete, compact) and notes each that was
-acknowledged. It is killed; what is there must be as after the noted operations, or after one more.
+A child process runs one operation after another (build, append, delete, compact) and records the
+number that completed. After it is killed, the data space must be in the state after these operations
+or after one more.
 """
 
 import argparse
@@ -24,8 +25,7 @@ from whet.data.documents import Document
 from whet.data.filters import Compare
 from whet.space import build
 from whet.space.space import DataSpace
-from whet.space.store import ann_index as index
-from whet.space.store import segment
+from whet.space.store import ann_index, segment
 from whet.space.store.manifest import MANIFEST_FILE, SEGMENTS
 from whet.space.store.reader import DiskReader
 from whet.space.store.writer import DiskWriter
@@ -38,22 +38,22 @@ def document(i):
 
 
 def operation(seed, number):
-    """What the n-th operation is: its kind and two numbers."""
+    """The kind of the n-th operation and its two parameters."""
     rng = random.Random(seed * 100_003 + number)
     kind = "append" if number == 0 else rng.choice(["append", "append", "delete", "compact"])
     return kind, number * 60, rng.randrange(7)
 
 
-def after(seed, operations):
-    """The ids that are there after the first operations."""
-    there = set()
+def expected(seed, operations):
+    """The document numbers that the data space contains after the first operations."""
+    documents = set()
     for number in range(operations):
         kind, start, seventh = operation(seed, number)
         if kind == "append":
-            there |= set(range(start, start + 60))
+            documents |= set(range(start, start + 60))
         elif kind == "delete":
-            there = {i for i in there if i % 7 != seventh}
-    return there
+            documents = {i for i in documents if i % 7 != seventh}
+    return documents
 
 
 def perform(path, seed, number):
@@ -68,51 +68,53 @@ def perform(path, seed, number):
     with DiskWriter(path) as writer:
         if kind == "delete":
             now = writer.snapshot()
-            if len(now) and seventh in {i % 7 for i in after(seed, number)}:
+            if len(now) and seventh in {i % 7 for i in expected(seed, number)}:
                 writer.delete(where=Compare("seventh", "==", seventh))
         else:
             writer.compact()
 
 
-def write(path, notes, seed):
-    number = noted(notes)
+def write(path, count_file, seed):
+    number = read_count(count_file)
     while True:
         perform(path, seed, number)
         number += 1
-        note(notes, number)
+        write_count(count_file, number)
 
 
-def note(notes, number):
-    new = notes.with_suffix(".new")
+def write_count(count_file, number):
+    new = count_file.with_suffix(".new")
     new.write_text(str(number))
-    new.replace(notes)
+    new.replace(count_file)
 
 
-def noted(notes):
-    return int(notes.read_text())
+def read_count(count_file):
+    return int(count_file.read_text())
 
 
-def killed(path, notes, seed, after_s):
+def run_and_kill(path, count_file, seed, after_s):
     child = os.fork()
     if child == 0:
-        write(path, notes, seed)
+        write(path, count_file, seed)
     time.sleep(after_s)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), f"the writer ended by itself: {status}"
 
 
-def check(path, notes, seed):
-    """Gives how many operations were acknowledged."""
-    number = noted(notes)
+def check(path, count_file, seed):
+    """Check the data space; returns the number of completed operations."""
+    number = read_count(count_file)
     if not (path / MANIFEST_FILE).exists():
-        assert number == 0, "an acknowledged build is gone"
+        assert number == 0, "a completed build is lost"
         return 0
     space = DataSpace.open(path, EMBEDDER)
     assert not [fault for s in space.store.segments for fault in s.verify()]
-    there = {int(name[1:]) for name in space.ids}
-    possible = [n for n in (number, number + 1) if after(seed, n) == there]
-    assert possible, f"neither as after {number} operations nor one more: {sorted(there)[:9]}…"
+    documents = {int(name[1:]) for name in space.ids}
+    possible = [n for n in (number, number + 1) if expected(seed, n) == documents]
+    assert possible, (
+        f"the state is neither that after {number} operations nor one more: {sorted(documents)[:9]}…"
+    )
     assert space.documents(space.rows) == [document(int(name[1:])) for name in space.ids]
     texts = space.texts(space.rows)
     if texts:
@@ -134,8 +136,8 @@ def check_no_leak(path):
     DiskReader.open(path).close()
 
 
-def pace(path):
-    """Seconds of an operation."""
+def duration(path):
+    """Duration of an operation in seconds."""
     perform(path, 0, 0)
     start = time.monotonic()
     DataSpace.open(path, EMBEDDER).add([document(i) for i in range(9000, 9060)])
@@ -143,17 +145,17 @@ def pace(path):
 
 
 def sweep(folder, kills, seed):
-    """Kill so many writers; gives how many operations were acknowledged between them."""
-    build.PART_DOCUMENTS, index.MIN_ROWS, segment.MAX_ROWS = 16, 100, 150
-    rng, done, pace_s = random.Random(seed), 0, pace(folder / "pace")
+    """Kill writers; returns the number of operations completed between the kills."""
+    build.PART_DOCUMENTS, ann_index.MIN_ROWS, segment.MAX_ROWS = 16, 100, 150
+    rng, done, duration_s = random.Random(seed), 0, duration(folder / "duration")
     for round_ in range(kills):
-        if round_ % 12 == 0:  # now and then a new data space
-            path, notes, number = folder / f"s{round_}", folder / f"n{round_}", 0
-            note(notes, 0)
-        killed(path, notes, seed + round_ // 12, rng.random() * 4 * pace_s)
-        now = check(path, notes, seed + round_ // 12)
-        if now == number:  # too little time, on this machine, as busy as it is now
-            pace_s *= 1.5
+        if round_ % 12 == 0:  # sometimes with a new data space
+            path, count_file, number = folder / f"s{round_}", folder / f"n{round_}", 0
+            write_count(count_file, 0)
+        run_and_kill(path, count_file, seed + round_ // 12, rng.random() * 4 * duration_s)
+        now = check(path, count_file, seed + round_ // 12)
+        if now == number:  # not enough time, at the current load of the machine
+            duration_s *= 1.5
         done, number = done + now - number, now
         if round_ % 12 == 11 and (path / MANIFEST_FILE).exists():
             check_no_leak(path)
@@ -165,8 +167,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        done = sweep(Path(folder), asked.kills, asked.seed)
-    print(f"{asked.kills} kills, {done} operations acknowledged, all consistent")
+        done = sweep(Path(folder), arguments.kills, arguments.seed)
+    print(f"{arguments.kills} kills, {done} operations acknowledged, all consistent")
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""The slow truth of a store: rows in a list, every search looks at all of them."""
+"""The reference implementation of a store: a list of rows, scanned by every search."""
 
 import json
 from dataclasses import dataclass, field
@@ -42,11 +42,11 @@ def passes(filter, row):
             return not passes(inner, row)
 
 
-def compares(have, op, value):
-    if have is None or kind(have) != kind(value):
+def compares(stored, op, value):
+    if stored is None or kind(stored) != kind(value):
         return False
-    return {"==": have == value, "<": have < value, "<=": have <= value,
-            ">": have > value, ">=": have >= value}[op]  # fmt: skip
+    return {"==": stored == value, "<": stored < value, "<=": stored <= value,
+            ">": stored > value, ">=": stored >= value}[op]  # fmt: skip
 
 
 @dataclass
@@ -127,7 +127,7 @@ def cosine(query, vector):
 
 
 def order(metric):
-    """Nearest first, the lowest id among those that are equal but for rounding."""
+    """Nearest first; ties, up to rounding, by the lowest id."""
     return lambda pair: (-round(abs(pair[0]) if metric == "abs_cosine" else pair[0], 9), pair[1].id)
 
 
@@ -146,15 +146,15 @@ class ReferenceWriter:
         names = rows["id"].to_pylist()
         lengths = np.linalg.norm(vectors, axis=1)
         if len(set(names)) < len(names) or (self.snapshot().find(names) >= 0).any():
-            raise ValueError("a document's id is there already or comes twice")
+            raise ValueError("a document's id is stored already or repeated")
         if not ((lengths == 0) | (np.abs(lengths - 1) < 1e-3)).all():
             raise ValueError("a vector is not of length 1 or 0")
         if vectors.shape[1] != self.dimension:
             raise ValueError("vectors of another dimension")
         units = vectors / np.where(lengths > 0, lengths, 1)[:, None]
         for row, vector in zip(rows.to_pylist(), units.astype(np.float32), strict=True):
-            one = Row(self.next, row["id"], row["text"], row["meta"], vector.astype(np.float16))
-            self.rows = [*self.rows, one]
+            added = Row(self.next, row["id"], row["text"], row["meta"], vector.astype(np.float16))
+            self.rows = [*self.rows, added]
             self.next += 1
         self.version += bool(names)
         self.keys.add(key)
@@ -163,12 +163,12 @@ class ReferenceWriter:
     def delete(self, *, ids=None, where=None):
         if (ids is None) == (where is None):
             raise ValueError("give ids or a filter")
-        gone = set(
+        deleted = set(
             self.snapshot().ids(where).tolist() if ids is None else as_row_numbers(ids).tolist()
         )
-        left = [row for row in self.rows if row.id not in gone]
-        self.version += len(left) < len(self.rows)
-        self.rows = left
+        remaining = [row for row in self.rows if row.id not in deleted]
+        self.version += len(remaining) < len(self.rows)
+        self.rows = remaining
         return self.version
 
     def snapshot(self):

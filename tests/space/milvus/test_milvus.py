@@ -225,6 +225,15 @@ def test_the_command_line_copies_and_selects_by_address(space, address):
     assert refused.exit_code == 1 and "is an address" in refused.output
 
 
+def test_the_command_line_generates_by_address(space, address, gpt2_folder):
+    pytest.importorskip("torch")
+    copy_space(space.path, address)
+    command = ["generate", address, "blue sky", "--model", str(gpt2_folder), "--max-tokens", "3"]
+    generated = CliRunner().invoke(main, [*command, "-n", "2", "-k", "5", "--json"])
+    assert generated.exit_code == 0, generated.output
+    assert len(json.loads(generated.stdout)["trace"]) == 2
+
+
 def test_addresses_are_parsed():
     assert parse_address("milvus:/a/b.db#docs") == ("/a/b.db", "docs")
     assert parse_address("milvus:http:/host:19530#docs") == ("http://host:19530", "docs")
