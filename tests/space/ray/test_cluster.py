@@ -48,8 +48,8 @@ def nodes():
 
 
 @pytest.fixture(scope="module")
-def hosts(nodes, tmp_path_factory):
-    """The names of two shards, which answer for any folder: each question says of which."""
+def actor_names(nodes, tmp_path_factory):
+    """Names of the actors of two shards; every call names the folder, so they serve any."""
     folder = tmp_path_factory.mktemp("served") / "first"
     disk_writer(folder).add(table(3), units(3))
     served = serve(folder, nodes)
@@ -57,16 +57,16 @@ def hosts(nodes, tmp_path_factory):
     served.close()
 
 
-class Written:
-    """Writes go through the one writer of the segments, reads through the shards."""
+class ShardedStore:
+    """Writes to the folder; reads through the shards."""
 
-    def __init__(self, folder, hosts):
-        self._writer, self._hosts = disk_writer(folder), hosts
+    def __init__(self, folder, actor_names):
+        self._writer, self._actor_names = disk_writer(folder), actor_names
         self.add, self.delete = self._writer.add, self._writer.delete
 
-    def snapshot(self, hosts=None, partial=False, timeout_s=30.0):
-        self.near = self._writer.snapshot()
-        descriptor = SpaceDescriptor.create(self.near, hosts or self._hosts)
+    def snapshot(self, actor_names=None, partial=False, timeout_s=30.0):
+        self.local = self._writer.snapshot()
+        descriptor = SpaceDescriptor.create(self.local, actor_names or self._actor_names)
         return RayReader.connect(descriptor, ray(), partial=partial, timeout_s=timeout_s)
 
     def close(self):
@@ -74,8 +74,8 @@ class Written:
 
 
 @pytest.fixture
-def make(hosts):
-    return lambda folder: Written(folder, hosts)
+def make(actor_names):
+    return lambda folder: ShardedStore(folder, actor_names)
 
 
 def actor(name):
@@ -86,22 +86,22 @@ def pid(name):
     return ray().get(actor(name).__ray_call__.remote(lambda self: os.getpid()))
 
 
-def test_killed_shards_restart_and_answer(store, hosts):
-    reader, best = store.snapshot(), store.near.search(units(2), 60)
-    victim = pid(hosts[0][0])
-    actor(hosts[0][0]).__ray_call__.remote(lambda self: time.sleep(60))  # the question waits
+def test_killed_shards_restart_and_answer(store, actor_names):
+    reader, best = store.snapshot(), store.local.search(units(2), 60)
+    victim = pid(actor_names[0][0])
+    actor(actor_names[0][0]).__ray_call__.remote(lambda self: time.sleep(60))  # the call waits
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(reader.search, units(2), 60)
-        ray().get(actor(hosts[1][0]).__ray_call__.remote(lambda self: None))
+        ray().get(actor(actor_names[1][0]).__ray_call__.remote(lambda self: None))
         os.kill(victim, signal.SIGKILL)
         assert_same(found.result(), best)
-    assert pid(hosts[0][0]) != victim
+    assert pid(actor_names[0][0]) != victim
 
 
 @pytest.fixture
-def silent(hosts):
-    """The second shard does not answer."""
-    victim = pid(hosts[1][0])
+def silent(actor_names):
+    """The second shard does not respond."""
+    victim = pid(actor_names[1][0])
     os.kill(victim, signal.SIGSTOP)
     yield
     os.kill(victim, signal.SIGCONT)
@@ -117,54 +117,56 @@ def test_missing_shards_are_an_error_unless_partial(store, silent):
     assert (found.ids >= 0).sum(axis=1).tolist() == [30, 30]
 
 
-def test_replicas_answer_for_silent_ones(store, hosts, silent):
-    [one], [other] = hosts
-    reader = store.snapshot(hosts=[[one], [other, one]], timeout_s=2)
+def test_replicas_answer_for_silent_ones(store, actor_names, silent):
+    [one], [other] = actor_names
+    reader = store.snapshot(actor_names=[[one], [other, one]], timeout_s=2)
     for _ in range(2):
-        assert_same(reader.search(units(2), 60), store.near.search(units(2), 60))
+        assert_same(reader.search(units(2), 60), store.local.search(units(2), 60))
 
 
 def test_shards_name_broken_files(store):
     reader = store.snapshot()
-    broken = max(store.near.path.glob("segments/*/vectors.npy"))
+    broken = max(store.local.path.glob("segments/*/vectors.npy"))
     broken.write_bytes(b"")
     with pytest.raises(SpaceError, match=f"{broken} is broken"):
         reader.search(units(2), 5)
 
 
-def test_rows_that_fail_a_filter_never_leave_a_shard(store, hosts):
+def test_rows_that_fail_a_filter_never_leave_a_shard(store, actor_names):
     store.snapshot()
-    part, where = split_segments(store.near, 2)[0], Compare("i", "<", 5)
-    for question, asked in [
+    spec, where = split_segments(store.local, 2)[0], Compare("i", "<", 5)
+    for method, arguments in [
         ("ids", ()),
         ("vectors", (np.arange(60),)),
         ("rows", (np.arange(60), ["id"])),
     ]:
-        answer = ray().get(actor(hosts[0][0]).call.remote(part, where, question, *asked))
-        assert len(answer if question == "ids" else answer.values) in (0, 5)
+        answer = ray().get(actor(actor_names[0][0]).call.remote(spec, where, method, *arguments))
+        assert len(answer if method == "ids" else answer.values) in (0, 5)
 
 
 @pytest.fixture
 def space(tmp_path):
     texts = [f"{w} {v} {n}" for n in range(20) for w in ("red", "blue") for v in ("sea", "sky")]
     documents = [Document(f"t{i}", text, {"i": i}) for i, text in enumerate(texts)]
-    made = DataSpace.build(documents[:50], tmp_path / "colours")
-    return made.add(documents[50:])
+    space = DataSpace.build(documents[:50], tmp_path / "colors")
+    return space.add(documents[50:])
 
 
 def test_served_spaces_equal_their_folder(space, nodes):
-    served = serve(space.path, nodes, replicas=2, name="colours")
-    far = DataSpace.open(served.address, where=parse("i < 60"))
-    near = space.filter(parse("i < 60"))
-    assert len(far) == 60 and far.embedder.fingerprint == space.embedder.fingerprint
+    served = serve(space.path, nodes, replicas=2, name="colors")
+    remote_space = DataSpace.open(served.address, where=parse("i < 60"))
+    local_space = space.filter(parse("i < 60"))
+    assert (
+        len(remote_space) == 60 and remote_space.embedder.fingerprint == space.embedder.fingerprint
+    )
     query = space.embedder.encode(["blue sea"])
-    [one], [other] = far.search(query, 9), near.search(query, 9)
+    [one], [other] = remote_space.search(query, 9), local_space.search(query, 9)
     np.testing.assert_array_equal(one.rows, other.rows)
-    assert far.texts(one.rows) == near.texts(one.rows)
-    with pytest.raises(SpaceError, match="'colours' is served at .* already"):
-        serve(space.path, nodes, name="colours")
+    assert remote_space.texts(one.rows) == local_space.texts(one.rows)
+    with pytest.raises(SpaceError, match="'colors' is served at .* already"):
+        serve(space.path, nodes, name="colors")
     served.close()
-    with pytest.raises(SpaceError, match="no data space 'colours' is served"):
+    with pytest.raises(SpaceError, match="no data space 'colors' is served"):
         DataSpace.open(served.address)
 
 
@@ -182,11 +184,13 @@ def test_clients_keep_the_version_they_opened(space, nodes):
 
 def test_workers_embed_like_this_process_even_if_one_dies(nodes, tmp_path):
     texts = [Document(f"t{i}", f"word{i % 7} {i}", {}) for i in range(5000)]
-    near = DataSpace.build(texts, tmp_path / "near", HashingEmbedder())
-    far = DataSpace.build(texts, tmp_path / "far", DyingOnce(tmp_path / "died"), ray=nodes)
+    local_space = DataSpace.build(texts, tmp_path / "near", HashingEmbedder())
+    remote_space = DataSpace.build(texts, tmp_path / "far", DyingOnce(tmp_path / "died"), ray=nodes)
     assert (tmp_path / "died").exists()
-    assert far.ids == near.ids
-    np.testing.assert_array_equal(far.vectors(far.rows), near.vectors(near.rows))
+    assert remote_space.ids == local_space.ids
+    np.testing.assert_array_equal(
+        remote_space.vectors(remote_space.rows), local_space.vectors(local_space.rows)
+    )
 
 
 def kill_first(title):
@@ -205,18 +209,18 @@ def test_evaluation_runs_survive_dead_workers(nodes, tmp_path):
     here = eval_fixtures.build(tmp_path)
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(kill_first, b"ray::_record")
-        far = eval_fixtures.run(here, tmp_path / "far", ray=nodes)
+        remote_run = eval_fixtures.run(here, tmp_path / "far", ray=nodes)
         assert killed.result()
-    near = eval_fixtures.run(here, tmp_path / "near")
+    local_run = eval_fixtures.run(here, tmp_path / "near")
     one, two = (
         {(r["prompt"], r["method"], r["part"], r["step"]): r for r in run.table.to_pylist()}
-        for run in (near, far)
+        for run in (local_run, remote_run)
     )
-    assert one.keys() == two.keys() and len(near.table) == len(far.table)
+    assert one.keys() == two.keys() and len(local_run.table) == len(remote_run.table)
     for key, row in one.items():
         assert two[key]["document"] == row["document"]
         assert (two[key]["bits"] or 0) == pytest.approx(row["bits"] or 0, rel=1e-5)
-    with pytest.raises(ValueError, match="workers is 2, but Ray's cluster has its own"):
+    with pytest.raises(ValueError, match="workers is 2, but ray is given too"):
         eval_fixtures.run(here, tmp_path / "far", ray=nodes, workers=2)
 
 

@@ -1,0 +1,1 @@
+"""Data spaces copied to Milvus; imported for `milvus:` addresses only."""

@@ -1,0 +1,1 @@
+"""Data spaces sharded over a Ray cluster; imported for `ray:` addresses only."""

@@ -184,7 +184,9 @@ class DiskReader:
         rows, hashes = np.full(len(names), -1, np.int64), hash_strings(names)
         for segment, visible in zip(self.segments, self._visible, strict=True):
             candidates = segment.id_index.candidates(hashes)
-            pairs = [(i, p) for i, own in enumerate(candidates) for p in own.tolist() if visible[p]]
+            pairs = [
+                (i, p) for i, places in enumerate(candidates) for p in places.tolist() if visible[p]
+            ]
             if pairs:
                 lines, positions = np.array(pairs, np.int64).T
                 stored_names = segment.records.take(positions, ["id"])["id"].to_pylist()
@@ -219,7 +221,7 @@ class DiskReader:
         candidates = self._scan(units, k, metric, masks, fractions)
         for i, indexed in enumerate(self._search_indexes(units, k, metric, masks, fractions)):
             candidates[i] = np.union1d(candidates[i], indexed)
-        pools = ((self._ids_at(own), self._gather_vectors(own)) for own in candidates)
+        pools = ((self._ids_at(p), self._gather_vectors(p)) for p in candidates)
         results = rerank(units, pools, k, metric, vectors, self.version)
         opened, failed = len(self.segments), len(self.errors)
         all_scanned = not failed and all(fraction is None for fraction in fractions)
