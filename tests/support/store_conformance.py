@@ -312,3 +312,20 @@ def test_empty_stores_can_be_searched(make, tmp_path):
 def test_parsed_filters_are_applied(store):
     where = parse('set in ["a", "b"] and not (i >= 10 or third == True)')
     assert store.snapshot().ids(where).tolist() == [1, 4, 7]
+
+
+def test_filters_see_every_field_of_wide_documents(store):
+    wide = {f"wide {i}": i for i in range(140)}
+    store.add(table(2, 60, **wide, secret=True), units(2, 2))
+    store.add(table(2, 62, secret=False, note="x" * 300), units(2, 3))
+    reader = store.snapshot()
+    assert reader.ids(Compare("secret", "==", True)).tolist() == [60, 61]
+    assert reader.count(Not(Compare("secret", "==", True))) == 62
+    assert reader.ids(Compare("wide 139", "==", 139)).tolist() == [60, 61]
+    assert reader.ids(Compare("note", ">", "x" * 256)).tolist() == [62, 63]
+    assert not {60, 61} & set(
+        reader.search(units(1), 64, where=Not(Compare("secret", "==", True))).ids[0]
+    )
+    assert reader.filter(Compare("secret", "==", True)).ids().tolist() == [60, 61]
+    store.delete(where=Not(Compare("secret", "==", False)))
+    assert store.snapshot().ids().tolist() == [62, 63]

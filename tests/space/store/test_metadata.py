@@ -4,18 +4,28 @@ import json
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+import pyarrow.compute as pc
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.reference_store import Row, passes
 
 from whet.data.filters import And, Compare, In, Not, Or, matches
+from whet.space.store import metadata
 from whet.space.store.metadata import MAX_COLUMNS, MetadataColumns, MetadataWriter
+from whet.space.store.protocol import SCHEMA
+from whet.space.store.records import RecordFile, RecordWriter
 
-texts = st.sampled_from(["", "a", "b", "Z", "é", "é", "\uffff", "\U0001f41d", "1", "True"])
-integers = st.sampled_from([-(2**63), -1, 0, 1, 2, 2**53 + 1, 2**63 - 1])
+LONG = "x" * 256
+texts = st.sampled_from(
+    ["", LONG, LONG + "a", "x" * 300, "a", "b", "Z", "é", "é", "\uffff", "\U0001f41d", "1", "True"]
+)
+integers = st.sampled_from([2**70, -(2**70), -(2**63), -1, 0, 1, 2, 2**53 + 1, 2**63 - 1])
 reals = st.sampled_from([-1.5, 0.0, 0.5, 1.0, 2.0, float("inf")])
 values = texts | integers | reals | st.booleans()
-operands = values | st.sampled_from([2**70, -(2**70)])
+operands = (
+    texts.filter(lambda text: len(text) <= 256) | integers | reals | st.booleans()
+) | st.sampled_from([2**70, -(2**70)])
 fields = st.sampled_from(["a", "b", "id"])
 comparisons = st.tuples(fields, st.sampled_from(["==", "<", "<=", ">", ">="]), operands)
 memberships = st.tuples(fields, st.just("in"), st.lists(operands, max_size=4))
@@ -28,13 +38,33 @@ metas = st.lists(st.dictionaries(st.sampled_from(["a", "b"]), values | st.none()
                  min_size=1, max_size=8)  # fmt: skip
 
 
-def columns(metas, path, batches=2):
-    writer = MetadataWriter()
+def columns(metas, folder, batches=2, older=False):
+    """The columns of rows with `metas`; as an older version wrote them with `older`."""
+    writer, records = MetadataWriter(), RecordWriter(folder / "rows.arrow")
     for part in np.array_split(np.arange(len(metas)), batches):
         writer.add([json.dumps(metas[i]) for i in part])
-    writer.write(path)
-    ids = pa.array([f"d{i}" for i in range(len(metas))], pa.large_string())
-    return MetadataColumns(path, [ids])
+        rows = [{"id": f"d{i}", "text": "", "meta": json.dumps(metas[i])} for i in part]
+        records.add(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+    records.close()
+    writer.write(folder / "columns.arrow")
+    if older:
+        write_as_older_version(folder / "columns.arrow")
+    return MetadataColumns(
+        folder / "columns.arrow", RecordFile(folder / "rows.arrow", records.starts)
+    )
+
+
+def write_as_older_version(path):
+    """Without texts of more than 256 characters, and without the mark of complete columns."""
+    table = pa.ipc.open_file(pa.OSFile(str(path))).read_all()
+    for number, name in enumerate(table.column_names):
+        if name.startswith("text "):
+            short = pc.less_equal(pc.utf8_length(table[name]), 256)
+            values = pc.if_else(short, table[name], pa.scalar(None, table[name].type))
+            table = table.set_column(number, table.schema.field(number), values)
+    table = table.replace_schema_metadata(None)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
 
 
 def build(tree):
@@ -52,23 +82,43 @@ def build(tree):
             return Not(Or(tuple(build(part) for part in parts)))
 
 
-@given(metas=metas, tree=trees)
-def test_filters_on_columns_equal_comparisons_in_python(tmp_path_factory, metas, tree):
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(metas=metas, tree=trees, limit=st.sampled_from([0, 1, 2, 128]), older=st.booleans())
+def test_filters_on_columns_equal_comparisons_in_python(
+    tmp_path_factory, monkeypatch, metas, tree, limit, older
+):
+    monkeypatch.setattr(metadata, "MAX_COLUMNS", limit)
     where = build(tree)
-    table = columns(metas, tmp_path_factory.mktemp("m") / "columns.arrow")
+    table = columns(metas, tmp_path_factory.mktemp("m"), older=older)
     rows = [Row(i, f"d{i}", "", json.dumps(meta), None) for i, meta in enumerate(metas)]
     assert matches(where, table).tolist() == [bool(passes(where, row)) for row in rows]
 
 
 def test_missing_values_fail_comparisons_and_pass_their_negation(tmp_path):
-    table = columns([{"a": 1}, {"a": "1"}, {"a": True}, {}], tmp_path / "c")
+    table = columns([{"a": 1}, {"a": "1"}, {"a": True}, {}], tmp_path)
     assert matches(Compare("a", "==", 1), table).tolist() == [True, False, False, False]
     assert matches(Not(Compare("a", "==", 1)), table).tolist() == [False, True, True, True]
     assert matches(Compare("a", "==", True), table).tolist() == [False, False, True, False]
 
 
-def test_long_texts_and_further_columns_are_not_stored(tmp_path):
-    metas = [{f"f{i}": 1 for i in range(MAX_COLUMNS + 5)}, {"f0": "x" * 257}]
-    table = columns(metas, tmp_path / "c")
-    assert len(table.fields(np.ones(2, bool))) == MAX_COLUMNS + 1  # and the id
-    assert table.fields(np.ones(2, bool))["f0"] == {"number"}
+@pytest.mark.parametrize("older", [False, True])
+def test_filters_see_fields_beyond_the_columns(tmp_path, older):
+    wide = {f"f{i}": i for i in range(MAX_COLUMNS)}
+    metas = [wide, {"secret": True}, {"secret": False}, {"secret": "yes"}, {"secret": [True]}, {}]
+    table = columns(metas, tmp_path, older=older)
+    assert matches(Compare("secret", "==", True), table).tolist() == [0, 1, 0, 0, 0, 0]
+    assert matches(Not(Compare("secret", "==", True)), table).tolist() == [1, 0, 1, 1, 1, 1]
+    assert matches(In("secret", (False, "yes")), table).tolist() == [0, 0, 1, 1, 0, 0]
+    assert table.fields(np.ones(6, bool))["secret"] == {"truth", "text"}
+    assert "secret" not in table.fields(np.array([1, 0, 0, 0, 1, 1], bool))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_long_texts_and_integers_compare_by_their_whole_value(tmp_path, older):
+    metas = [{"a": LONG}, {"a": LONG + "y"}, {"a": "a" * 300}, {"a": 2**70}, {"a": -(2**70)}]
+    table = columns(metas, tmp_path, older=older)
+    assert matches(Compare("a", "==", LONG), table).tolist() == [1, 0, 0, 0, 0]
+    assert matches(Compare("a", ">", LONG), table).tolist() == [0, 1, 0, 0, 0]
+    assert matches(Not(Compare("a", "<", "b")), table).tolist() == [1, 1, 0, 1, 1]
+    assert matches(Compare("a", ">", 0), table).tolist() == [0, 0, 0, 1, 0]
+    assert matches(In("a", (2**70, LONG)), table).tolist() == [1, 0, 0, 1, 0]

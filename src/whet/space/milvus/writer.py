@@ -27,7 +27,7 @@ from whet.space.milvus.reader import (
     parse_address,
     read_record,
 )
-from whet.space.store.metadata import column_type
+from whet.space.store.metadata import column_type, comparable, value_kind
 from whet.space.store.protocol import COLUMNS, Reader
 from whet.space.store.reader import DiskReader
 from whet.space.store.vectors import to_float16
@@ -71,7 +71,7 @@ class MilvusWriter:
 
         Raises:
             ValueError: If `Writer.add` raises it; if a text or metadata has more than 65,535 bytes,
-                or an id more than half of that.
+                or an id more than half of that; if a number is one that Milvus cannot filter by.
         """
         record = self._record
         if key is not None and key in record.keys:
@@ -208,6 +208,12 @@ def _check_sizes(rows: pa.Table) -> None:
                     f"document {row['id'][:80]!r} has {size} bytes of {name}, but Milvus stores at "
                     f"most {limits[name]}: shorten it, or split documents with --chunks"
                 )
+        for name, value in json.loads(row["meta"]).items():
+            if value_kind(value) is not None and not _is_filterable(value):
+                raise ValueError(
+                    f"document {row['id'][:80]!r} has {name} = {value}, but Milvus filters by "
+                    "finite numbers and by integers of 64 bits only: store it as a text"
+                )
 
 
 def _create_collection(client: Any, collection: str, record: CollectionRecord) -> None:
@@ -242,6 +248,7 @@ def _entities(
             kinds = fields.setdefault(name, [])
             if kind(value) not in kinds:
                 kinds.append(kind(value))
+            value = comparable(value)
             encoded = hex_encode(value) if isinstance(value, str) else value
             values[field_key(name, kind(value))] = encoded
         entities.append({"row": first + i, "name": hex_encode(row["id"]), "text": row["text"],

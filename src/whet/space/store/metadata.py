@@ -1,28 +1,42 @@
 """Metadata of a segment's documents as typed Arrow columns, for filters.
 
 A field whose values have several kinds gets one column per kind, so that values of different kinds
-never compare. Lists, objects and texts of more than 256 characters are not stored here.
+never compare. Of a text, the first 257 characters are stored: a filter compares with at most 256,
+so the rest never decides. Values without a column (of fields beyond the first 128, integers of more
+than 64 bits) are read from the records when a filter needs them, so filters see every value. Lists,
+objects, null and NaN have no kind: no comparison is true of them.
 """
 
 import json
+import operator
 from collections import defaultdict
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from whet.data.filters import LONGEST, OPERATORS, Value, kind
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
+from whet.space.store.records import RecordFile, as_strings
 
-MAX_COLUMNS = 128  # per segment; fields beyond these cannot be filtered by
+MAX_COLUMNS = 128  # per segment, because each takes space in every row
 TYPES = {"truth": pa.bool_(), "whole": pa.int64(), "real": pa.float64(), "text": pa.large_string()}
 KINDS = {"truth": "truth", "whole": "number", "real": "number", "text": "text"}
 COMPARE = {"==": pc.equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater}
 COMPARE |= {">=": pc.greater_equal}
+COMPLETE = b"whet.complete"
+"""Key of the file's metadata: `yes` if every value has a column, `no` if some have none. Files of
+older versions have no such key; they lack long texts, too."""
+PYTHON_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge
+}  # fmt: skip
+CACHED_FIELDS = 8  # fields whose values were read from the records
 
 
 class MetadataWriter:
@@ -31,6 +45,7 @@ class MetadataWriter:
     def __init__(self) -> None:
         self._parts: list[pa.Table] = []
         self._schema: dict[str, pa.DataType] = {}
+        self._complete = True
 
     def add(self, metas: list[str]) -> None:
         """Append rows, given by their metadata as JSON objects."""
@@ -39,17 +54,20 @@ class MetadataWriter:
             for field, value in json.loads(meta).items():
                 type_ = column_type(value)
                 if type_ is not None:
-                    columns[f"{type_} {field}"][position] = value
-        for name in columns:
-            if name not in self._schema and len(self._schema) < MAX_COLUMNS:
-                self._schema[name] = TYPES[name.partition(" ")[0]]
-        arrays = {n: pa.array(v, self._schema[n]) for n, v in columns.items() if n in self._schema}
+                    name = f"{type_} {field}"
+                    if name in self._schema or len(self._schema) < MAX_COLUMNS:
+                        self._schema.setdefault(name, TYPES[type_])
+                        columns[name][position] = comparable(value)
+                        continue
+                self._complete &= value_kind(value) is None
+        arrays = {name: pa.array(column, self._schema[name]) for name, column in columns.items()}
         arrays[" "] = pa.nulls(len(metas))  # stores the number of rows if there is no column
         self._parts.append(pa.table(arrays))
 
     def write(self, path: Path) -> None:
         """Write all rows to `path`."""
-        schema = pa.schema([(" ", pa.null()), *self._schema.items()])
+        metadata = {COMPLETE: b"yes" if self._complete else b"no"}
+        schema = pa.schema([(" ", pa.null()), *self._schema.items()], metadata)
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
             for part in self._parts:
                 names = set(part.column_names)
@@ -65,24 +83,30 @@ class MetadataWriter:
 class MetadataColumns:
     """The columns of a segment, memory-mapped: the `Table` that `filters.matches` evaluates."""
 
-    def __init__(self, path: Path, ids: list[pa.Array]) -> None:
+    def __init__(self, path: Path, records: RecordFile) -> None:
         """Open a file that a `MetadataWriter` wrote.
 
         Args:
             path: The file.
-            ids: The document ids, which filters see as the field `id`.
+            records: The records of the same segment.
         """
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (pa.ArrowException, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise SpaceError(f"{path} cannot be read: {reason}") from error
-        self._count = len(table)
+        self._count, self._records = len(table), records
+        ids = [batch.column("id") for batch in records.batches()]
         self._chunks: dict[str, dict[str, list[pa.Array]]] = {"id": {"text": ids}}
-        for name in table.column_names:
+        names = [name for name in table.column_names if name != " "]
+        for name in names:
             type_, _, field = name.partition(" ")
-            if type_ and field != "id":
+            if field != "id":
                 self._chunks.setdefault(field, {})[type_] = table[name].chunks
+        self._names = set(names)
+        self._complete = (table.schema.metadata or {}).get(COMPLETE)
+        self._full = len(names) >= MAX_COLUMNS
+        self._read: dict[tuple[str, str], list[Value]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -94,19 +118,75 @@ class MetadataColumns:
             for type_, chunks in types.items():
                 if (_concatenate([chunk.is_valid() for chunk in chunks]) & visible).any():
                     fields.setdefault(field, set()).add(KINDS[type_])
+        for (field, kind_), rows in self._without_column.items():
+            if visible[rows].any():
+                fields.setdefault(field, set()).add(kind_)
         return fields
 
     def compare(self, field: str, op: str, values: tuple[Value, ...]) -> Bool[Array, " n"]:
         """Rows whose value in `field` compares with any of `values` by `op`."""
         mask = np.zeros(len(self), bool)
         for type_, chunks in self._chunks.get(field, {}).items():
-            comparable = [value for value in values if kind(value) == KINDS[type_]]
-            if not comparable:
+            same_kind = [value for value in values if kind(value) == KINDS[type_]]
+            if not same_kind:
                 continue
             compare = _compare_numbers if KINDS[type_] == "number" else _compare_others
-            parts = [compare(chunk, op, comparable) for chunk in chunks]
+            parts = [compare(chunk, op, same_kind) for chunk in chunks]
             mask |= np.concatenate(parts) if parts else False
+        for kind_ in {kind(value) for value in values}:
+            rows = self._without_column.get((field, kind_))
+            if rows is not None:
+                same_kind = [value for value in values if kind(value) == kind_]
+                passes = PYTHON_OPERATORS[op]
+                mask[rows] |= np.fromiter(
+                    (any(passes(have, value) for value in same_kind)
+                     for have in self._values(field, kind_, rows)),
+                    bool, len(rows),
+                )  # fmt: skip
         return mask
+
+    @cached_property
+    def _without_column(self) -> dict[tuple[str, str], Int[Array, " _"]]:
+        """The rows that have a value without a column, by field and kind."""
+        if self._complete == b"yes":
+            return {}
+        rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+        start = 0
+        for batch in self._records.batches():
+            metas = batch.column("meta")
+            for i in np.flatnonzero(self._may_lack_columns(metas)).tolist():
+                for field, value in json.loads(metas[i].as_py()).items():
+                    kind_ = value_kind(value)
+                    if kind_ is not None and field != "id" and not self._has_column(field, value):
+                        rows[field, kind_].append(start + i)
+            start += len(metas)
+        return {key: np.array(positions, np.int64) for key, positions in rows.items()}
+
+    def _may_lack_columns(self, metas: pa.Array) -> Bool[Array, " n"]:
+        """Rows that have to be parsed: all, or only those with a long text or integer."""
+        if self._full:
+            return np.ones(len(metas), bool)
+        long = pc.greater(pc.binary_length(metas), LONGEST)
+        digits = pc.match_substring_regex(metas, "[0-9]{19}")
+        mask: Bool[Array, " n"] = pc.or_(long, digits).to_numpy(zero_copy_only=False)
+        return mask
+
+    def _has_column(self, field: str, value: Any) -> bool:
+        type_ = column_type(value)
+        if type_ is None or f"{type_} {field}" not in self._names:
+            return False
+        return self._complete is not None or not isinstance(value, str) or len(value) <= LONGEST
+
+    def _values(self, field: str, kind_: str, rows: Int[Array, " n"]) -> list[Value]:
+        """The values of `field` in the given rows, from the records."""
+        values = self._read.get((field, kind_))
+        if values is None:
+            metas = as_strings(self._records.take(rows, ["meta"])["meta"])
+            values = [comparable(json.loads(meta)[field]) for meta in metas]
+            if len(self._read) >= CACHED_FIELDS:
+                self._read = {}
+            self._read[field, kind_] = values
+        return values
 
 
 def _compare_numbers(chunk: pa.Array, op: str, values: list[Any]) -> Bool[Array, " n"]:
@@ -133,6 +213,13 @@ def _concatenate(chunks: list[pa.Array]) -> Bool[Array, " n"]:
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 
+def value_kind(value: Any) -> str | None:
+    """The kind of a value (see `filters.kind`), or None if no comparison is true of it."""
+    if isinstance(value, str | int) or (isinstance(value, float) and value == value):
+        return kind(value)
+    return None
+
+
 def column_type(value: Any) -> str | None:
     """The type of column that stores a value (a key of `TYPES`), or None if none does."""
     if isinstance(value, bool):
@@ -141,4 +228,9 @@ def column_type(value: Any) -> str | None:
         return "whole" if -(2**63) <= value < 2**63 else None
     if isinstance(value, float):
         return "real" if value == value else None
-    return "text" if isinstance(value, str) and len(value) <= LONGEST else None
+    return "text" if isinstance(value, str) else None
+
+
+def comparable(value: Any) -> Any:
+    """`value`, of a text only as much as decides each comparison with a filter's constant."""
+    return value[: LONGEST + 1] if isinstance(value, str) else value

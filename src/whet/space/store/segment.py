@@ -142,8 +142,7 @@ class Segment:
     @cached_property
     def metadata(self) -> MetadataColumns:
         """The metadata columns."""
-        ids = [batch.column("id") for batch in self.records.batches()]
-        return MetadataColumns(self.folder / "columns.arrow", ids)
+        return MetadataColumns(self.folder / "columns.arrow", self.records)
 
     @cached_property
     def id_index(self) -> IdIndex:
