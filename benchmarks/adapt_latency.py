@@ -30,7 +30,7 @@ from torch.nn import functional
 from whet.adapt.config import FullFineTuning, LMHead, LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
-from whet.adapt.tuners.lora import DOWN, linear_layers, widths
+from whet.adapt.tuners.lora import LORA_A, in_out_features, linear_layers
 from whet.data.documents import read_documents
 from whet.select.config import SelectionConfig
 from whet.space.retrieve import retrieve
@@ -140,14 +140,14 @@ def peft_loop(model: LanguageModel, start: dict[str, Tensor]) -> Any:
         for name, parameter in wrapped.named_parameters():
             if "lora_A" in name:
                 layer = name.removeprefix("base_model.model.").partition(".lora_A")[0]
-                parameter.copy_(start[layer + DOWN])
+                parameter.copy_(start[layer + LORA_A])
     trained = [p for p in wrapped.parameters() if p.requires_grad]
     return loop(wrapped, model.bos_token_id, model.vocab_size, trained, 5e-4)
 
 
 def floor(model: LanguageModel, length: int) -> float:
     """Return the seconds of one text's bare products and of one pass of the optimizer."""
-    layers = [widths(module) for module in linear_layers(model.hf_model).values()]
+    layers = [in_out_features(module) for module in linear_layers(model.hf_model).values()]
     config = model.hf_model.config
     heads, inner = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     shapes: list[tuple[int, ...]] = []  # rows, inner, columns, and optionally a batch
@@ -235,7 +235,9 @@ def lora(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]
 def full(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]:
     peer = plain(model)
     slots, trained = Slots(model, FullFineTuning()), list(peer.hf_model.parameters())
-    compiled = Slots(LanguageModel.from_pretrained(model.name), FullFineTuning(), compiled=True)
+    compiled = Slots(
+        LanguageModel.from_pretrained(model.name), FullFineTuning(), torch_compile=True
+    )
     theirs = loop(peer.hf_model, peer.bos_token_id, peer.vocab_size, trained, 5e-5)
     rows, plans = {}, uncut(plans)
     for name, kind in (("full", slots), ("full, compiled", compiled)):

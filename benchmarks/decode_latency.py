@@ -29,7 +29,7 @@ from whet.adapt.config import LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.sampling import SamplingParams, SequenceState
 from whet.adapt.slots import Slots
-from whet.adapt.tuners.lora import DOWN, UP, linear_layers
+from whet.adapt.tuners.lora import LORA_A, LORA_B, linear_layers
 
 Work = Callable[[], list[list[int]]]
 
@@ -73,10 +73,10 @@ def in_slots(slots: Slots, prompts: list[list[int]], tokens: int, together: int)
         }
         for first in range(0, len(prompts), together):
             part = {i: decoders[i] for i in range(first, min(first + together, len(prompts)))}
-            while any(not decoder.finish for decoder in part.values()):
+            while any(not decoder.finish_reason for decoder in part.values()):
                 slots.decode_step(part)
             slots.decode_step({})
-        return [decoder.tokens for decoder in decoders.values()]
+        return [decoder.token_ids for decoder in decoders.values()]
 
     return work
 
@@ -110,7 +110,7 @@ def peft_peers(slots: Slots, prompts: list[list[int]], tokens: int) -> dict[str,
     rows = [slots.params.views(slots.params.weights([slot])) for slot in range(len(slots))]
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
-            for part, suffix in (("lora_A", DOWN), ("lora_B", UP)):
+            for part, suffix in (("lora_A", LORA_A), ("lora_B", LORA_B)):
                 if part in name:
                     layer = name.removeprefix("base_model.model.").partition(f".{part}")[0]
                     slot = names.index(name.split(".")[-2])

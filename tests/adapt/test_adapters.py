@@ -85,7 +85,7 @@ def test_an_adapter_of_another_model_is_refused(model, tmp_path):
     adapter = Adapter.from_pretrained(tmp_path)
     with torch.no_grad():
         next(model.hf_model.parameters()).flatten()[0] += 1
-    with pytest.raises(ModelError, match="not for .*: its weights are others"):
+    with pytest.raises(ModelError, match="not for .*: its weights are different"):
         adapter.merge_into(model)
     other = LanguageModel.from_pretrained("whet-pico")
     with pytest.raises(ModelError, match="adapter was made for .*, not for whet-pico: it has no"):
@@ -101,7 +101,7 @@ def test_slots_of_another_form_are_refused(model, tmp_path):
 
 
 def test_what_is_no_adapter_is_one_clear_line(model, tmp_path):
-    with pytest.raises(ModelError, match="holds no adapter: expected adapter_config.json"):
+    with pytest.raises(ModelError, match="contains no adapter: expected adapter_config.json"):
         Adapter.from_pretrained(tmp_path / "nowhere")
     learned(model, tmp_path)
     path = tmp_path / "adapter_config.json"
@@ -110,10 +110,10 @@ def test_what_is_no_adapter_is_one_clear_line(model, tmp_path):
     with pytest.raises(ModelError, match="has alpha_pattern .*: expected plain LoRA"):
         Adapter.from_pretrained(tmp_path)
     path.write_text(json.dumps({name: v for name, v in config.items() if name != "r"}))
-    with pytest.raises(ModelError, match="holds no adapter: .*'r'"):
+    with pytest.raises(ModelError, match="contains no adapter: .*'r'"):
         Adapter.from_pretrained(tmp_path)
     path.write_text(json.dumps(config))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"broken")
-    with pytest.raises(ModelError, match="holds no adapter"):
+    with pytest.raises(ModelError, match="contains no adapter"):
         Adapter.from_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4

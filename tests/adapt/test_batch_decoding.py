@@ -22,7 +22,7 @@ def model(request, tmp_path_factory):
 def pieces(model, prompt, **options):
     continuations = BatchDecoder(model, lambda slots: model.lm_head())
     decoder, told = SequenceState(model, prompt, SamplingParams(**options)), []
-    while not decoder.finish:
+    while not decoder.finish_reason:
         told.append(continuations.step({0: decoder})[0])
     return decoder, told
 
@@ -37,7 +37,7 @@ def together(model, arriving):
             slot += 1
         told = continuations.step(going)
         assert told.keys() == going.keys()
-        going = {slot: decoder for slot, decoder in going.items() if not decoder.finish}
+        going = {slot: decoder for slot, decoder in going.items() if not decoder.finish_reason}
 
 
 def test_greedy_text_is_that_of_transformers(model):
@@ -53,13 +53,13 @@ def test_a_stop_text_ends_the_continuation_before_it(model):
     stop = whole[4:7]
     decoder, told = pieces(model, "abc", max_tokens=20, stop=(stop, "never said"))
     assert decoder.text == "".join(told) == whole[: whole.index(stop)]
-    assert decoder.finish == "stop"
+    assert decoder.finish_reason == "stop"
 
 
 def test_a_stop_text_is_held_back_letter_by_letter(model):
     decoder = SequenceState(model, "q", SamplingParams(max_tokens=20, stop=("abé",)))
-    told = [decoder.take(token) for token in model.encode("xabé").tolist()]
-    assert "".join(told) == decoder.text == "x" and decoder.finish == "stop"
+    told = [decoder.append(token) for token in model.encode("xabé").tolist()]
+    assert "".join(told) == decoder.text == "x" and decoder.finish_reason == "stop"
 
 
 def test_an_answer_is_its_own_where_positions_turn_with_the_longest_row():
@@ -112,8 +112,8 @@ def test_continuations_of_any_length_come_and_go(model):
     ]
     together(model, [beside[:3], [], beside[3:5], [], [], [], beside[5:]])
     handle.remove()
-    assert [(d.text, d.finish) for d in beside] == [(d.text, d.finish) for d in alone]
-    assert sum(read) == sum(len(decoder.tokens) for decoder in beside) and max(read) == 4
+    assert [(d.text, d.finish_reason) for d in beside] == [(d.text, d.finish_reason) for d in alone]
+    assert sum(read) == sum(len(decoder.token_ids) for decoder in beside) and max(read) == 4
 
 
 def test_one_that_is_given_up_is_forgotten(model):
@@ -123,9 +123,9 @@ def test_one_that_is_given_up_is_forgotten(model):
     continuations.step({0: short, 1: long})
     other = SequenceState(model, "abc", SamplingParams(max_tokens=9))
     continuations.step({0: short, 1: other})  # another prompt in the second slot
-    while not short.finish:
+    while not short.finish_reason:
         continuations.step({0: short})
-    assert short.text == goal and len(other.tokens) == 1
+    assert short.text == goal and len(other.token_ids) == 1
 
 
 def test_what_is_not_a_number_fails_its_own_prompt(model):
@@ -143,7 +143,7 @@ def test_what_is_not_a_number_fails_its_own_prompt(model):
 
     continuations = BatchDecoder(model, use)
     told = continuations.step(decoders)
-    assert "not finite at token 1" in str(told[1]) and isinstance(told[0], str)
-    while not decoders[0].finish:
+    assert "not finite at generated token 1" in str(told[1]) and isinstance(told[0], str)
+    while not decoders[0].finish_reason:
         continuations.step({0: decoders[0], 2: decoders[2]})
     assert decoders[0].text == decoders[2].text == goal

@@ -7,7 +7,6 @@ import torch
 from support import reference_slot, tiny_models
 
 from whet.adapt.config import FullFineTuning, LoRA
-from whet.adapt.cuda_graphs import Graphs
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 
@@ -20,7 +19,7 @@ PLANS = {
     2: ["short", "short", "short", "short"],
 }
 LATER = 5 * "what comes after"  # several windows
-name = lambda mode: type(mode).__name__  # noqa: E731
+name = lambda adapter: type(adapter).__name__  # noqa: E731
 
 
 @pytest.fixture(params=["gpt2", "llama", "qwen3", "phi3"])
@@ -28,22 +27,13 @@ def folder(request, tmp_path):
     return tiny_models.save(tmp_path, request.param)
 
 
-class Unrecorded(Graphs):
-    """All of it but the recording."""
-
-    def _record(self, *_):
-        pass
-
-
-def recording(model, mode, count, optimizer=None):
-    """Slots whose passes take the way that is recorded; on a CPU, without being recorded."""
-    slots = Slots(model, mode, optimizer, count=count)
-    if model.device.type == "cpu":
-        slots._graphs = Unrecorded(slots._recordable, model, count)
-    return slots
+def with_graphs(model, adapter, count, optimizer=None):
+    """Slots that take the passes of CUDA graphs; on a CPU, without capturing them."""
+    cuda_graphs = None if model.device.type == "cuda" else True
+    return Slots(model, adapter, optimizer, count=count, cuda_graphs=cuda_graphs)
 
 
-def taught(slots, plans, times=3):
+def trained(slots, plans, times=3):
     """Losses of the plans, and bits after them, again and again from the start."""
     found = []
     for _ in range(times):
@@ -62,15 +52,15 @@ def taught(slots, plans, times=3):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
-def test_recorded_passes_equal_the_oracle(folder, mode, device):
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=name)
+def test_passes_of_graphs_equal_the_reference(folder, adapter, device):
     model = LanguageModel.from_pretrained(folder, dtype=torch.float64, device=device)
-    plans = {0: PLANS[0]} if isinstance(mode, FullFineTuning) else PLANS
-    slots = recording(model, mode, len(plans))
+    plans = {0: PLANS[0]} if isinstance(adapter, FullFineTuning) else PLANS
+    slots = with_graphs(model, adapter, len(plans))
     with slots.attached():
-        found = taught(slots, plans)
+        found = trained(slots, plans)
     for slot, texts in plans.items():
-        with reference_slot.adapted(model, mode) as alone:
+        with reference_slot.adapted(model, adapter) as alone:
             goal = [alone.step(text) for text in texts]
             bits = alone.score(LATER).bits
         for losses, after in found:
@@ -84,12 +74,12 @@ def test_any_slots_take_part_in_a_pass(folder, device, dtype):
     """Five of seven, side by side or not: rows that fill up the batch change nothing."""
     model = LanguageModel.from_pretrained(folder, dtype=dtype, device=device)
     plans = {slot: PLANS[slot % 3] for slot in (0, 1, 3, 5, 6)}
-    slots, eager = recording(model, ADAPTERS[1], 7), Slots(model, ADAPTERS[1], count=7)
-    eager._graphs = None
+    slots, eager = with_graphs(model, ADAPTERS[1], 7), Slots(model, ADAPTERS[1], count=7)
+    eager.graphs = None
     with slots.attached():
-        found = taught(slots, plans)
+        found = trained(slots, plans)
     with eager.attached():
-        [(losses, bits)] = taught(eager, plans, times=1)
+        [(losses, bits)] = trained(eager, plans, times=1)
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
     for own, after in found:
         for slot in plans:
@@ -99,15 +89,15 @@ def test_any_slots_take_part_in_a_pass(folder, device, dtype):
 
 
 @GPU
-def test_shapes_are_recorded_when_they_come_again(folder):
+def test_a_shape_is_captured_when_it_occurs_again(folder):
     model = LanguageModel.from_pretrained(folder, device="cuda")
     slots = Slots(model, ADAPTERS[1], count=3)
     with slots.attached():
-        taught(slots, {0: ["short"] * 4}, times=1)
-        assert [key[0] for key in slots._graphs._recorded] == [1]
-        taught(slots, {0: ["short"] * 4, 2: ["short"] * 4}, times=1)
-        assert [key[0] for key in slots._graphs._recorded] == [1, 2]
-    assert not slots._graphs.given_up
+        trained(slots, {0: ["short"] * 4}, times=1)
+        assert [rows for rows, _ in slots.graphs.shapes] == [1]
+        trained(slots, {0: ["short"] * 4, 2: ["short"] * 4}, times=1)
+        assert [rows for rows, _ in slots.graphs.shapes] == [1, 2]
+    assert not slots.graphs.disabled
 
 
 @GPU
@@ -119,8 +109,8 @@ def test_a_network_that_waits_for_the_gpu_goes_on_without_graphs(folder, caplog)
     )
     try:
         with slots.attached(), caplog.at_level(logging.WARNING, "whet"):
-            found = taught(slots, {0: PLANS[0]})
+            found = trained(slots, {0: PLANS[0]})
     finally:
         hook.remove()
-    assert slots._graphs.given_up and "CUDA graphs" in caplog.text
+    assert slots.graphs.disabled and "CUDA graphs" in caplog.text
     assert found[0] == found[1]

@@ -21,7 +21,11 @@ def numbers(*shape, scale=1.0):
 @pytest.mark.parametrize(("cap", "biased", "scale"), KINDS)
 def test_losses_and_gradients_are_those_of_cross_entropy(cap, biased, scale, monkeypatch):
     monkeypatch.setattr("whet.adapt.loss.CHUNK", 7 * 3)  # pieces of three predictions
-    batch, states, weight = Batch.of(TEXTS, 5, 0), numbers(2, 5, 4, scale=scale), numbers(7, 4)
+    batch, states, weight = (
+        Batch.from_texts(TEXTS, 5, 0),
+        numbers(2, 5, 4, scale=scale),
+        numbers(7, 4),
+    )
     bias = numbers(7) if biased else None
     trained = [states, weight, *([bias] if biased else [])]
     losses = []
@@ -34,7 +38,7 @@ def test_losses_and_gradients_are_those_of_cross_entropy(cap, biased, scale, mon
     output = OutputProjection(
         weight.detach(), None if bias is None else bias.detach(), 1.0, cap, *grads
     )
-    found = chunked_cross_entropy(states, output, batch, output.room())
+    found = chunked_cross_entropy(states, output, batch, output.workspace())
     torch.testing.assert_close(found, torch.stack(losses).detach())
     for mine, theirs in zip([states.grad, *grads], goal, strict=True):
         torch.testing.assert_close(mine, theirs)

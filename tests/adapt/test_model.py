@@ -8,8 +8,8 @@ from support import reference, reference_slot, tiny_models
 from tokenizers import models
 from transformers import GPT2LMHeadModel
 
+from whet.adapt.batches import windows
 from whet.adapt.model import LanguageModel
-from whet.adapt.windows import windows
 from whet.errors import ModelError
 
 
@@ -108,7 +108,7 @@ def test_unknown_model_is_one_clear_line(tmp_path):
 def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
     model = LanguageModel.from_pretrained(tiny_models.save(tmp_path, "llama"))
     model.tokenizer.add_tokens(["<more>", "<and more>"])
-    with pytest.raises(ModelError, match="knows 257 tokens, but its tokenizer has 259"):
+    with pytest.raises(ModelError, match="has 257 output rows, but its tokenizer has 259 tokens"):
         LanguageModel(model.hf_model, model.tokenizer, "mixed")
 
 
@@ -139,5 +139,5 @@ def test_ids_of_a_tokenizer_may_have_gaps(tmp_path):
 
 
 def test_tokens_that_the_model_does_not_know_are_refused(model):
-    with pytest.raises(ValueError, match=r"prompt has tokens from 1 to 99999, but .* knows 0 to"):
+    with pytest.raises(ValueError, match=r"prompt has token ids from 1 to 99999: .* has 0 to"):
         model.encode_prompt([1, 99999], 4)

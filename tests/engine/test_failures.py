@@ -44,7 +44,7 @@ def test_a_prompt_that_cannot_be_read_fails_alone(space, model, monkeypatch):
     assert begun.wait(60)
     with pytest.raises(torch.OutOfMemoryError):
         engine.submit(Request("a" * 22, adapt=False, sampling=sampling)).result(60)
-    with pytest.raises(ValueError, match="has tokens from"):
+    with pytest.raises(ValueError, match="has token ids from"):
         engine.submit(Request("", token_ids=(1, 999), adapt=False, sampling=sampling)).result(60)
     assert good.result(60).finish_reason == "length"
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from whet.adapt.config import AdapterConfig, FullFineTuning, LMHead, LoRA
-from whet.adapt.tuners.lora import linear_layers, widths
+from whet.adapt.tuners.lora import in_out_features, linear_layers
 
 Parameters = list[nn.Parameter]
 
@@ -77,7 +77,7 @@ def _lora(network: nn.Module, options: LoRA) -> Iterator[Parameters]:
     parameters: Parameters = []
     with ExitStack() as hooks:
         for module in linear_layers(network, options.target_modules).values():
-            width_in, width_out = widths(module)
+            width_in, width_out = in_out_features(module)
             bound = 1 / math.sqrt(width_in)
             start = torch.empty(options.r, width_in).uniform_(-bound, bound, generator=generator)
             dtype = torch.promote_types(start.dtype, module.weight.dtype)

@@ -1,1 +1,1 @@
-"""The language model and what is trained of it for one prompt. Knows nothing of data spaces."""
+"""The language model, what is trained of it for one prompt, and the training loop."""

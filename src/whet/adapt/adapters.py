@@ -1,6 +1,6 @@
-"""What a slot has learned by LoRA, as it travels: PEFT's format, into a slot, into the weights.
+"""LoRA adapters outside of slots: in PEFT's file format, into a slot, into a model's weights.
 
-Source: the format of the `peft` library, which vLLM and SGLang read too: `adapter_config.json` and
+Source: the format of the `peft` library, which vLLM and SGLang can read: `adapter_config.json` and
 `adapter_model.safetensors`.
 """
 
@@ -16,31 +16,45 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from whet.adapt.config import LoRA
-from whet.adapt.loading import weights_fingerprint
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
-from whet.adapt.tuners.lora import DOWN, UP, is_conv1d, linear_layers, widths
+from whet.adapt.tuners.lora import LORA_A, LORA_B, in_out_features, is_conv1d, linear_layers
+from whet.config import Renamed
 from whet.errors import ModelError
 from whet.io import atomic_write, write_json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MORE = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+UNSUPPORTED = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
 PREFIX, SUFFIX = "base_model.model.", ".weight"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Adapter:
-    """The matrices that LoRA has trained, and of which model."""
+    """A trained LoRA adapter, and the model that it belongs to.
+
+    output = engine.submit(whet.Request(prompt, return_adapter=True)).result()
+    output.adapter.save_pretrained("my-adapter")
+    adapter = whet.Adapter.from_pretrained("my-adapter")
+    """
+
+    of = Renamed("from_slot")
+    read = Renamed("from_pretrained")
+    save = Renamed("save_pretrained")
+    put = Renamed("load_into")
+    merge = Renamed("merge_into")
+    options = Renamed("config")
+    base = Renamed("base_model")
 
     config: LoRA
+    """Rank, scale and layers."""
     weights: Mapping[str, Tensor]
-    """`LAYER.lora_A` [rank, in] and `LAYER.lora_B` [out, rank]."""
+    """`LAYER.lora_A` (r, in) and `LAYER.lora_B` (out, r) of each layer."""
     base_model: str
-    """The model's name."""
+    """Name of the model."""
     fingerprint: str
-    """Tells its weights from others; empty if the adapter was made elsewhere."""
+    """Identifies the weights of the model; empty if the adapter was not made by whet."""
     transposed: bool
-    """Whether the layers are GPT-2's, which store their weights transposed."""
+    """Whether the model stores its weights transposed, as GPT-2 does."""
 
     def __repr__(self) -> str:
         return (
@@ -49,56 +63,58 @@ class Adapter:
 
     @classmethod
     def from_slot(cls, slots: Slots, slot: int) -> "Adapter":
-        """A copy of what `slot` has learned by now.
+        """A copy of the adapter that `slot` has trained.
 
         Raises:
-            ValueError: If it learns by other means than LoRA.
+            ValueError: If the slots train something else than LoRA.
         """
-        options, model = _lora(slots), slots.model
+        config, model = _lora_config(slots), slots.model
         views = slots.params.views(slots.params.values[slot : slot + 1])
         weights = {name: view[0].detach().clone() for name, view in views.items()}
-        layers = linear_layers(model.hf_model, options.target_modules)
+        layers = linear_layers(model.hf_model, config.target_modules)
         transposed = any(map(is_conv1d, layers.values()))
-        return cls(options, weights, model.name, fingerprint(model), transposed)
+        return cls(config, weights, model.name, model.fingerprint, transposed)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Adapter":
-        """The adapter in `folder`, made by whet or by peft.
+        """Read an adapter that was saved by whet or by PEFT.
 
         Raises:
-            ModelError: If there is none, or it is more than LoRA on linear layers.
+            ModelError: If `folder` contains no adapter, or more than plain LoRA on linear layers.
         """
         try:
-            config = json.loads((Path(folder) / CONFIG).read_text())
+            config = json.loads((Path(folder) / CONFIG_FILE).read_text())
             rank, alpha = config["r"], config["lora_alpha"]
             base = str(config["base_model_name_or_path"])
-            with safe_open(Path(folder) / WEIGHTS, "pt") as file:
-                told = file.metadata() or {}
+            with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
-                f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS} ({error})"
+                f"{folder} contains no adapter: expected {CONFIG_FILE} and {WEIGHTS_FILE} ({error})"
             ) from error
-        for name in MORE:
+        for name in UNSUPPORTED:
             if config.get(name):
                 raise ModelError(
                     f"adapter {folder} has {name} {config[name]!r}: expected plain LoRA"
                 )
         weights = {n.removeprefix(PREFIX).removesuffix(SUFFIX): t for n, t in tensors.items()}
-        if other := [name for name in weights if not name.endswith((DOWN, UP))]:
-            raise ModelError(f"adapter {folder} holds {other[0]}: expected LoRA's A and B alone")
+        if other := [name for name in weights if not name.endswith((LORA_A, LORA_B))]:
+            raise ModelError(
+                f"adapter {folder} contains {other[0]}: expected only lora_A and lora_B"
+            )
         layers = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in weights})
-        options = LoRA(r=rank, lora_alpha=alpha, target_modules=tuple(layers))
+        lora = LoRA(r=rank, lora_alpha=alpha, target_modules=tuple(layers))
         return cls(
-            options, weights, base, told.get("whet_base", ""), bool(config.get("fan_in_fan_out"))
+            lora, weights, base, metadata.get("whet_base", ""), bool(config.get("fan_in_fan_out"))
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter where `peft` and vLLM can read it; the configuration comes last."""
+        """Write the adapter to `folder` in PEFT's format; the configuration is written last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {PREFIX + name + SUFFIX: tensor.cpu() for name, tensor in self.weights.items()}
-        with atomic_write(folder / WEIGHTS) as new:
+        with atomic_write(folder / WEIGHTS_FILE) as new:
             save_file(tensors, new, {"format": "pt", "whet_base": self.fingerprint})
         config = {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base_model,
@@ -106,70 +122,65 @@ class Adapter:
             "target_modules": sorted({n.split(".")[-2] for n in self.weights}), "bias": "none",
             "fan_in_fan_out": self.transposed, "inference_mode": True,
         }  # fmt: skip
-        write_json(folder / CONFIG, config)
+        write_json(folder / CONFIG_FILE, config)
 
     @torch.no_grad()
     def load_into(self, slots: Slots, slot: int) -> None:
-        """Let `slot` go on from here; its optimiser and learning rate stay.
+        """Copy the adapter into `slot`, without changing its optimizer state and learning rate.
 
         Raises:
             ModelError: If the adapter was made for another model.
-            ValueError: If the slots' LoRA has another rank, alpha or other targets.
+            ValueError: If the slots' LoRA has another rank, scale or other layers.
         """
-        options = _lora(slots)
+        config = _lora_config(slots)
         self._check(slots.model)
         views = slots.params.views(slots.params.values[slot : slot + 1])
-        have = (options.r, options.lora_alpha, views.keys())
-        if have != (self.config.r, self.config.lora_alpha, self.weights.keys()):
+        expected = (config.r, config.lora_alpha, views.keys())
+        if expected != (self.config.r, self.config.lora_alpha, self.weights.keys()):
             raise ValueError(
-                f"adapter has rank {self.config.r}, alpha {self.config.lora_alpha} and "
-                f"{len(self.weights) // 2} layers, the slots {options.r}, {options.lora_alpha} and "
-                f"{len(views) // 2}: expected the same"
+                f"adapter has r={self.config.r}, lora_alpha={self.config.lora_alpha} and "
+                f"{len(self.weights) // 2} layers, but the engine has r={config.r}, "
+                f"lora_alpha={config.lora_alpha} and {len(views) // 2}: expected the same"
             )
         for name, view in views.items():
             view[0].copy_(self.weights[name])
 
     @torch.no_grad()
     def merge_into(self, model: LanguageModel) -> None:
-        """Add what was learned to the weights of `model`, for good.
+        """Add the adapter to the weights of `model` permanently.
 
         Raises:
-            ModelError: If the adapter was made for another model, or the model is lent.
+            ModelError: If the adapter was made for another model, or the model is in use.
         """
         self._check(model)
         scale = self.config.lora_alpha / self.config.r
         with model.exclusive():
             for name, layer in self._layers(model).items():
-                change = scale * self.weights[name + UP] @ self.weights[name + DOWN]
+                change = scale * self.weights[name + LORA_B] @ self.weights[name + LORA_A]
                 layer.weight += (change.T if is_conv1d(layer) else change).to(layer.weight)
 
     def _layers(self, model: LanguageModel) -> dict[str, Any]:
-        known = linear_layers(model.hf_model)
-        return {name: known.get(name) for name in {n.rpartition(".")[0] for n in self.weights}}
+        layers = linear_layers(model.hf_model)
+        return {name: layers.get(name) for name in {n.rpartition(".")[0] for n in self.weights}}
 
     def _check(self, model: LanguageModel) -> None:
-        why = ""
-        known = fingerprint(model)
-        # saved by the first version of whet: 64 digits of another hash, which cannot be compared
-        if len(self.fingerprint) == len(known) and self.fingerprint != known:
-            why = "its weights are others"
+        reason = ""
+        fingerprint = model.fingerprint
+        # the first version of whet saved 64 digits of another hash, which cannot be compared
+        if len(self.fingerprint) == len(fingerprint) and self.fingerprint != fingerprint:
+            reason = "its weights are different"
         for name, layer in self._layers(model).items():
-            have = (self.weights[name + DOWN].shape[1], self.weights[name + UP].shape[0])
-            if layer is None or widths(layer) != have:
-                why = f"it has no layer {name} from {have[0]} to {have[1]} numbers"
-        if why:
+            size = (self.weights[name + LORA_A].shape[1], self.weights[name + LORA_B].shape[0])
+            if layer is None or in_out_features(layer) != size:
+                reason = f"it has no layer {name} of size {size[0]} to {size[1]}"
+        if reason:
             raise ModelError(
-                f"adapter was made for {self.base_model}, not for {model.name}: {why}. "
+                f"adapter was made for {self.base_model}, not for {model.name}: {reason}. "
                 "Load the model that it was made for"
             )
 
 
-def fingerprint(model: LanguageModel) -> str:
-    """Identifies the base weights that an adapter belongs to."""
-    return weights_fingerprint(dict(model.hf_model.named_parameters()))
-
-
-def _lora(slots: Slots) -> LoRA:
+def _lora_config(slots: Slots) -> LoRA:
     if not isinstance(slots.adapter, LoRA):
         kind = type(slots.adapter).__name__
         raise ValueError(f"slots train {kind}: expected LoRA, the only adapter that can be saved")

@@ -1,148 +1,172 @@
-"""The continuations of many prompts, each with weights of its own: a token of each in one pass.
+"""Batched decoding: one token for each of many sequences in one pass, each with its own weights.
 
-Whatever the weights are when a step is taken, they make that token.
+The weights of the moment when a step is taken decide its tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from whet.adapt.kv_cache import chosen, joined, kept
+from whet.adapt.kv_cache import concat, new_cache, select_rows
 from whet.adapt.loss import OutputProjection
 from whet.adapt.sampling import SequenceState
 from whet.errors import ModelError
 
-if TYPE_CHECKING:
-    from whet.adapt.model import LanguageModel
+
+@runtime_checkable
+class DecoderModel(Protocol):
+    """What decoding needs of a language model."""
+
+    @property
+    def hf_model(self) -> Any: ...
+
+    @property
+    def longrope_switch(self) -> int | None: ...
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(slots=True, eq=False)
-class _Rows:
-    """BatchDecoder whose keys and values stand side by side."""
+class _DecodeGroup:
+    """Sequences that share a pass: their keys and values are the rows of one cache."""
 
     slots: list[int]
-    decoders: list[SequenceState]
+    sequences: list[SequenceState]
     unread: Int[Tensor, "b t"]
+    """Tokens that the network has not read yet."""
     cache: Any
-    pads: list[int] = field(default_factory=lambda: [0])
-    """Columns at the left of each row that hold nothing."""
+    padding: list[int] = field(default_factory=lambda: [0])
+    """Unused columns at the left of each row."""
     length: int = 0
-    """Columns in all."""
+    """Columns of the cache."""
 
-    def stay(self, decoders: Mapping[int, SequenceState]) -> None:
-        """Keep those that are still continued."""
-        pairs = list(zip(self.slots, self.decoders, strict=True))
-        rows = [row for row, (slot, own) in enumerate(pairs) if decoders.get(slot) is own]
+    def keep_only(self, sequences: Mapping[int, SequenceState]) -> None:
+        """Drop the rows of sequences that are not continued."""
+        pairs = list(zip(self.slots, self.sequences, strict=True))
+        rows = [i for i, (slot, sequence) in enumerate(pairs) if sequences.get(slot) is sequence]
         if len(rows) == len(pairs):
             return
         self.slots = [self.slots[row] for row in rows]
-        self.decoders = [self.decoders[row] for row in rows]
-        pads = [self.pads[row] for row in rows]
-        spare = min(pads, default=0)
-        self.pads, self.length = [pad - spare for pad in pads], self.length - spare
+        self.sequences = [self.sequences[row] for row in rows]
+        padding = [self.padding[row] for row in rows]
+        unused = min(padding, default=0)
+        self.padding, self.length = [pad - unused for pad in padding], self.length - unused
         self.unread = self.unread[rows]
-        self.cache = chosen(self.cache, rows, self.length) if rows else None
+        self.cache = select_rows(self.cache, rows, self.length) if rows else None
 
-    def places(self) -> dict[str, Tensor]:
-        """Where the next tokens stand and what they may look at, if that is not plain."""
-        if not any(self.pads):
+    def attention_inputs(self) -> dict[str, Tensor]:
+        """Mask and positions of the next tokens; empty where the defaults are right."""
+        if not any(self.padding):
             return {}
-        pads = torch.tensor(self.pads, device=self.unread.device)[:, None]
-        columns = torch.arange(self.length + 1, device=pads.device)
-        return {"attention_mask": (columns >= pads).long(), "position_ids": self.length - pads}
+        padding = torch.tensor(self.padding, device=self.unread.device)[:, None]
+        columns = torch.arange(self.length + 1, device=padding.device)
+        return {
+            "attention_mask": (columns >= padding).long(),
+            "position_ids": self.length - padding,
+        }
 
 
 class BatchDecoder:
-    """BatchDecoder in the making.
+    """Continues the sequences of many slots, one token per step.
 
-    A prompt is read by itself, then joins the others. A network that cannot read rows of several
-    lengths reads each by itself all along. `use` makes the network compute with the weights of
-    slots, row by row of the batch, and gives its last layer.
+    A prompt is read by itself, then its row joins those of the other sequences. A network that
+    cannot read rows of several lengths continues each sequence by itself. `bind` makes the network
+    compute with the weights of the given slots, row by row of the batch, and returns its output
+    layer.
     """
 
     def __init__(
-        self, model: "LanguageModel", use: Callable[[Sequence[int]], OutputProjection]
+        self, model: DecoderModel, bind: Callable[[Sequence[int]], OutputProjection]
     ) -> None:
-        self._model, self._use = model, use
-        self._joins = kept(model.hf_model) is not None
-        self._groups: list[_Rows] = []
+        self._model, self._bind = model, bind
+        self._can_join = new_cache(model.hf_model) is not None
+        self._groups: list[_DecodeGroup] = []
 
     @torch.no_grad()
-    def step(self, decoders: Mapping[int, SequenceState]) -> dict[int, str | Exception]:
-        """One token more of each slot's; what it makes certain of the text, or why there is none.
+    def step(self, sequences: Mapping[int, SequenceState]) -> dict[int, str | Exception]:
+        """Add one token to the sequence of each slot.
 
-        A continuation that is not named is forgotten.
+        Returns the text that became final, or why there is no token. The keys and values of
+        sequences that are not in `sequences` are dropped.
         """
-        for rows in self._groups:
-            rows.stay(decoders)
-        begun = {slot for rows in self._groups for slot in rows.slots}
-        self._groups = [rows for rows in self._groups if rows.slots] + [
-            _Rows([slot], [decoder], decoder.prompt[None], kept(self._model.hf_model))
-            for slot, decoder in decoders.items()
-            if slot not in begun
+        for group in self._groups:
+            group.keep_only(sequences)
+        started = {slot for group in self._groups for slot in group.slots}
+        groups = [group for group in self._groups if group.slots] + [
+            _DecodeGroup([slot], [sequence], sequence.prompt[None], new_cache(self._model.hf_model))
+            for slot, sequence in sequences.items()
+            if slot not in started
         ]
-        told: dict[int, str | Exception] = {}
-        groups, self._groups = self._groups, []
-        for rows in groups:
+        results: dict[int, str | Exception] = {}
+        self._groups = []
+        for group in groups:
             try:
-                told |= self._read(rows)
-            except Exception as error:  # theirs, as a prompt for which there is no memory
-                told |= dict.fromkeys(rows.slots, error)
+                results |= self._decode(group)
+            except Exception as error:  # of this group alone, such as memory for its prompt
+                results |= dict.fromkeys(group.slots, error)
             else:
-                self._groups.append(rows)
-        if len(self._groups) > 1 and self._joins:
-            self._groups = [_joined(self._groups)]
-        return told
+                self._groups.append(group)
+        if len(self._groups) > 1 and self._can_join:
+            self._groups = [_join(self._groups)]
+        return results
 
-    def _read(self, rows: _Rows) -> dict[int, str | Exception]:
-        if (
-            rows.length and rows.length == self._model.longrope_switch
-        ):  # what was read turns otherwise now
-            [own] = rows.decoders
-            said = own.prompt.new_tensor(own.tokens)
-            rows.cache, rows.length, rows.unread = None, 0, torch.cat([own.prompt, said])[None]
-        output = self._use(rows.slots)
-        read = self._model.hf_model.base_model(
-            input_ids=rows.unread, past_key_values=rows.cache, use_cache=True, **rows.places()
+    def _decode(self, group: _DecodeGroup) -> dict[int, str | Exception]:
+        if group.length and group.length == self._model.longrope_switch:
+            [sequence] = group.sequences  # positions are rotated differently from here: read again
+            generated = sequence.prompt.new_tensor(sequence.token_ids)
+            group.cache, group.length = None, 0
+            group.unread = torch.cat([sequence.prompt, generated])[None]
+        lm_head = self._bind(group.slots)
+        output = self._model.hf_model.base_model(
+            input_ids=group.unread,
+            past_key_values=group.cache,
+            use_cache=True,
+            **group.attention_inputs(),
         )
-        if not hasattr(read, "past_key_values"):
+        if not hasattr(output, "past_key_values"):
             raise ModelError(
-                f"model {self._model.name} keeps nothing of what it has read, so that it cannot "
-                "continue a prompt here: load another"
+                f"model {self._model.name} has no key-value cache, so it cannot generate text "
+                "here: use another model"
             )
-        rows.cache, rows.length = read.past_key_values, rows.length + rows.unread.shape[1]
-        logits = output.of_rows(read.last_hidden_state[:, -1])
+        group.cache, group.length = output.past_key_values, group.length + group.unread.shape[1]
+        logits = lm_head.logits_per_row(output.last_hidden_state[:, -1])
         finite = logits.isfinite().all(1).tolist()
-        known = zip(rows.decoders, logits, finite, strict=True)
-        drawn = torch.stack([own.draw(row) if ok else row.argmax() for own, row, ok in known])
-        rows.unread = drawn[:, None]
-        taken = zip(rows.slots, rows.decoders, finite, drawn.tolist(), strict=True)
+        tokens = torch.stack(
+            [
+                sequence.sample(row) if ok else row.argmax()
+                for sequence, row, ok in zip(group.sequences, logits, finite, strict=True)
+            ]
+        )
+        group.unread = tokens[:, None]
+        rows = zip(group.slots, group.sequences, finite, tokens.tolist(), strict=True)
         return {
-            slot: own.take(token) if ok else self._unsaid(own) for slot, own, ok, token in taken
+            slot: sequence.append(token) if ok else self._non_finite_error(sequence)
+            for slot, sequence, ok, token in rows
         }
 
-    def _unsaid(self, decoder: SequenceState) -> ModelError:
+    def _non_finite_error(self, sequence: SequenceState) -> ModelError:
         return ModelError(
-            f"logits of {self._model.name} are not finite at token {len(decoder.tokens) + 1} of "
-            "its answer: lower the learning rate, or load the model as float32"
+            f"logits of {self._model.name} are not finite at generated token "
+            f"{len(sequence.token_ids) + 1}: lower the learning rate, or load the model as float32"
         )
 
 
-def _joined(groups: Sequence[_Rows]) -> _Rows:
-    length = max(rows.length for rows in groups)
-    slots = [slot for rows in groups for slot in rows.slots]
-    decoders = [own for rows in groups for own in rows.decoders]
-    pads = [pad + length - rows.length for rows in groups for pad in rows.pads]
-    order = sorted(range(len(slots)), key=slots.__getitem__)  # neighbours' weights are not copied
-    return _Rows(
+def _join(groups: Sequence[_DecodeGroup]) -> _DecodeGroup:
+    length = max(group.length for group in groups)
+    slots = [slot for group in groups for slot in group.slots]
+    sequences = [sequence for group in groups for sequence in group.sequences]
+    padding = [pad + length - group.length for group in groups for pad in group.padding]
+    order = sorted(range(len(slots)), key=slots.__getitem__)  # contiguous weights are not copied
+    return _DecodeGroup(
         [slots[row] for row in order],
-        [decoders[row] for row in order],
-        torch.cat([rows.unread for rows in groups])[order],
-        joined([rows.cache for rows in groups], order, length),
-        [pads[row] for row in order],
+        [sequences[row] for row in order],
+        torch.cat([group.unread for group in groups])[order],
+        concat([group.cache for group in groups], order, length),
+        [padding[row] for row in order],
         length,
     )

@@ -1,71 +1,104 @@
-"""Texts of similar length side by side.
+"""Texts as batches of tokens, for training, and as windows, for scoring.
 
-Right padding needs no mask under causal attention; padded predictions have no share in the loss.
-Texts are grouped by a length rounded up, and a text is always computed at its own rounded length,
-so that nothing of its result depends on what it is computed with.
+Batches are padded at the right, which needs no mask under causal attention; padding has no weight
+in the loss. A text is always computed at its own bucket length, so its result does not depend on
+what else is in the batch.
+
+Source of the windows: docs/protocol.md, "The metric", after the rolling windows of Hardt & Sun,
+arXiv 2305.18466. Positions count the start token in front of the text, so token i of the text is
+target i + 1.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-Tokens = Int[Tensor, " _"]  # a text
-
+Tokens = Int[Tensor, " _"]  # of one text
 TOKENS, CPU_TOKENS = 16_384, 2_048
-"""Tokens of a batch, padding included, on a GPU and on a CPU, whose caches more would leave."""
+"""Tokens per batch, padding included, on a GPU and on a CPU (a larger batch leaves its caches)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Texts as a network takes them, each behind a start token."""
+    """Texts as inputs of a network, each behind a start token, with their targets."""
 
     ids: Int[Tensor, "b t"]
     targets: Int[Tensor, "b t"]
-    inside: Bool[Tensor, "b t"]
-    """Which predictions are asked for, and not padding."""
+    loss_mask: Bool[Tensor, "b t"]
+    """Which predictions count, and are not padding."""
 
     @classmethod
-    def of(cls, texts: Sequence[Tokens], length: int, start: int, rows: int = 0) -> "Batch":
-        """`texts` padded to `length`, in the CPU's memory; empty rows below them up to `rows`."""
+    def from_texts(
+        cls, texts: Sequence[Tokens], length: int, bos_token_id: int, rows: int = 0
+    ) -> "Batch":
+        """`texts` padded to `length`, on the CPU, with empty rows after them up to `rows`."""
         targets = torch.zeros(max(len(texts), rows), length, dtype=torch.long)
         counts = torch.zeros(len(targets), 1, dtype=torch.long)
         for row, text in enumerate(texts):
             targets[row, : len(text)] = text
             counts[row] = len(text)
-        ids = functional.pad(targets[:, :-1], (1, 0), value=start)
+        ids = functional.pad(targets[:, :-1], (1, 0), value=bos_token_id)
         return cls(ids, targets, torch.arange(length) < counts)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same there."""
-        return Batch(*(part.to(device, non_blocking=True) for part in self.parts))
+        """A copy on `device`."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors))
 
     @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All that it consists of."""
-        return self.ids, self.targets, self.inside
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, targets and mask."""
+        return self.ids, self.targets, self.loss_mask
 
-    def share(self, dtype: torch.dtype) -> Float[Tensor, "b t"]:
-        """Part of a prediction in its text's mean loss."""
-        inside = self.inside.to(dtype)
-        return inside / inside.sum(1, keepdim=True).clamp(min=1)
+    def loss_weights(self, dtype: torch.dtype) -> Float[Tensor, "b t"]:
+        """Weight of each prediction in the mean loss of its text."""
+        mask = self.loss_mask.to(dtype)
+        return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def rounded(tokens: int, context: int) -> int:
-    """The length at which a text is computed: up to a quarter of its octave more, at least 16.
-
-    No longer than the context.
-    """
+def bucket_length(tokens: int, max_length: int) -> int:
+    """The length at which a text is computed: at least 16, and at most 25 % more than its own."""
     step = max(16, (1 << max(tokens - 1, 1).bit_length()) // 8)
-    return min(-(-tokens // step) * step, context)
+    return min(-(-tokens // step) * step, max_length)
 
 
-def grouped(lengths: Iterable[int]) -> dict[int, list[int]]:
+def group_by_length(lengths: Iterable[int]) -> dict[int, list[int]]:
     """Positions by length, shortest first."""
     groups: dict[int, list[int]] = {}
     for position, length in enumerate(lengths):
         groups.setdefault(length, []).append(position)
     return dict(sorted(groups.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Inputs `start:stop` of a sequence, of which the last `targets` predictions count."""
+
+    start: int
+    stop: int
+    targets: int
+
+
+def windows(tokens: int, max_length: int, *, skip: int = 0) -> Iterator[Window]:
+    """Windows that predict each of `tokens` targets once, except the first `skip` (left context).
+
+    Full windows are disjoint, so that each of them but the first sees one token before its first
+    target. The last, shorter one extends to the left as far as fits. Windows without targets are
+    left out.
+    """
+    for first in range(0, tokens, max_length):
+        last = min(first + max_length, tokens)
+        if last > skip:
+            yield Window(max(0, last - max_length), last, last - max(first, skip))
+
+
+def batch_by_length(items: Iterable[Window], batch_size: int) -> Iterator[list[Window]]:
+    """Batches of at most `batch_size` consecutive windows of one length."""
+    for _, group in groupby(items, lambda window: window.stop - window.start):
+        batch = list(group)
+        for first in range(0, len(batch), batch_size):
+            yield batch[first : first + batch_size]

@@ -1,8 +1,8 @@
-"""A slot's whole state in one row of a flat bank.
+"""Flat parameters: the trained tensors, gradients and optimizer state of all slots.
 
-Row p holds what slot p trains (`theta`), its gradient and its optimiser's state, so that to reset
-is to copy a row, to clip is a row's norm, an update is one fused pass over the rows that take it,
-and to export is to read a row. Layers compute with views into the rows.
+Row p of each tensor belongs to slot p. So a reset copies a row, clipping takes the norm of a row, an
+update is one fused pass over some rows, and an export reads a row. Layers compute with views into
+the rows.
 """
 
 import math
@@ -17,30 +17,30 @@ from torch.optim.sgd import sgd
 
 from whet.adapt.config import OptimizerConfig
 
-Slotted = Sequence[int] | Int[Tensor, " b"]  # in a tensor where they change when it is replayed
-ALIGNMENT = 16  # numbers, 64 bytes: rows and views start alike, so that slots compute alike
+SlotIndex = Sequence[int] | Int[Tensor, " b"]  # a tensor where a CUDA graph is replayed
+ALIGNMENT = 16  # numbers (64 bytes): equal alignment, so that all slots compute the same bits
 
 
 class FlatParams:
-    """`slots` copies of the tensors `start`, each with its gradient and its optimiser.
+    """`slots` copies of the tensors `initial`, each with its gradient and optimizer state.
 
-    Numbers are kept in float32 at least; `dtype` is what the network computes in.
+    They are stored as float32 or wider; the network computes in `dtype`.
     """
 
     def __init__(
         self,
-        start: Mapping[str, Tensor],
+        initial: Mapping[str, Tensor],
         slots: int,
         lr: float,
         optimizer: OptimizerConfig,
         dtype: torch.dtype,
     ) -> None:
-        self._start = dict(start)
+        self._initial = dict(initial)
         self._widths = [
-            math.ceil(tensor.numel() / ALIGNMENT) * ALIGNMENT for tensor in start.values()
+            math.ceil(tensor.numel() / ALIGNMENT) * ALIGNMENT for tensor in initial.values()
         ]
         n = sum(self._widths)
-        device = next(iter(start.values())).device
+        device = next(iter(initial.values())).device
         master = dtype if dtype.itemsize >= 4 else torch.float32
         self._dtype, self._optimizer, self.base_lr = dtype, optimizer, lr
         moments = 0 if optimizer.name == "sgd" else n
@@ -58,9 +58,9 @@ class FlatParams:
 
     @torch.no_grad()
     def reset(self, slot: int, *, optimizer: bool = True) -> None:
-        """Put a slot back to the start, bit for bit; its optimiser's state too, unless told not."""
+        """Restore the initial tensors of a slot exactly, and by default its optimizer state."""
         views = self.views(self.values[slot : slot + 1])
-        torch._foreach_copy_([view[0] for view in views.values()], list(self._start.values()))
+        torch._foreach_copy_([view[0] for view in views.values()], list(self._initial.values()))
         self.grad[slot].zero_()
         self.lr[slot] = self.base_lr
         if optimizer:
@@ -69,45 +69,45 @@ class FlatParams:
             self.t[slot].zero_()
 
     def views(self, rows: Float[Tensor, "b n"]) -> dict[str, Tensor]:
-        """The tensors that `rows` of the bank consist of, by name; each has a leading axis b."""
-        pieces = torch.split(rows, self._widths, dim=1)  # its gradient is one row again
+        """The tensors in `rows`, by name, each with a leading axis b."""
+        pieces = torch.split(rows, self._widths, dim=1)  # the gradient of a split is one row
         return {
             name: piece[:, : tensor.numel()].view(len(rows), *tensor.shape)
-            for (name, tensor), piece in zip(self._start.items(), pieces, strict=True)
+            for (name, tensor), piece in zip(self._initial.items(), pieces, strict=True)
         }
 
-    def weights(self, slots: Slotted) -> Float[Tensor, "b n"]:
-        """What `slots` train, as the network computes with it; the rows themselves if possible."""
+    def weights(self, slots: SlotIndex) -> Float[Tensor, "b n"]:
+        """The values of `slots` in the dtype of the network; a view if possible."""
         return self._rows(self.values, slots).to(self._dtype)
 
-    def gradients(self, slots: Slotted) -> Float[Tensor, "b n"]:
-        """Room for the gradients of `slots`, to be given to `accumulate` when it is filled."""
-        if self._neighbours(slots) and self._dtype == self.grad.dtype:
+    def gradients(self, slots: SlotIndex) -> Float[Tensor, "b n"]:
+        """A tensor for the gradients of `slots`, to be passed to `accumulate`; a view if possible."""
+        if self._contiguous(slots) and self._dtype == self.grad.dtype:
             return self._rows(self.grad, slots)
         return self.grad.new_zeros(len(slots), self.grad.shape[1], dtype=self._dtype)
 
-    def accumulate(self, slots: Slotted, rows: Float[Tensor, "b n"]) -> None:
-        """Add what `gradients` lent for `slots`, now filled."""
-        if self.shares(rows):
+    def accumulate(self, slots: SlotIndex, rows: Float[Tensor, "b n"]) -> None:
+        """Add the filled tensor of `gradients` to the gradients of `slots`."""
+        if self.is_view(rows):
             return
-        if self._neighbours(slots):
+        if self._contiguous(slots):
             self._rows(self.grad, slots).add_(rows)
         else:
             index = torch.as_tensor(slots, device=self.grad.device)
             self.grad.index_add_(0, index, rows.to(self.grad.dtype))
 
-    def shares(self, rows: Tensor) -> bool:
-        """Whether `rows`, lent by `gradients`, are the bank's own: filled, they are there."""
+    def is_view(self, rows: Tensor) -> bool:
+        """Whether `rows`, from `gradients`, is a view, so that nothing has to be added."""
         return rows.untyped_storage().data_ptr() == self.grad.untyped_storage().data_ptr()
 
     @torch.no_grad()
     def update(self, slots: Sequence[int]) -> None:
-        """One optimiser step of `slots`, each clipped by its own norm; no other row is touched."""
+        """One optimizer step of `slots`, each clipped by its own norm; other rows stay untouched."""
         if slots and self._optimizer.max_grad_norm:
             rows = [self.grad[slot] for slot in slots]
             norms = torch.stack(torch._foreach_norm(rows))
-            shares = (self._optimizer.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(rows, shares.unbind())
+            factors = (self._optimizer.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(rows, factors.unbind())
         for lr in {self.lr[slot] for slot in slots}:
             self._step([slot for slot in slots if self.lr[slot] == lr], lr)
 
@@ -131,14 +131,14 @@ class FlatParams:
             maximize=False,
         )  # fmt: skip
 
-    def _rows(self, tensor: Tensor, slots: Slotted) -> Tensor:
-        if self._neighbours(slots):
+    def _rows(self, tensor: Tensor, slots: SlotIndex) -> Tensor:
+        if self._contiguous(slots):
             first = 0 if isinstance(slots, Tensor) else slots[0]
             return tensor[first : first + len(slots)]
         return tensor[slots if isinstance(slots, Tensor) else list(slots)]
 
-    def _neighbours(self, slots: Slotted) -> bool:
-        """Whether these rows lie side by side, so that a view shows them; of a tensor, for sure."""
+    def _contiguous(self, slots: SlotIndex) -> bool:
+        """Whether the rows of `slots` are known to be adjacent, so that a view can show them."""
         if isinstance(slots, Tensor):
             return len(self) == 1
         return list(slots) == list(range(slots[0], slots[0] + len(slots)))

@@ -1,7 +1,7 @@
-"""Keys and values of what a network has read: of nothing, of a text, of several side by side.
+"""KV caches: empty, per sequence, and batched with left padding.
 
-Several stand with their ends aligned, the shorter ones padded at the left, so that the next token
-of each is in the same column: then a pass reads one token more of all of them.
+The rows of a batch are aligned at their ends, so that the next token of each is in the same column
+and one pass adds one token to all of them.
 """
 
 import inspect
@@ -14,63 +14,64 @@ from torch import Tensor
 from torch.nn import functional
 
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-SPARE = 64  # tokens that fit before a layer moves to more room, or a quarter of what it holds
+MIN_FREE = 64  # tokens that a new buffer has room for, or a quarter of its length if that is more
 
 
-def unkept(config: Any) -> Any:
-    """An empty cache for one pass over whole texts; none if not all layers are attention.
+def no_cache(config: Any) -> Any:
+    """A cache that stays empty, for one pass over whole texts; None if not all layers attend.
 
-    Given no cache, transformers looks in every pass whether a row holds several texts, which on a
-    GPU means to wait for it, and cannot be recorded. Given one, it does not; this one stays empty.
+    Without any cache, transformers checks in every pass whether a row contains several texts, which
+    waits for the GPU and cannot be captured in a CUDA graph. With one, it does not.
     """
     return _cache(_classes()[0]) if _attends(config) else None
 
 
-def kept(network: Any) -> Any:
-    """An empty cache that can be `joined`; none if the network cannot read rows of other lengths.
+def new_cache(hf_model: Any) -> Any:
+    """An empty cache for `concat`; None if the network cannot read rows of different lengths.
 
-    That takes attention in all layers, and positions and a mask that can be told and that turn a
-    row alike whatever the longest one beside it.
+    That requires attention in all layers, explicit positions and mask, and position embeddings of a
+    row that do not depend on the longest row of the batch.
     """
-    takes = inspect.signature(network.base_model.forward).parameters
-    told = {"position_ids", "attention_mask"} <= takes.keys()
-    joins = told and _attends(network.config) and turn(network.config) is None
+    parameters = inspect.signature(hf_model.base_model.forward).parameters
+    explicit = {"position_ids", "attention_mask"} <= parameters.keys()
+    config = hf_model.config
+    joins = explicit and _attends(config) and longrope_switch(config) is None
     return _cache(_classes()[1]) if joins else None
 
 
-def turn(config: Any) -> int | None:
-    """The tokens beyond which longrope turns all positions otherwise, if the network has it."""
-    told = getattr(config, "rope_parameters", None) or {}
-    kinds = [told, *(one for one in told.values() if isinstance(one, dict))]
-    turns = [
+def longrope_switch(config: Any) -> int | None:
+    """The length beyond which LongRoPE rotates all positions differently, if the network has it."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    lengths = [
         k.get("original_max_position_embeddings") for k in kinds if k.get("rope_type") == "longrope"
     ]
-    return min(filter(None, turns), default=None)
+    return min(filter(None, lengths), default=None)
 
 
-def joined(caches: Sequence[Any], order: Sequence[int], length: int) -> Any:
-    """The rows of all of them in one, in `order`, each padded at the left to `length` tokens."""
+def concat(caches: Sequence[Any], order: Sequence[int], length: int) -> Any:
+    """All rows of `caches` in one cache, in `order`, each padded at the left to `length` tokens."""
 
-    def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    def join(parts: Sequence[Tensor]) -> Tensor:
         padded = [functional.pad(part, (0, 0, length - part.shape[-2], 0)) for part in parts]
         return torch.cat(padded)[list(order)]
 
-    whole = _cache(_classes()[1])
-    for i, layers in enumerate(zip(*(given.layers for given in caches), strict=True)):
-        if layers[0].is_initialized:  # else it uses another layer's
-            keys = side_by_side([layer.keys for layer in layers])
-            whole.update(keys, side_by_side([layer.values for layer in layers]), i)
-    return whole
+    joined = _cache(_classes()[1])
+    for i, layers in enumerate(zip(*(each.layers for each in caches), strict=True)):
+        if layers[0].is_initialized:  # otherwise the layer uses another layer's cache
+            keys = join([layer.keys for layer in layers])
+            joined.update(keys, join([layer.values for layer in layers]), i)
+    return joined
 
 
-def chosen(given: Any, rows: Sequence[int], length: int) -> Any:
-    """Some rows of it, with their last `length` tokens."""
-    whole = _cache(_classes()[1])
-    for i, layer in enumerate(given.layers):
+def select_rows(source: Any, rows: Sequence[int], length: int) -> Any:
+    """A cache with some rows of `source`, each with its last `length` tokens."""
+    selected = _cache(_classes()[1])
+    for i, layer in enumerate(source.layers):
         if layer.is_initialized:
             keys, values = (t[list(rows), :, -length:] for t in (layer.keys, layer.values))
-            whole.update(keys, values, i)
-    return whole
+            selected.update(keys, values, i)
+    return selected
 
 
 def _attends(config: Any) -> bool:
@@ -85,42 +86,42 @@ def _cache(layer: Any) -> Any:
 
 @cache
 def _classes() -> tuple[Any, Any]:
-    """A layer's share that keeps nothing, and one that grows in place."""
+    """A cache layer that stores nothing, and one that grows in place."""
     from transformers.cache_utils import DynamicLayer
 
-    class Passing(DynamicLayer):  # type: ignore[no-untyped-call]
-        """Hands keys and values through."""
+    class NullLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+        """Passes keys and values through."""
 
         def update(
             self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
         ) -> tuple[Tensor, Tensor]:
             return key_states, value_states
 
-    class Growing(DynamicLayer):  # type: ignore[no-untyped-call]
-        """Has room for more tokens than it holds: transformers' own is copied for each."""
+    class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+        """Has free space for more tokens; transformers' own layer is copied for each token."""
 
-        rooms: tuple[Tensor, Tensor]
+        buffers: tuple[Tensor, Tensor]
 
         def update(
             self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
         ) -> tuple[Tensor, Tensor]:
-            held = self.get_seq_length()
-            length = held + key_states.shape[-2]
-            if not held or length > self.rooms[0].shape[-2]:
-                room = length + max(SPARE, length // 4)
-                old = self.keys, self.values
-                self.rooms = _room(key_states, room), _room(value_states, room)
-                for there, kept in zip(self.rooms, old, strict=True):
-                    if kept is not None:
-                        there[..., :held, :] = kept
-            for there, new in zip(self.rooms, (key_states, value_states), strict=True):
-                there[..., held:length, :] = new
-            keys, values = (there[..., :length, :] for there in self.rooms)
+            start = self.get_seq_length()
+            length = start + key_states.shape[-2]
+            if not start or length > self.buffers[0].shape[-2]:
+                size = length + max(MIN_FREE, length // 4)
+                stored = self.keys, self.values
+                self.buffers = _buffer(key_states, size), _buffer(value_states, size)
+                for buffer, old in zip(self.buffers, stored, strict=True):
+                    if old is not None:
+                        buffer[..., :start, :] = old
+            for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer[..., start:length, :] = new
+            keys, values = (buffer[..., :length, :] for buffer in self.buffers)
             self.keys, self.values, self.is_initialized = keys, values, True
             return keys, values
 
-    return Passing, Growing
+    return NullLayer, PreallocatedLayer
 
 
-def _room(like: Tensor, tokens: int) -> Tensor:
+def _buffer(like: Tensor, tokens: int) -> Tensor:
     return like.new_empty(*like.shape[:-2], tokens, like.shape[-1])

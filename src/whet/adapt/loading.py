@@ -1,4 +1,4 @@
-"""Hugging Face networks as they come: bundled with whet, in a folder, or from the hub."""
+"""Loading of Hugging Face networks: bundled with whet, from a folder, or from the hub."""
 
 import hashlib
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Loaded:
     network: Any
     tokenizer: Any
     config: Mapping[str, Any]
-    """The network's configuration as it is written, without defaults."""
+    """The network's configuration as it is in its file, without defaults."""
 
 
 def load(
@@ -37,19 +37,19 @@ def load(
     device: str | None,
     dtype: torch.dtype,
 ) -> Loaded:
-    """The model `name` by transformers' class `kind`; by default on a GPU if there is one.
+    """Load `name` with the class `kind` of transformers; by default on a GPU if there is one.
 
     Raises:
-        ModelError: If there is no such model or device, or the model is not of that kind.
+        ModelError: If there is no such model or device, or the class cannot load the model.
     """
     transformers = require("transformers", "adapt")
-    where = _device(device)
+    device = _check_device(device)
     source = str(files("whet") / "assets" / str(name)) if str(name) in BUNDLED else str(name)
-    transformers.utils.logging.disable_progress_bar()  # of its own; ours say what they count
+    transformers.utils.logging.disable_progress_bar()  # whet shows its own
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         config, _ = transformers.PretrainedConfig.get_config_dict(source)
-        network = getattr(transformers, kind).from_pretrained(source, dtype=dtype).to(where)
+        network = getattr(transformers, kind).from_pretrained(source, dtype=dtype).to(device)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"cannot load model {str(name)!r}: expected {' or '.join(BUNDLED)}, a folder with "
@@ -60,7 +60,7 @@ def load(
 
 
 def start_token(tokenizer: Any, name: str) -> int:
-    """What a model reads before a text.
+    """The token in front of every text.
 
     Raises:
         ModelError: If the tokenizer has no such token.
@@ -68,7 +68,7 @@ def start_token(tokenizer: Any, name: str) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    raise ModelError(f"the tokenizer of {name} has neither a beginning- nor an end-of-text token")
+    raise ModelError(f"the tokenizer of {name} has neither a BOS nor an EOS token")
 
 
 def weights_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -87,17 +87,17 @@ def weights_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _device(asked: str | None) -> str:
-    if asked is None:
+def _check_device(device: str | None) -> str:
+    if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=asked)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"device {asked!r} cannot be used: expected cpu, or cuda where torch finds a GPU "
+            f"device {device!r} cannot be used: expected cpu, or cuda if torch finds a GPU "
             f"({_reason(error)})"
         ) from error
-    return asked
+    return device
 
 
 def _reason(error: Exception) -> str:
@@ -105,7 +105,7 @@ def _reason(error: Exception) -> str:
 
 
 def _fuse_gelu(network: Any) -> None:
-    """GPT-2's GELU, eight passes over its numbers and as many back, as one: the same function."""
+    """Replace GPT-2's GELU of eight passes over its input by an equal one of a single pass."""
     from transformers import activations
 
     for module in list(network.modules()):

@@ -1,7 +1,6 @@
-"""A causal language model as whet needs it: tokens, loss, bits per byte, generation.
+"""A causal language model: tokens, hidden states, bits per byte, generation.
 
-The only module that knows how Hugging Face's causal models are called. Loss and windows:
-docs/protocol.md.
+The only module that calls Hugging Face's causal models. Loss and windows: docs/protocol.md.
 """
 
 import copy
@@ -19,70 +18,119 @@ from torch import Tensor
 from torch.nn import functional
 
 from whet.adapt.batch_decoding import BatchDecoder
-from whet.adapt.batches import rounded
+from whet.adapt.batches import batch_by_length, bucket_length, windows
 from whet.adapt.config import AdapterConfig, adapter_config
-from whet.adapt.kv_cache import turn, unkept
-from whet.adapt.loading import load, start_token
+from whet.adapt.kv_cache import longrope_switch, no_cache
+from whet.adapt.loading import load, start_token, weights_fingerprint
 from whet.adapt.loss import OutputProjection
 from whet.adapt.sampling import SamplingParams, SequenceState
-from whet.adapt.windows import alike, windows
+from whet.config import Renamed
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
-GPU_TOKENS = 4096  # that are scored in one pass, of several windows
+GPU_TOKENS = 4096  # per pass when scoring, of several windows
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How many bits a model needs for a text."""
+    """How well a model predicts a text.
+
+    >>> Score(bits=12.0, num_bytes=8, num_tokens=3, is_greedy=False).bits_per_byte
+    1.5
+    """
 
     bits: float
+    """Information content of the text under the model."""
     num_bytes: int
+    """Length of the text in UTF-8."""
     num_tokens: int
+    """Number of scored tokens."""
     is_greedy: bool
-    """Whether each token is the likeliest after those before it."""
+    """Whether each token is the most likely one after those before it."""
+
+    bytes = Renamed("num_bytes")
+    tokens = Renamed("num_tokens")
+    greedy = Renamed("is_greedy")
 
     @property
     def bits_per_byte(self) -> float:
+        """Bits per byte of the text; lower is better."""
         return self.bits / self.num_bytes
 
 
 class LanguageModel:
     """A Hugging Face causal language model with its tokenizer, in evaluation mode.
 
-    Its weights change only while it is lent to `whet.adapt.slots.Slots`, which returns them bit
-    for bit.
+        model = whet.LanguageModel.from_pretrained("whet-nano")
+        print(model.score(" tell where food is.", context="Bees dance to").bits_per_byte)
+        print(model.generate("Bees dance to", max_tokens=8))
+
+    Its weights change only during adaptation, which restores them bit for bit.
+
+    Attributes:
+        hf_model: The network.
+        tokenizer: The tokenizer.
+        name: Name it was loaded by.
+        max_length: Length of the context in tokens.
+        vocab_size: Number of tokens that the tokenizer can produce.
+        bos_token_id: Token in front of every text.
+        eos_token_ids: Tokens that end a text.
+        longrope_switch: Length beyond which LongRoPE rotates positions differently, or None.
     """
 
-    def __init__(self, network: Any, tokenizer: Any, name: str) -> None:
-        self.hf_model = network.eval()
+    load = Renamed("from_pretrained")
+    twin = Renamed("share_weights")
+    lent = Renamed("exclusive")
+    tokens = Renamed("encode")
+    fitting = Renamed("encode_prompt")
+    ending = Renamed("truncate_left")
+    lesson = Renamed("training_tokens")
+    states = Renamed("hidden_states")
+    output = Renamed("lm_head")
+    rounded = Renamed("padded_length")
+    context = Renamed("max_length")
+    vocabulary = Renamed("vocab_size")
+    start = Renamed("bos_token_id")
+    ends = Renamed("eos_token_ids")
+    network = Renamed("hf_model")
+
+    def __init__(self, hf_model: Any, tokenizer: Any, name: str) -> None:
+        self.hf_model = hf_model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.max_length = _context(network.config, name)
-        self.vocab_size = 1 + max(tokenizer.get_vocab().values())  # logits beyond it are padding
-        self.longrope_switch = turn(network.config)
-        self._lent = threading.Lock()
-        if (rows := network.get_output_embeddings().weight.shape[0]) < self.vocab_size:
+        self.max_length = _max_length(hf_model.config, name)
+        self.vocab_size = 1 + max(
+            tokenizer.get_vocab().values()
+        )  # the rest of the logits is padding
+        self.longrope_switch = longrope_switch(hf_model.config)
+        self._in_use = threading.Lock()
+        if (rows := hf_model.get_output_embeddings().weight.shape[0]) < self.vocab_size:
             raise ModelError(
-                f"model {name} knows {rows} tokens, but its tokenizer has {self.vocab_size}: "
+                f"model {name} has {rows} output rows, but its tokenizer has {self.vocab_size} tokens: "
                 "load a model and a tokenizer that belong together"
             )
         self.bos_token_id = start_token(tokenizer, name)
-        self.eos_token_ids = _ends(network, tokenizer)
-        self.encode("")  # settles the tokenizer's options, so that threads may share it afterwards
-        self._check_output()
+        self.eos_token_ids = _eos_token_ids(hf_model, tokenizer)
+        self.encode("")  # sets the tokenizer's options once, so that threads can share it
+        self._check_lm_head()
 
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, device: str | None = None, dtype: torch.dtype = torch.float32
     ) -> "LanguageModel":
-        """The model `whet-nano`, one in a local folder, or one of the Hugging Face hub.
+        """Load a model bundled with whet, from a local folder, or from the Hugging Face hub.
 
-        On `device`, by default a GPU if there is one.
+        Args:
+            name: `whet-nano`, `whet-pico`, a folder, or an id of the hub.
+            device: Such as `cpu` or `cuda:1`; by default a GPU if there is one.
+            dtype: Precision that the network computes in; trained weights are kept in float32.
+
+        Returns:
+            The model, ready to be scored, sampled and adapted.
 
         Raises:
             ModelError: If there is no such model or device, or it is not a causal language model
-                of the kind that can be trained here.
+                that whet can train.
         """
         loaded = load(name, "AutoModelForCausalLM", device=device, dtype=dtype)
         return cls(loaded.network, loaded.tokenizer, str(name))
@@ -93,17 +141,17 @@ class LanguageModel:
         return f"LanguageModel({self.name!r}, {millions:.1f} M parameters, {self.device}, {dtype})"
 
     def share_weights(self) -> "LanguageModel":
-        """The same model once more, to be lent by itself: own layers, shared weights.
+        """A second model with its own layers and the same weights, to be adapted independently.
 
-        Not for full training, which moves the weights.
+        Not for full fine-tuning, which changes the weights themselves.
         """
-        weights = {  # the same numbers; flags and gradients of its own
-            id(own): torch.nn.Parameter(own.detach(), own.requires_grad)
-            for own in self.hf_model.parameters()
+        weights = {  # the same storage, but separate flags and gradients
+            id(weight): torch.nn.Parameter(weight.detach(), weight.requires_grad)
+            for weight in self.hf_model.parameters()
         }
         with self.exclusive():
-            network = copy.deepcopy(self.hf_model, weights)
-        return LanguageModel(network, self.tokenizer, self.name)
+            hf_model = copy.deepcopy(self.hf_model, weights)
+        return LanguageModel(hf_model, self.tokenizer, self.name)
 
     def adapter_config(self, adapter: str = "auto", **options: object) -> AdapterConfig:
         """The configuration of `adapter`: full, lora or head.
@@ -120,23 +168,28 @@ class LanguageModel:
         return adapter_config(adapter, **options)
 
     @property
+    def fingerprint(self) -> str:
+        """Identifies the model's weights: see `whet.adapt.loading.weights_fingerprint`."""
+        return weights_fingerprint(dict(self.hf_model.named_parameters()))
+
+    @property
     def device(self) -> torch.device:
         return next(self.hf_model.parameters()).device  # type: ignore[no-any-return]
 
     def encode(self, text: str, *, device: str | None = None) -> Int[Tensor, " t"]:
-        """Token ids of `text`, on the model's device unless another is named.
+        """Token ids of `text`, by default on the model's device.
 
-        Special tokens are neither added nor read out of its words.
+        No special tokens are added, and none are recognized in the text.
 
         Raises:
-            ValueError: If it holds half of a surrogate pair.
+            ValueError: If the text contains an unpaired surrogate.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"text {text[:20]!r} holds half of a surrogate pair at position {error.start}, "
-                "which is no letter: leave it out"
+                f"text {text[:20]!r} contains an unpaired surrogate at position {error.start}: "
+                "remove it"
             ) from error
         ids = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
@@ -144,104 +197,125 @@ class LanguageModel:
         return torch.tensor(ids, dtype=torch.long, device=device or self.device)
 
     def training_tokens(self, text: str) -> Int[Tensor, " t"]:
-        """What is learned from `text`: its tokens, in the memory of the CPU.
+        """Token ids of a text to train on, on the CPU.
 
         Raises:
-            ValueError: If it has none.
+            ValueError: If the text has no tokens.
         """
         tokens = self.encode(text, device="cpu")
         if not len(tokens):
-            raise ValueError(f"text {text[:20]!r} has no tokens: nothing to learn from it")
+            raise ValueError(f"text {text[:20]!r} has no tokens: nothing to train on")
         return tokens
 
     def hidden_states(self, ids: Int[Tensor, "b t"], trunk: Any = None) -> Float[Tensor, "b t d"]:
-        """What the last layer is given; differentiable. `trunk` for the network's own, compiled."""
-        read = self.hf_model.base_model if trunk is None else trunk
-        output = read(input_ids=ids, past_key_values=unkept(self.hf_model.config), use_cache=False)
+        """Inputs of the output layer; differentiable. `trunk` replaces the base model."""
+        forward = self.hf_model.base_model if trunk is None else trunk
+        config = self.hf_model.config
+        output = forward(input_ids=ids, past_key_values=no_cache(config), use_cache=False)
         states: Tensor = output.last_hidden_state
         return states
 
     def padded_length(self, tokens: int) -> int:
-        """The length at which a text of so many tokens is computed beside others."""
+        """The length at which a text of this many tokens is computed in a batch."""
         short = self.longrope_switch is not None and tokens <= self.longrope_switch
-        return rounded(
-            tokens, self.longrope_switch if short and self.longrope_switch else self.max_length
-        )
+        longest = self.longrope_switch if short and self.longrope_switch else self.max_length
+        return bucket_length(tokens, longest)
 
-    def compiled(self) -> Any:
-        """A trunk for `states` that torch compiles when it is first used, once for all lengths."""
+    def compiled_trunk(self) -> Any:
+        """A base model for `hidden_states` that is compiled on first use, once for all lengths."""
         return torch.compile(self.hf_model.base_model, dynamic=True)
 
     def lm_head(self, *, trained: bool = False) -> OutputProjection:
-        """The last layer; where it is `trained`, with its gradients to be added to."""
-        layer, known = self.hf_model.get_output_embeddings(), slice(None, self.vocab_size)
+        """The output layer; with `trained`, gradients are added to those of the network."""
+        layer, rows = self.hf_model.get_output_embeddings(), slice(None, self.vocab_size)
         bias = getattr(layer, "bias", None)
         return OutputProjection(
-            layer.weight.detach()[known],
-            None if bias is None else bias.detach()[known],
-            _scale(self.hf_model.config),
+            layer.weight.detach()[rows],
+            None if bias is None else bias.detach()[rows],
+            _logit_scale(self.hf_model.config),
             getattr(self.hf_model.config, "final_logit_softcapping", None),
-            layer.weight.grad[known] if trained else None,
-            bias.grad[known] if trained and bias is not None else None,
+            layer.weight.grad[rows] if trained else None,
+            bias.grad[rows] if trained and bias is not None else None,
         )
 
     @torch.no_grad()
     def score(self, text: str, *, context: str = "") -> Score:
-        """Bits for `text`, given `context` to its left, which is read but not scored.
+        """How many bits the model needs for `text` after `context`.
+
+        A text longer than the model's context is scored in windows.
+
+        Args:
+            text: The text to score.
+            context: Left context, which is read but not scored.
+
+        Returns:
+            The score; `bits_per_byte` is its usual form.
 
         Raises:
-            ValueError: If the text has no bytes.
+            ValueError: If `text` is empty.
         """
         if not text:
             raise ValueError("text to score is empty: bits per byte need at least one byte")
         left, tokens = self.encode(context), self.encode(text)
-        sequence = self._started(torch.cat([left, tokens]))
+        sequence = self._add_start(torch.cat([left, tokens]))
         nats, greedy = 0.0, True
-        together = 1 if sequence.is_cpu else max(1, GPU_TOKENS // self.max_length)
-        for some in alike(windows(len(sequence) - 1, self.max_length, skip=len(left)), together):
-            rows = self._logits(torch.stack([sequence[w.start : w.stop] for w in some]))
-            for window, row in zip(some, rows, strict=True):
+        batch_size = 1 if sequence.is_cpu else max(1, GPU_TOKENS // self.max_length)
+        every = windows(len(sequence) - 1, self.max_length, skip=len(left))
+        for batch in batch_by_length(every, batch_size):
+            rows = self._logits(torch.stack([sequence[w.start : w.stop] for w in batch]))
+            for window, row in zip(batch, rows, strict=True):
                 logits = row[-window.targets :]
-                goal = sequence[window.stop + 1 - window.targets : window.stop + 1]
-                nats += functional.cross_entropy(logits, goal, reduction="sum").item()
-                greedy = greedy and bool((logits.argmax(-1) == goal).all())
+                targets = sequence[window.stop + 1 - window.targets : window.stop + 1]
+                nats += functional.cross_entropy(logits, targets, reduction="sum").item()
+                greedy = greedy and bool((logits.argmax(-1) == targets).all())
         return Score(nats / math.log(2), len(text.encode()), len(tokens), greedy)
 
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
     ) -> str:
-        """The continuation of `prompt`: the likeliest token at each step, or sampled.
+        """Continue `prompt`: with the most likely token each time, or by sampling.
+
+        Args:
+            prompt: The text to continue.
+            max_tokens: Maximum number of generated tokens.
+            temperature: Sampling temperature; 0 takes the most likely token.
+            seed: Random seed of sampling.
+
+        Returns:
+            The generated text, without the prompt.
 
         Raises:
-            ValueError: If prompt and answer together exceed the model's context, or a number is out
-                of range.
+            ValueError: If the prompt and `max_tokens` exceed the model's context, or a number is
+                out of range.
+            ModelError: If the logits are not finite.
         """
         sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        decoder, output = SequenceState(self, prompt, sampling), self.lm_head()
-        continuations = BatchDecoder(self, lambda _: output)
-        while not decoder.finish:
-            for told in continuations.step({0: decoder}).values():
-                if isinstance(told, Exception):
-                    raise told
-        return decoder.text
+        sequence, lm_head = SequenceState(self, prompt, sampling), self.lm_head()
+        decoder = BatchDecoder(self, lambda _: lm_head)
+        while not sequence.finish_reason:
+            result = decoder.step({0: sequence})[0]
+            if isinstance(result, Exception):
+                raise result
+        return sequence.text
 
     def encode_prompt(self, prompt: str | Sequence[int], max_tokens: int) -> Int[Tensor, " t"]:
-        """The tokens of `prompt` behind a start token, with room for `max_tokens` more.
+        """Token ids of a prompt, after the start token.
 
         Raises:
-            ValueError: If prompt and answer together exceed the model's context.
+            ValueError: If the prompt and `max_tokens` exceed the model's context, or a token id is
+                out of range.
         """
-        given = (
+        ids = (
             self.encode(prompt)
             if isinstance(prompt, str)
             else torch.tensor(prompt, dtype=torch.long, device=self.device)
         )
-        if len(given) and not 0 <= int(given.min()) <= int(given.max()) < self.vocab_size:
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise ValueError(
-                f"prompt has tokens from {int(given.min())} to {int(given.max())}, but {self.name} "
-                f"knows 0 to {self.vocab_size - 1}"
+                f"prompt has token ids from {int(ids.min())} to {int(ids.max())}: {self.name} has "
+                f"0 to {self.vocab_size - 1}"
             )
-        tokens = self._started(given)
+        tokens = self._add_start(ids)
         if len(tokens) + as_count(max_tokens, "max_tokens") > self.max_length:
             raise ValueError(
                 f"prompt has {len(tokens)} tokens and max_tokens is {max_tokens}, but {self.name} "
@@ -250,24 +324,24 @@ class LanguageModel:
         return tokens
 
     def truncate_left(self, prompt: str, max_tokens: int) -> str:
-        """The end of `prompt` that is `fitting`; all of it if it is, or if none can be."""
-        tokens, room = self.encode(prompt), self.max_length - 1 - max_tokens
-        if len(tokens) <= room:
+        """The longest end of `prompt` that fits the context; all of it if none fits."""
+        tokens, free = self.encode(prompt), self.max_length - 1 - max_tokens
+        if len(tokens) <= free:
             return prompt
-        for kept in range(room, 0, -1):  # cut within a character, a few may not come back alike
-            text = str(self.tokenizer.decode(tokens[-kept:]))
-            if len(self.encode(text)) <= room:
+        for count in range(free, 0, -1):  # a cut inside a character can change the tokens
+            text = str(self.tokenizer.decode(tokens[-count:]))
+            if len(self.encode(text)) <= free:
                 return text
         return prompt
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the weights for one borrower.
+        """Reserve the model for one use of its weights.
 
         Raises:
-            ModelError: If they are lent out already, to another thread or to this one.
+            ModelError: If it is in use already, in another thread or in this one.
         """
-        if not self._lent.acquire(blocking=False):
+        if not self._in_use.acquire(blocking=False):
             raise ModelError(
                 f"model {self.name} is being adapted already: leave that context first, "
                 "or load the model a second time"
@@ -275,25 +349,22 @@ class LanguageModel:
         try:
             yield
         finally:
-            self._lent.release()
+            self._in_use.release()
 
     @torch.no_grad()
-    def _check_output(self) -> None:
-        """Training and sampling go by `output`: refuse a network that has other logits."""
-        token = self._started(self.encode(""))
-        [given], ours = (
-            self._logits(token[None]),
-            self.lm_head().logits(self.hidden_states(token[None])[0]),
-        )
-        gap, largest = float((ours - given).abs().max()), float(given.abs().max())
-        rounding = max(torch.finfo(kind).eps for kind in (self.hf_model.dtype, given.dtype))
+    def _check_lm_head(self) -> None:
+        """Raises ModelError if `lm_head`, which training and sampling use, gives other logits."""
+        ids = self._add_start(self.encode(""))[None]
+        [expected], ours = self._logits(ids), self.lm_head().logits(self.hidden_states(ids)[0])
+        gap, largest = float((ours - expected).abs().max()), float(expected.abs().max())
+        rounding = max(torch.finfo(kind).eps for kind in (self.hf_model.dtype, expected.dtype))
         if gap > math.sqrt(rounding) * largest:
             raise ModelError(
-                f"model {self.name} does not get its logits from its last layer alone: they are "
-                f"off by {gap:.3g} of {largest:.3g}, and it would be trained wrongly; load another"
+                f"the logits of model {self.name} are not those of its output layer (off by "
+                f"{gap:.3g} of {largest:.3g}), so it cannot be trained here: use another model"
             )
 
-    def _started(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
+    def _add_start(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
         return functional.pad(tokens, (1, 0), value=self.bos_token_id)
 
     def _logits(self, inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
@@ -302,26 +373,26 @@ class LanguageModel:
         return logits
 
 
-def _context(config: Any, name: str) -> int:
-    most = getattr(config, "max_position_embeddings", None)
-    if most is None:
+def _max_length(config: Any, name: str) -> int:
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None:
         raise ModelError(
-            f"the configuration of {name} has no max_position_embeddings, the tokens that it "
-            "takes: expected a model with attention to a bounded context"
+            f"the configuration of {name} has no max_position_embeddings: expected a model with "
+            "a bounded context"
         )
-    return int(most)
+    return int(length)
 
 
-def _scale(config: Any) -> float:
-    """What logits are multiplied by: Cohere's number, or one over Granite's."""
+def _logit_scale(config: Any) -> float:
+    """Factor of the logits: Cohere's `logit_scale`, or 1 / `logits_scaling` of Granite."""
     divisor = getattr(config, "logits_scaling", None)
     return float(1 / divisor if divisor else getattr(config, "logit_scale", None) or 1.0)
 
 
-def _ends(network: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text: the tokenizer's, and those of the network's configuration."""
-    said = [tokenizer.eos_token_id]
-    if network.generation_config is not None:
-        own = network.generation_config.eos_token_id
-        said += own if isinstance(own, list) else [own]
-    return frozenset(token for token in said if token is not None)
+def _eos_token_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's and those of the generation configuration."""
+    ids = [tokenizer.eos_token_id]
+    if hf_model.generation_config is not None:
+        configured = hf_model.generation_config.eos_token_id
+        ids += configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in ids if token is not None)

@@ -1,9 +1,9 @@
-"""How a prompt is continued: which token is drawn, what of the text is certain, where it ends."""
+"""Sampling: which token comes next, which text is final so far, and where a sequence ends."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -11,28 +11,41 @@ from torch import Tensor
 
 from whet.maths.arrays import as_count
 
-if TYPE_CHECKING:
-    from whet.adapt.model import LanguageModel
+REPLACEMENT_CHAR = "\ufffd"  # for a character whose bytes are not all there yet
 
-HALF = "\ufffd"  # what a tokenizer shows of a character whose bytes are not all there yet
+
+@runtime_checkable
+class TextModel(Protocol):
+    """What a sequence needs of a language model."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    def encode_prompt(self, prompt: str | Sequence[int], max_tokens: int) -> Int[Tensor, " t"]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How a continuation is drawn, and where it ends."""
+    """How text is generated, and where it ends."""
 
     max_tokens: int = 128
-    """Longest continuation."""
+    """Maximum number of generated tokens."""
     temperature: float = 0.0
-    """0 takes the likeliest token each time."""
+    """Sampling temperature; 0 takes the most likely token each time."""
     top_p: float = 1.0
-    """Draw among the likeliest tokens that hold this share of the probability."""
+    """Sample among the most likely tokens with this total probability."""
     top_k: int = 0
-    """Draw among so many likeliest tokens; 0 for all."""
+    """Sample among this many most likely tokens; 0 for all."""
     seed: int = 0
-    """The same seed draws the same tokens, whatever runs beside."""
+    """Random seed; the same seed samples the same tokens, whatever else is in the batch."""
     stop: tuple[str, ...] = ()
-    """Texts before which the continuation ends."""
+    """Texts at which generation ends; they are not part of the output."""
 
     def __post_init__(self) -> None:
         as_count(self.max_tokens, "max_tokens")
@@ -43,32 +56,32 @@ class SamplingParams:
         if self.top_k:
             as_count(self.top_k, "top_k")
         if "" in self.stop:
-            raise ValueError("stop holds an empty text: every continuation would end at once")
+            raise ValueError("stop contains an empty text: every sequence would end at once")
 
 
 class SequenceState:
-    """A continuation in the making: the tokens drawn, and what of the text is certain.
+    """The state of one generated sequence: its tokens, and the text that is final so far.
 
     Raises:
-        ValueError: If prompt and answer together exceed the model's context.
+        ValueError: If the prompt and `max_tokens` exceed the model's context.
     """
 
     def __init__(
-        self, model: "LanguageModel", prompt: str | Sequence[int], sampling: SamplingParams
+        self, model: TextModel, prompt: str | Sequence[int], sampling: SamplingParams
     ) -> None:
         self._model, self._sampling = model, sampling
         self.prompt: Int[Tensor, " t"] = model.encode_prompt(prompt, sampling.max_tokens)
-        self.tokens: list[int] = []
-        """Those drawn so far."""
+        self.token_ids: list[int] = []
+        """The tokens generated so far."""
         self._random = torch.Generator(model.device).manual_seed(sampling.seed)
-        self._told = 0
+        self._returned = 0  # characters that `append` has returned
         self.text = ""
-        """The continuation so far, without its stop text."""
-        self.finish: str | None = None
-        """stop or length, once there is no more to come."""
+        """The text generated so far, without its stop text."""
+        self.finish_reason: str | None = None
+        """`stop` or `length` when the sequence has ended."""
 
-    def draw(self, logits: Float[Tensor, " v"]) -> Int[Tensor, ""]:
-        """The next token, which `take` is to be given."""
+    def sample(self, logits: Float[Tensor, " v"]) -> Int[Tensor, ""]:
+        """The next token, to be given to `append`."""
         sampling = self._sampling
         if not sampling.temperature:
             return logits.argmax()
@@ -76,33 +89,34 @@ class SequenceState:
         logits = (logits.double() - logits[0]) / sampling.temperature  # 1e-50 is 0 in float32
         if sampling.top_k:
             logits[sampling.top_k :] = -math.inf
-        shares = logits.softmax(0).float()
-        shares[shares.cumsum(0) - shares >= sampling.top_p] = 0  # the first one always stays
-        return tokens[torch.multinomial(shares, 1, generator=self._random)[0]]
+        probabilities = logits.softmax(0).float()
+        before = probabilities.cumsum(0) - probabilities
+        probabilities[before >= sampling.top_p] = 0  # never the first token
+        return tokens[torch.multinomial(probabilities, 1, generator=self._random)[0]]
 
-    def take(self, token: int) -> str:
-        """One token more; returns what it makes certain of the text, maybe nothing."""
-        self.tokens.append(token)
+    def append(self, token: int) -> str:
+        """Add a token; return the text that became final, which may be empty."""
+        self.token_ids.append(token)
         if token in self._model.eos_token_ids:
-            self.finish = "stop"
-        elif len(self.tokens) == self._sampling.max_tokens:
-            self.finish = "length"
-        return self._tell()
+            self.finish_reason = "stop"
+        elif len(self.token_ids) == self._sampling.max_tokens:
+            self.finish_reason = "length"
+        return self._detokenize()
 
-    def _tell(self) -> str:
-        """Cut the text at a stop text; hold back what may still become one, or is half a letter."""
-        text = str(self._model.tokenizer.decode(self.tokens, skip_special_tokens=True))
+    def _detokenize(self) -> str:
+        """Cut the text at a stop text; hold back what may become one, or is half a character."""
+        text = str(self._model.tokenizer.decode(self.token_ids, skip_special_tokens=True))
         cuts = [at for stop in self._sampling.stop if (at := text.find(stop)) >= 0]
         if cuts:
-            text, self.finish = text[: min(cuts)], "stop"
+            text, self.finish_reason = text[: min(cuts)], "stop"
         self.text = text
-        certain = len(text)
-        if not self.finish:
-            whole = text.rstrip(HALF)  # what is cut off may go on as a stop text does
-            certain = len(whole)
+        final = len(text)
+        if not self.finish_reason:
+            complete = text.rstrip(REPLACEMENT_CHAR)  # a stop text may begin with what is cut off
+            final = len(complete)
             for stop in self._sampling.stop:
-                held = (n for n in range(len(stop) - 1, 0, -1) if whole.endswith(stop[:n]))
-                certain = min(certain, len(whole) - next(held, 0))
-        piece = text[self._told : certain]
-        self._told = max(self._told, certain)
+                held = (n for n in range(len(stop) - 1, 0, -1) if complete.endswith(stop[:n]))
+                final = min(final, len(complete) - next(held, 0))
+        piece = text[self._returned : final]
+        self._returned = max(self._returned, final)
         return piece

@@ -219,7 +219,7 @@ class AdaptationSession:
         Raises:
             AdaptationError: If the logits of the adapted model are not finite.
         """
-        while not (state.finish or should_stop()):
+        while not (state.finish_reason or should_stop()):
             try:
                 piece = yield state
             except ModelError as error:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from whet.adapt.loading import start_token
-from whet.adapt.tuners.lora import linear_layers, widths
+from whet.adapt.tuners.lora import in_out_features, linear_layers
 from whet.embed.encoder import EncodedBatch, TextEncoder, embedder_name
 from whet.maths.arrays import Array, as_count
 
@@ -141,7 +141,7 @@ class LossGradients:
         self._entry = head if kind == "ntk" else network.get_input_embeddings()
         layers = [head] if kind == "ntk" else linear_layers(network, targets).values()
         self._layers = [
-            (layer, TensorSketch(*widths(layer)[::-1], dimension, seed=seed + number))
+            (layer, TensorSketch(*in_out_features(layer)[::-1], dimension, seed=seed + number))
             for number, layer in enumerate(layers)
         ]
         self._lock = threading.Lock()

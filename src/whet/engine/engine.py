@@ -13,7 +13,7 @@ from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig, Tr
 from whet.adapt.model import LanguageModel
 from whet.adapt.sampling import SamplingParams
 from whet.adapt.session import AdaptationTrace
-from whet.adapt.slots import Slots, check_compiled
+from whet.adapt.slots import Slots, check_compile
 from whet.config import Renamed, renamed_keywords
 from whet.engine.request import Event, RequestRunner, RequestState
 from whet.engine.scheduler import Scheduler
@@ -123,7 +123,7 @@ class Engine:
             )
         if adapter is None or isinstance(adapter, str):
             adapter = model.adapter_config(adapter or "auto")
-        check_compiled(adapter, torch_compile)
+        check_compile(adapter, torch_compile)
         full = isinstance(adapter, FullFineTuning)
         count = as_count((1 if full else SLOTS) if slots is None else slots, "slots")
         if full and count > 1:
@@ -140,7 +140,9 @@ class Engine:
         self._max_pending = count + as_count(max_queue_size, "max_queue_size")
         self._runner = RequestRunner(model, space, selection, self.training)
         self._scheduler = Scheduler(
-            lambda: Slots(model, self.adapter, self.optimizer, count=count, compiled=torch_compile),
+            lambda: Slots(
+                model, self.adapter, self.optimizer, count=count, torch_compile=torch_compile
+            ),
             self._runner,
             max_queue_size,
             background_niceness,

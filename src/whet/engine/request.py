@@ -149,11 +149,11 @@ class RequestRunner:
             (request.text or "") if sequence is None else sequence.text,
             AdaptationTrace(session.steps, reason),
             clock.plan.retrieval,
-            "score" if sequence is None else sequence.finish or "cancelled",
+            "score" if sequence is None else sequence.finish_reason or "cancelled",
             scores.scores,
             session.adapter if request.return_adapter else None,
             clock.seconds,
-            0 if sequence is None else len(sequence.tokens),
+            0 if sequence is None else len(sequence.token_ids),
         )
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
+from whet.adapt.batches import windows
 from whet.adapt.model import LanguageModel, Score
-from whet.adapt.windows import windows
 from whet.evaluate.config import EvalConfig
 
 SEPARATOR = "\n\n"

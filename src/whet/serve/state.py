@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from whet.adapt.adapters import fingerprint
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Request, SamplingParams, set_niceness
 from whet.errors import WhetError
@@ -54,7 +53,7 @@ class AppState:
         self.rate_limiter = RateLimiter(config.limits)
         self.adapters = AdapterCache(config.cache_mib * 2**20)
         self.spaces = SpaceRegistry(config.spaces, self._on_new_version, config.selection)
-        self.fingerprint = fingerprint(self.model)
+        self.fingerprint = self.model.fingerprint
         self.started = int(time.time())
         self.in_flight = 0
         self._mean_s = 1.0

@@ -1,4 +1,4 @@
-"""Every weight, for one prompt: the network's parameters become views into its row for a while."""
+"""Full fine-tuning, of one slot: the network's parameters become views into its row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ from whet.adapt.model import LanguageModel
 
 
 class FullTuner:
-    """What full training trains of a model, of one slot: see `whet.adapt.slots.Tuner`.
+    """Trains every weight: see `whet.adapt.slots.Tuner`.
 
-    The network's own tensors are set aside and never written, so they come back bit for bit.
+    The network's own tensors are never written, so they are restored bit for bit.
     """
 
-    def __init__(self, model: LanguageModel, compiled: bool) -> None:
-        self._model, self._trunk = model, model.compiled() if compiled else None
+    def __init__(self, model: LanguageModel, torch_compile: bool) -> None:
+        self._model, self._trunk = model, model.compiled_trunk() if torch_compile else None
         self._parameters: dict[str, nn.Parameter] = dict(model.hf_model.named_parameters())
         self.initial = {name: p.detach() for name, p in self._parameters.items()}
         self.lm_head = model.lm_head()
@@ -28,7 +28,9 @@ class FullTuner:
             parameter.requires_grad_()
         embedding = self._model.hf_model.get_input_embeddings()
         dense = embedding.sparse
-        embedding.sparse = embedding.weight.is_cpu  # its gradient: rows of the text's tokens
+        embedding.sparse = (
+            embedding.weight.is_cpu
+        )  # its gradient has the rows of the text's tokens only
         try:
             yield
         finally:
@@ -36,10 +38,10 @@ class FullTuner:
             for name, parameter in self._parameters.items():
                 parameter.data = self.initial[name]
 
-    def bind(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
-        """Compute with these, of one row; fill `grad` when one goes backward."""
+    def bind(self, params: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
+        """Compute with the only row of `params`, and add its gradients to `grad`."""
         for name, parameter in self._parameters.items():
-            parameter.data = theta[name][0].detach()
+            parameter.data = params[name][0].detach()
             parameter.grad = None if grad is None else grad[name][0]
         self.lm_head = self._model.lm_head(trained=grad is not None)
 
@@ -47,4 +49,4 @@ class FullTuner:
         return self._model.hidden_states(batch.ids, self._trunk)
 
     def precompute(self, texts: Sequence[Tokens]) -> None:
-        """Nothing: all that is computed depends on the steps before."""
+        """Does nothing: everything depends on the steps before."""

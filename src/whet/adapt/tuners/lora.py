@@ -1,8 +1,8 @@
-"""LoRA for many slots: y + (alpha / rank) B A x beside each linear layer, A and B the row's own.
+"""LoRA for many slots: each linear layer becomes y + (lora_alpha / r) B A x.
 
-Row b of the batch computes with pair b, so many adapters are one batched product, added into the
-frozen layer's output; their gradients go straight into the bank, past autograd.
-A starts the same for every slot and prompt, B at zero. Source: LoRA, arXiv 2106.09685.
+Row b of the batch has its own A and B, so many adapters are one batched product, added to the
+output of the frozen layer. Their gradients are added to the flat parameters directly, outside
+autograd. A starts the same for every slot and prompt, and B at zero. Source: LoRA, arXiv 2106.09685.
 """
 
 import math
@@ -20,41 +20,41 @@ from whet.adapt.config import LoRA
 from whet.adapt.model import LanguageModel
 from whet.errors import ModelError
 
-DOWN, UP = ".lora_A", ".lora_B"
+LORA_A, LORA_B = ".lora_A", ".lora_B"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pair:
-    """A and B of the rows of a batch, and where their gradients are added."""
+class LoRAWeights:
+    """A and B for each row of a batch, and the tensors that their gradients are added to."""
 
-    down: Float[Tensor, "b r i"]
-    up: Float[Tensor, "b o r"]
-    down_grad: Float[Tensor, "b r i"] | None = None
-    up_grad: Float[Tensor, "b o r"] | None = None
+    lora_A: Float[Tensor, "b r i"]
+    lora_B: Float[Tensor, "b o r"]
+    grad_A: Float[Tensor, "b r i"] | None = None
+    grad_B: Float[Tensor, "b o r"] | None = None
 
-    def expanded(self, rows: int) -> "Pair":
-        """The pair of one row for so many, to compute with only."""
-        return Pair(self.down.expand(rows, -1, -1), self.up.expand(rows, -1, -1))
+    def expand(self, rows: int) -> "LoRAWeights":
+        """The weights of a single row for `rows` rows, without gradients."""
+        return LoRAWeights(self.lora_A.expand(rows, -1, -1), self.lora_B.expand(rows, -1, -1))
 
 
 class LoRATuner:
-    """What LoRA trains of a model: see `whet.adapt.slots.Tuner`."""
+    """Trains A and B of each linear layer: see `whet.adapt.slots.Tuner`."""
 
-    def __init__(self, model: LanguageModel, options: LoRA) -> None:
+    def __init__(self, model: LanguageModel, config: LoRA) -> None:
         self._model = model
-        self._scale = options.lora_alpha / options.r
-        self._layers = linear_layers(model.hf_model, options.target_modules)
-        self._pairs: dict[str, Pair] = {}
+        self._scale = config.lora_alpha / config.r
+        self._layers = linear_layers(model.hf_model, config.target_modules)
+        self._weights: dict[str, LoRAWeights] = {}
         self.lm_head = model.lm_head()
         generator = torch.Generator().manual_seed(0)
         self.initial: dict[str, Tensor] = {}
         for name, module in self._layers.items():
-            width_in, width_out = widths(module)
-            bound = 1 / math.sqrt(width_in)
-            down = torch.empty(options.r, width_in).uniform_(-bound, bound, generator=generator)
+            in_features, out_features = in_out_features(module)
+            bound = 1 / math.sqrt(in_features)
+            lora_A = torch.empty(config.r, in_features).uniform_(-bound, bound, generator=generator)
             dtype = torch.promote_types(module.weight.dtype, torch.float32)
-            self.initial[name + DOWN] = down.to(module.weight.device, dtype)
-            self.initial[name + UP] = down.new_zeros(width_out, options.r).to(
+            self.initial[name + LORA_A] = lora_A.to(module.weight.device, dtype)
+            self.initial[name + LORA_B] = lora_A.new_zeros(out_features, config.r).to(
                 module.weight.device, dtype
             )
 
@@ -63,96 +63,112 @@ class LoRATuner:
         with ExitStack() as stack:
             for name, module in self._layers.items():
                 stack.callback(_restore_forward, module, vars(module).get("forward"))
-                module.forward = self._beside(name, module)
+                module.forward = self._forward(name, module)
             yield
 
-    def bind(self, theta: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
-        """Compute with these, row by row of the batch; add to `grad` when one goes backward."""
-        self._pairs = {}
+    def bind(self, params: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
+        """Compute with `params`, row by row of the batch; the backward pass adds to `grad`."""
+        self._weights = {}
         for name in self._layers:
-            down, up = theta[name + DOWN], theta[name + UP]
+            lora_A, lora_B = params[name + LORA_A], params[name + LORA_B]
             if grad is None:
-                self._pairs[name] = Pair(down, up)
+                self._weights[name] = LoRAWeights(lora_A, lora_B)
             else:
-                trained = down.detach().requires_grad_()  # so that autograd goes back to the first
-                self._pairs[name] = Pair(trained, up, grad[name + DOWN], grad[name + UP])
+                trained = (
+                    lora_A.detach().requires_grad_()
+                )  # so that autograd reaches the first layer
+                self._weights[name] = LoRAWeights(
+                    trained, lora_B, grad[name + LORA_A], grad[name + LORA_B]
+                )
 
     def hidden_states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
         return self._model.hidden_states(batch.ids)
 
     def precompute(self, texts: Sequence[Tokens]) -> None:
-        """Nothing: all that is computed depends on the steps before."""
+        """Does nothing: everything depends on the steps before."""
 
-    def _beside(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:
+    def _forward(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:
         base = module.forward
         matrix = module.weight.detach() if is_conv1d(module) else module.weight.detach().mT
 
-        def forward(given: Tensor) -> Tensor:
-            pair = self._pairs[name]
-            if pair.down_grad is None and len(pair.down) == 1:  # one slot reads several windows
-                pair = pair.expanded(len(given))
-            if given.dim() != 3 or len(given) != len(pair.down):
+        def forward(inputs: Tensor) -> Tensor:
+            weights = self._weights[name]
+            if (
+                weights.grad_A is None and len(weights.lora_A) == 1
+            ):  # one slot scores several windows
+                weights = weights.expand(len(inputs))
+            if inputs.dim() != 3 or len(inputs) != len(weights.lora_A):
                 raise ModelError(
-                    f"layer {name} is given {tuple(given.shape)} numbers for {len(pair.down)} "
-                    "prompts: its network mixes the rows of a batch, so choose other LoRA targets"
+                    f"layer {name} has an input of shape {tuple(inputs.shape)} for "
+                    f"{len(weights.lora_A)} prompts: the network mixes the rows of a batch there, so "
+                    "choose other target_modules"
                 )
-            beside: Any = _Beside.apply  # untyped in torch
-            output: Tensor = beside(given, pair.down, pair, self._scale, base, matrix)
+            apply: Any = LoRALinear.apply  # untyped in torch
+            output: Tensor = apply(inputs, weights.lora_A, weights, self._scale, base, matrix)
             return output
 
         return forward
 
 
-class _Beside(torch.autograd.Function):
-    """A frozen linear layer with the rows' pairs beside it, and all their gradients."""
+class LoRALinear(torch.autograd.Function):
+    """A frozen linear layer plus the LoRA weights of each row, with all their gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, given: Tensor, down: Tensor, pair: Pair, scale: float, base: Any, matrix: Tensor
+        ctx: Any,
+        inputs: Tensor,
+        lora_A: Tensor,
+        weights: LoRAWeights,
+        scale: float,
+        base: Any,
+        matrix: Tensor,
     ) -> Tensor:
-        inner = torch.bmm(given, down.mT)
-        ctx.save_for_backward(given, inner)
-        ctx.pair, ctx.scale, ctx.matrix = pair, scale, matrix
-        output: Tensor = base(given)
-        return output.baddbmm_(inner, pair.up.mT, alpha=scale)
+        inner = torch.bmm(inputs, lora_A.mT)
+        ctx.save_for_backward(inputs, inner)
+        ctx.weights, ctx.scale, ctx.matrix = weights, scale, matrix
+        output: Tensor = base(inputs)
+        return output.baddbmm_(inner, weights.lora_B.mT, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        [slope], [given, inner], pair = slopes, ctx.saved_tensors, ctx.pair
-        pair.up_grad.baddbmm_(slope.mT, inner, alpha=ctx.scale)
-        inner_slope = torch.bmm(slope, pair.up).mul_(ctx.scale)
-        pair.down_grad.baddbmm_(inner_slope.mT, given)
+        [slope], [inputs, inner], weights = slopes, ctx.saved_tensors, ctx.weights
+        weights.grad_B.baddbmm_(slope.mT, inner, alpha=ctx.scale)
+        inner_slope = torch.bmm(slope, weights.lora_B).mul_(ctx.scale)
+        weights.grad_A.baddbmm_(inner_slope.mT, inputs)
         before = None
         if ctx.needs_input_grad[0]:
-            before = (slope @ ctx.matrix.mT).baddbmm_(inner_slope, pair.down)
+            before = (slope @ ctx.matrix.mT).baddbmm_(inner_slope, weights.lora_A)
         return before, None, None, None, None, None
 
 
-def _restore_forward(module: Any, own: Any) -> None:
-    if own is None:
-        del module.forward  # its class's is seen again
+def _restore_forward(module: Any, forward: Any) -> None:
+    if forward is None:
+        del module.forward  # that of its class applies again
     else:
-        module.forward = own
+        module.forward = forward
 
 
-def linear_layers(network: Any, targets: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The linear layers of the trunk by name: those whose last name part is in `targets`, or all.
+def linear_layers(hf_model: Any, target_modules: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The linear layers of the trunk by name: those whose last name part is in `target_modules`,
+    or all.
 
     Raises:
-        ValueError: If a target names none; the message lists the names that exist.
+        ValueError: If one of them names no layer; the message lists the names that exist.
     """
-    head = network.get_output_embeddings()
+    head = hf_model.get_output_embeddings()
     layers = {
         name: module
-        for name, module in network.named_modules()
+        for name, module in hf_model.named_modules()
         if module is not head and (isinstance(module, nn.Linear) or is_conv1d(module))
     }
     known = sorted({name.rpartition(".")[2] for name in layers})
-    if missing := [target for target in targets if target not in known]:
-        raise ValueError(f"target {missing[0]!r} is no linear layer: expected {', '.join(known)}")
-    if not targets:
+    if missing := [name for name in target_modules if name not in known]:
+        raise ValueError(
+            f"{missing[0]!r} in target_modules is not a linear layer: expected {', '.join(known)}"
+        )
+    if not target_modules:
         return layers
-    return {name: m for name, m in layers.items() if name.rpartition(".")[2] in targets}
+    return {name: m for name, m in layers.items() if name.rpartition(".")[2] in target_modules}
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -160,7 +176,7 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def widths(module: Any) -> tuple[int, int]:
-    """Numbers in and out of a linear layer."""
+def in_out_features(module: Any) -> tuple[int, int]:
+    """Input and output size of a linear layer."""
     shape = tuple(module.weight.shape)
     return shape if is_conv1d(module) else shape[::-1]
