@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +24,34 @@ from whet.errors import SpaceError
 
 if sys.platform == "win32":
     import msvcrt
+
+    fcntl = None
 else:
-    import fcntl
+    try:
+        import fcntl
+    except ImportError:  # reading needs no locks
+        fcntl = None
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
 BLOCK_BYTES = 2**20
 _parse_lock = threading.Lock()
 
 
-def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
-    """Load the array in an `.npy` file, or memory-map it.
+def load_npy(path: Path | IO[bytes], *, mapped: bool = False) -> NDArray[Any]:
+    """Load the array in an `.npy` file, or memory-map it; raises ValueError if it is damaged.
 
     Headers are parsed by one thread at a time: NumPy uses `ast`, which in CPython 3.11 fails at
     random when several threads do so (SystemError, "AST constructor recursion depth mismatch").
     """
     with _parse_lock:
-        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        try:
+            mode: Any = "r" if mapped else None
+            array: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise
+        except Exception as error:  # a damaged header may fail anywhere in Python's parser
+            raise ValueError(f"its header is damaged: {error!r}") from error
     return array
 
 
@@ -99,27 +111,80 @@ def checksum(path: Path, length: int | None = None) -> int:
     return value
 
 
+class WriteLock:
+    """The exclusive right to write in a folder. Forked children do not have it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+        _write_locks.add(self)
+
+    def check(self) -> None:
+        """Raise SpaceError if the lock was released, or belongs to the parent of this process."""
+        if self._descriptor is None:
+            raise SpaceError("the right to write was not inherited by this fork: open it again")
+
+    def release(self) -> None:
+        """End the right to write, even if a child process still has the file open."""
+        descriptor = self.forget()
+        if descriptor is not None:
+            try:
+                _unlock(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def forget(self) -> int | None:
+        """Stop using the open file, and return it."""
+        _write_locks.discard(self)
+        descriptor, self._descriptor = self._descriptor, None
+        return descriptor
+
+
+_write_locks: set[WriteLock] = set()
+
+
+def _close_locks_of_parent() -> None:
+    """In a forked child: close the locks of the parent, which would otherwise outlive it."""
+    for lock in list(_write_locks):
+        descriptor = lock.forget()
+        if descriptor is not None:
+            os.close(descriptor)  # the parent's lock is not affected
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locks_of_parent)
+
+
 @contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[WriteLock]:
     """Hold the exclusive right to write in `folder`; it ends with the block or the process.
 
     Raises:
-        SpaceError: If another process holds it.
+        SpaceError: If another process holds it, or the file system has no locks.
     """
     if sys.platform == "win32":
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     else:
         descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            lock_exclusive(descriptor)
-        except BlockingIOError as error:
+        lock_exclusive(descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
             raise SpaceError(
                 f"{folder} is being written by another process: retry when that has ended"
             ) from error
-        yield
+        if error.errno not in NO_LOCKS:
+            raise
+        raise SpaceError(
+            f"{folder} cannot be locked for writing ({os.strerror(error.errno)}): its file system "
+            "has no file locks (flock). Write on a local disk and copy the folder here, or mount "
+            "the file system with locks; reading works without them"
+        ) from error
+    lock = WriteLock(descriptor)
+    try:
+        yield lock
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def lock_exclusive(descriptor: int) -> None:
@@ -129,6 +194,8 @@ def lock_exclusive(descriptor: int) -> None:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError as error:
             raise BlockingIOError(error.errno, error.strerror) from error
+    elif fcntl is None:
+        raise OSError(errno.ENOSYS, "this Python has no fcntl")
     else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -136,13 +203,26 @@ def lock_exclusive(descriptor: int) -> None:
 def lock_shared(descriptor: int) -> None:
     """Lock an open file against exclusive locks until it is closed.
 
-    On Windows, being open is enough: such a file cannot be removed.
+    On Windows, being open is enough: such a file cannot be removed. Where there are no file locks,
+    nothing can be written either, and the file is not locked.
 
     Raises:
         BlockingIOError: If it is locked exclusively.
     """
-    if sys.platform != "win32":
+    if sys.platform == "win32" or fcntl is None:
+        return
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def _unlock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+    elif fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @contextmanager

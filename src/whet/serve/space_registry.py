@@ -198,9 +198,11 @@ class SpaceRegistry:
 def build_id(folder: Path, manifest: Manifest) -> str:
     """A text that changes when a data space is rebuilt in place, so that its rows have changed.
 
-    It consists of the embedder's fingerprint and the identity of the first segment, which is never
-    rewritten in place; compacting writes another one.
+    It consists of the embedder's fingerprint and the id of the data space. Data spaces of older
+    versions have no id; of these, the first segment is identified, which is never rewritten in place.
     """
+    if manifest.id:
+        return f"{manifest.fingerprint} {manifest.id}"
     first = ""
     with suppress(FileNotFoundError):  # being replaced: the version opened next differs
         for name in manifest.segments[:1]:

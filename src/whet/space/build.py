@@ -26,10 +26,10 @@ from whet.data.documents import (
 )
 from whet.embed.embedder import Embedder
 from whet.embed.lsa import LSA
-from whet.errors import ModelError, SourceError
+from whet.errors import ModelError, SourceError, SpaceError
 from whet.io import atomic_write, progress_bar, translate_disk_errors
 from whet.maths.arrays import Array
-from whet.space.store.manifest import EMBEDDER_FOLDER, STAGING, Labels, Manifest
+from whet.space.store.manifest import EMBEDDER_FOLDER, FAILED_FILE, Labels, Manifest
 from whet.space.store.reader import DiskReader
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import label_of, seal
@@ -43,7 +43,6 @@ from whet.space.store.staging import (
 from whet.space.store.vectors import non_unit_rows, to_float16
 from whet.space.store.writer import DiskWriter
 
-FAILED = "failed.jsonl"
 LARGEST = 65_000.0  # of a number in float16
 Documents = Iterable[DocumentLike] | str | Path
 """What can be added: documents, texts or mappings; or a source that `read_documents` reads."""
@@ -115,7 +114,7 @@ def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> N
     name, fingerprint = (embedder.name, embedder.fingerprint) if embedder else (LSA.name, "")
     plan = {"source": addition.source, "embedder": name, "fingerprint": fingerprint}
     with translate_disk_errors(writer.path):
-        staging = Staging(writer.path / STAGING, plan)
+        staging = Staging(writer.path, plan, writer.manifest.id)
         try:
             if not staging.read:
                 _spool(addition, staging, writer)
@@ -135,7 +134,7 @@ def _spool(addition: Addition, staging: Staging, writer: DiskWriter) -> None:
         rows = staging.rows(part)
         for name, text in zip(*(as_strings(rows[c]) for c in ("id", "text")), strict=True):
             seen.check(name, text)
-    with (staging.folder / FAILED).open("w", encoding="utf-8") as log:
+    with (staging.folder / FAILED_FILE).open("w", encoding="utf-8") as log:
         with progress_bar("reading", None, show=addition.progress) as advance:
             for batch in _batches(addition.documents(writer.manifest.next), advance):
                 fresh, failures = _new(batch, seen, snapshot)
@@ -202,7 +201,7 @@ def _fit_lsa(writer: DiskWriter, staging: Staging, progress: bool) -> LSA:
         is_public = None if labels is None else lambda meta: label_of(meta, labels) == labels.public
         texts = StagedTexts(staging, is_public)
         if not staging.parts:
-            raise _no_documents(list(staging.failures(FAILED)))
+            raise _no_documents(list(staging.failures(FAILED_FILE)))
         if labels is not None and not len(texts):
             raise SourceError(
                 f"no document to fit lsa on: none has field {labels.field!r} with the public value "
@@ -280,19 +279,24 @@ def _embed_or_bisect(
 def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: bool) -> None:
     """Seal the parts as segments and name these in the manifest."""
     first, labels, path = writer.manifest.next, writer.manifest.labels, writer.path
-    total = sum(len(batch.ids) for batch in staging.batches(first))
-    failures = list(staging.failures(FAILED))
+    stored = writer.snapshot() if staging.resumed else None  # others may have added the same ids
+    total = sum(len(batch.ids) for batch in staging.batches(first, stored))
+    failures = list(staging.failures(FAILED_FILE))
     if not total and not first:
         raise _no_documents(failures)
     with progress_bar("writing", total, show=progress) as advance:
         names = seal(
-            staging.folder, "sealed", lambda: staging.batches(first), embedder.dimension, labels,
-            advance, indexed=_normalized(embedder),
+            staging.folder, "sealed-{:05d}".format, lambda: staging.batches(first, stored),
+            embedder.dimension, labels, advance, indexed=_normalized(embedder),
         )  # fmt: skip
-    failed = _log(path / FAILED, failures)
+    if stored is not None:
+        stored.close()
+    if (path / FAILED_FILE).exists() and (message := writer.manifest.check_file(path, FAILED_FILE)):
+        raise SpaceError(f"{message}, or delete it to begin a new list")
+    failed = _log(path / FAILED_FILE, failures)
     if not total and failed == writer.manifest.failed:
         return
-    changes: dict[str, Any] = {"next": first + total, "failed": failed}
+    changes: dict[str, Any] = {"next": first + total, "failed": failed, "addition": staging.id}
     if not first:
         changes |= {"embedder": embedder.name, "fingerprint": embedder.fingerprint,
                     "dimension": embedder.dimension,

@@ -11,6 +11,7 @@ from whet.io import as_json
 from whet.space.store.manifest import SEGMENTS, STAGING, read_manifest
 from whet.space.store.reader import DiskReader, read_deleted_ids
 from whet.space.store.segment import Segment
+from whet.space.store.staging import is_committed
 
 BATCH = 1024  # documents read at a time
 
@@ -42,7 +43,7 @@ def describe(path: Path) -> dict[str, Any]:
             "probe_fraction": max((m.probe_fraction for m in indexes), default=1.0),
         },
         "fields": {name: " or ".join(sorted(kinds)) for name, kinds in store.fields.items()},
-        "unfinished": (path / STAGING).exists(),
+        "unfinished": (path / STAGING).exists() and not is_committed(path, manifest),
     }
     if manifest.labels is not None:
         facts["labels"] = {"field": manifest.labels.field, "public": manifest.labels.public}

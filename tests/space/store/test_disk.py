@@ -18,7 +18,7 @@ from whet.errors import EmbedderMismatchError, SpaceError
 from whet.space.maintenance import verify
 from whet.space.space import DataSpace
 from whet.space.store import ann_index
-from whet.space.store.manifest import Labels, Manifest, read_manifest
+from whet.space.store.manifest import Labels, Manifest, manifest_checksum, read_manifest
 from whet.space.store.reader import DiskReader
 from whet.space.store.writer import DiskWriter
 
@@ -257,7 +257,8 @@ def test_a_damaged_index_header_is_refused_before_it_is_parsed(path):
 
 def changed(path, **values):
     meta = path / "meta.json"
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), **values}))
+    values = {**json.loads(meta.read_text()), **values}
+    meta.write_text(json.dumps({**values, "crc32": manifest_checksum(values)}))
 
 
 DAMAGE = [

@@ -2,23 +2,33 @@
 
 Only files that the manifest names belong to the data space, and the manifest is only ever replaced
 as a whole; whatever a writer leaves behind before that does not count. Each replacement increments
-the version; clocks are not used.
+the version; clocks are not used. The manifest contains checksums of the other files and of itself,
+except in data spaces of older versions of whet, which get them when they are next written.
 """
 
 import json
 import re
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from secrets import token_hex
+from typing import Any
 
 from whet._version import __version__
 from whet.errors import SpaceError
-from whet.io import write_json
+from whet.io import checksum, write_json
 
 FORMAT = 2
 MANIFEST_FILE = "meta.json"
 STAGING = "staging"  # folder of an unfinished addition
 SEGMENTS = "segments"  # folder of the segments
+SEGMENT_FILE = "segment.json"  # in the folder of each segment
 EMBEDDER_FOLDER = "embedder"  # folder of an `lsa` embedder, fitted on the data space itself
+FAILED_FILE = "failed.jsonl"  # documents that could not be added
+DAMAGED = "it has another checksum than when written; restore it from a copy"
+_SELF = "crc32"  # checksum of the manifest's other values
+_NEW_FIELDS = {"id", "files", "addition", "dropped"}  # absent in older data spaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +73,81 @@ class Manifest:
     """Access labels, if documents have any."""
     format: int = FORMAT
     """Version of the on-disk format."""
+    id: str = ""
+    """Random name of the data space, which ends the names of its segments."""
+    files: dict[str, list[int]] = field(default_factory=dict)
+    """Size and CRC-32 of each file that the manifest names, by its path in the folder. Only the
+    first bytes of `failed.jsonl` are counted, since lines are appended before the manifest."""
+    addition: str = ""
+    """Name of the last addition that is complete; what is still staged of it can be removed."""
+    dropped: list[str] = field(default_factory=list)
+    """Segments that were named before, and whose folders may still exist."""
 
     def write(self, folder: Path) -> None:
         """Replace `meta.json` atomically; the files it names must be on the disk already."""
-        write_json(folder / MANIFEST_FILE, asdict(self))
+        values = asdict(self)
+        write_json(folder / MANIFEST_FILE, values | {_SELF: manifest_checksum(values)})
+
+    def check_file(self, folder: Path, name: str) -> str | None:
+        """A message if the file `name` is missing or damaged. Reads all of it."""
+        if name not in self.files:
+            return None
+        size, crc32 = self.files[name]
+        path = folder / name
+        try:
+            actual = path.stat().st_size
+            if actual < size or (actual > size and name != FAILED_FILE):
+                return f"{path} is broken: it has {actual} bytes, but {size} were written"
+            return f"{path} is broken: {DAMAGED}" if checksum(path, size) != crc32 else None
+        except FileNotFoundError:
+            return f"{path} is missing: restore it from a copy"
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+
+    def read_file(self, folder: Path, name: str) -> bytes:
+        """The contents of the file `name`.
+
+        Raises:
+            FileNotFoundError: If it does not exist.
+            SpaceError: If it is damaged.
+        """
+        path = folder / name
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise SpaceError(f"{path} cannot be read: {error.strerror}") from error
+        if name in self.files and self.files[name] != [len(content), zlib.crc32(content)]:
+            raise SpaceError(f"{path} is broken: {DAMAGED}")
+        return content
+
+
+def manifest_checksum(values: Mapping[str, Any]) -> int:
+    """CRC-32 of the values of a manifest except the checksum itself."""
+    rest = {name: value for name, value in values.items() if name != _SELF}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def file_checksums(
+    folder: Path, names: Iterable[str], known: Mapping[str, list[int]]
+) -> dict[str, list[int]]:
+    """Size and CRC-32 of the files `names`, read only if they are not `known`."""
+    files = {}
+    for name in names:
+        path = folder / name
+        files[name] = known.get(name) or [path.stat().st_size, checksum(path)]
+    return files
+
+
+def segment_record(name: str) -> str:
+    """Path of the record of a segment, within the data space."""
+    return f"{SEGMENTS}/{name}/{SEGMENT_FILE}"
+
+
+def new_id() -> str:
+    """A random name for a data space or an addition."""
+    return token_hex(4)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -90,7 +171,7 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{folder} is unfinished: run the same `whet index` again to resume it"
             ) from None
         raise SpaceError(f"{folder} is not a data space: it holds no {MANIFEST_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SpaceError(f"{folder / MANIFEST_FILE} is broken: {error!r}") from error
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT
@@ -98,22 +179,46 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has format {version!r}, but this version of whet reads {FORMAT}: "
             + ("upgrade whet" if newer else "rebuild it with `whet index`")
         )
+    _check_manifest(folder / MANIFEST_FILE, values)
     return _parse(folder, values)
 
 
-def _parse(folder: Path, values: dict[str, object]) -> Manifest:
+def _check_manifest(path: Path, values: dict[str, Any]) -> None:
+    """Compare a manifest with its own checksum, which those of older versions do not have."""
+    if _SELF in values:
+        if values[_SELF] != manifest_checksum(values):
+            raise SpaceError(f"{path} is broken: {DAMAGED}")
+    elif unknown := set(values) - (set(Manifest.__annotations__) - _NEW_FIELDS):
+        raise SpaceError(
+            f"{path} is broken: it has {min(unknown)!r}, but not the checksum that belongs to it"
+        )
+
+
+def _parse(folder: Path, values: dict[str, Any]) -> Manifest:
     types = {name: type_ for name, type_ in Manifest.__annotations__.items() if name != "labels"}
-    types = {name: list if type_ == list[str] else type_ for name, type_ in types.items()}
+    types = {name: getattr(type_, "__origin__", type_) for name, type_ in types.items()}
+    types = {
+        name: type_ for name, type_ in types.items() if name in values or name not in _NEW_FIELDS
+    }
     for name, type_ in types.items():
-        if not isinstance(values.get(name), type_):
+        if type(values.get(name)) is not type_:
             raise SpaceError(
                 f"{folder / MANIFEST_FILE} is broken: {name} is missing or of another type"
             )
+    names = [*values["segments"], *values.get("dropped", []), *values["keys"], values["deleted"]]
+    if not all(isinstance(name, str) for name in names):
+        raise SpaceError(f"{folder / MANIFEST_FILE} is broken: a name in it is not a string")
+    paths = [*values["segments"], *values.get("dropped", []), values["deleted"]]
+    outside = [name for name in paths if name in (".", "..") or "/" in name or "\\" in name]
+    if outside or "" in paths[:-1] or len(set(values["segments"])) < len(values["segments"]):
+        raise SpaceError(
+            f"{folder / MANIFEST_FILE} is broken: a segment or file occurs twice or is elsewhere"
+        )
     labels = values.get("labels")
     try:
         return Manifest(
-            **{name: values[name] for name in types},  # type: ignore[arg-type]  # checked above
-            labels=None if labels is None else Labels(**labels),  # type: ignore[arg-type]
+            **{name: values[name] for name in types},  # checked above
+            labels=None if labels is None else Labels(**labels),
         )
     except TypeError as error:
         raise SpaceError(f"{folder / MANIFEST_FILE} is broken: labels are {labels!r}") from error

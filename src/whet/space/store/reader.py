@@ -23,9 +23,15 @@ from whet.io import load_npy
 from whet.maths.arrays import Array
 from whet.space.store import vectors as vector_search
 from whet.space.store.id_index import hash_strings
-from whet.space.store.manifest import EMBEDDER_FOLDER, SEGMENTS, Manifest, read_manifest
+from whet.space.store.manifest import (
+    EMBEDDER_FOLDER,
+    SEGMENT_FILE,
+    SEGMENTS,
+    Manifest,
+    read_manifest,
+)
 from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
-from whet.space.store.segment import SEGMENT_FILE, Segment
+from whet.space.store.segment import Segment
 from whet.space.store.vectors import TopK, check_search, normalize_queries, rerank
 
 Mask = Bool[Array, " _"]

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 
 from whet.maths.arrays import Array
 from whet.space.store import ann_index, segment
-from whet.space.store.manifest import Labels
+from whet.space.store.manifest import SEGMENT_FILE, Labels
 from whet.space.store.records import as_strings
-from whet.space.store.segment import SEGMENT_FILE, SegmentWriter, read_segment_file
+from whet.space.store.segment import SegmentWriter, read_segment_file
 
 
 class Batch(NamedTuple):
@@ -36,7 +36,7 @@ Batches = Callable[[], Iterator[Batch]]
 
 def seal(
     folder: Path,
-    prefix: str,
+    name: Callable[[int], str],
     batches: Batches,
     dimension: int,
     labels: Labels | None,
@@ -50,7 +50,7 @@ def seal(
 
     Args:
         folder: Folder for the segments.
-        prefix: Prefix of their names.
+        name: Returns the name of the n-th of them.
         batches: The rows; read once, or with labels once per label that has an index.
         dimension: Length of the vectors.
         labels: Access labels, if rows have any.
@@ -67,7 +67,7 @@ def seal(
         rest: Batch | None = None
         while count:
             size = min(count, segment.MAX_ROWS)
-            names.append(f"{prefix}-{len(names):05d}")
+            names.append(name(len(names)))
             rest = _write(folder / names[-1], size, dimension, group_batches, rest,
                           indexed and (label is not None or labels is None), progress)  # fmt: skip
             count -= size

@@ -31,11 +31,11 @@ from whet.maths.arrays import Array
 from whet.space.store import ann_index
 from whet.space.store.ann_index import AnnIndex, IndexStats, build_index
 from whet.space.store.id_index import IdIndex, hash_strings, write_id_index
+from whet.space.store.manifest import SEGMENT_FILE
 from whet.space.store.metadata import MetadataColumns, MetadataWriter
 from whet.space.store.records import RecordFile, RecordWriter, as_strings
 from whet.space.store.vectors import VectorFile, write_npy_header
 
-SEGMENT_FILE = "segment.json"
 MAX_ROWS = 2**20  # per segment
 
 
@@ -199,6 +199,9 @@ def _record_checksum(record: dict[str, Any]) -> int:
 
 def remove_segment(folder: Path) -> bool:
     """Remove a segment's folder, unless a reader has it open; returns whether it was removed."""
+    if folder.is_symlink():  # what it refers to belongs to others
+        folder.unlink()
+        return True
     try:
         lock = os.open(folder / SEGMENT_FILE, os.O_RDONLY)
     except FileNotFoundError:  # never completed, so never opened

@@ -20,43 +20,79 @@ from whet.errors import SpaceError
 from whet.io import as_json, atomic_write, fsync, load_npy, write_json
 from whet.maths.arrays import Array
 from whet.space.store.id_index import hash_strings
-from whet.space.store.protocol import SCHEMA
+from whet.space.store.manifest import (
+    EMBEDDER_FOLDER,
+    FAILED_FILE,
+    MANIFEST_FILE,
+    STAGING,
+    Manifest,
+    new_id,
+)
+from whet.space.store.protocol import SCHEMA, Reader
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import Batch
 
 PART_DOCUMENTS, PART_CHARACTERS = 2048, 16_000_000  # a part ends when it reaches either
 _PLAN_FILE, _COMPLETE_FILE = "plan.json", "read"
+REMOVED = f"{STAGING}.removed"  # a staging folder that is being deleted
 
 
 class Staging:
     """The folder of an unfinished addition."""
 
-    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+    def __init__(self, space: Path, plan: dict[str, Any], space_id: str = "") -> None:
         """Resume an addition with the same plan, or begin one.
 
         Plans without a source are never resumed, since their documents may differ.
 
+        Args:
+            space: The folder of the data space.
+            plan: Source, embedder and fingerprint of the addition.
+            space_id: `Manifest.id` of the data space.
+
         Raises:
             SpaceError: If an addition from another source is unfinished.
         """
-        self.folder = folder
-        unfinished = _read_plan(folder)
-        if unfinished and unfinished["source"]:
-            if unfinished == plan:
+        self.folder = space / STAGING
+        self.resumed = False
+        """Whether the addition was begun by an earlier process."""
+        unfinished = staged_plan(space)
+        self.id = str(unfinished.get("id", ""))
+        """Name of the addition, which the manifest lists once it is complete."""
+        if unfinished.get("source") and self._is_intact():
+            self.resumed = True
+            if all(unfinished.get(key) == value for key, value in plan.items()):
                 return
             raise SpaceError(
-                f"{folder.parent} has an unfinished addition of {_format_plan(unfinished)}, not of "
+                f"{space} has an unfinished addition of {_format_plan(unfinished)}, not of "
                 f"{_format_plan(plan)}: run that again to finish it, or drop it with `whet space "
                 "compact` (if the data space is new, delete the folder)"
             )
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        write_json(folder / _PLAN_FILE, plan)
-        fsync(folder.parent)
+        discard_staging(space)
+        self.resumed, self.id = False, new_id()
+        self.folder.mkdir()
+        write_json(self.folder / _PLAN_FILE, plan | {"id": self.id, "space": space_id})
+        fsync(space)
+
+    def _is_intact(self) -> bool:
+        """Whether no file is missing; an older version may have been killed while it removed some.
+
+        The documents of an addition that is not intact are read again.
+        """
+        names = {path.name for path in self.folder.iterdir()}
+        parts = {name for name in names if name.endswith(".arrow")}
+        if parts != {self._path(part, "arrow").name for part in range(len(parts))}:
+            return False
+        if not {name.replace(".npy", ".arrow") for name in names if name.endswith(".npy")} <= parts:
+            return False
+        if _COMPLETE_FILE not in names:
+            return True
+        count = (self.folder / _COMPLETE_FILE).read_text("utf-8")
+        return FAILED_FILE in names and count in ("", str(len(parts)))
 
     def remove(self) -> None:
         """Delete the folder."""
-        shutil.rmtree(self.folder)
+        discard_staging(self.folder.parent)
 
     @property
     def read(self) -> bool:
@@ -82,7 +118,7 @@ class Staging:
     def end(self) -> None:
         """Record that all documents of the source are staged."""
         with atomic_write(self.folder / _COMPLETE_FILE) as temporary:
-            temporary.touch()
+            temporary.write_text(str(self.parts), "utf-8")
 
     def rows(self, part: int) -> pa.RecordBatch:
         """Records of a part."""
@@ -116,11 +152,16 @@ class Staging:
         """Vectors of a part."""
         return load_npy(self._path(part, "npy"))
 
-    def batches(self, first: int) -> Iterator[Batch]:
-        """All documents that have vectors, with ids that count all documents from `first`."""
+    def batches(self, first: int, stored: Reader | None = None) -> Iterator[Batch]:
+        """All documents that have vectors, with ids that count all documents from `first`.
+
+        Documents whose id is in `stored` are left out.
+        """
         for part in range(self.parts):
             rows, vectors = self.rows(part), self.vectors(part)
             valid = ~np.isnan(vectors).any(axis=1)
+            if stored is not None:
+                valid &= stored.find(as_strings(rows["id"])) < 0
             if not valid.all():
                 rows, vectors = rows.filter(pa.array(valid)), vectors[valid]
             if len(rows):
@@ -192,13 +233,45 @@ class SeenIds:
         self._recent = {}
 
 
-def _read_plan(folder: Path) -> dict[str, Any]:
-    """The plan of the unfinished addition in `folder`; empty if there is none."""
-    with suppress(FileNotFoundError, ValueError):
-        plan: dict[str, Any] = json.loads((folder / _PLAN_FILE).read_text("utf-8"))
-        return plan
+def staged_plan(space: Path) -> dict[str, Any]:
+    """The plan of the addition that is staged in `space`; empty if there is none."""
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        plan = json.loads((space / STAGING / _PLAN_FILE).read_text("utf-8"))
+        return plan if isinstance(plan, dict) else {}
     return {}
 
 
+def is_committed(space: Path, manifest: Manifest) -> bool:
+    """Whether the addition that is staged in `space` is complete, so that it can be removed.
+
+    The plan of the first addition with `lsa` has no fingerprint; it is complete once there is a
+    manifest.
+    """
+    plan = staged_plan(space)
+    if plan.get("id"):
+        return bool(plan["id"] == manifest.addition)
+    return plan.get("fingerprint") == "" and plan.get("embedder") == manifest.embedder == "lsa"
+
+
+def discard_staging(space: Path) -> None:
+    """Remove the staged addition of `space`; after an interruption all of it is there, or none."""
+    removed = space / REMOVED
+    _remove(removed)
+    if not (space / MANIFEST_FILE).exists():  # an embedder was fitted on the staged documents
+        _remove(space / EMBEDDER_FOLDER)
+    if (space / STAGING).exists():
+        (space / STAGING).rename(removed)
+        fsync(space)
+        _remove(removed)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
 def _format_plan(plan: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in plan.items() if value)
+    shown = {key: plan.get(key) for key in ("source", "embedder", "fingerprint")}
+    return ", ".join(f"{key} {value}" for key, value in shown.items() if value)

@@ -4,10 +4,11 @@ A writer that dies therefore leaves the last version intact, and some files that
 not name; the next writer removes them.
 """
 
-import shutil
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,27 @@ from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
 from whet.io import atomic_write, exclusive_lock, fsync, translate_disk_errors
 from whet.maths.arrays import Array
-from whet.space.store.manifest import MANIFEST_FILE, SEGMENTS, STAGING, Manifest, read_manifest
+from whet.space.store.manifest import (
+    EMBEDDER_FOLDER,
+    FAILED_FILE,
+    MANIFEST_FILE,
+    SEGMENTS,
+    STAGING,
+    Manifest,
+    file_checksums,
+    new_id,
+    read_manifest,
+    segment_record,
+)
 from whet.space.store.protocol import COLUMNS, SCHEMA, Reader
 from whet.space.store.reader import DiskReader, read_deleted_ids
 from whet.space.store.records import BATCH_ROWS, as_row_numbers
 from whet.space.store.sealing import Batch, Batches, seal
 from whet.space.store.segment import MAX_ROWS, Segment, remove_segment
+from whet.space.store.staging import REMOVED, discard_staging, is_committed, staged_plan
 from whet.space.store.vectors import non_unit_rows, to_float16
+
+LEFTOVERS = r"deleted-\d+\.npy(\.new)?|(meta\.json|failed\.jsonl)\.new"
 
 
 class DiskWriter:
@@ -51,7 +66,8 @@ class DiskWriter:
                 read_manifest(self.path)
             else:
                 _make_folder(self.path)
-            self._lock.enter_context(exclusive_lock(self.path))
+            refuse_links(self.path)
+            self._right = self._lock.enter_context(exclusive_lock(self.path))
             try:
                 self.manifest = self._initial_manifest(new)
                 self.sweep()
@@ -61,12 +77,15 @@ class DiskWriter:
 
     def _initial_manifest(self, new: Manifest | None) -> Manifest:
         if new is None:
-            return read_manifest(self.path)
+            manifest = read_manifest(self.path)
+            return manifest if manifest.id else replace(manifest, id=new_id())
         if (self.path / MANIFEST_FILE).exists():
             raise SpaceError(f"{self.path} exists: add to it, or choose another path")
-        if any(self.path.iterdir()) and not (self.path / STAGING).exists():
+        if {path.name for path in self.path.iterdir()}.isdisjoint({STAGING, REMOVED}) and any(
+            self.path.iterdir()
+        ):
             raise SpaceError(f"{self.path} exists and is not a data space: choose another path")
-        return new
+        return replace(new, id=staged_plan(self.path).get("space") or new_id())
 
     def __enter__(self) -> "DiskWriter":
         return self
@@ -142,11 +161,12 @@ class DiskWriter:
             The new version.
         """
         with translate_disk_errors(self.path):
+            self._right.check()
             segments = self.path / SEGMENTS
             segments.mkdir(exist_ok=True)
             adopted = []
             for number, name in enumerate(names):
-                adopted.append(f"{self.manifest.version + 1:08d}-{number:05d}")
+                adopted.append(segment_name(self.manifest, number))
                 (folder / name).rename(segments / adopted[-1])
             fsync(segments)
             return self._replace(segments=[*self.manifest.segments, *adopted], **changes)
@@ -164,7 +184,8 @@ class DiskWriter:
             The new version.
         """
         with translate_disk_errors(self.path):
-            shutil.rmtree(self.path / STAGING, ignore_errors=True)
+            self._right.check()
+            discard_staging(self.path)
             snapshot = self.snapshot()
             deleted = read_deleted_ids(self.path, self.manifest)
             old = [s for s in snapshot.segments if _needs_rewrite(s, deleted)]
@@ -179,17 +200,18 @@ class DiskWriter:
         return self.manifest.version
 
     def _seal(self, batches: Batches, progress: Callable[[int], None]) -> list[str]:
-        prefix = f"{self.manifest.version + 1:08d}"
+        self._right.check()
         manifest, folder = self.manifest, self.path / SEGMENTS
         return seal(
-            folder, prefix, batches, manifest.dimension, manifest.labels, progress,
-            indexed=manifest.normalized,
+            folder, partial(segment_name, manifest), batches, manifest.dimension, manifest.labels,
+            progress, indexed=manifest.normalized,
         )  # fmt: skip
 
     def _replace(self, deleted: Array | None = None, **changes: Any) -> int:
         """Write the manifest of the next version and remove files that it does not name."""
         version = self.manifest.version + 1
         with translate_disk_errors(self.path):
+            self._right.check()
             if deleted is not None:
                 changes["deleted"] = f"deleted-{version:08d}.npy" if len(deleted) else ""
                 if len(deleted):
@@ -199,20 +221,82 @@ class DiskWriter:
                     ):
                         np.save(file, deleted)
             changes |= {"version": version, "whet": __version__}
-            replace(self.manifest, **changes).write(self.path)
+            manifest = replace(self.manifest, **changes)
+            gone = {*self.manifest.segments, *self.manifest.dropped} - set(manifest.segments)
+            manifest = replace(
+                manifest,
+                files=self._checksums(manifest),
+                dropped=sorted(
+                    name
+                    for name in gone
+                    if not is_own_segment(name, manifest) and (self.path / SEGMENTS / name).exists()
+                ),
+            )
+            manifest.write(self.path)
             self.sweep()
         return version
 
+    def _checksums(self, manifest: Manifest) -> dict[str, list[int]]:
+        """`Manifest.files`; only files without a checksum are read."""
+        known = dict(self.manifest.files)
+        names = [segment_record(name) for name in manifest.segments]
+        names += [manifest.deleted] if manifest.deleted else []
+        if manifest.embedder == "lsa":
+            embedder = self.path / EMBEDDER_FOLDER
+            files = {f"{EMBEDDER_FOLDER}/{path.name}" for path in embedder.glob("*")}
+            names += sorted(files | {name for name in known if name.startswith(EMBEDDER_FOLDER)})
+        failed = self.path / FAILED_FILE
+        if failed.exists():
+            names.append(FAILED_FILE)
+            grown = failed.stat().st_size != known.get(FAILED_FILE, [0])[0]
+            if grown and self.manifest.check_file(self.path, FAILED_FILE) is None:
+                known.pop(FAILED_FILE, None)
+        return file_checksums(self.path, names, known)
+
     def sweep(self) -> None:
-        """Remove files that the manifest on disk does not name and nobody has open."""
+        """Remove what writers of this data space left and nobody has open.
+
+        Folders that neither were named by the manifest nor have names with its id are not removed.
+        """
+        refuse_links(self.path)
         if (self.path / MANIFEST_FILE).exists():
-            self.manifest = read_manifest(self.path)
+            stored = read_manifest(self.path)
+            self.manifest = stored if stored.id else replace(stored, id=self.manifest.id)
+            if is_committed(self.path, stored):
+                discard_staging(self.path)
         for folder in (self.path / SEGMENTS).glob("*"):
-            if folder.name not in self.manifest.segments:
+            own = is_own_segment(folder.name, self.manifest) or (
+                folder.name in self.manifest.dropped
+            )
+            if own and folder.name not in self.manifest.segments:
                 remove_segment(folder)
-        for file in {*self.path.glob("deleted-*"), *self.path.glob("*.new")}:
-            if file.name != self.manifest.deleted:
+        for file in self.path.iterdir():
+            if re.fullmatch(LEFTOVERS, file.name) and file.name != self.manifest.deleted:
                 file.unlink()
+
+
+def segment_name(manifest: Manifest, number: int) -> str:
+    """Name of a segment of the next version. It ends with the id of the data space."""
+    return f"{manifest.version + 1:08d}-{number:05d}-{manifest.id}"
+
+
+def is_own_segment(name: str, manifest: Manifest) -> bool:
+    """Whether a segment of this name was written for the data space of `manifest`."""
+    return bool(re.fullmatch(rf"\d+-\d+-{re.escape(manifest.id)}", name)) and bool(manifest.id)
+
+
+def refuse_links(path: Path) -> None:
+    """Check that the folders of a data space are not links: what they refer to may be others'.
+
+    Raises:
+        SpaceError: If one is a link.
+    """
+    for name in (SEGMENTS, STAGING, REMOVED, EMBEDDER_FOLDER):
+        if (path / name).is_symlink():
+            raise SpaceError(
+                f"{path / name} is a symbolic link, through which other folders could be removed: "
+                f"replace it by a folder, or link {path} as a whole; reading works as it is"
+            )
 
 
 def check_addition(
