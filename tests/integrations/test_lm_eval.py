@@ -14,7 +14,7 @@ from support import eval_fixtures
 from support.paths import DOCS
 
 from whet.engine import Engine
-from whet.integrations.lm_eval import WhetLM
+from whet.integrations.lm_eval import OPTIONS, WhetLM
 from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace
 
@@ -28,15 +28,17 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(place):
-    return WhetLM(str(place / "space"), str(place / "model"), lr=1e-2, n=3, k=10)
+    return WhetLM(str(place / "space"), str(place / "model"), adapter="full", lr=1e-2, n=3, k=10)
 
 
 @pytest.fixture(scope="module")
 def engine(place, model):
-    loaded = model._engine.model
-    adaptation = loaded.adapter_config("full", lr=1e-2)
+    loaded = model.engine.model
     return Engine(
-        DataSpace.open(place / "space"), loaded, adaptation, selection=SelectionConfig(n=3, k=10)
+        DataSpace.open(place / "space"),
+        loaded,
+        model.engine.adapter,
+        selection=SelectionConfig(n=3, k=10),
     )
 
 
@@ -44,7 +46,8 @@ def test_the_page_names_every_argument():
     page = (DOCS / "protocol.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", page.partition("## Tasks of lm-eval")[2], re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(named) == sorted(inspect.signature(WhetLM).parameters)
+    parameters = [name for name in inspect.signature(WhetLM).parameters if name != "options"]
+    assert sorted(named) == sorted([*parameters, *OPTIONS])
 
 
 def ask(*texts):
@@ -102,7 +105,7 @@ def test_generation_ends_before_a_stop_text_and_takes_the_end_of_a_long_context(
 
 
 def test_an_unknown_generation_option_is_refused(model):
-    with pytest.raises(ValueError, match="'num_beams' is not known"):
+    with pytest.raises(ValueError, match="unknown generation option 'num_beams'"):
         model.generate_until([ask(CONTEXT, {"num_beams": 4})], disable_tqdm=True)
 
 
@@ -127,3 +130,13 @@ def test_its_command_line_is_lm_eval_s():
     command = [sys.executable, "-m", "whet.integrations.lm_eval", "run", "--help"]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--model_args" in told.stdout
+
+
+def test_auto_is_resolved_once_and_old_names_give_the_new_one(place):
+    paths = str(place / "space"), str(place / "model")
+    lm = WhetLM(*paths, n=2, k=5, lam="auto")
+    assert lm.engine.selection.lam > 0 and lm.engine.adapter == lm.engine.model.adapter_config()
+    with pytest.raises(ValueError, match="model_args: 'mode' is now called 'adapter'"):
+        WhetLM(*paths, mode="lora")
+    with pytest.raises(ValueError, match="model_args: 'alpha' is now called 'stop_alpha'"):
+        WhetLM(*paths, alpha=0.2)

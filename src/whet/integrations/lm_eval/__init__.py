@@ -1,14 +1,14 @@
-"""lm-evaluation-harness: any of its tasks, answered by a model sharpened for each document.
+"""Model `whet` for lm-evaluation-harness: any of its tasks, with the model adapted per request.
 
-    python -m whet.integrations.lm_eval run --model whet \
-        --model_args space=my.whet,model=whet-nano,n=20 --tasks my_task --include_path tasks
+    python -m whet.integrations.lm_eval run --model whet \\
+        --model_args space=my.whet,model=whet-nano,n=20,lam=auto --tasks my_task
 
-This is lm-eval's own command line, which knows the model `whet` besides. From Python,
-`lm_eval.simple_evaluate(model=WhetLM(space="my.whet"), …)`.
+This is lm-eval's own command line with the model `whet` added. From Python:
+`lm_eval.simple_evaluate(model=WhetLM("my.whet", n=20), …)`.
 
-What a request is sharpened on is never what it is scored on: a continuation is scored after
-training for its context, a whole text (`loglikelihood_rolling`) chunk by chunk, each after training
-for what comes before it. The base model answers where nothing comes before.
+The model is never trained on what it is scored on: a continuation is scored after training for its
+context, and a whole text (`loglikelihood_rolling`) chunk by chunk, each after training for the text
+before it. Where there is no text before, the base model is scored.
 """
 
 import logging
@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 
+from whet.adapt.config import AdapterOptions
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.sampling import SamplingParams
 from whet.adapt.session import adapted
 from whet.adapt.updates import plan_updates
+from whet.config import config_fields, parse_fields, unknown_name
 from whet.engine import Engine, Request
 from whet.errors import NoMatchError, require
 from whet.evaluate.config import EvalConfig
@@ -34,130 +36,134 @@ from whet.space.space import DataSpace
 
 require("lm_eval", "lm-eval")
 
-import lm_eval.models  # noqa: E402, F401  # its own models are known beside ours
-from lm_eval.api.instance import Instance  # noqa: E402  # after the extra was named
+import lm_eval.models  # noqa: E402, F401  # registers lm-eval's own models
+from lm_eval.api.instance import Instance  # noqa: E402  # after `require`
 from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.api.registry import register_model  # noqa: E402
 
 log = logging.getLogger("whet")
 
-MAX_TOKENS = 256  # of an answer whose task names none; as lm-eval's own models have it
+MAX_TOKENS = 256  # where a task sets no limit; the default of lm-eval's own models
+SELECTION = tuple(field.name for field in config_fields(SelectionConfig))
+ADAPTER = tuple(field.name for field in config_fields(AdapterOptions) if field.name != "name")
+OPTIONS = (*SELECTION, "adapter", *ADAPTER)
+"""Names of the options: those of `whet.SelectionConfig`, and of the adapter."""
 
 
 @register_model("whet")
 class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
-    """A language model of lm-eval that is sharpened on a data space for every request."""
+    """A language model of lm-eval that is adapted to each request with documents of a data space.
+
+    lm = WhetLM("my.whet", "whet-nano", n=20, lam="auto", adapter="lora", r=8)
+    """
 
     def __init__(
         self,
         space: str,
         model: str = "whet-nano",
-        mode: str = "full",
-        lr: float | None = None,
-        rank: int | None = None,
-        n: int = 50,
-        k: int = 200,
-        lam: float = 0.01,
-        selector: str = "sift",
-        alpha: float | None = None,
         chunks: int = 2,
         device: str | None = None,
         batch_size: object = 1,
         max_batch_size: object = None,
+        **options: Any,
     ) -> None:
-        """Options as `whet score` has them.
+        """Open the data space and load the model.
 
         Args:
             space: Folder of the data space.
             model: Bundled model, folder, or Hugging Face id.
-            mode: What is trained: full, lora or head.
-            lr: Learning rate; none for the model's or the mode's.
-            rank: Of LoRA.
-            n: Gradient steps a request.
-            k: Candidates.
-            lam: λ'.
-            selector: By name.
-            alpha: Stop before the first step m with σ_m > 1 / (α m).
-            chunks: Parts of a text that is scored whole.
-            device: For the model; none for a GPU if there is one. lm-eval says `cuda:0` unless
-                told otherwise; where there is no such device, the CPU is used and the log says so,
-                as by lm-eval's own models.
-            batch_size: Not used: each request has weights of its own.
+            chunks: Parts of a text that is scored as a whole.
+            device: Device of the model; by default a GPU if there is one. lm-eval passes `cuda:0`;
+                without such a device the CPU is used, and a log line says so, as with lm-eval's
+                own models.
+            batch_size: Not used: each request has its own weights.
             max_batch_size: Not used.
+            options: Fields of `whet.SelectionConfig` (`lam="auto"` is resolved once, here),
+                `adapter` (auto, full, lora or head), and its `lr`, `r`, `lora_alpha` and
+                `target_modules`.
 
         Raises:
-            WhetError: If the space or the model cannot be opened.
-            ValueError: If an option is out of range.
+            WhetError: If the data space or the model cannot be opened.
+            ValueError: If an option is unknown or out of range.
         """
         super().__init__()
+        for name in options:
+            if name not in OPTIONS:
+                raise ValueError(f"model_args: {unknown_name(name, OPTIONS)}")
+        selection = SelectionConfig(**_take(SelectionConfig, options, SELECTION))
+        adapter = AdapterOptions(
+            name=options.get("adapter", "auto"), **_take(AdapterOptions, options, ADAPTER)
+        )
         loaded = LanguageModel.from_pretrained(model, device=_device(device))
         self._chunks = EvalConfig(leakage="score-first", chunks=as_count(chunks, "chunks"))
-        self._engine = Engine(
+        self.engine = Engine(
             DataSpace.open(space),
             loaded,
-            loaded.adapter_config(mode, lr=lr, r=rank),
-            selection=SelectionConfig(n=n, k=k, lam=lam, selector=selector, stop_alpha=alpha),
+            loaded.adapter_config(adapter.name, **adapter.options),
+            selection=selection,
         )
 
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Nats of each continuation, negated, and whether greedy decoding would give it.
+        """Log-likelihood of each continuation, and whether greedy decoding gives it.
 
-        Requests of one context, such as the choices of one question, share one training.
+        Requests with the same context, such as the choices of one question, share one training.
         """
         by_context: dict[str, list[int]] = {}
-        for place, request in enumerate(requests):
-            by_context.setdefault(request.args[0], []).append(place)
-        found: dict[int, tuple[float, bool]] = {}
-        with progress_bar("sharpened", len(by_context), show=not disable_tqdm) as advance:
-            for context, places in by_context.items():
-                texts = [requests[place].args[1] for place in places]
+        for index, request in enumerate(requests):
+            by_context.setdefault(request.args[0], []).append(index)
+        results: dict[int, tuple[float, bool]] = {}
+        with progress_bar("adapted", len(by_context), show=not disable_tqdm) as advance:
+            for context, indices in by_context.items():
+                texts = [requests[index].args[1] for index in indices]
                 scores = self._scores(context, context, texts)
-                for place, score in zip(places, scores, strict=True):
-                    found[place] = _nats(score), score.is_greedy
-                    self.cache_hook.add_partial("loglikelihood", requests[place].args, found[place])
+                for index, score in zip(indices, scores, strict=True):
+                    results[index] = _nats(score), score.is_greedy
+                    self.cache_hook.add_partial(
+                        "loglikelihood", requests[index].args, results[index]
+                    )
                 advance(1)
-        return [found[place] for place in range(len(requests))]
+        return [results[index] for index in range(len(requests))]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Nats of each whole text, negated, scored chunk by chunk before it is learned from."""
-        found = []
-        with progress_bar("sharpened", len(requests), show=not disable_tqdm) as advance:
+        """Log-likelihood of each whole text, scored chunk by chunk."""
+        results = []
+        with progress_bar("adapted", len(requests), show=not disable_tqdm) as advance:
             for request in requests:
                 tasks = ScoringTask.of(request.args[0], self._chunks)
                 scores = [self._scores(task.query, task.context, [task.text])[0] for task in tasks]
-                found.append(math.fsum(map(_nats, scores)))
-                self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
+                results.append(math.fsum(map(_nats, scores)))
+                self.cache_hook.add_partial("loglikelihood_rolling", request.args, results[-1])
                 advance(1)
-        return found
+        return results
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Each context's continuation, before the first of its stop texts."""
-        found = []
-        with progress_bar("sharpened", len(requests), show=not disable_tqdm) as advance:
+        """The continuation of each context, up to the first of its stop texts."""
+        results = []
+        with progress_bar("adapted", len(requests), show=not disable_tqdm) as advance:
             for request in requests:
                 context, options = request.args
                 sampling = _sampling(options)
-                prompt = self._engine.model.truncate_left(context, sampling.max_tokens)
-                query = Request(prompt=prompt, sampling=sampling)
+                prompt = self.engine.model.truncate_left(context, sampling.max_tokens)
+                generation = Request(prompt=prompt, sampling=sampling)
                 try:
-                    answer = self._engine.submit(query).result()
-                except NoMatchError:  # the base model's answer, then
-                    answer = self._engine.submit(replace(query, adapt=False)).result()
-                found.append(answer.text)
-                self.cache_hook.add_partial("generate_until", request.args, found[-1])
+                    output = self.engine.submit(generation).result()
+                except NoMatchError:  # nothing to train on: the base model
+                    output = self.engine.submit(replace(generation, adapt=False)).result()
+                results.append(output.text)
+                self.cache_hook.add_partial("generate_until", request.args, results[-1])
                 advance(1)
-        return found
+        return results
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as the model's own template has it."""
+        """The conversation in the format of the model's chat template."""
         return str(
-            self._engine.model.tokenizer.apply_chat_template(
+            self.engine.model.tokenizer.apply_chat_template(
                 chat_history,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -167,27 +173,33 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def tokenizer_name(self) -> str:
-        return self._engine.model.name.replace("/", "__")
+        return self.engine.model.name.replace("/", "__")
 
     def _scores(self, query: str, context: str, texts: Sequence[str]) -> list[Score]:
-        """Each of `texts` after `context`, by the model sharpened for `query`."""
-        engine = self._engine
+        """The score of each of `texts` after `context`, by the model adapted to `query`."""
+        engine = self.engine
         try:
-            documents = engine.retrieve(query).documents
-        except NoMatchError:  # the base model's scores, then
+            documents = engine.retrieve(query).documents if engine.selection.n else ()
+        except NoMatchError:  # nothing to train on
+            documents = ()
+        if not documents:
             return [engine.model.score(text, context=context) for text in texts]
-        texts_of = [(document.id, document.text) for document in documents]
-        updates = plan_updates(texts_of, engine.model, engine.training)
+        updates = plan_updates([(d.id, d.text) for d in documents], engine.model, engine.training)
         with adapted(engine.model, engine.adapter, engine.optimizer, engine.training) as session:
             session.train(updates)
             return [session.score(text, context=context) for text in texts]
 
 
-def _device(asked: str | None) -> str | None:
-    if asked and asked.startswith("cuda") and not torch.cuda.is_available():
-        log.warning("device %s is not there: using the CPU", asked)
+def _take(kind: type, options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    values = {name: options[name] for name in names if name in options}
+    return parse_fields(kind, values, "model_args")
+
+
+def _device(device: str | None) -> str | None:
+    if device and device.startswith("cuda") and not torch.cuda.is_available():
+        log.warning("device %s is not available: using the CPU", device)
         return "cpu"
-    return asked
+    return device
 
 
 def _nats(score: Score) -> float:
@@ -195,10 +207,10 @@ def _nats(score: Score) -> float:
 
 
 def _sampling(options: dict[str, Any]) -> SamplingParams:
-    """lm-eval's options of a generation; those of Hugging Face that whet has not are refused."""
+    """lm-eval's generation options; those that whet does not support are an error."""
     known = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
     if unknown := sorted(options.keys() - known):
-        raise ValueError(f"generation option {unknown[0]!r} is not known: expected {sorted(known)}")
+        raise ValueError(f"unknown generation option {unknown[0]!r}: expected {sorted(known)}")
     until = options.get("until") or []
     return SamplingParams(
         max_tokens=int(options.get("max_gen_toks", MAX_TOKENS)),

@@ -1,4 +1,4 @@
-"""lm-eval's own command line, which knows the model `whet` once this package is imported."""
+"""The command line of lm-eval with the model `whet`, which importing this package registers."""
 
 from lm_eval.__main__ import cli_evaluate
 
