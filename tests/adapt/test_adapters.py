@@ -94,7 +94,9 @@ def test_an_adapter_of_another_model_is_refused(model, tmp_path):
 
 def test_slots_of_another_form_are_refused(model, tmp_path):
     learned(model, tmp_path)
-    with pytest.raises(ValueError, match="adapter has r=4, lora_alpha=64.0 and .* the engine has r=2"):
+    with pytest.raises(
+        ValueError, match="adapter has r=4, lora_alpha=64.0 and .* the engine has r=2"
+    ):
         Adapter.from_pretrained(tmp_path).load_into(Slots(model, LoRA(r=2)), 0)
     with pytest.raises(ValueError, match="slots train FullFineTuning: expected LoRA"):
         Adapter.from_slot(Slots(model, FullFineTuning()), 0)
