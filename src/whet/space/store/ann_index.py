@@ -15,6 +15,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,12 @@ KMEANS_ITERATIONS = 10
 SAMPLE_BLOCK = 8192  # rows of the sample read at a time
 RECALL_SAMPLE = 64  # queries for measuring recall
 TARGET_RECALL = 0.95  # of the default probe fraction
+STABLE = 0.02  # share of the k nearest that the last doubling of a search may add
+FEW_HIDDEN = 0.01  # share of hidden rows up to which the measured recall holds
+STABLE_K = 100  # neighbors whose changes are counted, if fewer are searched
 PROBE_FRACTIONS = tuple(2.0 ** (-e / 2) for e in range(14, -1, -1))
+Candidates = tuple[Int[Array, " _"], Float[Array, " _"]]
+"""Rows with their approximate scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,37 +143,134 @@ class AnnIndex:
         return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
 
     def search(
-        self,
-        queries: Float[Array, "b d"],
-        k: int,
-        metric: Metric,
-        probe_fraction: float,
-        visible: Bool[Array, " n"] | None,
-    ) -> list[tuple[Int[Array, " _"], Float[Array, " _"]]]:
-        """Candidates of each query: rows with their approximate scores.
+        self, queries: Float[Array, "b d"], k: int, metric: Metric, probe_fraction: float
+    ) -> list[Candidates]:
+        """Candidates of each query among all rows: rows with their approximate scores.
 
         With `abs_cosine`, there are at most k of either sign.
         """
-        faiss = _faiss()
         lists = max(1, round(probe_fraction * len(self._centroids)))
         narrow = queries.astype(np.float32)
         keys, products = _choose_lists(narrow @ self._centroids.T, lists, metric)
         both_signs = metric == "abs_cosine"
         signed = np.concatenate([narrow, -narrow]) if both_signs else narrow
-        selector = None
-        if visible is not None:
-            selector = faiss.IDSelectorBitmap(np.packbits(visible, bitorder="little"))
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=keys.shape[1])
-        scores = np.empty((len(signed), k), np.float32)
-        rows = np.empty((len(signed), k), np.int64)
-        inputs = [np.ascontiguousarray(a) for a in (signed, keys, products)]
-        x, *pointers = [faiss.swig_ptr(a) for a in (*inputs, scores, rows)]
-        with _single_thread():  # Faiss's Python method takes no parameters
-            self._index.search_preassigned_c(len(signed), x, k, *pointers, False, parameters)
+        rows, scores = self._search_lists(signed, keys, products, k)
         if both_signs:  # a row is in one list, so it has been found with one sign only
             rows = np.concatenate([rows[: len(queries)], rows[len(queries) :]], axis=1)
             scores = np.concatenate([scores[: len(queries)], scores[len(queries) :]], axis=1)
         return [(r[r >= 0], s[r >= 0]) for r, s in zip(rows, scores, strict=True)]
+
+    def search_visible(
+        self,
+        query: Float[Array, " d"],
+        k: int,
+        metric: Metric,
+        probe_fraction: float,
+        visible: Bool[Array, " n"],
+        *,
+        until_stable: bool,
+    ) -> Candidates | None:
+        """Candidates of one query among the visible rows, wherever these are.
+
+        Lists without visible rows are skipped, and the share is that of the visible rows. The
+        share at which recall was measured says little here: what a filter leaves may lie far from
+        the query, spread over many lists. If lists near the query have hidden rows, the share is
+        therefore doubled until that adds hardly any of the k nearest. Each list is searched with
+        both signs.
+
+        Args:
+            query: A unit vector.
+            k: Number of neighbors.
+            metric: As of `Reader.search`.
+            probe_fraction: The share of the visible rows to search, at first.
+            visible: The rows that count.
+            until_stable: Whether to double the share; otherwise it grows only to reach k rows.
+
+        Returns:
+            Rows with their approximate scores; None if scanning all visible rows is about as fast.
+        """
+        counts = np.bincount(self._row_lists[visible], minlength=len(self._centroids))
+        products = self._centroids @ query.astype(np.float32)
+        sizes = np.abs(products) if metric == "abs_cosine" else products
+        order = np.argsort(-sizes, kind="stable")
+        usual = order[: max(1, round(probe_fraction * len(order)))]
+        if counts[usual].sum() >= (1 - FEW_HIDDEN) * self._list_sizes[usual].sum():
+            until_stable = False
+        order = order[counts[order] > 0]
+        covered = np.cumsum(counts[order])
+        total = int(covered[-1]) if len(covered) else 0
+        if until_stable:
+            k = max(k, STABLE_K)
+        target, start = max(probe_fraction * total, 2.0 * k, float(counts[usual].sum())), 0
+        rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        while target <= (total / 2 if until_stable else total):
+            stop = int(np.searchsorted(covered, target)) + 1
+            new = self._search_both_signs(query, k, metric, order[start:stop], products, visible)
+            rows = np.concatenate([rows, new[0]])
+            scores = np.concatenate([scores, new[1]])
+            best = np.argsort(-scores, kind="stable")[:k]
+            added = np.count_nonzero(best >= len(rows) - len(new[0]))
+            if not until_stable or (start and added <= STABLE * k):
+                return rows, scores
+            start, target = stop, 2 * target
+        return None
+
+    def _search_both_signs(
+        self,
+        query: Float[Array, " d"],
+        k: int,
+        metric: Metric,
+        lists: Int[Array, " p"],
+        products: Float[Array, " lists"],
+        visible: Bool[Array, " n"],
+    ) -> Candidates:
+        """At most k visible rows of the given lists, each with the larger of its scores."""
+        signs = (1, -1) if metric == "abs_cosine" else (1,)
+        signed = np.stack([sign * query.astype(np.float32) for sign in signs])
+        keys = np.stack([lists.astype(np.int64)] * len(signs))
+        values = np.stack([sign * products[lists] for sign in signs])
+        rows, scores = self._search_lists(signed, keys, values, k, visible)
+        rows, scores = rows[rows >= 0], scores[rows >= 0]
+        order = np.argsort(-scores, kind="stable")
+        distinct = order[np.sort(np.unique(rows[order], return_index=True)[1])][:k]
+        return rows[distinct], scores[distinct]
+
+    def _search_lists(
+        self,
+        queries: Float[Array, "b d"],
+        keys: Int[Array, "b p"],
+        products: Float[Array, "b p"],
+        k: int,
+        visible: Bool[Array, " n"] | None = None,
+    ) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
+        """The k rows of the lists `keys` with the largest products, padded with row -1."""
+        faiss, selector = _faiss(), None
+        if visible is not None:
+            selector = faiss.IDSelectorBitmap(np.packbits(visible, bitorder="little"))
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=keys.shape[1])
+        scores = np.empty((len(queries), k), np.float32)
+        rows = np.empty((len(queries), k), np.int64)
+        inputs = [np.ascontiguousarray(a) for a in (queries, keys, products)]
+        x, *pointers = [faiss.swig_ptr(a) for a in (*inputs, scores, rows)]
+        with _single_thread():  # Faiss's Python method takes no parameters
+            self._index.search_preassigned_c(len(queries), x, k, *pointers, False, parameters)
+        return rows, scores
+
+    @cached_property
+    def _row_lists(self) -> Int[Array, " n"]:
+        """The list that each row is in."""
+        faiss = _faiss()
+        lists = faiss.downcast_InvertedLists(self._index.invlists)
+        numbers = np.zeros(self._index.ntotal, np.int32)
+        for number in range(self._index.nlist):
+            size = lists.list_size(number)
+            if size:
+                numbers[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
+        return numbers
+
+    @cached_property
+    def _list_sizes(self) -> Int[Array, " lists"]:
+        return np.bincount(self._row_lists, minlength=len(self._centroids))
 
 
 def _choose_lists(
@@ -201,7 +304,7 @@ def _measure_recall(
     exact = _exact_neighbors(queries, vectors, k)
     recalls = []
     for probe_fraction in PROBE_FRACTIONS[:-1]:
-        results = index.search(queries, k, "abs_cosine", probe_fraction, None)
+        results = index.search(queries, k, "abs_cosine", probe_fraction)
         shares = []
         for nearest, (rows, scores) in zip(exact, results, strict=True):
             best = rows[np.argsort(-scores, kind="stable")[:k]]

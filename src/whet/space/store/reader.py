@@ -224,13 +224,15 @@ class DiskReader:
             self._probe_fraction(number, mask, k, exact, probe_fraction)
             for number, mask in enumerate(masks)
         ]
-        candidates = self._scan(units, k, metric, masks, fractions)
-        for i, indexed in enumerate(self._search_indexes(units, k, metric, masks, fractions)):
-            candidates[i] = np.union1d(candidates[i], indexed)
+        indexed, scans = self._search_indexes(
+            units, k, metric, masks, fractions, until_stable=probe_fraction is None
+        )
+        scanned = self._scan(units, k, metric, masks, scans)
+        candidates = [np.union1d(*pair) for pair in zip(scanned, indexed, strict=True)]
         pools = ((self._ids_at(p), self._gather_vectors(p)) for p in candidates)
         results = rerank(units, pools, k, metric, vectors, self.version)
         opened, failed = len(self.segments), len(self.errors)
-        all_scanned = not failed and all(fraction is None for fraction in fractions)
+        all_scanned = not failed and all(len(scan) == len(units) for scan in scans)
         return replace(results, exact=all_scanned, shards_ok=opened, shards=opened + failed)
 
     def _probe_fraction(
@@ -245,47 +247,56 @@ class DiskReader:
         scan_is_as_fast = 4 * np.count_nonzero(mask) <= probed_rows or 2 * k > probed_rows
         return None if fraction >= 1 or scan_is_as_fast else fraction
 
+    def _search_indexes(
+        self, queries: Float[Array, "b d"], k: int, metric: Metric, masks: list[Mask],
+        fractions: list[float | None], *, until_stable: bool,
+    ) -> tuple[list[Int[Array, " _"]], list[list[int]]]:  # fmt: skip
+        """Candidates of each query from the indexes, and the queries that must scan each segment.
+
+        Candidates are positions, somewhat more than k. A query scans a segment if its index is not
+        used, or proposes fewer than k of the rows that pass.
+        """
+        scans: list[list[int]] = []
+        results: list[list[tuple[Array, Array]]] = [[] for _ in queries]
+        for number, fraction in enumerate(fractions):
+            if fraction is None:
+                scans.append(list(range(len(queries))))
+                continue
+            mask, index = masks[number], self.segments[number].index
+            parts: list[Any]
+            if mask.all():
+                parts = list(index.search(queries, k, metric, fraction))
+            else:
+                parts = [
+                    index.search_visible(
+                        query, k, metric, fraction, mask, until_stable=until_stable
+                    )
+                    for query in queries
+                ]
+            scans.append([i for i, part in enumerate(parts) if part is None or len(part[0]) < k])
+            for i in set(range(len(queries))) - set(scans[-1]):
+                rows, scores = parts[i]
+                results[i].append((rows + self._starts[number], scores))
+        return [_best(parts, k + k // 8 + 16) for parts in results], scans
+
     def _scan(
         self, queries: Float[Array, "b d"], k: int, metric: Metric, masks: list[Mask],
-        fractions: list[float | None],
+        scans: list[list[int]],
     ) -> list[Int[Array, " _"]]:  # fmt: skip
-        """Candidates of each query, as positions, from the segments whose index is not used."""
+        """Candidates of each query, as positions, from the segments that the query scans."""
         tops = [TopK(k, self.dimension) for _ in queries]
         narrow = queries.astype(np.float32).T
         size = np.abs if metric == "abs_cosine" else np.asarray
         for number, segment in enumerate(self.segments):
-            if fractions[number] is not None:
+            if not scans[number]:
                 continue
             mask = None if masks[number].all() else masks[number]
             for rows, block in segment.vectors.blocks(mask):
                 positions = rows + self._starts[number]
-                for top, scores in zip(tops, size(block @ narrow).T, strict=True):
-                    top.offer(positions, scores)
+                products = size(block @ narrow[:, scans[number]]).T
+                for i, scores in zip(scans[number], products, strict=True):
+                    tops[i].offer(positions, scores)
         return [top.rows for top in tops]
-
-    def _search_indexes(
-        self, queries: Float[Array, "b d"], k: int, metric: Metric, masks: list[Mask],
-        fractions: list[float | None],
-    ) -> list[Int[Array, " _"]]:  # fmt: skip
-        """Candidates of each query, as positions, from the indexes: somewhat more than k."""
-        empty = (np.empty(0, np.int64), np.empty(0, np.float32))
-        results = [[empty] for _ in queries]
-        for number, fraction in enumerate(fractions):
-            if fraction is not None:
-                mask = None if masks[number].all() else masks[number]
-                index = self.segments[number].index
-                for i, (rows, scores) in enumerate(
-                    index.search(queries, k, metric, fraction, mask)
-                ):
-                    results[i].append((rows + self._starts[number], scores))
-        best = []
-        for parts in results:
-            positions, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-            limit = k + k // 8 + 16
-            if len(positions) > limit:
-                positions = positions[np.argpartition(-scores, limit)[:limit]]
-            best.append(positions)
-        return best
 
     def _passing(self, where: Filter | None) -> list[Mask]:
         """Which rows of each segment are visible and pass the filter."""
@@ -345,6 +356,17 @@ class DiskReader:
         for number, chosen in self._by_segment(positions):
             ids[chosen] = self.segments[number].ids[positions[chosen] - self._starts[number]]
         return ids
+
+
+def _best(parts: list[tuple[Array, Array]], limit: int) -> Int[Array, " _"]:
+    """The at most `limit` positions of largest score among several parts."""
+    if not parts:
+        return np.empty(0, np.int64)
+    positions, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if len(positions) > limit:
+        positions = positions[np.argpartition(-scores, limit)[:limit]]
+    best: Array = positions
+    return best
 
 
 class _ManifestReplaced(Exception):
