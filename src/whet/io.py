@@ -35,7 +35,9 @@ else:
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
 BLOCK_BYTES = 2**20
-_parse_lock = threading.Lock()
+ast_lock = threading.RLock()
+"""Held while `ast` parses: in CPython 3.11 that fails at random when several threads do so at once
+(SystemError, "AST constructor recursion depth mismatch")."""
 
 
 def load_npy(path: Path | IO[bytes], *, mapped: bool = False) -> NDArray[Any]:
@@ -44,7 +46,7 @@ def load_npy(path: Path | IO[bytes], *, mapped: bool = False) -> NDArray[Any]:
     Headers are parsed by one thread at a time: NumPy uses `ast`, which in CPython 3.11 fails at
     random when several threads do so (SystemError, "AST constructor recursion depth mismatch").
     """
-    with _parse_lock:
+    with ast_lock:
         try:
             mode: Any = "r" if mapped else None
             array: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)

@@ -100,7 +100,7 @@ def test_csv_gives_a_document_a_row(tmp_path):
         path = write(tmp_path / name, content.replace(b"one,", b"one").replace(b",", comma))
         assert list(read_documents(path, text_field="body")) == [
             Document("a", 'one "two"\nthree', {"n": "1"}),
-            Document("", "x", {"n": ""}),
+            Document(f"{name}:2", "x", {"n": ""}),
         ]
 
 
@@ -145,8 +145,8 @@ BAD = [
     ("d.csv", b"text,n\na,1\nb\n", "d.csv, row 2: 1 fields, expected 2"),
     ("d.csv", b"body,n\na,1\n", "d.csv: no field 'text', only 'body', 'n'"),
     ("d.csv", b"text,n\n,1\n", "d.csv, row 1: field 'text' is an empty text"),
-    ("d.csv", b'text,n\n"a,1\n', "d.csv: cannot be read after row 0"),
-    ("d.tsv", b"text\tn\n\xff\t1\n", "d.tsv: byte 0 of a line after row 0 is not UTF-8"),
+    ("d.csv", b'text,n\n"a,1\n', "d.csv, row 1: a quote is not closed"),
+    ("d.tsv", b"text\tn\n\xff\t1\n", "d.tsv, row 1: byte 0 is not UTF-8"),
     ("d.txt", b"ab\xe9cd", "d.txt: byte 2 is not UTF-8"),
     ("d.txt", b"", "d.txt: is empty"),
 ]

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from whet.data.chunking import Spans, get_chunker
-from whet.data.sources import Record, records
+from whet.data.sources import records
+from whet.data.tables import Record, table_rows
+from whet.data.values import is_missing, plain
 from whet.errors import SourceError
 
 SHOWN = 40  # characters of a text that an error message shows
@@ -38,7 +40,7 @@ read, from a source that can go on."""
 
 
 def to_documents(
-    items: Iterable[DocumentLike],
+    items: Iterable[DocumentLike] | Any,
     first: int = 0,
     *,
     text_field: str = "text",
@@ -46,11 +48,14 @@ def to_documents(
 ) -> Iterator[Document | SourceError]:
     """Convert Python objects to documents; an item without an id gets its number as id.
 
+    An id that is missing (None, NaN, NaT, NA) or empty counts as none.
+
     >>> [document.id for document in to_documents(["a b", {"id": "x", "text": "c"}])]
     ['0', 'x']
 
     Args:
-        items: Texts, mappings (`text_field`, `id`, metadata) or documents.
+        items: Texts, mappings (`text_field`, `id`, metadata) or documents; or a table of pandas,
+            Arrow or Polars, whose rows become the documents.
         first: Number of the first item.
         text_field: Key of a mapping that holds the text.
         chunks: See `read_documents`.
@@ -59,6 +64,9 @@ def to_documents(
         ValueError: If `chunks` is not a chunking rule, or an item is of another kind.
     """
     split = get_chunker(chunks)
+    rows = table_rows(items)
+    if rows is not None:
+        return _chunked(_from_table(rows, first, text_field), split)
     return _chunked(
         (to_document(item, i, text_field) for i, item in enumerate(items, first)), split
     )
@@ -70,8 +78,12 @@ def to_document(item: Any, number: int, text_field: str = "text") -> Document | 
     Raises:
         ValueError: If the item is of another kind.
     """
-    if isinstance(item, Document | SourceError):
+    if isinstance(item, SourceError):
         return item
+    if isinstance(item, Document):
+        return _with_json_metadata(item, number)
+    if hasattr(item, "as_py"):  # a scalar of Arrow
+        item = item.as_py()
     if isinstance(item, str):
         item = {text_field: item}
     if not isinstance(item, Mapping):
@@ -195,7 +207,7 @@ def _from_record(record: Record, text_field: str) -> Document | SourceError:
         )
     text = fields[text_field]
     if not isinstance(text, str):
-        kind = "null" if text is None else type(text).__name__
+        kind = "null" if is_missing(text) else type(text).__name__
         return SourceError(f"{record.where}: field {text_field!r} holds {kind}, expected a string")
     if not text:
         return SourceError(f"{record.where}: field {text_field!r} is an empty text")
@@ -205,7 +217,35 @@ def _from_record(record: Record, text_field: str) -> Document | SourceError:
         return SourceError(f"{record.where}: unpaired surrogate at position {error.start}")
     rest = {key: value for key, value in fields.items() if key not in (text_field, "id", "meta")}
     meta = fields.get("meta")
-    if meta is not None:
+    if not is_missing(meta):
         rest = {**meta, **rest} if isinstance(meta, dict) else {"meta": meta, **rest}
-    name = record.name if fields.get("id") is None else str(fields["id"])
-    return Document(name, text, rest)
+    try:
+        return Document(_id(fields.get("id"), record.name), str(text), plain(rest))
+    except ValueError as error:
+        return SourceError(f"{record.where}: {error}")
+
+
+def _from_table(
+    rows: Iterable[dict[str, Any] | str], first: int, text_field: str
+) -> Iterator[Document | SourceError]:
+    """The documents of a table's rows; one error if the table has no column `text_field`."""
+    for number, fields in enumerate(rows, first):
+        if isinstance(fields, str):
+            yield SourceError(f"row {number} of the table: {fields}")
+            continue
+        yield _from_record(Record(str(number), f"row {number} of the table", fields), text_field)
+        if text_field not in fields:
+            return
+
+
+def _with_json_metadata(document: Document, number: int) -> Document | SourceError:
+    try:
+        return Document(_id(document.id, str(number)), document.text, plain(document.meta))
+    except ValueError as error:
+        return SourceError(f"document {document.id!r}: {error}")
+
+
+def _id(value: Any, default: str) -> str:
+    """The id of a document; `default` if it is missing or empty."""
+    value = plain(value)
+    return default if value is None or value == "" else str(value)

@@ -8,17 +8,21 @@
 In text, as `parse` reads it: `set == "github" and not (year < 2010 or lang in ["c", "py"])`. A
 field is a key of a document's `meta`, or `id`. The logic is two-valued: a document without the
 field, or with a value of another kind, fails every comparison and passes its negation. Strings are
-compared by code point.
+compared by code point, but points in time in ISO 8601 as moments: `2024-06-01T12:00:00Z` equals
+`2024-06-01T14:00:00+02:00`, and one without an offset counts as UTC.
 """
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
 
+from whet.data.values import comparable_time
+from whet.io import ast_lock
 from whet.maths.arrays import Array
 
 Value = str | int | float | bool
@@ -34,8 +38,11 @@ class Compare:
     field: str
     op: str
     value: Value
+    kinds: tuple[str, ...] = field(init=False, repr=False)
+    """Distinguishes filters whose values compare equal, such as True and 1."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", (kind(self.value),))
         if self.op not in OPERATORS:
             raise ValueError(f"op is {self.op!r}: expected one of {', '.join(OPERATORS)}")
         _check(self.value)
@@ -47,9 +54,11 @@ class In:
 
     field: str
     values: tuple[Value, ...]
+    kinds: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "kinds", tuple(kind(value) for value in self.values))
         for value in self.values:
             _check(value)
 
@@ -169,6 +178,13 @@ def kind(value: Value) -> str:
     return "number" if isinstance(value, int | float) else "text"
 
 
+def as_comparable(field: str, value: Value) -> Value:
+    """The form in which filters compare a value of `field`: a point in time in one spelling."""
+    if field == "id" or not isinstance(value, str):
+        return value
+    return comparable_time(value) or value
+
+
 def parse(text: str) -> Filter:
     """Parse the text form of a filter.
 
@@ -179,13 +195,21 @@ def parse(text: str) -> Filter:
         ValueError: If `text` does not follow the grammar; the message names the part.
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval")
-        return _filter(tree.body)
+        return _filter(_parse_expression(text.strip()))
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(
             f"filter {text!r} cannot be read ({error}): "
             'expected such as `set == "github" and year >= 2010`'
         ) from error
+
+
+def _parse_expression(text: str) -> ast.expr:
+    """Parse Python; tries again if another library parses at the same time (see `ast_lock`)."""
+    for _ in range(9):
+        with ast_lock, suppress(SystemError):
+            return ast.parse(text, mode="eval").body
+    with ast_lock:
+        return ast.parse(text, mode="eval").body
 
 
 def as_filter(where: Filter | str | None) -> Filter | None:

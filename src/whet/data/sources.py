@@ -1,44 +1,34 @@
-"""Sources of records: JSON, CSV, Parquet, folders, single files, stdin, Hugging Face data sets.
+"""Where documents come from: JSON, CSV, Parquet, folders, files, stdin, Hugging Face data sets.
 
-Records are read one at a time. A `SourceError` is yielded in place of each one that cannot be read,
+A source yields its records one at a time, and an error in place of a record that cannot be read,
 so that the caller decides whether to go on.
 """
 
-import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from whet.data.tables import Record, Records, csv_rows, parquet_rows
 from whet.errors import SourceError, require
 
-LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+LINES = "jsonl|ndjson|jsonlines|jl|ldjson"
+SEPARATORS = {"csv": ",", "tsv": "\t", "tab": "\t"}
+PARQUET = ("parquet", "parq", "pq")
+FORMATS = rf"{LINES}|json|{'|'.join(SEPARATORS)}|{'|'.join(PARQUET)}"
+ENDING = re.compile(rf"\.({FORMATS})(?:\.(gz|gzip|zst|zstd|bz2|xz|lz4|zip|br|7z))?$", re.IGNORECASE)
+MAGIC = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst"}
 STDIN = "-"
-MAX_FIELD = 2**31 - 1  # characters of a CSV field; the default limit is 131,072
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record of a source."""
-
-    name: str
-    """Id of the document if the record has none."""
-    where: str
-    """File and line, for error messages."""
-    fields: dict[str, Any]
-
-
-Records = Iterator[Record | SourceError]
+WINDOW_LOG = 27  # of zstd: Arrow decompresses windows of up to 2**27 bytes
 
 
 def records(source: str, text_field: str) -> Records:
-    """The records of `source`; a file of plain text is one record with the field `text_field`.
+    """The records of `source`; a file of another format is one record with the field `text_field`.
 
     Raises:
         SourceError: If there is no such file or folder.
@@ -59,45 +49,114 @@ def _folder(folder: Path, text_field: str) -> Records:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if not any(part.startswith(".") for part in name.parts) and path.is_file():
-            yield from _file(path, name.as_posix(), text_field, skip_binary=True)
+            yield from _file(path, name.as_posix(), text_field, in_folder=True)
 
 
-def _file(path: Path, name: str, text_field: str, *, skip_binary: bool = False) -> Records:
-    """The records of a file; with `skip_binary`, none of an empty or binary file."""
+def _file(path: Path, name: str, text_field: str, *, in_folder: bool = False) -> Records:
+    """The records of a file; with `in_folder`, an empty or binary file has none."""
+    ending = ENDING.search(name)
+    format, packing = (part and part.lower() for part in ending.groups()) if ending else ("", None)
     try:
         with path.open("rb") as file:
-            if name.endswith(LINES):
+            if format:
+                yield from _formatted(file, name, path, text_field, format, packing, in_folder)
+                return
+            start = file.read(8192)
+            file.seek(0)
+            if start.startswith(b"PAR1"):
+                yield from parquet_rows(file, name, str(path), text_field)
+            elif _is_json_lines(file, text_field):
                 yield from _json_lines(file, name, str(path))
-            elif name.endswith(".json"):
-                if not (skip_binary and _is_binary(file.read(1))):
-                    yield from _json_file(file, name, str(path))
-            elif name.endswith(tuple(SEPARATORS)):
-                separator = SEPARATORS[path.suffix]
-                yield from _table(file, name, str(path), separator, text_field)
-            elif name.endswith(".parquet"):
-                yield from _parquet(file, name, str(path), text_field)
-            else:
-                start = file.read(8192)
-                if not (skip_binary and _is_binary(start)):
-                    yield _plain(start + file.read(), name, str(path), text_field)
+            elif not (in_folder and (_is_binary(start) or start.startswith(tuple(MAGIC)))):
+                yield from _whole_file(file.read(), name, str(path), text_field)
     except OSError as error:
         yield SourceError(f"{path}: cannot be read: {error.strerror}")
 
 
+def _formatted(
+    file: IO[bytes], name: str, path: Path, text_field: str, format: str, packing: str | None,
+    in_folder: bool,
+) -> Records:  # fmt: skip
+    """The records of a file whose ending names its format."""
+    where = str(path)
+    packing = {"gzip": "gz", "zstd": "zst"}.get(packing or "", packing)
+    if packing not in (None, "gz", "zst") or (packing and format in PARQUET):
+        yield SourceError(
+            f"{where}: `.{format}.{packing}` is not a format that whet reads: unpack it, or pack "
+            "JSON lines, JSON or CSV as .gz or .zst"
+        )
+    elif format in PARQUET:
+        yield from parquet_rows(file, name, where, text_field)
+    elif format == "json":
+        content = _content(file, where, packing)
+        if isinstance(content, SourceError):
+            yield content
+        elif not (in_folder and _is_binary(content[:1])):
+            yield from _json_file(content, name, where)
+    elif format in SEPARATORS:
+        errors: list[SourceError] = []
+        lines = _until_error(_lines(file, where, packing), errors)
+        yield from csv_rows(lines, name, where, SEPARATORS[format], text_field)
+        yield from errors
+    else:
+        yield from _json_lines(file, name, where, packing)
+
+
 def _is_binary(start: bytes) -> bool:
-    """Whether a file that starts with these bytes is empty or, by Git's rule, binary."""
+    """Whether a file that begins so is empty or, by Git's rule, binary."""
     return not start or b"\0" in start
 
 
-def _plain(content: bytes, name: str, where: str, text_field: str) -> Record | SourceError:
+def _is_json_lines(file: IO[bytes], text_field: str) -> bool:
+    """Whether a file of another ending holds JSON lines: two objects, or one with a text."""
+    found: list[dict[str, Any]] = []
+    try:
+        if file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
+            file.seek(0)
+            while len(found) < 2 and (line := file.readline()):
+                if text := line.decode("utf-8-sig").strip():
+                    found.append(json.loads(text))
+                    if not isinstance(found[-1], dict):
+                        return False
+    except (ValueError, RecursionError):
+        return bool(found) and text_field in found[0]
+    finally:
+        file.seek(0)
+    return len(found) == 2 or any(text_field in fields for fields in found)
+
+
+def _whole_file(content: bytes, name: str, where: str, text_field: str) -> Records:
+    """One document, or the records of a JSON array of objects that is not called JSON."""
+    packing = next((p for magic, p in MAGIC.items() if content.startswith(magic)), None)
+    if packing:
+        yield SourceError(f"{where}: is packed ({packing}): unpack it, or call it `.jsonl.{packing}`")
+        return
     if not content:
-        return SourceError(f"{where}: is empty: expected a text")
+        yield SourceError(f"{where}: is empty: expected a text")
+        return
     text = _utf8(content, where)
-    return text if isinstance(text, SourceError) else Record(name, where, {text_field: text})
+    if isinstance(text, SourceError):
+        yield text
+    elif re.match(r"\s*\[\s*\{", text) and _has_texts(text, text_field):
+        yield from _json_file(content, name, where)
+    else:
+        yield Record(name, where, {text_field: text})
 
 
-def _json_lines(file: IO[bytes], name: str, path: str) -> Records:
-    for number, line in _lines(file, path):
+def _has_texts(text: str, text_field: str) -> bool:
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return any(isinstance(fields, dict) and text_field in fields for fields in rows)
+
+
+def _json_lines(file: IO[bytes], name: str, path: str, packing: str | None = None) -> Records:
+    return _json_records(_lines(file, path, packing), name, path)
+
+
+def _json_records(lines: Iterable[bytes | SourceError], name: str, path: str) -> Records:
+    for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         if isinstance(line, SourceError):
             yield line
@@ -123,10 +182,9 @@ def _record(fields: Any, name: str, where: str) -> Record | SourceError:
     return Record(name, where, fields)
 
 
-def _json_file(file: IO[bytes], name: str, where: str) -> Records:
-    """The records of an array of objects, of one object, or of JSON lines named `.json`."""
-    file.seek(0)
-    text = _utf8(file.read(), where)
+def _json_file(content: bytes, name: str, where: str) -> Records:
+    """The records of an array of objects, of one object, or of JSON lines in a `.json` file."""
+    text = _utf8(content, where)
     if isinstance(text, SourceError):
         yield text
         return
@@ -138,8 +196,7 @@ def _json_file(file: IO[bytes], name: str, where: str) -> Records:
     except (ValueError, RecursionError) as error:
         lines = text.strip().split("\n")
         if len(lines) > 1 and isinstance(_json(lines[0], name, where), Record):
-            file.seek(0)
-            yield from _json_lines(file, name, where)
+            yield from _json_records(io.BytesIO(content), name, where)
         else:
             yield SourceError(f"{where}: not valid JSON ({error})")
         return
@@ -150,93 +207,94 @@ def _json_file(file: IO[bytes], name: str, where: str) -> Records:
             yield _record(fields, f"{name}:{number}", f"{where}, record {number}")
     else:
         yield SourceError(
-            f"{where}: holds no object: expected one, an array of them, or a line each"
+            f"{where}: holds no object: expected one, an array of them, or one per line"
         )
 
 
-def _table(file: IO[bytes], name: str, where: str, separator: str, text_field: str) -> Records:
-    """The rows of a CSV file whose first line names the fields; quotes may contain newlines."""
-    lines = (line.decode("utf-8-sig") for line in file)
-    rows = csv.reader(lines, delimiter=separator, strict=True)
-    row, fields = 0, list[str]()
-    csv.field_size_limit(MAX_FIELD)
-    try:
-        for row, cells in enumerate(filter(None, rows)):
-            place = f"{where}, row {row}"
-            if not row:
-                fields = cells
-                if text_field not in fields:
-                    yield Record(name, where, dict.fromkeys(fields))  # one error for all rows
-                    return
-            elif len(cells) != len(fields):
-                yield SourceError(
-                    f"{place}: {len(cells)} fields, expected {len(fields)} as in the first line"
-                )
-            else:
-                yield Record(f"{name}:{row}", place, dict(zip(fields, cells, strict=True)))
-    except UnicodeDecodeError as error:
-        yield SourceError(f"{where}: byte {error.start} of a line after row {row} is not UTF-8")
-    except csv.Error as error:
-        yield SourceError(f"{where}: cannot be read after row {row}: {error}")
+def _content(file: IO[bytes], where: str, packing: str | None) -> bytes | SourceError:
+    """All bytes of a file, unpacked."""
+    errors: list[SourceError] = []
+    content = b"".join(_until_error(_lines(file, where, packing), errors))
+    return errors[0] if errors else content
 
 
-def _lines(file: IO[bytes], path: str) -> Iterator[tuple[int, bytes | SourceError]]:
-    """Numbered lines; an error in place of the rest if a compressed file is truncated."""
-    kind = path.rpartition(".")[2]
+def _until_error(
+    lines: Iterable[bytes | SourceError], errors: list[SourceError]
+) -> Iterator[bytes]:
+    """The lines up to the first error, which is appended to `errors`."""
+    for line in lines:
+        if isinstance(line, SourceError):
+            errors.append(line)
+            return
+        yield line
+
+
+def _lines(file: IO[bytes], path: str, packing: str | None) -> Iterator[bytes | SourceError]:
+    """Lines; an error in place of the rest if a compressed file is truncated."""
     number = 0
     try:
-        for number, line in enumerate(_unpacked(file, kind), start=1):
-            yield number, line
+        for number, line in enumerate(_unpacked(file, packing), start=1):  # noqa: B007
+            yield line
     except (EOFError, zlib.error, OSError) as error:
-        if kind not in ("gz", "zst"):
+        if packing is None:
             raise
-        yield (
-            number,
-            SourceError(f"{path}: truncated or corrupt {kind} after line {number} ({error})"),
-        )
+        if "too much memory" in str(error):  # zstd's message about a long window
+            yield SourceError(
+                f"{path}: its zstd window is larger than {2**WINDOW_LOG // 2**20} MiB, as of `zstd "
+                "--long`: unpack it with `zstd -d --long=31`, then index that, or pack it without "
+                "--long"
+            )
+        else:
+            yield SourceError(f"{path}: truncated or corrupt {packing} after line {number} ({error})")
 
 
-def _unpacked(file: IO[bytes], kind: str) -> Iterable[bytes]:
-    if kind == "gz":
+def _unpacked(file: IO[bytes], packing: str | None) -> Iterable[bytes]:
+    if packing == "gz":
         return gzip.open(file)
-    if kind == "zst":
+    if packing == "zst":
         import pyarrow as pa
 
         return io.BufferedReader(cast(Any, pa.CompressedInputStream(file, "zstd")))
     return file
 
 
-def _parquet(file: IO[bytes], name: str, path: str, text_field: str) -> Records:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    row = 0
-    try:
-        parquet = pq.ParquetFile(file)
-        if text_field not in parquet.schema_arrow.names:
-            yield Record(
-                name, path, dict.fromkeys(parquet.schema_arrow.names)
-            )  # one error for all rows
-            return
-        for batch in parquet.iter_batches(batch_size=1024):
-            for fields in batch.to_pylist():
-                row += 1
-                yield Record(f"{name}:{row}", f"{path}, row {row}", fields)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        yield SourceError(f"{path}: cannot be read as Parquet after row {row}: {reason}")
-
-
 def _dataset(spec: str) -> Records:
+    """The records of a data set, `NAME`, `NAME:SPLIT`, `NAME@CONFIG` or `NAME@CONFIG:SPLIT`."""
     datasets = require("datasets", "data")
-    name, _, split = spec.partition(":")
+    name, config, split = _parse_dataset(spec)
+    if not name:
+        yield SourceError("hf: names no data set: expected `hf:owner/name@config:split`")
+        return
+    where, number = f"hf:{name}" + (f"@{config}" if config else ""), 0
     try:
-        rows = iter(datasets.load_dataset(name, split=split or "train", streaming=True))
+        rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
         for number, fields in enumerate(rows, start=1):
-            yield Record(f"{name}:{number}", f"hf:{name}, row {number}", fields)
-    except (OSError, ValueError, ImportError) as error:  # raised by `datasets` for an invalid name
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        yield SourceError(f"hf:{name}: cannot be read as a data set: {reason}")
+            yield Record(f"{name}:{number}", f"{where}, row {number}", fields)
+    except Exception as error:  # `datasets` raises errors of its own, of Arrow, and of the network
+        after = f" after row {number}" if number else ""
+        reason = _dataset_reason(name, error)
+        yield SourceError(f"{where}: cannot be read as a data set{after}: {reason}")
+
+
+def _parse_dataset(spec: str) -> tuple[str, str | None, str]:
+    """Name, configuration and split. The name of an existing folder may contain `@` and `:`."""
+    if Path(spec).is_dir() and spec:
+        return spec, None, ""
+    rest, _, split = spec.rpartition(":") if ":" in spec else (spec, "", "")
+    if Path(rest).is_dir() and rest:
+        return rest, None, split
+    name, _, config = rest.rpartition("@") if "@" in rest else (rest, "", "")
+    return name, config or None, split
+
+
+def _dataset_reason(name: str, error: Exception) -> str:
+    """Why a data set cannot be read, on one line; names its configurations if one is missing."""
+    message = str(error)
+    listed = re.search(r"(?:available configs|Available|available)[^\[]*(\[[^\]]*\])", message)
+    if listed and ("onfig" in message):
+        configs = listed.group(1)
+        return f"choose a configuration with `hf:{name}@CONFIG`: it has {configs}"
+    return " ".join(message.split())[:300] or type(error).__name__
 
 
 def _utf8(line: bytes, where: str) -> str | SourceError:

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from whet.embed.terms import ANALYZER, legacy_terms, terms
 from whet.errors import SpaceError
 from whet.io import load_npy
 from whet.maths.arrays import Array, as_count, normalize_rows
 
-TERM = r"\w+|[^\w\s]"  # words, numbers and single symbols, of which code and formulas consist
 CUT = 4000  # characters of a text that are read
 SAMPLE = 16_384  # texts that are fitted
 TERMS = 50_000  # the most frequent terms are used
+ANALYZERS = {1: legacy_terms, ANALYZER: terms}
 MIN_NORM = 1e-6  # a shorter projection is rounding: weights are 1 or more
 
 
@@ -33,16 +34,22 @@ class LSA:
 
     name = "lsa"
 
-    def __init__(self, terms: Sequence[str], weights: Float[Array, "terms d"]) -> None:
+    def __init__(
+        self, terms: Sequence[str], weights: Float[Array, "terms d"], analyzer: int = ANALYZER
+    ) -> None:
         """Use `fit` or `load` instead. A row of `weights` is a term's idf × singular vectors."""
         from sklearn.feature_extraction.text import CountVectorizer
 
         self._terms = list(terms)
         self._weights = weights
+        self.analyzer = analyzer
+        """Version of the terms (`whet.embed.terms`): 1 in data spaces that do not store one."""
         self._counter = CountVectorizer(
-            vocabulary=self._terms, token_pattern=TERM, dtype=np.float32
+            vocabulary=self._terms, analyzer=ANALYZERS[analyzer], dtype=np.float32
         )
         digest = hashlib.sha256(json.dumps(self._terms).encode())
+        if analyzer > 1:  # fingerprints of version 1 stay as they were
+            digest.update(f"analyzer {analyzer}".encode())
         digest.update(np.ascontiguousarray(weights).data)
         self.fingerprint = digest.hexdigest()[:32]
         self.dimension = weights.shape[1]
@@ -72,7 +79,7 @@ class LSA:
             rows = sorted(np.random.default_rng(seed).permutation(len(rows))[:SAMPLE].tolist())
         if not any(texts[row][:CUT].strip() for row in rows):
             raise ValueError(f"none of {len(rows)} texts contains a term: nothing to fit lsa on")
-        counter = CountVectorizer(max_features=TERMS, token_pattern=TERM, dtype=np.float32)
+        counter = CountVectorizer(max_features=TERMS, analyzer=terms, dtype=np.float32)
         counts = counter.fit_transform(texts[row][:CUT] for row in rows)
         tfidf = TfidfTransformer(sublinear_tf=True)
         weighted = tfidf.fit_transform(counts)
@@ -99,6 +106,8 @@ class LSA:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "terms.json").write_text(json.dumps(self._terms, ensure_ascii=False), "utf-8")
+        if self.analyzer > 1:  # version 1 had no such file
+            (folder / "analyzer.json").write_text(json.dumps({"version": self.analyzer}), "utf-8")
         np.save(folder / "weights.npy", self._weights)
 
     @classmethod
@@ -111,13 +120,20 @@ class LSA:
         folder = Path(folder)
         try:
             terms = json.loads((folder / "terms.json").read_text("utf-8"))
+            path = folder / "analyzer.json"
+            analyzer = json.loads(path.read_text("utf-8"))["version"] if path.exists() else 1
             weights = load_npy(folder / "weights.npy")
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise SpaceError(
                 f"{folder} does not contain a readable lsa embedder: {error}"
             ) from error
+        if analyzer not in ANALYZERS:
+            raise SpaceError(
+                f"{folder} was made by a later whet (analyzer {analyzer}, known: "
+                f"{', '.join(map(str, ANALYZERS))}): upgrade whet"
+            )
         if weights.ndim != 2 or len(terms) != len(weights):
             raise SpaceError(
                 f"{folder} has {len(terms)} terms, but weights of shape {weights.shape}"
             )
-        return cls(terms, weights)
+        return cls(terms, weights, analyzer)

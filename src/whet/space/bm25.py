@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, Int
 
-from whet.embed.lsa import TERM
+from whet.embed.terms import terms
 from whet.maths.arrays import Array, as_count
 
 K1 = 1.5  # how fast the effect of further occurrences of a word saturates
@@ -35,7 +35,7 @@ class BM25:
         from scipy.sparse import diags_array
         from sklearn.feature_extraction.text import CountVectorizer
 
-        self._counter = CountVectorizer(token_pattern=TERM, dtype=np.float32)
+        self._counter = CountVectorizer(analyzer=terms, dtype=np.float32)
         try:
             counts = self._counter.fit_transform(texts)
         except ValueError as error:  # scikit-learn's "empty vocabulary"

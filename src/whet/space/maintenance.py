@@ -1,11 +1,11 @@
 """Describing, verifying and exporting a data space; needs no embedder."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from whet.data.filters import Filter, as_filter
+from whet.data.values import read_meta
 from whet.errors import SpaceError
 from whet.io import as_json
 from whet.space.store.manifest import SEGMENTS, STAGING, read_manifest
@@ -91,5 +91,5 @@ def export(path: Path, where: Filter | str | None = None) -> Iterator[str]:
     ids = store.ids(as_filter(where))
     for start in range(0, len(ids), BATCH):
         for row in store.rows(ids[start : start + BATCH]).to_pylist():
-            yield as_json({**row, "meta": json.loads(row["meta"])}) + "\n"
+            yield as_json({**row, "meta": read_meta(row["meta"])}) + "\n"
     store.close()

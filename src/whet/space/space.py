@@ -1,6 +1,5 @@
 """A data space: documents on disk, their vectors, and the embedder that made them."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from jaxtyping import Float, Int
 
 from whet.data.documents import Document, reject_str
 from whet.data.filters import Filter, as_filter, both
+from whet.data.values import read_meta
 from whet.embed.embedder import Embedder, check_embedder
 from whet.embed.registry import get_embedder
 from whet.errors import EmbedderMismatchError, SpaceError
@@ -269,7 +269,7 @@ class DataSpace:
     def documents(self, rows: Iterable[int] | Int[Array, " n"]) -> list[Document]:
         """The documents in `rows`. Raises IndexError for an unknown row."""
         return [
-            Document(row["id"], row["text"], json.loads(row["meta"]))
+            Document(row["id"], row["text"], read_meta(row["meta"]))
             for row in self.store.rows(list(rows)).to_pylist()
         ]
 

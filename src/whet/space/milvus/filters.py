@@ -8,7 +8,7 @@ preserves their order, so that none can be mistaken for a part of an expression.
 
 from collections.abc import Sequence
 
-from whet.data.filters import And, Compare, Filter, In, Not, Or, Value, kind
+from whet.data.filters import And, Compare, Filter, In, Not, Or, Value, as_comparable, kind
 
 ALL, NONE = "(row >= 0)", "(row < 0)"
 NEGATED = {"==": "!=", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
@@ -76,7 +76,7 @@ def _comparison(field: str, op: str, value: Value, negate: bool) -> str:
         if kind(value) != "text":
             return ALL if negate else NONE
         return f"(name {operator} {literal(value)})"
-    path = field_path(field, kind(value))
+    path, value = field_path(field, kind(value)), as_comparable(field, value)
     if negate:
         return f"((not (exists {path})) or ({path} {operator} {literal(value)}))"
     return f"((exists {path}) and ({path} {operator} {literal(value)}))"

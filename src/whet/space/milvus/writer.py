@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from whet.data.filters import Filter, kind
+from whet.data.filters import Filter, as_comparable, kind
 from whet.errors import EmbedderMismatchError, SpaceError, require
 from whet.maths.arrays import Array
 from whet.space.milvus.filters import field_key, hex_encode
@@ -248,7 +248,7 @@ def _entities(
             kinds = fields.setdefault(name, [])
             if kind(value) not in kinds:
                 kinds.append(kind(value))
-            value = comparable(value)
+            value = comparable(as_comparable(name, value))
             encoded = hex_encode(value) if isinstance(value, str) else value
             values[field_key(name, kind(value))] = encoded
         entities.append({"row": first + i, "name": hex_encode(row["id"]), "text": row["text"],

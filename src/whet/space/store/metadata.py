@@ -5,6 +5,9 @@ never compare. Of a text, the first 257 characters are stored: a filter compares
 so the rest never decides. Values without a column (of fields beyond the first 128, integers of more
 than 64 bits) are read from the records when a filter needs them, so filters see every value. Lists,
 objects, null and NaN have no kind: no comparison is true of them.
+
+Points in time are stored in the one spelling by which they compare; those that earlier versions
+stored are converted when a filter first compares their column.
 """
 
 import json
@@ -20,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
-from whet.data.filters import LONGEST, OPERATORS, Value, kind
+from whet.data.filters import LONGEST, OPERATORS, Value, as_comparable, kind
+from whet.data.values import TIME_PREFIX, comparable_time
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
 from whet.space.store.records import RecordFile, as_strings
@@ -28,6 +32,7 @@ from whet.space.store.records import RecordFile, as_strings
 MAX_COLUMNS = 128  # per segment, because each takes space in every row
 TYPES = {"truth": pa.bool_(), "whole": pa.int64(), "real": pa.float64(), "text": pa.large_string()}
 KINDS = {"truth": "truth", "whole": "number", "real": "number", "text": "text"}
+_COMPARABLE = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d*[1-9])?$"  # what `comparable_time` returns
 COMPARE = {"==": pc.equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater}
 COMPARE |= {">=": pc.greater_equal}
 COMPLETE = b"whet.complete"
@@ -57,7 +62,7 @@ class MetadataWriter:
                     name = f"{type_} {field}"
                     if name in self._schema or len(self._schema) < MAX_COLUMNS:
                         self._schema.setdefault(name, TYPES[type_])
-                        columns[name][position] = comparable(value)
+                        columns[name][position] = comparable(as_comparable(field, value))
                         continue
                 self._complete &= value_kind(value) is None
         arrays = {name: pa.array(column, self._schema[name]) for name, column in columns.items()}
@@ -107,6 +112,7 @@ class MetadataColumns:
         self._complete = (table.schema.metadata or {}).get(COMPLETE)
         self._full = len(names) >= MAX_COLUMNS
         self._read: dict[tuple[str, str], list[Value]] = {}
+        self._converted: set[str] = set()  # fields whose points in time have one spelling
 
     def __len__(self) -> int:
         return self._count
@@ -127,16 +133,20 @@ class MetadataColumns:
         """Rows whose value in `field` compares with any of `values` by `op`."""
         mask = np.zeros(len(self), bool)
         for type_, chunks in self._chunks.get(field, {}).items():
-            same_kind = [value for value in values if kind(value) == KINDS[type_]]
+            same_kind = [as_comparable(field, v) for v in values if kind(v) == KINDS[type_]]
             if not same_kind:
                 continue
+            if type_ == "text" and field not in self._converted and field != "id":
+                chunks = [_with_comparable_times(chunk) for chunk in chunks]
+                self._chunks[field][type_] = chunks
+                self._converted.add(field)
             compare = _compare_numbers if KINDS[type_] == "number" else _compare_others
             parts = [compare(chunk, op, same_kind) for chunk in chunks]
             mask |= np.concatenate(parts) if parts else False
         for kind_ in {kind(value) for value in values}:
             rows = self._without_column.get((field, kind_))
             if rows is not None:
-                same_kind = [value for value in values if kind(value) == kind_]
+                same_kind = [as_comparable(field, v) for v in values if kind(v) == kind_]
                 passes = PYTHON_OPERATORS[op]
                 mask[rows] |= np.fromiter(
                     (any(passes(have, value) for value in same_kind)
@@ -182,7 +192,7 @@ class MetadataColumns:
         values = self._read.get((field, kind_))
         if values is None:
             metas = as_strings(self._records.take(rows, ["meta"])["meta"])
-            values = [comparable(json.loads(meta)[field]) for meta in metas]
+            values = [comparable(as_comparable(field, json.loads(meta)[field])) for meta in metas]
             if len(self._read) >= CACHED_FIELDS:
                 self._read = {}
             self._read[field, kind_] = values
@@ -206,6 +216,19 @@ def _compare_others(chunk: pa.Array, op: str, values: list[Any]) -> Bool[Array, 
         matches = COMPARE[op](chunk, pa.scalar(values[0], chunk.type)).fill_null(False)
     mask: Bool[Array, " n"] = matches.to_numpy(zero_copy_only=False)
     return mask
+
+
+def _with_comparable_times(chunk: pa.Array) -> pa.Array:
+    """The texts with each point in time in the spelling by which it compares."""
+    times = pc.match_substring_regex(chunk, TIME_PREFIX)
+    comparable_already = pc.match_substring_regex(chunk, _COMPARABLE)
+    pending = pc.and_not(times, comparable_already).fill_null(False)
+    if not pc.any(pending).as_py():
+        return chunk
+    texts = chunk.filter(pending)
+    unique = {text: comparable_time(text) or text for text in texts.unique().to_pylist()}
+    converted = pa.array([unique[text] for text in texts.to_pylist()], chunk.type)
+    return pc.replace_with_mask(chunk, pending, converted)
 
 
 def _concatenate(chunks: list[pa.Array]) -> Bool[Array, " n"]:
