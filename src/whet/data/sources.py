@@ -129,7 +129,9 @@ def _whole_file(content: bytes, name: str, where: str, text_field: str) -> Recor
     """One document, or the records of a JSON array of objects that is not called JSON."""
     packing = next((p for magic, p in MAGIC.items() if content.startswith(magic)), None)
     if packing:
-        yield SourceError(f"{where}: is packed ({packing}): unpack it, or call it `.jsonl.{packing}`")
+        yield SourceError(
+            f"{where}: is packed ({packing}): unpack it, or call it `.jsonl.{packing}`"
+        )
         return
     if not content:
         yield SourceError(f"{where}: is empty: expected a text")
@@ -245,7 +247,9 @@ def _lines(file: IO[bytes], path: str, packing: str | None) -> Iterator[bytes | 
                 "--long"
             )
         else:
-            yield SourceError(f"{path}: truncated or corrupt {packing} after line {number} ({error})")
+            yield SourceError(
+                f"{path}: truncated or corrupt {packing} after line {number} ({error})"
+            )
 
 
 def _unpacked(file: IO[bytes], packing: str | None) -> Iterable[bytes]:

@@ -26,7 +26,9 @@ UNSPACED = (
     + "\u1950-\u1974\u1980-\u19c9\u1a20-\u1a7c\uaa80-\uaadd"  # Tai Le, New Tai Lue, Tai Tham, Viet
     + "\u1b00-\u1b4b\ua980-\ua9c0\ua000-\ua48c\U00017000-\U00018cff"  # Balinese, Javanese, Yi, Tangut
 )
-IGNORED = re.compile("[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+IGNORED = re.compile(
+    "[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]"
+)
 """Characters that are not seen: soft hyphens, joiners, variation selectors, byte order marks."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
