@@ -80,7 +80,7 @@ def test_hidden_states_of_before_a_merge_are_not_used_after_it(model, tmp_path):
         assert after == fresh.step({0: text}) != before
 
 
-def test_an_adapter_of_another_model_is_refused(model, tmp_path):
+def test_an_adapter_of_another_model_is_an_error(model, tmp_path):
     learned(model, tmp_path)
     adapter = Adapter.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_an_adapter_of_another_model_is_refused(model, tmp_path):
         adapter.merge_into(other)
 
 
-def test_slots_of_another_form_are_refused(model, tmp_path):
+def test_slots_with_another_adapter_are_an_error(model, tmp_path):
     learned(model, tmp_path)
     with pytest.raises(
         ValueError, match="adapter has r=4, lora_alpha=64.0 and .* the engine has r=2"
@@ -102,7 +102,7 @@ def test_slots_of_another_form_are_refused(model, tmp_path):
         Adapter.from_slot(Slots(model, FullFineTuning()), 0)
 
 
-def test_what_is_no_adapter_is_one_clear_line(model, tmp_path):
+def test_a_folder_without_an_adapter_is_an_error(model, tmp_path):
     with pytest.raises(ModelError, match="contains no adapter: expected adapter_config.json"):
         Adapter.from_pretrained(tmp_path / "nowhere")
     learned(model, tmp_path)

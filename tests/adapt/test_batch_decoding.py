@@ -116,7 +116,7 @@ def test_continuations_of_any_length_come_and_go(model):
     assert sum(read) == sum(len(decoder.token_ids) for decoder in beside) and max(read) == 4
 
 
-def test_one_that_is_given_up_is_forgotten(model):
+def test_a_dropped_sequence_is_forgotten(model):
     continuations = BatchDecoder(model, lambda slots: model.lm_head())
     short, long = (SequenceState(model, "a" * n, SamplingParams(max_tokens=9)) for n in (2, 12))
     goal = pieces(model, "aa", max_tokens=9)[0].text
@@ -128,7 +128,7 @@ def test_one_that_is_given_up_is_forgotten(model):
     assert short.text == goal and len(other.token_ids) == 1
 
 
-def test_what_is_not_a_number_fails_its_own_prompt(model):
+def test_logits_that_are_not_finite_fail_their_own_sequence(model):
     decoders = {
         slot: SequenceState(model, "abc", SamplingParams(max_tokens=9)) for slot in range(3)
     }

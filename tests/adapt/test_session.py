@@ -31,7 +31,7 @@ def assert_same(before, after):
 
 
 @pytest.mark.parametrize("mode", ADAPTERS, ids=lambda m: type(m).__name__)
-def test_slot_learns_and_gives_the_weights_back(model, mode):
+def test_a_session_learns_and_restores_the_weights(model, mode):
     before, base = state(model), model.score(TEXT)
     with adapted(model, mode) as slot:
         losses = [slot.step(TEXT) for _ in range(5)]
@@ -41,7 +41,7 @@ def test_slot_learns_and_gives_the_weights_back(model, mode):
 
 
 @pytest.mark.parametrize("mode", ADAPTERS, ids=lambda m: type(m).__name__)
-def test_weights_come_back_after_an_error_and_a_second_use_equals_the_first(model, mode):
+def test_weights_are_restored_after_an_error_and_a_second_use_equals_the_first(model, mode):
     before, runs = state(model), []
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt), adapted(model, mode) as slot:
@@ -126,7 +126,7 @@ def test_unknown_target_lists_the_layers_that_exist(model):
     model.score(TEXT)
 
 
-def test_a_model_is_lent_once_at_a_time(model):
+def test_a_model_is_used_once_at_a_time(model):
     with (
         adapted(model),
         pytest.raises(ModelError, match="is being adapted already"),
@@ -168,6 +168,6 @@ def test_every_optimizer_lowers_the_loss(model, kind):
         (lambda: adapter_config("head", rank=3), "adapter head: unknown name 'rank': expected lr"),
     ],
 )
-def test_options_out_of_range_are_refused(make, message):
+def test_options_out_of_range_are_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()

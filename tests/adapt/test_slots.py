@@ -72,7 +72,7 @@ def alone(model, mode, texts, optimizer=None):
 @pytest.mark.parametrize("mode", ADAPTERS, ids=name)
 @pytest.mark.parametrize("double", KINDS, indirect=True)
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
-def test_slots_equal_the_oracle_alone(double, mode, kind):
+def test_slots_equal_the_reference(double, mode, kind):
     optimizer = OptimizerConfig(name=kind, max_grad_norm=0.5)
     plans = dict(enumerate(TEXTS if mode in MANY else TEXTS[:1]))
     slots = Slots(double, mode, optimizer, count=len(plans))

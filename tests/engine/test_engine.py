@@ -1,4 +1,4 @@
-"""Many prompts through one engine: each as if it were alone."""
+"""Many requests through one engine: each as if it were alone."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ from whet.space.retrieve import Retrieval
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=name)
-def test_an_answer_is_the_oracle_s(space, model, adapter):
+def test_an_output_equals_the_reference(space, model, adapter):
     engine = Engine(space, model, adapter, selection=picking(4))
     requests = [request(i, text=TEXT, eval_steps=(2,)) for i in range(5)]
     outputs = list(engine.generate_many(requests))
@@ -38,7 +38,7 @@ def test_an_answer_is_the_oracle_s(space, model, adapter):
         )
 
 
-def test_an_answer_depends_on_neither_order_nor_mates(engine):
+def test_an_output_does_not_depend_on_order_or_batch_mates(engine):
     """Bit for bit, and the same in one slot's turn or another's."""
     requests = [request(i, text=TEXT, selection=picking(1 + i % 4)) for i in range(7)]
     runs = [list(engine.generate_many(order)) for order in (requests, requests[::-1], requests[3:])]
@@ -48,7 +48,7 @@ def test_an_answer_depends_on_neither_order_nor_mates(engine):
     assert found[0] == found[1] and found[2].items() <= found[0].items()
 
 
-def test_the_model_is_as_it_was_when_the_answer_is_there(engine, model):
+def test_the_model_is_restored_before_the_output_is_returned(engine, model):
     before = model.score(TEXT)
     for i in range(3):
         engine.generate(words(i), max_tokens=3)
@@ -57,7 +57,7 @@ def test_the_model_is_as_it_was_when_the_answer_is_there(engine, model):
             pass
 
 
-def test_one_engine_serves_many_threads(engine):
+def test_one_engine_can_be_used_from_many_threads(engine):
     prompts = [words(100 + i, 2) for i in range(8)]
     with ThreadPoolExecutor(4) as pool:
         outputs = list(pool.map(lambda prompt: engine.generate(prompt, max_tokens=4), prompts))
@@ -65,7 +65,7 @@ def test_one_engine_serves_many_threads(engine):
         assert engine.generate(prompt, max_tokens=4).text == output.text
 
 
-def test_greedy_text_is_the_oracle_s(engine, model, space):
+def test_greedy_text_equals_the_reference(engine, model, space):
     prompt = words(100, 2)
     output = engine.generate(prompt, max_tokens=12)
     with reference_slot.adapted(model, LORA) as slot:
@@ -79,7 +79,7 @@ def test_greedy_text_is_the_oracle_s(engine, model, space):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS[:2], ids=name)
-def test_answers_are_continued_together_each_by_its_own_weights(space, model, adapter):
+def test_sequences_are_decoded_together_each_with_its_own_weights(space, model, adapter):
     requests = [
         request(i, selection=picking(1 + i % 3), sampling=SamplingParams(max_tokens=4 + i))
         for i in range(6)
@@ -97,7 +97,7 @@ def test_answers_are_continued_together_each_by_its_own_weights(space, model, ad
     assert sum(columns == 1 and rows > 1 for rows, columns in read) > 4
 
 
-def test_a_stream_tells_picks_steps_and_text(engine):
+def test_a_stream_yields_retrieval_steps_and_text(engine):
     *events, output = engine.stream(request(1, sampling=SamplingParams(max_tokens=9)))
     picks, steps = events[0], [event for event in events if isinstance(event, TrainStep)]
     assert isinstance(picks, Retrieval) and picks.rows.tolist() == output.retrieval.rows.tolist()
@@ -105,19 +105,19 @@ def test_a_stream_tells_picks_steps_and_text(engine):
     assert "".join(event for event in events if isinstance(event, str)) == output.text
 
 
-def test_adaptive_stop_is_planned_before_training(engine):
+def test_adaptive_stopping_is_decided_before_training(engine):
     output = engine.submit(request(2, text=TEXT, selection=picking(4, stop_alpha=9.0))).result()
     assert output.trace.stop_reason == "alpha" and len(output.trace) < 4
     assert len(output.retrieval) == len(output.trace)
 
 
-def test_a_deadline_gives_fewer_steps_and_none_the_base_model(engine, model):
+def test_a_deadline_of_zero_gives_the_base_model(engine, model):
     output = engine.submit(request(3, text=TEXT, deadline_s=0.0)).result()
     assert output.trace.stop_reason == "deadline" and len(output.trace) == 0
     assert output.score == output.base == model.score(TEXT, context=output.request.prompt)
 
 
-def test_a_query_may_ask_for_the_base_model(engine, model):
+def test_a_request_can_use_the_base_model(engine, model):
     output = engine.submit(request(3, adapt=False, sampling=SamplingParams(max_tokens=5))).result()
     assert output.text == model.generate(output.request.prompt, max_tokens=5)
     assert not output.trace.steps and output.retrieval is None
@@ -129,7 +129,7 @@ def test_a_query_may_ask_for_the_base_model(engine, model):
         assert scored.scores == {0: model.score(TEXT, context=scored.request.prompt)}
 
 
-def test_documents_may_be_given(model):
+def test_a_request_can_bring_its_documents(model):
     engine = Engine(None, model, LORA)
     given = tuple(Document(f"g{i}", words(i), {}) for i in range(3))
     output = engine.submit(request(1, text=TEXT, documents=given)).result()
@@ -138,13 +138,13 @@ def test_documents_may_be_given(model):
         engine.retrieve("a prompt")
 
 
-def test_what_was_learned_can_be_kept_and_begun_with(engine):
+def test_an_adapter_can_be_returned_and_started_from(engine):
     first = engine.submit(request(1, text=TEXT, return_adapter=True)).result()
     again = engine.submit(request(1, text=TEXT, adapt=False, init_adapter=first.adapter)).result()
     assert again.base == first.score != first.base and again.adapter is None
 
 
-def test_an_adapter_of_another_form_fails_its_prompt_alone(space, model, engine):
+def test_an_adapter_of_another_kind_fails_its_request_alone(space, model, engine):
     adapter = engine.submit(request(1, text=TEXT, return_adapter=True)).result().adapter
     head = Engine(space, model, LMHead(), selection=SelectionConfig(n=1, k=5), slots=2)
     with pytest.raises(ValueError, match="slots train LMHead: expected LoRA"):
@@ -152,14 +152,14 @@ def test_an_adapter_of_another_form_fails_its_prompt_alone(space, model, engine)
     assert head.submit(request(2, text=TEXT)).result().score
 
 
-def test_a_long_queue_is_answered_in_full_and_in_order(engine):
+def test_a_long_queue_is_processed_completely_and_in_order(engine):
     asked = [request(i, text=TEXT, selection=picking(40 if i % 8 == 0 else 1)) for i in range(40)]
     outputs = list(engine.generate_many(asked))
     assert [output.request for output in outputs] == asked
     assert [len(output.trace) for output in outputs] == [a.selection.n for a in asked]
 
 
-def test_a_run_takes_plain_texts_and_reads_no_further_ahead_than_its_queue(space, model):
+def test_generate_many_takes_texts_and_reads_ahead_by_its_queue(space, model):
     engine = Engine(
         space, model, LORA, selection=SelectionConfig(n=1, k=5), slots=2, max_queue_size=3
     )
@@ -173,7 +173,7 @@ def test_a_run_takes_plain_texts_and_reads_no_further_ahead_than_its_queue(space
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no niceness of its own")
 @pytest.mark.parametrize("niceness", [10, 0])
-def test_an_engine_gives_way_as_far_as_told(space, model, niceness):
+def test_an_engine_sets_the_niceness_of_its_threads(space, model, niceness):
     own, seen = os.getpriority(os.PRIO_PROCESS, 0), set()
     engine = Engine(
         space, model, LORA, selection=SelectionConfig(n=2, k=5), background_niceness=niceness
@@ -197,7 +197,7 @@ def test_an_engine_gives_way_as_far_as_told(space, model, niceness):
     ],
     ids=repr,
 )
-def test_texts_become_steps_as_told(model, training, steps):
+def test_training_options_arrange_the_steps(model, training, steps):
     texts = {"a": "alpha beta", "b": "gamma", "c": "kappa " * 8}
     given = tuple(Document(i, texts[i], {}) for i in "abbbc")
     engine = Engine(None, model, LORA, training=training)
@@ -217,7 +217,7 @@ def test_a_reused_gradient_is_not_computed_again(model):
     assert losses[0] == losses[1] > losses[2] == losses[3]
 
 
-def test_carried_state_makes_a_second_answer_another(model):
+def test_a_persistent_optimizer_changes_the_second_output(model):
     given = (Document("a", "one text", {}),) * 4
     asked = request(1, text=TEXT, documents=given)
     carrying = Engine(None, model, LORA, training=TrainingConfig(persist_optimizer=True), slots=1)
@@ -226,14 +226,14 @@ def test_carried_state_makes_a_second_answer_another(model):
     assert first == fresh.submit(asked).result().score != second
 
 
-def test_answers_and_engines_are_shown_in_one_short_line(engine):
+def test_outputs_and_engines_have_a_short_repr(engine):
     output = engine.generate("alpha", max_tokens=20)
     assert repr(output) == f"Output({output.text!r}, 4 steps, length)"
     assert len(repr(replace(output, text="x" * 1000))) < 80
     assert "n=4, 3 slots)" in repr(engine) and "LoRA(lr=0.01" in repr(engine)
 
 
-def test_the_simple_calls_are_at_the_door(space, model):
+def test_the_stages_of_a_request_are_timed(space, model):
     assert whet.Engine is Engine
     engine = Engine(space, model, selection=SelectionConfig(n=1, k=5))
     start = time.perf_counter()
@@ -242,7 +242,7 @@ def test_the_simple_calls_are_at_the_door(space, model):
     assert sum(seconds.values()) <= time.perf_counter() - start
 
 
-def test_a_request_may_bring_its_own_query_space_selection_and_context(engine, space, model):
+def test_a_request_can_have_its_own_query_space_selection_and_context(engine, space, model):
     filtered = space.filter('id in ["d1", "d2", "d3"]')
     asked = Request(
         "the prompt",
@@ -259,7 +259,7 @@ def test_a_request_may_bring_its_own_query_space_selection_and_context(engine, s
     assert output.base == model.score(TEXT, context="other context")
 
 
-def test_a_retrieval_that_is_given_is_trained_on_as_if_it_were_made_here(engine, space, model):
+def test_a_given_retrieval_trains_as_one_made_by_the_engine(engine, space, model):
     asked = request(1, text=TEXT)
     retrieval = engine.retrieve(asked)
     bare = Engine(None, model, LORA, slots=3)
@@ -293,6 +293,6 @@ def test_full_fine_tuning_has_one_slot(space, model):
         (lambda engine: engine.generate("alpha", max_tokens=1).finish, "called finish_reason"),
     ],
 )
-def test_old_names_say_what_they_are_called_now(engine, call, message):
+def test_old_names_are_errors_that_give_the_new_name(engine, call, message):
     with pytest.raises((TypeError, AttributeError), match=message):
         call(engine)

@@ -1,4 +1,4 @@
-"""What fails, is slow, cancelled or interrupted is its own prompt's affair, and leaves nothing."""
+"""Failed, slow, cancelled and interrupted requests do not affect others."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ from whet.space.retrieve import Retrieval
 from whet.space.space import DataSpace
 
 
-def test_a_prompt_that_cannot_be_read_fails_alone(space, model, monkeypatch):
+def test_a_prompt_that_does_not_fit_in_memory_fails_alone(space, model, monkeypatch):
     engine = Engine(None, model, LORA, slots=2)
     begun, read = threading.Event(), model.hf_model.base_model.forward
 
@@ -49,7 +49,7 @@ def test_a_prompt_that_cannot_be_read_fails_alone(space, model, monkeypatch):
     assert good.result(60).finish_reason == "length"
 
 
-def test_an_answer_that_cannot_be_continued_fails_alone(space, model, monkeypatch):
+def test_a_sequence_that_cannot_be_continued_fails_alone(space, model, monkeypatch):
     engine = Engine(space, model, LORA, selection=picking(2), slots=2)
     begun = threading.Event()
 
@@ -66,7 +66,7 @@ def test_an_answer_that_cannot_be_continued_fails_alone(space, model, monkeypatc
     assert begun.is_set() and engine.generate(words(1), max_tokens=3).text
 
 
-def test_a_cancelled_prompt_frees_its_slot_and_leaves_nothing(engine, model):
+def test_a_cancelled_request_frees_its_slot_and_leaves_nothing(engine, model):
     before = engine.generate(words(5), max_tokens=4).text
     begun, go = threading.Event(), threading.Event()
 
@@ -84,7 +84,7 @@ def test_a_cancelled_prompt_frees_its_slot_and_leaves_nothing(engine, model):
     assert engine.generate(words(5), max_tokens=4).text == before
 
 
-def test_a_prompt_cancelled_before_its_turn_costs_nothing(space, model):
+def test_a_request_cancelled_in_the_queue_costs_nothing(space, model):
     engine = Engine(space, model, LORA, selection=SelectionConfig(n=1, k=5), slots=1)
     begun, go = threading.Event(), threading.Event()
     first = engine.submit(request(0, text=TEXT), lambda event: (begun.set(), go.wait(10)))
@@ -150,7 +150,7 @@ def test_a_slow_search_takes_no_slot_and_can_be_cancelled(tmp_path, model):
         embedder.proceed.set()
 
 
-def test_what_kills_a_search_kills_its_request_alone(tmp_path, model):
+def test_a_search_that_panics_fails_its_request_alone(tmp_path, model):
     space = space_with(tmp_path / "space", PanickingEmbedder())
     engine = Engine(space, model, LORA, selection=picking(2), slots=2)
     first, second = (engine.submit(request(i, text=TEXT)) for i in (1, 2))
@@ -177,7 +177,7 @@ def test_one_slow_step_does_not_end_all_training(model, monkeypatch):
     assert steps[0] == 0 and steps[-1] == 3
 
 
-def test_who_is_interrupted_gets_the_model_back_first(space, model, monkeypatch):
+def test_an_interrupted_caller_finds_the_model_restored(space, model, monkeypatch):
     before = model.score(TEXT)
     engine = Engine(space, model, FullFineTuning(lr=1e-1), selection=picking(2000))
 
@@ -196,7 +196,7 @@ def test_who_is_interrupted_gets_the_model_back_first(space, model, monkeypatch)
     assert model.score(TEXT) == before
 
 
-def test_python_ends_in_peace_while_a_prompt_is_on_its_way(tmp_path):
+def test_python_exits_cleanly_while_a_request_runs(tmp_path):
     tiny_models.save(tmp_path)
     script = (
         "import sys, threading, whet\n"
@@ -213,7 +213,7 @@ def test_python_ends_in_peace_while_a_prompt_is_on_its_way(tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
-def test_a_full_queue_says_so(space, model):
+def test_a_full_queue_is_an_error(space, model):
     engine = Engine(
         space, model, LORA, selection=SelectionConfig(n=1, k=5), slots=1, max_queue_size=1
     )
@@ -229,7 +229,7 @@ def test_a_full_queue_says_so(space, model):
     assert first.result().score and second.result().score
 
 
-def test_a_closed_engine_answers_what_it_took_and_no_more(engine):
+def test_a_closed_engine_finishes_accepted_requests_only(engine):
     handles = [engine.submit(request(i, text=TEXT)) for i in range(5)]
     engine.close()
     assert all(handle.future.done() for handle in handles)
@@ -237,7 +237,7 @@ def test_a_closed_engine_answers_what_it_took_and_no_more(engine):
         engine.submit(request(0))
 
 
-def test_a_prompt_that_fails_fails_alone(space, model):
+def test_a_request_that_fails_fails_alone(space, model):
     engine = Engine(space, model, LORA, selection=SelectionConfig(n=3, k=5), slots=2)
     hopeless = tuple(Document(f"h{i}", words(i), {}) for i in range(3))
     requests = [
@@ -266,7 +266,7 @@ def test_a_loss_that_is_not_finite_fails_with_its_trace(space, model):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=name)
-def test_slots_are_not_made_of_another_s_weights(model, adapter):
+def test_slots_are_not_made_from_adapted_weights(model, adapter):
     true = model.score(TEXT)
     engine = Engine(None, model, adapter)
     with (
@@ -281,13 +281,13 @@ def test_slots_are_not_made_of_another_s_weights(model, adapter):
     assert output.base == true == model.score(TEXT)
 
 
-def test_a_model_lent_elsewhere_is_an_error_not_a_wait(engine, model):
+def test_a_model_in_use_elsewhere_is_an_error_not_a_wait(engine, model):
     with model.exclusive(), pytest.raises(ModelError, match="is being adapted already"):
         engine.generate(words(1))
     assert engine.generate(words(1), max_tokens=2).trace.steps
 
 
-def test_stopping_a_run_early_cancels_the_rest(engine):
+def test_closing_generate_many_cancels_the_rest(engine):
     run = engine.generate_many(request(i, sampling=SamplingParams(max_tokens=12)) for i in range(9))
     assert next(run).text is not None
     run.close()
@@ -307,12 +307,12 @@ def test_stopping_a_run_early_cancels_the_rest(engine):
         (lambda: TrainingConfig(gradient_reuse=2, batch_size=2), "one of them must be 1"),
     ],
 )
-def test_requests_out_of_range_are_refused(make, message):
+def test_values_out_of_range_are_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("name", ["slots", "max_queue_size"])
-def test_an_engine_of_no_slots_or_no_queue_is_refused(model, name):
+def test_an_engine_without_slots_or_queue_is_an_error(model, name):
     with pytest.raises(ValueError, match=f"{name} is 0"):
         Engine(None, model, LORA, **{name: 0})

@@ -25,7 +25,6 @@ from whet.adapt.sampling import SequenceState
 from whet.adapt.tuners.full import FullTuner
 from whet.adapt.tuners.head import HeadTuner
 from whet.adapt.tuners.lora import LoRATuner
-from whet.config import Renamed
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
@@ -64,14 +63,6 @@ class Slots:
     With `torch_compile`, the trunk is compiled at the first step, which takes a minute and a C++
     compiler; not for LoRA.
     """
-
-    bank = Renamed("params")
-    as_slot = Renamed("activate")
-    proceed = Renamed("decode_step")
-    repeat = Renamed("repeat_step")
-    prepare = Renamed("precompute")
-    start = Renamed("initial")
-    adaptation = Renamed("adapter")
 
     def __init__(
         self,
