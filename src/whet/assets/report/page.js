@@ -145,11 +145,11 @@ function drawPrompt() {
 
 /** What one method picked: a strip in order, then every distinct text with its repeats. */
 function pickedBy(prompt, method, picks, part) {
-  const { documents, twins, sigma } = prompt.detail, steps = new Map();
+  const { documents, near_copies, sigma } = prompt.detail, steps = new Map();
   picks.forEach((own, i) => steps.set(own, [...(steps.get(own) ?? []), i + 1]));
   const groups = new Set(), copies = new Set();
   for (const own of steps.keys()) {
-    const group = twins?.[own] ?? null;
+    const group = near_copies?.[own] ?? null;
     if (group !== null && groups.has(group)) copies.add(own);
     groups.add(group);
   }
@@ -159,7 +159,7 @@ function pickedBy(prompt, method, picks, part) {
     make("span", { ...marked(own), title: `${i + 1}: ${run.documents[documents[own]]}`,
       class: steps.get(own)[0] !== i + 1 ? "repeat" : copies.has(own) ? "twin" : null })));
   const item = ([own, taken]) => {
-    const text = run.texts?.[documents[own]], group = twins?.[own] ?? null, first = sigma[method.i][taken[0]];
+    const text = run.texts?.[documents[own]], group = near_copies?.[own] ?? null, first = sigma[method.i][taken[0]];
     return make("li", marked(own), make("div", {},
       make("span", { class: `m${method.color}` }, taken.length > 1 && make("span", { class: "tag" }, `${taken.length}×`)),
       make("code", {}, run.documents[documents[own]], " ", copies.has(own) && make("span", { class: "tag near" }, `near-duplicate ${group + 1}`)),
@@ -167,7 +167,7 @@ function pickedBy(prompt, method, picks, part) {
       text && make("p", {}, text));
   };
   const items = [...steps].map(item), repeats = picks.length - steps.size;
-  const text = `${steps.size} distinct documents in ${picks.length} picks, ${repeats} repeats${twins ? `, ${copies.size} near-duplicates` : ""}`;
+  const text = `${steps.size} distinct documents in ${picks.length} picks, ${repeats} repeats${near_copies ? `, ${copies.size} near-duplicates` : ""}`;
   return make("section", { class: "picks", "aria-label": `Picks of ${method.short}` },
     make("header", {}, make("h4", {}, swatch(method), method.short, prompt.detail.picks[method.i].length > 1 && `, part ${part + 1}`),
       make("span", {}, `${percent(prompt, method.i, run.steps.length - 1).toFixed(1)} % · ${text}`)),

@@ -200,8 +200,8 @@ class _Details:
         if self.space is not None:
             rows = self.space.store.find(names)
             near = self.run.config.near_cosine
-            groups = twins(self.space.vectors(rows[rows >= 0]), near)
-            detail["twins"] = _spread(groups, rows >= 0)
+            groups = near_copies(self.space.vectors(rows[rows >= 0]), near)
+            detail["near_copies"] = _spread(groups, rows >= 0)
         self.used += len(_compact(detail))
         return detail
 
@@ -230,7 +230,7 @@ def picks(run: Run) -> Picked:
     return documents
 
 
-def twins(vectors: Float[Array, "n d"], near_cosine: float) -> list[int | None]:
+def near_copies(vectors: Float[Array, "n d"], near_cosine: float) -> list[int | None]:
     """The number of each vector's group of near-duplicates; None for a vector without one.
 
     Near-duplicates of near-duplicates are in the same group.
