@@ -14,7 +14,7 @@ from whet.data.documents import Document
 from whet.errors import RunFolderError
 from whet.evaluate.provenance import space_record
 from whet.evaluate.report import html as html_report
-from whet.evaluate.report.html import headline, page, picks, near_copies
+from whet.evaluate.report.html import headline, near_copies, page, picks
 from whet.evaluate.report.table import report
 from whet.maths.statistics import mean_estimate
 from whet.space.space import DataSpace
@@ -113,7 +113,9 @@ def test_texts_and_near_duplicates_are_shown_when_asked(space, tmp_path):
     pairs = 0
     for detail in (prompt["detail"] for prompt in data["prompts"]):
         names = [data["documents"][k] for k in detail["documents"]]
-        marked = {n for n, twin in zip(names, detail["near_copies"], strict=True) if twin is not None}
+        marked = {
+            n for n, twin in zip(names, detail["near_copies"], strict=True) if twin is not None
+        }
         assert marked == ({"d0", "d1"} if {"d0", "d1"} <= set(names) else set())
         pairs += bool(marked)
     assert pairs
