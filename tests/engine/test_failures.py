@@ -303,7 +303,7 @@ def test_closing_generate_many_cancels_the_rest(engine):
         (lambda: SamplingParams(top_p=0.0), "top_p is 0.0"),
         (lambda: SamplingParams(temperature=-1.0), "temperature is -1.0"),
         (lambda: SamplingParams(top_k=-1), "top_k is -1"),
-        (lambda: SamplingParams(stop=("",)), "stop holds an empty text"),
+        (lambda: SamplingParams(stop=("",)), "stop contains an empty text"),
         (lambda: TrainingConfig(gradient_reuse=2, batch_size=2), "one of them must be 1"),
     ],
 )
