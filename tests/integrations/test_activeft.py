@@ -419,3 +419,37 @@ def test_rows_that_an_index_does_not_find_are_never_picked(seed, size, k, option
         wide = rows[visible].astype(np.float64)
         wide /= np.linalg.norm(wide, axis=1, keepdims=True)
         np.testing.assert_array_equal(indices, visible[whet.sift(query[0], wide, 5).indices])
+
+
+@pytest.mark.parametrize("first", [-50, -1, 10**12])
+def test_ids_of_any_size_and_sign_are_found(first):
+    ids = np.arange(first, first + len(ROWS), dtype=np.int64)
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
+    index.add_with_ids(ROWS, ids)
+    expected = Retriever(flat(ROWS)).search(QUERIES[0], N=9, K=50)[1] + first
+    by_id = dict(zip(ids.tolist(), ROWS, strict=True))
+    for vectors in (None, ROWS, by_id):
+        retriever = Retriever(index, vectors=vectors)
+        assert retriever.search(QUERIES[0], N=9, K=50)[1].tolist() == expected.tolist()
+
+
+def test_vectors_that_cannot_be_assigned_to_ids_are_an_error():
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
+    index.add_with_ids(ROWS, np.arange(len(ROWS)) + 10**6)
+    with pytest.raises(ValueError, match="pass a dictionary from id to vector"):
+        Retriever(index, vectors=ROWS[:-1]).search(QUERIES[0], N=3)
+    with pytest.raises(ValueError, match="which vectors= does not have"):
+        Retriever(index, vectors={0: ROWS[0]}).search(QUERIES[0], N=3)
+
+
+def test_a_sixth_argument_that_is_a_number_is_alpha():
+    index = flat(ROWS)
+    named = Retriever(index, alpha=0.5).search(QUERIES[0], N=9)[1].tolist()
+    for arguments in ((0.5,), (0.5, False)):
+        retriever = Retriever(index, None, None, False, True, *arguments)
+        assert retriever.search(QUERIES[0], N=9)[1].tolist() == named
+    faiss_only = Retriever(index, None, None, False, True, None, True)
+    expected = Retriever(index, only_faiss=True).search(QUERIES[0], N=9)[1].tolist()
+    assert faiss_only.search(QUERIES[0], N=9)[1].tolist() == expected
+    with pytest.raises(ValueError, match="pass alpha once"):
+        Retriever(index, None, None, False, True, 0.5, alpha=0.5)

@@ -122,13 +122,13 @@ def read_documents(
 
     `source` is one of:
 
-    - a file of records: `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet`, `.csv`, `.tsv`, or `.json`
-      that holds an array of objects, one object, or one object per line;
+    - a file of records, `.jsonl`, `.json`, `.csv`, `.tsv` (also packed as `.gz` or `.zst`) or
+      `.parquet`; JSON lines and Parquet are recognized under other names, too;
     - any other file: one document;
     - a folder of such files, sorted and recursive; ids are paths relative to it;
     - `-`: JSON lines from stdin;
-    - `hf:owner/name`, `hf:owner/name:split` or `hf:./folder`: a Hugging Face data set, streamed
-      (split `train` by default).
+    - `hf:owner/name`, `hf:owner/name@config:split` or `hf:./folder`: a Hugging Face data set,
+      streamed (split `train` by default).
 
     A record without an `id` is named after its file and line. Fields other than `id` and
     `text_field` become `meta`.

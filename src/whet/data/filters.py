@@ -13,9 +13,10 @@ compared by code point, but points in time in ISO 8601 as moments: `2024-06-01T1
 """
 
 import ast
+import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -38,7 +39,7 @@ class Compare:
     field: str
     op: str
     value: Value
-    kinds: tuple[str, ...] = field(init=False, repr=False)
+    kinds: tuple[str, ...] = dataclasses.field(init=False, repr=False)
     """Distinguishes filters whose values compare equal, such as True and 1."""
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class In:
 
     field: str
     values: tuple[Value, ...]
-    kinds: tuple[str, ...] = field(init=False, repr=False)
+    kinds: tuple[str, ...] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(self.values))

@@ -74,8 +74,13 @@ class Retriever:
         lambda_: Later name of `llambda`.
         alpha: Stop before the first step m with σ_m > 1 / (α m).
         normalize: Select on unit vectors.
-        vectors: The exact embeddings by id, for an index that cannot return them or returns
-            compressed ones.
+        vectors: The exact embeddings, for an index that cannot return them or returns compressed
+            ones: rows by id, a dictionary from id to vector, or, if the ids of an `IndexIDMap` are
+            not row numbers, one row per vector in the order of adding.
+
+    In activeft's development version `alpha` is the sixth argument, before `only_faiss`: a sixth
+    argument that is not True or False is taken as `alpha`, and a seventh one that is as
+    `only_faiss`.
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class Retriever:
         llambda: float | None = None,
         fast: bool = False,
         also_query_opposite: bool = True,
-        only_faiss: bool = False,
+        only_faiss: bool | float | None = False,
         device: Any = None,
         *,
         lambda_: float | None = None,
@@ -93,6 +98,18 @@ class Retriever:
         normalize: bool = True,
         vectors: Any = None,
     ) -> None:
+        if not isinstance(only_faiss, bool | np.bool_):  # the order of the development version
+            if only_faiss is not None and alpha is not None:
+                raise ValueError(
+                    f"only_faiss is {only_faiss!r} and alpha is {alpha!r}: expected True or False "
+                    "for only_faiss; pass alpha once"
+                )
+            alpha = alpha if only_faiss is None else only_faiss
+            only_faiss = False
+            if isinstance(device, bool | np.bool_):
+                only_faiss, device = bool(device), None
+        elif isinstance(device, bool | np.bool_):
+            raise ValueError(f"device is {device}: expected a device such as 'cpu'")
         if llambda is not None and lambda_ is not None:
             raise ValueError(
                 f"llambda is {llambda} and lambda_ is {lambda_}: these are one setting, pass one"
@@ -100,9 +117,9 @@ class Retriever:
         lam = lambda_ if llambda is None else llambda
         self._lam = as_positive(0.01 if lam is None else lam, "lambda_")
         self._alpha = None if alpha is None else as_positive(alpha, "alpha")
-        self._selector = _selector(acquisition_function, only_faiss)
+        self._selector = _selector(acquisition_function, bool(only_faiss))
         self._candidates = FaissCandidates(index, both_signs=also_query_opposite, vectors=vectors)
-        self._only_faiss = only_faiss
+        self._only_faiss = bool(only_faiss)
         self._normalize = normalize
         self.index = index
         if device is not None and str(device) != "cpu":

@@ -6,6 +6,7 @@ module removes the first two and raises an error for the third.
 """
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from whet.maths.arrays import Array
 
 _INNER_PRODUCT = 0  # faiss.METRIC_INNER_PRODUCT; Faiss itself is not imported
+_PADDING = 1e38  # Faiss pads with scores of the largest float32 or infinity, and NaN vectors
 _SCORE_TOLERANCE = 1e-3  # of |query| |vector|: float32 sums of thousands of terms stay far below
 
 
@@ -28,6 +30,8 @@ class FaissIndex(Protocol):
 
     def search_and_reconstruct(self, x: Any, k: int) -> Any: ...
 
+    def reconstruct(self, key: int) -> Any: ...
+
 
 class FaissCandidates:
     """The candidates of an index that are most similar to a query.
@@ -35,7 +39,9 @@ class FaissCandidates:
     Args:
         index: An index with `search_and_reconstruct`, or with `search` if `vectors` is passed.
         both_signs: Rank by the absolute inner product.
-        vectors: The exact embeddings by id, used instead of those that the index returns.
+        vectors: The exact embeddings, used instead of those that the index returns: rows by id, a
+            dictionary from id to vector, or, if ids of an IndexIDMap are not row numbers, one row
+            per vector in the order of adding.
     """
 
     def __init__(self, index: Any, *, both_signs: bool, vectors: Any = None) -> None:
@@ -68,7 +74,7 @@ class FaissCandidates:
         """
         queries = np.stack([query, -query] if self._both_signs else [query]).astype(np.float32)
         scores, ids, rows = self._look_up(queries, min(k, self.index.ntotal))
-        found = ids >= 0
+        found = (ids != -1) | (np.abs(scores) < _PADDING)  # -1 may be an id of the caller's
         if self.index.metric_type == _INNER_PRODUCT:
             if self._exact:
                 _check_scores(queries, scores, ids, rows, found)
@@ -85,9 +91,10 @@ class FaissCandidates:
     def _look_up(self, queries: Float[Array, "s d"], k: int) -> tuple[Array, Array, Array]:
         if self._vectors is not None:
             scores, ids = self.index.search(queries, k)
-            _check_ids(ids, len(self._vectors))
-            rows = [np.asarray(self._vectors[row], dtype=np.float32) for row in np.maximum(ids, 0)]
-            return scores, ids, np.stack(rows)
+            found = (ids != -1) | (np.abs(scores) < _PADDING)
+            rows = np.full((*ids.shape, queries.shape[1]), np.nan, np.float32)
+            rows[found] = self._vectors_of(ids[found])
+            return scores, ids, rows
         try:
             scores, ids, rows = self.index.search_and_reconstruct(queries, k)
         except RuntimeError as error:
@@ -97,12 +104,41 @@ class FaissCandidates:
                 f"{type(self.index).__name__} cannot return its vectors: use IndexIDMap2, or pass "
                 "them as vectors="
             ) from error
+        negative = (ids < 0) & (np.abs(scores) < _PADDING)  # Faiss takes these for padding
+        if negative.any():
+            rows[negative] = [self.index.reconstruct(i) for i in ids[negative].tolist()]
         return scores, ids, rows
 
+    def _vectors_of(self, ids: Int[Array, " n"]) -> Float[Array, "n d"]:
+        """The rows of `vectors=` that belong to ids of the index."""
+        vectors, positions = self._vectors, ids.tolist()
+        if not isinstance(vectors, Mapping):
+            positions = self._positions(ids)
+        try:
+            rows = [np.asarray(vectors[i], dtype=np.float32) for i in positions]
+        except KeyError as error:
+            raise ValueError(f"the index found id {error}, which vectors= does not have") from error
+        return np.stack(rows) if rows else np.empty((0, self.index.d), np.float32)
 
-def _check_ids(ids: Array, count: int) -> None:
-    if ids.max() >= count:
-        raise ValueError(f"the index found id {ids.max()}, but vectors= has {count} rows")
+    def _positions(self, ids: Int[Array, " n"]) -> list[int]:
+        """The rows of `vectors=`: by id, or in the order of adding if ids are not row numbers."""
+        count, id_map = len(self._vectors), getattr(self.index, "id_map", None)
+        added = ids
+        if id_map is not None:
+            import faiss
+
+            added = faiss.vector_to_array(id_map)
+        if not len(added) or (0 <= added.min() and added.max() < count):
+            positions: list[int] = ids.tolist()
+            return positions
+        if id_map is None or count != self.index.ntotal:
+            raise ValueError(
+                f"the index has ids from {added.min()} to {added.max()}, but vectors= has {count} "
+                "rows: pass a dictionary from id to vector, or one row per vector of the index, in "
+                "the order of adding"
+            )
+        places = {id_: position for position, id_ in enumerate(added.tolist())}
+        return [places[i] for i in ids.tolist()]
 
 
 def _check_scores(queries: Array, scores: Array, ids: Array, rows: Array, found: Array) -> None:
