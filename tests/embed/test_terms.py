@@ -9,7 +9,14 @@ from whet.embed.lsa import LSA
 from whet.embed.terms import legacy_terms, terms
 from whet.space.bm25 import BM25
 
-FORMS = ["Crêpes à Zürich", "ｆｕｌｌ　ｗｉｄｔｈ", "ﬁne ｶﾞﾗｽ", "हिन्दी किताब", "Việt Nam", "꿀벌이 춤춘다"]
+FORMS = [
+    "Crêpes à Zürich",
+    "ｆｕｌｌ　ｗｉｄｔｈ",
+    "ﬁne ｶﾞﾗｽ",
+    "हिन्दी किताब",
+    "Việt Nam",
+    "꿀벌이 춤춘다",
+]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
