@@ -5,6 +5,8 @@ and folders cannot be synced; everything else is the same.
 """
 
 import errno
+import importlib
+import io
 import json
 import math
 import os
@@ -25,12 +27,11 @@ from whet.errors import SpaceError
 if sys.platform == "win32":
     import msvcrt
 
+fcntl: Any
+try:
+    fcntl = importlib.import_module("fcntl")
+except ImportError:  # reading needs no locks
     fcntl = None
-else:
-    try:
-        import fcntl
-    except ImportError:  # reading needs no locks
-        fcntl = None
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
@@ -55,6 +56,30 @@ def load_npy(path: Path | IO[bytes], *, mapped: bool = False) -> NDArray[Any]:
         except Exception as error:  # a damaged header may fail anywhere in Python's parser
             raise ValueError(f"its header is damaged: {error!r}") from error
     return array
+
+
+def npy_header(content: bytes | memoryview) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, column order, type and length of the header with which an `.npy` file begins.
+
+    Raises:
+        ValueError: If the header is damaged, or the array contains Python objects.
+    """
+    file = io.BytesIO(content)
+    with _parse_lock:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, fortran_order, dtype = read(file)
+        except ValueError:
+            raise
+        except Exception as error:  # a damaged header may fail anywhere in Python's parser
+            raise ValueError(f"its header is damaged: {error!r}") from error
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError(f"it holds {dtype} of shape {shape}")
+    return shape, fortran_order, dtype, file.tell()
 
 
 @contextmanager

@@ -8,8 +8,16 @@ from whet.data.filters import Filter, as_filter
 from whet.data.values import read_meta
 from whet.errors import SpaceError
 from whet.io import as_json
-from whet.space.store.manifest import SEGMENTS, STAGING, read_manifest
-from whet.space.store.reader import DiskReader, read_deleted_ids
+from whet.space.store.manifest import (
+    EMBEDDER_FOLDER,
+    FAILED_FILE,
+    SEGMENTS,
+    STAGING,
+    Manifest,
+    read_manifest,
+)
+from whet.space.store.opening import load_lsa, open_segment, read_deleted_ids
+from whet.space.store.reader import DiskReader
 from whet.space.store.segment import Segment
 from whet.space.store.staging import is_committed
 
@@ -64,15 +72,40 @@ def verify(path: Path) -> list[str]:
             segment = Segment(folder)
             faults += segment.verify()
             segment.close()
+            open_segment(path, name, manifest).close()
         except FileNotFoundError as error:
             faults.append(f"{error.filename} is missing")
         except SpaceError as error:
             faults.append(str(error))
+    return faults + _verify_others(path, manifest)
+
+
+def _verify_others(path: Path, manifest: Manifest) -> list[str]:
+    """A message for every damaged file that does not belong to a segment."""
+    faults = []
     try:
         read_deleted_ids(path, manifest)
     except SpaceError as error:
         faults.append(str(error))
-    return faults
+    names = [name for name in manifest.files if name.startswith(EMBEDDER_FOLDER)]
+    faults += [message for name in names if (message := manifest.check_file(path, name))]
+    if manifest.embedder == "lsa" and not faults:
+        try:
+            load_lsa(path, manifest)
+        except SpaceError as error:
+            faults.append(str(error))
+    failed = path / FAILED_FILE
+    message = manifest.check_file(path, FAILED_FILE)
+    if message is None and manifest.failed and not failed.exists():
+        message = f"{failed} is missing: restore it from a copy"
+    if message is None and failed.exists():
+        try:
+            records = [json.loads(line) for line in failed.read_text("utf-8").splitlines()]
+            if len(records) < manifest.failed or not all(isinstance(r, dict) for r in records):
+                raise ValueError(f"it has {len(records)} records, not {manifest.failed}")
+        except (OSError, ValueError) as error:
+            message = f"{failed} is broken: {error}"
+    return faults + ([message] if message else [])
 
 
 def size(path: Path) -> int:

@@ -12,6 +12,7 @@ from support.reference_store import Row, passes
 
 from whet.data.filters import And, Compare, In, Not, Or, matches
 from whet.space.store import metadata
+from whet.space.store.checked_file import CheckedFile
 from whet.space.store.metadata import MAX_COLUMNS, MetadataColumns, MetadataWriter
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.records import RecordFile, RecordWriter
@@ -50,7 +51,8 @@ def columns(metas, folder, batches=2, older=False):
     if older:
         write_as_older_version(folder / "columns.arrow")
     return MetadataColumns(
-        folder / "columns.arrow", RecordFile(folder / "rows.arrow", records.starts)
+        CheckedFile(folder / "columns.arrow"),
+        RecordFile(CheckedFile(folder / "rows.arrow"), records.starts),
     )
 
 

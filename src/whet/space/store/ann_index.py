@@ -158,6 +158,8 @@ class AnnIndex:
         if both_signs:  # a row is in one list, so it has been found with one sign only
             rows = np.concatenate([rows[: len(queries)], rows[len(queries) :]], axis=1)
             scores = np.concatenate([scores[: len(queries)], scores[len(queries) :]], axis=1)
+        if (rows >= self._index.ntotal).any():
+            raise SpaceError("index.faiss is broken: `whet space verify` names its folder")
         return [(r[r >= 0], s[r >= 0]) for r, s in zip(rows, scores, strict=True)]
 
     def search_visible(

@@ -25,8 +25,8 @@ from jaxtyping import Bool, Int
 
 from whet.data.filters import LONGEST, OPERATORS, Value, as_comparable, kind
 from whet.data.values import TIME_PREFIX, comparable_time
-from whet.errors import SpaceError
 from whet.maths.arrays import Array
+from whet.space.store.checked_file import CheckedFile, unreadable
 from whet.space.store.records import RecordFile, as_strings
 
 MAX_COLUMNS = 128  # per segment, because each takes space in every row
@@ -88,21 +88,20 @@ class MetadataWriter:
 class MetadataColumns:
     """The columns of a segment, memory-mapped: the `Table` that `filters.matches` evaluates."""
 
-    def __init__(self, path: Path, records: RecordFile) -> None:
+    def __init__(self, file: CheckedFile, records: RecordFile) -> None:
         """Open a file that a `MetadataWriter` wrote.
 
         Args:
-            path: The file.
+            file: The file.
             records: The records of the same segment.
         """
+        file.check()
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            table = pa.ipc.open_file(pa.BufferReader(file.buffer)).read_all()
         except (pa.ArrowException, OSError) as error:
-            reason = str(error).partition("\n")[0]
-            raise SpaceError(f"{path} cannot be read: {reason}") from error
+            raise unreadable(file.path, error) from error
         self._count, self._records = len(table), records
-        ids = [batch.column("id") for batch in records.batches()]
-        self._chunks: dict[str, dict[str, list[pa.Array]]] = {"id": {"text": ids}}
+        self._chunks: dict[str, dict[str, list[pa.Array]]] = {}
         names = [name for name in table.column_names if name != " "]
         for name in names:
             type_, _, field = name.partition(" ")
@@ -119,7 +118,7 @@ class MetadataColumns:
 
     def fields(self, visible: Bool[Array, " n"]) -> dict[str, set[str]]:
         """The kinds of value that the visible rows have in each field."""
-        fields: dict[str, set[str]] = {}
+        fields: dict[str, set[str]] = {"id": {"text"}} if visible.any() else {}
         for field, types in self._chunks.items():
             for type_, chunks in types.items():
                 if (_concatenate([chunk.is_valid() for chunk in chunks]) & visible).any():
@@ -132,7 +131,10 @@ class MetadataColumns:
     def compare(self, field: str, op: str, values: tuple[Value, ...]) -> Bool[Array, " n"]:
         """Rows whose value in `field` compares with any of `values` by `op`."""
         mask = np.zeros(len(self), bool)
-        for type_, chunks in self._chunks.get(field, {}).items():
+        types = self._chunks.get(field, {})
+        if field == "id":
+            types = {"text": [batch.column("id") for batch in self._records.batches()]}
+        for type_, chunks in types.items():
             same_kind = [as_comparable(field, v) for v in values if kind(v) == KINDS[type_]]
             if not same_kind:
                 continue

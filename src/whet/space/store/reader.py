@@ -19,18 +19,17 @@ from jaxtyping import Bool, Float, Int
 from whet.data.filters import Filter, check_fields, matches
 from whet.embed.lsa import LSA
 from whet.errors import EmbedderMismatchError, SpaceError
-from whet.io import load_npy
 from whet.maths.arrays import Array
-from whet.space.store import vectors as vector_search
-from whet.space.store.id_index import hash_strings
-from whet.space.store.manifest import (
-    EMBEDDER_FOLDER,
-    SEGMENT_FILE,
-    SEGMENTS,
-    Manifest,
-    read_manifest,
+from whet.space.store.manifest import Manifest
+from whet.space.store.opening import (
+    ManifestReplaced,
+    configure_vectors,
+    load_lsa,
+    open_segment,
+    open_segments,
 )
 from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
+from whet.space.store.records import hash_strings
 from whet.space.store.segment import Segment
 from whet.space.store.vectors import TopK, check_search, normalize_queries, rerank
 
@@ -98,7 +97,7 @@ class DiskReader:
             EmbedderMismatchError: If another embedder made it.
         """
         path = Path(path)
-        manifest, segments, deleted, errors = _open_segments(path, partial)
+        manifest, segments, deleted, errors = open_segments(path, partial)
         if fingerprint not in (None, manifest.fingerprint):
             raise EmbedderMismatchError(
                 f"data space {path} was made by embedder {manifest.embedder} with fingerprint "
@@ -120,12 +119,12 @@ class DiskReader:
             SpaceError: If a segment is broken or was removed.
         """
         try:
-            segments = [_open_segment(path, name, manifest.version) for name in manifest.segments]
-        except _ManifestReplaced:
+            segments = [open_segment(path, name, manifest) for name in manifest.segments]
+        except ManifestReplaced:
             raise SpaceError(
                 f"version {manifest.version} of {path} was removed: open the data space again"
             ) from None
-        _configure_vectors(segments, manifest)
+        configure_vectors(segments, manifest)
         visible = [~np.isin(segment.ids, deleted) for segment in segments]
         return cls(path, manifest, segments, visible, [True] * len(segments), [], complete=False)
 
@@ -203,7 +202,7 @@ class DiskReader:
 
     def load_lsa(self) -> LSA:
         """The `lsa` embedder that is stored in the folder. Raises SpaceError if it is broken."""
-        return LSA.load(self.path / EMBEDDER_FOLDER)
+        return load_lsa(self.path, self.manifest)
 
     def search(
         self,
@@ -367,60 +366,3 @@ def _best(parts: list[tuple[Array, Array]], limit: int) -> Int[Array, " _"]:
         positions = positions[np.argpartition(-scores, limit)[:limit]]
     best: Array = positions
     return best
-
-
-class _ManifestReplaced(Exception):
-    """The manifest was replaced, and its segments removed, while they were being opened."""
-
-
-def _open_segments(path: Path, partial: bool) -> tuple[Manifest, list[Segment], Array, list[str]]:
-    """The manifest, its segments, the deleted ids, and descriptions of broken segments."""
-    while True:
-        manifest = read_manifest(path)
-        segments, errors = [], []
-        try:
-            for name in manifest.segments:
-                try:
-                    segments.append(_open_segment(path, name, manifest.version))
-                except SpaceError as error:
-                    if not partial:
-                        raise
-                    errors.append(str(error))
-            deleted = read_deleted_ids(path, manifest)
-        except _ManifestReplaced:
-            continue
-        _configure_vectors(segments, manifest)
-        return manifest, segments, deleted, errors
-
-
-def _configure_vectors(segments: list[Segment], manifest: Manifest) -> None:
-    size = sum(segment.count for segment in segments) * manifest.dimension * 4
-    for segment in segments:
-        segment.vectors.cached = size <= vector_search.CACHE_BYTES
-        segment.vectors.normalized = manifest.normalized
-
-
-def _open_segment(path: Path, name: str, version: int) -> Segment:
-    try:
-        return Segment(path / SEGMENTS / name)
-    except (FileNotFoundError, BlockingIOError) as error:
-        raise _missing(path, path / SEGMENTS / name / SEGMENT_FILE, version) from error
-
-
-def read_deleted_ids(path: Path, manifest: Manifest) -> Int[Array, " n"]:
-    """Ids of deleted rows that the segments of the store at `path` still contain."""
-    if not manifest.deleted:
-        return np.empty(0, np.int64)
-    file = path / manifest.deleted
-    try:
-        return load_npy(file)
-    except FileNotFoundError as error:
-        raise _missing(path, file, manifest.version) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise SpaceError(f"{file} cannot be read: {error}") from error
-
-
-def _missing(path: Path, file: Path, version: int) -> Exception:
-    if read_manifest(path).version != version:
-        return _ManifestReplaced()
-    return SpaceError(f"{file} is missing: restore it, or open the rest with partial")

@@ -8,7 +8,7 @@
 | `columns.arrow` | the metadata columns that filters use |
 | `names.npy` | hashes of ids and texts |
 | `index.faiss` | the index, if there are many rows |
-| `segment.json` | counts, sizes and checksums; written last, so its presence means complete |
+| `segment.json` | counts, sizes and checksums, of vectors and rows by blocks; written last, so its presence means complete |
 """
 
 import json
@@ -26,17 +26,25 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from whet.errors import SpaceError
-from whet.io import checksum, fsync, load_npy, lock_exclusive, lock_shared, write_json
+from whet.io import checksum, fsync, lock_exclusive, lock_shared, write_json
 from whet.maths.arrays import Array
 from whet.space.store import ann_index
 from whet.space.store.ann_index import AnnIndex, IndexStats, build_index
-from whet.space.store.id_index import IdIndex, hash_strings, write_id_index
+from whet.space.store.checked_file import CheckedFile, Checksums, checksums_of
 from whet.space.store.manifest import SEGMENT_FILE
 from whet.space.store.metadata import MetadataColumns, MetadataWriter
-from whet.space.store.records import RecordFile, RecordWriter, as_strings
+from whet.space.store.records import (
+    IdIndex,
+    RecordFile,
+    RecordWriter,
+    as_strings,
+    hash_strings,
+    write_id_index,
+)
 from whet.space.store.vectors import VectorFile, write_npy_header
 
 MAX_ROWS = 2**20  # per segment
+CHECKED_BYTES = 2**17  # of vectors that have one checksum
 
 
 class SegmentWriter:
@@ -87,25 +95,45 @@ class SegmentWriter:
         stats = None
         if indexed and self._count >= ann_index.MIN_ROWS:
             stats = build_index(folder / "index.faiss", VectorFile(folder / "vectors.npy"))
-        files = {}
+        files: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.iterdir()):
             fsync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "crc32": checksum(path)}
+            ends = self._block_ends(path)
+            whole, blocks = checksums_of(path, ends)
+            files[path.name] = {"bytes": ends[-1], "crc32": whole}
+            if len(ends) > 1:
+                files[path.name] |= {"ends": blocks.ends, "crc32s": blocks.crc32}
         record: dict[str, Any] = {"count": self._count, "dimension": self._dimension}
         record |= {"first": int(ids[0]), "last": int(ids[-1]), "starts": self._records.starts}
         record |= {"files": files, "index": None if stats is None else asdict(stats)}
         write_json(folder / SEGMENT_FILE, {"crc32": _record_checksum(record), **record})
         fsync(folder.parent)
 
+    def _block_ends(self, path: Path) -> list[int]:
+        """Where the blocks of a file end that have checksums of their own."""
+        size = path.stat().st_size
+        if path.name == "rows.arrow":
+            return self._records.ends
+        if path.name == "vectors.npy":
+            return [*range(CHECKED_BYTES, size, CHECKED_BYTES), size]
+        return [size]
+
 
 class Segment:
-    """An opened segment. Its folder is not removed while it is open.
+    """An opened segment. Its folder is not removed while it is open, if it is locked.
 
-    Opening reads `segment.json` and the files' sizes; `verify` reads everything.
+    Opening reads `segment.json` and maps the files. Bytes are compared with their checksums before
+    they are first used, except the lists of an index, which contain no answers; `verify` reads
+    everything.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, locked: bool = True) -> None:
         """Open a segment that a `SegmentWriter` wrote.
+
+        Args:
+            folder: Its folder.
+            locked: Whether to keep a file open and locked, so that writers do not remove the
+                folder. Otherwise the files stay mapped, except an index that is not used yet.
 
         Raises:
             FileNotFoundError, BlockingIOError: If the segment does not exist or is being removed.
@@ -118,14 +146,26 @@ class Segment:
             self._record = read_segment_file(folder)
             self.count = int(self._record["count"])
             self._check_sizes()
-            self.vectors = VectorFile(folder / "vectors.npy")
-            self.records = RecordFile(folder / "rows.arrow", self._record["starts"])
-            self.ids = _map_npy(folder / "ids.npy")
+            self.vectors = VectorFile(folder / "vectors.npy", self._checksums("vectors.npy"))
+            if (len(self.vectors), self.vectors.dimension) != (
+                self.count,
+                self._record["dimension"],
+            ):
+                raise SpaceError(f"{folder / 'vectors.npy'} is broken: it has another shape")
+            mapped = ("rows.arrow", "ids.npy", "columns.arrow", "names.npy")
+            self._files = {
+                name: CheckedFile(folder / name, self._checksums(name)) for name in mapped
+            }
+            self.records = RecordFile(self._files["rows.arrow"], self._record["starts"])
+            if not locked and self.index_stats is not None:
+                _ = self.index  # cannot be opened once the folder is removed
         except BaseException:
             os.close(lock)
             raise
         self.close = weakref.finalize(self, os.close, lock)
         """Allow the folder to be removed; files that are mapped already stay readable."""
+        if not locked:
+            self.close()
 
     @property
     def index_stats(self) -> IndexStats | None:
@@ -140,14 +180,30 @@ class Segment:
         return AnnIndex.open(self.folder / "index.faiss", self.index_stats)
 
     @cached_property
+    def ids(self) -> Int[Array, " n"]:
+        """The row ids, ascending."""
+        self._files["ids.npy"].check()
+        return self._files["ids.npy"].array("int64", (self.count,))
+
+    @property
+    def last(self) -> int:
+        """The largest row id."""
+        return int(self._record["last"])
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        return int(self._record["dimension"])
+
+    @cached_property
     def metadata(self) -> MetadataColumns:
         """The metadata columns."""
-        return MetadataColumns(self.folder / "columns.arrow", self.records)
+        return MetadataColumns(self._files["columns.arrow"], self.records)
 
     @cached_property
     def id_index(self) -> IdIndex:
         """The index of document ids."""
-        return IdIndex(self.folder / "names.npy")
+        return IdIndex(self._files["names.npy"], self.count)
 
     def positions(self, ids: Int[Array, " n"]) -> Int[Array, " n"]:
         """Positions of rows in the segment; -1 for rows that it does not contain."""
@@ -162,6 +218,13 @@ class Segment:
             for name, written in self._record["files"].items()
             if checksum(self.folder / name) != written["crc32"]
         ]
+
+    def _checksums(self, name: str) -> Checksums:
+        """Checksums of a file: of its blocks, or in older data spaces of the file as a whole."""
+        written = self._record["files"][name]
+        if "ends" in written:
+            return Checksums(written["ends"], written["crc32s"])
+        return Checksums([written["bytes"]], [written["crc32"]])
 
     def _check_sizes(self) -> None:
         for name, written in self._record["files"].items():
@@ -216,10 +279,3 @@ def remove_segment(folder: Path) -> bool:
         return False
     finally:
         os.close(lock)
-
-
-def _map_npy(path: Path) -> Any:
-    try:
-        return load_npy(path, mapped=True)
-    except (OSError, ValueError, EOFError) as error:
-        raise SpaceError(f"{path} cannot be read: {error}") from error

@@ -19,7 +19,6 @@ from whet.data.documents import Document
 from whet.errors import SpaceError
 from whet.io import as_json, atomic_write, fsync, load_npy, write_json
 from whet.maths.arrays import Array
-from whet.space.store.id_index import hash_strings
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
     FAILED_FILE,
@@ -29,7 +28,7 @@ from whet.space.store.manifest import (
     new_id,
 )
 from whet.space.store.protocol import SCHEMA, Reader
-from whet.space.store.records import as_strings
+from whet.space.store.records import as_strings, hash_strings
 from whet.space.store.sealing import Batch
 
 PART_DOCUMENTS, PART_CHARACTERS = 2048, 16_000_000  # a part ends when it reaches either

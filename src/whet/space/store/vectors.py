@@ -6,7 +6,6 @@ the size of the batch nor on how rows are divided into files.
 """
 
 import math
-import mmap
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from whet.errors import SpaceError
-from whet.io import load_npy
 from whet.maths.arrays import Array, as_count, check_matrix, normalize_rows
+from whet.space.store.checked_file import CheckedFile, Checksums, advise, map_array
 from whet.space.store.protocol import Metric, SearchResults
 
 TIE = 1e-9  # relative; as in whet.select
@@ -28,25 +27,36 @@ CACHE_BYTES = 512 * 2**20  # smaller stores keep a float32 copy in memory, which
 class VectorFile:
     """float16 vectors in an `.npy` file, memory-mapped."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, checksums: Checksums | None = None) -> None:
+        """Map `path`; blocks are compared with `checksums` before they are first used."""
         self.cached = False
         """Whether to keep a float32 copy in memory after the first full scan."""
         self.normalized = True
         """Whether all rows have length 1 or 0."""
-        self._random = self._map()
-        _advise(self._random, "MADV_RANDOM")  # 65 times as fast on a cold disk
+        self._file = CheckedFile(path, checksums)
+        self._sequential = self._array(self._file.buffer)  # the system reads ahead
+        self._buffer = self._file.map()
+        self._random = self._array(self._buffer)
+        advise(self._buffer, "MADV_RANDOM")  # 65 times as fast on a cold disk
+        row_bytes = 2 * self.dimension
+        self._header_bytes = len(self._buffer) - row_bytes * len(self)
 
-    def _map(self) -> Any:
-        try:
-            stored = load_npy(self._path, mapped=True)
-        except (OSError, ValueError, EOFError) as error:
-            raise SpaceError(f"{self._path} cannot be read: {error}") from error
-        if stored.dtype != np.float16 or stored.ndim != 2:
+    def _array(self, buffer: Any) -> Any:
+        stored = map_array(self._file.path, buffer)
+        if stored.dtype != np.float16 or stored.ndim != 2 or not stored.flags.c_contiguous:
             raise SpaceError(
-                f"{self._path} holds {stored.dtype} of shape {stored.shape}: expected float16 rows"
+                f"{self._file.path} holds {stored.dtype} of shape {stored.shape}: expected float16 "
+                "rows"
             )
         return stored
+
+    def check(self, rows: Int[Array, " n"]) -> None:
+        """Compare the blocks of the given rows with their checksums. Raises SpaceError."""
+        starts = self._header_bytes + 2 * self.dimension * rows
+        blocks = self._file.block_of(starts)
+        self._file.check(
+            np.concatenate([blocks, self._file.block_of(starts + 2 * self.dimension - 1)])
+        )
 
     def __len__(self) -> int:
         return len(self._random)
@@ -58,13 +68,13 @@ class VectorFile:
 
     def gather(self, rows: Int[Array, " n"]) -> Float[Array, "n d"]:
         """The given rows as stored, in float16."""
+        self.check(rows)
         return np.take(self._random, rows, axis=0)
 
     def release_memory(self) -> None:
         """Drop the pages read so far from memory; the file stays mapped."""
-        _advise(self._random, "MADV_DONTNEED")
-        if "_sequential" in self.__dict__:
-            _advise(self._sequential, "MADV_DONTNEED")
+        advise(self._buffer, "MADV_DONTNEED")
+        advise(self._file.buffer, "MADV_DONTNEED")
 
     def blocks(
         self, visible: Bool[Array, " n"] | None = None
@@ -86,6 +96,8 @@ class VectorFile:
             return
         stored = self._cache if self.cached else self._sequential
         for start in range(0, len(self), step):
+            if not self.cached:
+                self.check(np.arange(start, min(start + step, len(self))))
             block = stored[start : start + step].astype(np.float32, copy=False)
             rows = np.arange(start, start + len(block))
             if visible is not None:
@@ -95,17 +107,8 @@ class VectorFile:
 
     @cached_property
     def _cache(self) -> Float[Array, "n d"]:
+        self._file.check()
         return cast(Array, self._sequential.astype(np.float32))
-
-    @cached_property
-    def _sequential(self) -> Any:
-        """A second map of the file, for which the system reads ahead."""
-        return self._map()
-
-
-def _advise(mapped: Any, advice: str) -> None:
-    if hasattr(mmap, advice):  # not on Windows
-        mapped._mmap.madvise(getattr(mmap, advice))
 
 
 class TopK:

@@ -5,10 +5,10 @@ not name; the next writer removes them.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
 from whet.io import atomic_write, exclusive_lock, fsync, translate_disk_errors
 from whet.maths.arrays import Array
+from whet.space.store import ann_index
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
     FAILED_FILE,
@@ -34,14 +35,16 @@ from whet.space.store.manifest import (
     read_manifest,
     segment_record,
 )
+from whet.space.store.opening import read_deleted_ids
 from whet.space.store.protocol import COLUMNS, SCHEMA, Reader
-from whet.space.store.reader import DiskReader, read_deleted_ids
+from whet.space.store.reader import DiskReader
 from whet.space.store.records import BATCH_ROWS, as_row_numbers
 from whet.space.store.sealing import Batch, Batches, seal
 from whet.space.store.segment import MAX_ROWS, Segment, remove_segment
 from whet.space.store.staging import REMOVED, discard_staging, is_committed, staged_plan
 from whet.space.store.vectors import non_unit_rows, to_float16
 
+MERGED = 16  # small segments of similar size that are merged by an addition
 LEFTOVERS = r"deleted-\d+\.npy(\.new)?|(meta\.json|failed\.jsonl)\.new"
 
 
@@ -144,7 +147,7 @@ class DiskWriter:
         with translate_disk_errors(self.path):
             try:
                 names = self._seal(batches, lambda _: None)
-                return self._replace(segments=[*self.manifest.segments, *names], **changes)
+                return self._merge(names, **changes)
             except BaseException:
                 self.sweep()
                 raise
@@ -169,7 +172,7 @@ class DiskWriter:
                 adopted.append(segment_name(self.manifest, number))
                 (folder / name).rename(segments / adopted[-1])
             fsync(segments)
-            return self._replace(segments=[*self.manifest.segments, *adopted], **changes)
+            return self._merge(adopted, **changes)
 
     def compact(self, progress: Callable[[int], None] = lambda _: None) -> int:
         """Rewrite small segments and those with deleted rows, and drop an unfinished addition.
@@ -193,17 +196,41 @@ class DiskWriter:
                 visible = [~np.isin(s.ids, deleted) for s in old]
                 rest = DiskReader(self.path, self.manifest, old, visible, [True] * len(old), [])
                 unchanged = [s.name for s in snapshot.segments if s not in old]
-                names = self._seal(lambda: _batches(rest), progress)
+                names = self._seal(lambda: batches_of(rest), progress)
                 self._replace(segments=[*unchanged, *names], deleted=np.empty(0, np.int64))
             snapshot.close()
             self.sweep()
         return self.manifest.version
 
-    def _seal(self, batches: Batches, progress: Callable[[int], None]) -> list[str]:
+    def _merge(self, new: list[str], **changes: Any) -> int:
+        """Add the segments `new` to the manifest, and merge older ones that are small.
+
+        Segments of similar size are merged once there are 16 of them, if they remain too small for
+        an index. A row is therefore rewritten at most four times, and additions of any number leave
+        at most 15 segments of each size. The merged ones become part of the same version.
+        """
+        manifest = self.manifest
+        if len(manifest.segments) < MERGED:
+            return self._replace(segments=[*manifest.segments, *new], **changes)
+        snapshot = self.snapshot()
+        merged = segments_to_merge(snapshot.segments)
+        names = [name for name in manifest.segments if name not in {s.name for s in merged}]
+        if merged:
+            deleted = read_deleted_ids(self.path, manifest)
+            visible = [~np.isin(s.ids, deleted) for s in merged]
+            rest = DiskReader(self.path, manifest, merged, visible, [True] * len(merged), [])
+            names += self._seal(lambda: batches_of(rest), lambda _: None, first=len(new))
+            if len(deleted):
+                gone = np.concatenate([s.ids for s in merged])
+                changes["deleted"] = np.setdiff1d(deleted, gone)
+        snapshot.close()
+        return self._replace(segments=[*names, *new], **changes)
+
+    def _seal(self, batches: Batches, progress: Callable[[int], None], first: int = 0) -> list[str]:
         self._right.check()
         manifest, folder = self.manifest, self.path / SEGMENTS
         return seal(
-            folder, partial(segment_name, manifest), batches, manifest.dimension, manifest.labels,
+            folder, lambda number: segment_name(manifest, first + number), batches, manifest.dimension, manifest.labels,
             progress, indexed=manifest.normalized,
         )  # fmt: skip
 
@@ -338,11 +365,23 @@ def rows_to_delete(snapshot: Reader, ids: Any, where: Filter | None) -> Array:
     return rows if ids is None else np.intersect1d(rows, as_row_numbers(ids))
 
 
+def segments_to_merge(segments: Sequence[Segment]) -> list[Segment]:
+    """The smallest segments of similar size if there are 16 of them, else none."""
+    sizes: dict[int, list[Segment]] = defaultdict(list)
+    for segment in segments:
+        sizes[segment.count.bit_length() // 4].append(segment)
+    for _, similar in sorted(sizes.items()):
+        total = sum(segment.count for segment in similar)
+        if len(similar) >= MERGED and total < ann_index.MIN_ROWS:
+            return similar
+    return []
+
+
 def _needs_rewrite(segment: Segment, deleted: Array) -> bool:
     return segment.count < MAX_ROWS // 2 or bool(np.isin(segment.ids, deleted).any())
 
 
-def _batches(reader: DiskReader) -> Iterator[Batch]:
+def batches_of(reader: DiskReader) -> Iterator[Batch]:
     """All rows of a reader, by ascending id."""
     ids = reader.ids()
     for start in range(0, len(ids), BATCH_ROWS):
