@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ ast_lock = threading.RLock()
 (SystemError, "AST constructor recursion depth mismatch")."""
 
 
-def load_npy(path: Path | IO[bytes], *, mapped: bool = False) -> NDArray[Any]:
+def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     """Load the array in an `.npy` file, or memory-map it; raises ValueError if it is damaged.
 
     Headers are parsed by one thread at a time: NumPy uses `ast`, which in CPython 3.11 fails at
@@ -65,7 +65,7 @@ def npy_header(content: bytes | memoryview) -> tuple[tuple[int, ...], bool, np.d
         ValueError: If the header is damaged, or the array contains Python objects.
     """
     file = io.BytesIO(content)
-    with _parse_lock:
+    with ast_lock:
         try:
             version = np.lib.format.read_magic(file)
             read = {

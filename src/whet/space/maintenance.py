@@ -1,5 +1,6 @@
 """Describing, verifying and exporting a data space; needs no embedder."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -22,6 +22,7 @@ from whet.io import checksum, write_json
 FORMAT = 2
 MANIFEST_FILE = "meta.json"
 STAGING = "staging"  # folder of an unfinished addition
+REMOVED = "staging.removed"  # a staging folder that is being deleted
 SEGMENTS = "segments"  # folder of the segments
 SEGMENT_FILE = "segment.json"  # in the folder of each segment
 EMBEDDER_FOLDER = "embedder"  # folder of an `lsa` embedder, fitted on the data space itself
@@ -143,6 +144,30 @@ def file_checksums(
 def segment_record(name: str) -> str:
     """Path of the record of a segment, within the data space."""
     return f"{SEGMENTS}/{name}/{SEGMENT_FILE}"
+
+
+def segment_name(manifest: Manifest, number: int) -> str:
+    """Name of a segment of the next version. It ends with the id of the data space."""
+    return f"{manifest.version + 1:08d}-{number:05d}-{manifest.id}"
+
+
+def is_own_segment(name: str, manifest: Manifest) -> bool:
+    """Whether a segment of this name was written for the data space of `manifest`."""
+    return bool(re.fullmatch(rf"\d+-\d+-{re.escape(manifest.id)}", name)) and bool(manifest.id)
+
+
+def refuse_links(path: Path) -> None:
+    """Check that the folders of a data space are not links: what they refer to may be others'.
+
+    Raises:
+        SpaceError: If one is a link.
+    """
+    for name in (SEGMENTS, STAGING, REMOVED, EMBEDDER_FOLDER):
+        if (path / name).is_symlink():
+            raise SpaceError(
+                f"{path / name} is a symbolic link, through which other folders could be removed: "
+                f"replace it by a folder, or link {path} as a whole; reading works as it is"
+            )
 
 
 def new_id() -> str:

@@ -23,6 +23,7 @@ from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
     FAILED_FILE,
     MANIFEST_FILE,
+    REMOVED,
     STAGING,
     Manifest,
     new_id,
@@ -33,7 +34,6 @@ from whet.space.store.sealing import Batch
 
 PART_DOCUMENTS, PART_CHARACTERS = 2048, 16_000_000  # a part ends when it reaches either
 _PLAN_FILE, _COMPLETE_FILE = "plan.json", "read"
-REMOVED = f"{STAGING}.removed"  # a staging folder that is being deleted
 
 
 class Staging:

@@ -27,12 +27,16 @@ from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
     FAILED_FILE,
     MANIFEST_FILE,
+    REMOVED,
     SEGMENTS,
     STAGING,
     Manifest,
     file_checksums,
+    is_own_segment,
     new_id,
     read_manifest,
+    refuse_links,
+    segment_name,
     segment_record,
 )
 from whet.space.store.opening import read_deleted_ids
@@ -41,7 +45,7 @@ from whet.space.store.reader import DiskReader
 from whet.space.store.records import BATCH_ROWS, as_row_numbers
 from whet.space.store.sealing import Batch, Batches, seal
 from whet.space.store.segment import MAX_ROWS, Segment, remove_segment
-from whet.space.store.staging import REMOVED, discard_staging, is_committed, staged_plan
+from whet.space.store.staging import discard_staging, is_committed, staged_plan
 from whet.space.store.vectors import non_unit_rows, to_float16
 
 MERGED = 16  # small segments of similar size that are merged by an addition
@@ -84,9 +88,8 @@ class DiskWriter:
             return manifest if manifest.id else replace(manifest, id=new_id())
         if (self.path / MANIFEST_FILE).exists():
             raise SpaceError(f"{self.path} exists: add to it, or choose another path")
-        if {path.name for path in self.path.iterdir()}.isdisjoint({STAGING, REMOVED}) and any(
-            self.path.iterdir()
-        ):
+        names = {path.name for path in self.path.iterdir()}
+        if names and names.isdisjoint({STAGING, REMOVED}):
             raise SpaceError(f"{self.path} exists and is not a data space: choose another path")
         return replace(new, id=staged_plan(self.path).get("space") or new_id())
 
@@ -292,38 +295,14 @@ class DiskWriter:
             if is_committed(self.path, stored):
                 discard_staging(self.path)
         for folder in (self.path / SEGMENTS).glob("*"):
-            own = is_own_segment(folder.name, self.manifest) or (
-                folder.name in self.manifest.dropped
-            )
-            if own and folder.name not in self.manifest.segments:
+            dropped = folder.name in self.manifest.dropped
+            if (
+                dropped or is_own_segment(folder.name, self.manifest)
+            ) and folder.name not in self.manifest.segments:
                 remove_segment(folder)
         for file in self.path.iterdir():
             if re.fullmatch(LEFTOVERS, file.name) and file.name != self.manifest.deleted:
                 file.unlink()
-
-
-def segment_name(manifest: Manifest, number: int) -> str:
-    """Name of a segment of the next version. It ends with the id of the data space."""
-    return f"{manifest.version + 1:08d}-{number:05d}-{manifest.id}"
-
-
-def is_own_segment(name: str, manifest: Manifest) -> bool:
-    """Whether a segment of this name was written for the data space of `manifest`."""
-    return bool(re.fullmatch(rf"\d+-\d+-{re.escape(manifest.id)}", name)) and bool(manifest.id)
-
-
-def refuse_links(path: Path) -> None:
-    """Check that the folders of a data space are not links: what they refer to may be others'.
-
-    Raises:
-        SpaceError: If one is a link.
-    """
-    for name in (SEGMENTS, STAGING, REMOVED, EMBEDDER_FOLDER):
-        if (path / name).is_symlink():
-            raise SpaceError(
-                f"{path / name} is a symbolic link, through which other folders could be removed: "
-                f"replace it by a folder, or link {path} as a whole; reading works as it is"
-            )
 
 
 def check_addition(
