@@ -16,6 +16,8 @@ import os
 import shutil
 import weakref
 import zlib
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +46,7 @@ from whet.space.store.records import (
 from whet.space.store.vectors import VectorFile, write_npy_header
 
 MAX_ROWS = 2**20  # per segment
+MERGED = 16  # small segments of similar size that are merged by an addition
 CHECKED_BYTES = 2**17  # of vectors that have one checksum
 
 
@@ -279,3 +282,15 @@ def remove_segment(folder: Path) -> bool:
         return False
     finally:
         os.close(lock)
+
+
+def segments_to_merge(segments: Sequence[Segment]) -> list[Segment]:
+    """The smallest segments of similar size if there are 16 of them, else none."""
+    sizes: dict[int, list[Segment]] = defaultdict(list)
+    for segment in segments:
+        sizes[segment.count.bit_length() // 4].append(segment)
+    for _, similar in sorted(sizes.items()):
+        total = sum(segment.count for segment in similar)
+        if len(similar) >= MERGED and total < ann_index.MIN_ROWS:
+            return similar
+    return []

@@ -5,7 +5,6 @@ not name; the next writer removes them.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +21,6 @@ from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
 from whet.io import atomic_write, exclusive_lock, fsync, translate_disk_errors
 from whet.maths.arrays import Array
-from whet.space.store import ann_index
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
     FAILED_FILE,
@@ -44,11 +42,10 @@ from whet.space.store.protocol import COLUMNS, SCHEMA, Reader
 from whet.space.store.reader import DiskReader
 from whet.space.store.records import BATCH_ROWS, as_row_numbers
 from whet.space.store.sealing import Batch, Batches, seal
-from whet.space.store.segment import MAX_ROWS, Segment, remove_segment
+from whet.space.store.segment import MAX_ROWS, MERGED, Segment, remove_segment, segments_to_merge
 from whet.space.store.staging import discard_staging, is_committed, staged_plan
 from whet.space.store.vectors import non_unit_rows, to_float16
 
-MERGED = 16  # small segments of similar size that are merged by an addition
 LEFTOVERS = r"deleted-\d+\.npy(\.new)?|(meta\.json|failed\.jsonl)\.new"
 
 
@@ -342,18 +339,6 @@ def rows_to_delete(snapshot: Reader, ids: Any, where: Filter | None) -> Array:
         raise ValueError("delete takes either ids or a filter: pass one of them")
     rows = snapshot.ids(where)
     return rows if ids is None else np.intersect1d(rows, as_row_numbers(ids))
-
-
-def segments_to_merge(segments: Sequence[Segment]) -> list[Segment]:
-    """The smallest segments of similar size if there are 16 of them, else none."""
-    sizes: dict[int, list[Segment]] = defaultdict(list)
-    for segment in segments:
-        sizes[segment.count.bit_length() // 4].append(segment)
-    for _, similar in sorted(sizes.items()):
-        total = sum(segment.count for segment in similar)
-        if len(similar) >= MERGED and total < ann_index.MIN_ROWS:
-            return similar
-    return []
 
 
 def _needs_rewrite(segment: Segment, deleted: Array) -> bool:
