@@ -1,4 +1,4 @@
-"""Rows of CSV and Parquet that cannot be read, endings of files, and data sets with configurations."""
+"""Rows that cannot be read, endings of files, and data sets with configurations."""
 
 import datetime as dt
 import gzip
