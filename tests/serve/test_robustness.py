@@ -109,9 +109,10 @@ def test_unknown_path_is_an_openai_error(server, method, path, status):
 
 def test_large_body_is_rejected_with_and_without_content_length(server):
     body = json.dumps(ASK | {"prompt": "x" * 100_000})
-    assert status_of(server.send("POST", "/v1/completions", body)) == 413
+    json_type = {"content-type": "application/json"}
+    assert status_of(server.send("POST", "/v1/completions", body, **json_type)) == 413
     pieces = (part.encode() for part in (body[:50_000], body[50_000:]))
-    assert status_of(server.send("POST", "/v1/completions", pieces)) == 413
+    assert status_of(server.send("POST", "/v1/completions", pieces, **json_type)) == 413
 
 
 def test_body_that_never_arrives_times_out(llama_folder, place):

@@ -7,14 +7,13 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import uvicorn
-
 from whet.adapt.config import AdapterOptions
 from whet.data.documents import Document
 from whet.select.config import SelectionConfig
 from whet.serve.app import create_app
 from whet.serve.auth import APIKey, APIKeyStore, digest
 from whet.serve.config import ServeConfig
+from whet.serve.connections import build_server
 from whet.serve.main import build_engines
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels
@@ -124,7 +123,7 @@ class Client:
 @contextmanager
 def running(app):
     """Run `app` on a free local port while the block runs; gives a client without a key."""
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="on"))
+    server = build_server(app, app.state.server.config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

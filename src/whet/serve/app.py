@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI, Response
+from fastapi.middleware.cors import CORSMiddleware
 
 from whet._version import __version__
 from whet.engine import Engine
@@ -44,12 +45,12 @@ def create_app(
         app.include_router(module.router)
     if config.ui:
         app.include_router(_page())
-    app.add_middleware(
-        RequestMiddleware,
-        metrics=state.metrics,
-        max_body_bytes=config.max_body_kib * 1024,
-        body_timeout_s=config.body_timeout_s,
-    )
+    if config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=config.allowed_origins, allow_methods=("*",),
+            allow_headers=("authorization", "content-type", "x-request-id"),
+        )  # fmt: skip
+    app.add_middleware(RequestMiddleware, state=state)
     return app
 
 

@@ -133,6 +133,12 @@ class APIKeyStore:
         return candidate if matches and candidate and not candidate.expired(today) else None
 
 
+def bearer_token(authorization: str) -> str:
+    """The token of an `Authorization` header; empty if it has another scheme."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def digest(secret: str) -> str:
     """SHA-256 of a key's secret, hexadecimal."""
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -71,6 +71,13 @@ class ServeConfig:
     """Port to listen on; 0 for any free port."""
     api_keys: Path | None = None
     """File of API keys, made by `whet keys create`; without it every client has full access."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names, as `NAME` or `NAME:PORT`, by which clients may address the server in the
+    header `Host`; `*` for any. Without API keys only `host` and loopback names are allowed; with
+    API keys the header is checked only if this is set."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages of other sites that may use the server, such as `https://example.org`; `*` for all.
+    The server's own page always may."""
     slots: int = 8
     """Requests that are adapted at the same time."""
     max_queue_size: int = 64
@@ -81,6 +88,16 @@ class ServeConfig:
     """Largest request body, in KiB."""
     body_timeout_s: float = 10.0
     """How long a request body may take to arrive, in seconds."""
+    max_bodies_mib: int = 64
+    """Memory for the bodies of all requests together, in MiB; the next one is answered with status
+    429."""
+    max_connections: int = 512
+    """Open connections, at most half of the process's limit of open files. Beyond it, the
+    connection that has waited longest without a request is closed."""
+    head_timeout_s: float = 10.0
+    """How long the head of a request may take to arrive, in seconds."""
+    keep_alive_s: float = 30.0
+    """How long a connection stays open between two requests, in seconds."""
     background_niceness: int = 10
     """Unix niceness (0-19) of the threads that train and select, so that the base model and other
     programs go first. Linux only; lower it on a machine that other programs keep busy."""
@@ -105,6 +122,7 @@ class ServeConfig:
         self._check_names()
         self._check_numbers()
         self._check_adapters()
+        self._check_access()
         if self.training.persist_optimizer:
             raise ValueError(
                 "training.persist_optimizer is true: a server must not carry one request's "
@@ -129,16 +147,40 @@ class ServeConfig:
             )
 
     def _check_numbers(self) -> None:
-        for name in ("slots", "max_queue_size", "max_body_kib"):
+        for name in (
+            "slots",
+            "max_queue_size",
+            "max_body_kib",
+            "max_bodies_mib",
+            "max_connections",
+        ):
             as_count(getattr(self, name), name)
-        for name in ("body_timeout_s", "reload_interval_s", "shutdown_timeout_s"):
+        for name in (
+            "body_timeout_s", "head_timeout_s", "keep_alive_s", "reload_interval_s",
+            "shutdown_timeout_s",
+        ):  # fmt: skip
             as_positive(getattr(self, name), name)
+        if self.max_bodies_mib * 1024 < self.max_body_kib:
+            raise ValueError(
+                f"max_bodies_mib is {self.max_bodies_mib}, less than one body of max_body_kib = "
+                f"{self.max_body_kib}: expected at least that"
+            )
         if self.cache_mib < 0:
             raise ValueError(f"cache_mib is {self.cache_mib}: expected 0 or more")
         if not 0 <= self.background_niceness < 20:
             raise ValueError(f"background_niceness is {self.background_niceness}: expected 0 to 19")
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port is {self.port}: expected 0 to 65535")
+
+    def _check_access(self) -> None:
+        for host in self.allowed_hosts:
+            if not host or "/" in host or "@" in host:
+                raise ValueError(f"allowed_hosts has {host!r}: expected NAME or NAME:PORT, or *")
+        for origin in self.allowed_origins:
+            if origin != "*" and not origin.startswith(("http://", "https://")):
+                raise ValueError(
+                    f"allowed_origins has {origin!r}: expected a site such as https://example.org"
+                )
 
     def _check_adapters(self) -> None:
         if not self.adapters or set(self.adapters) - ADAPTERS.keys():

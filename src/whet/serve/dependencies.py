@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from whet.serve.auth import ANONYMOUS, APIKey
+from whet.serve.auth import ANONYMOUS, APIKey, APIKeyStore
 from whet.serve.config import Limits
 from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
 from whet.serve.rate_limit import ClientUsage
@@ -54,7 +54,7 @@ async def get_context(
 ) -> AsyncIterator[RequestContext]:
     """The context of a request, which counts as in flight until the response is sent."""
     state: AppState = request.app.state.server
-    key = _authenticate(state, credentials)
+    key = authenticate(state.keys, credentials.credentials if credentials else "")
     request.state.log = {"key": key.id}
     with state.rate_limiter.acquire(key) as usage:
         yield RequestContext(key, state.rate_limiter.limits(key), usage, state)
@@ -92,11 +92,15 @@ async def _wait_for_disconnect(request: Request) -> None:
         pass
 
 
-def _authenticate(state: AppState, credentials: HTTPAuthorizationCredentials | None) -> APIKey:
-    if state.keys is None:
+def authenticate(keys: APIKeyStore | None, token: str) -> APIKey:
+    """The key of a bearer token; `ANONYMOUS` on a server without API keys.
+
+    Raises:
+        APIError: 401 if the token is not that of a valid key.
+    """
+    if keys is None:
         return ANONYMOUS
-    token = credentials.credentials if credentials else ""
-    key = state.keys.authenticate(token, datetime.datetime.now(datetime.UTC).date())
+    key = keys.authenticate(token, datetime.datetime.now(datetime.UTC).date())
     if key is None:
         raise APIError(
             401, "no valid API key: send `Authorization: Bearer whet_…`", code="invalid_api_key"

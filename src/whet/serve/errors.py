@@ -16,9 +16,12 @@ CLIENT_CLOSED_REQUEST = 499
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
     404: "not_found_error", 405: "invalid_request_error", 408: "timeout_error",
-    409: "conflict_error", 413: "invalid_request_error", 429: "rate_limit_error",
+    409: "conflict_error", 413: "invalid_request_error",
+    415: "invalid_request_error", 429: "rate_limit_error",
     CLIENT_CLOSED_REQUEST: "cancelled_error", 500: "server_error", 503: "server_error",
 }  # fmt: skip
+ANY_ROUTE = (400, 401, 403, 413, 415, 429)
+"""Statuses of errors that every route can answer with."""
 MAX_MESSAGE = 300
 """Longest message in characters: it may contain a client's own text."""
 MAX_VALUE = 40
@@ -79,7 +82,7 @@ class APIError(Exception):
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route, for the OpenAPI document."""
-    return {status: {"model": ErrorBody} for status in sorted({400, 401, 413, 429, *statuses})}
+    return {status: {"model": ErrorBody} for status in sorted({*ANY_ROUTE, *statuses})}
 
 
 def register_exception_handlers(app: FastAPI) -> None:

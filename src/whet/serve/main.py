@@ -6,7 +6,6 @@ import stat
 import time
 from collections.abc import Iterator
 
-import uvicorn
 from fastapi import FastAPI
 
 from whet.adapt.config import AdapterConfig, LoRA
@@ -15,6 +14,7 @@ from whet.engine import Engine, Request, SamplingParams
 from whet.serve.app import create_app
 from whet.serve.auth import APIKeyStore
 from whet.serve.config import ServeConfig, is_loopback
+from whet.serve.connections import build_server
 from whet.serve.metrics import log_to_stderr
 from whet.serve.retrieval import warm_up
 from whet.serve.state import BASE
@@ -65,19 +65,9 @@ def run(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT; running requests may then take `shutdown_timeout_s`."""
     log_to_stderr()
     app = build_app(config)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=round(config.shutdown_timeout_s),
-        )
-    )
+    server = build_server(app, config)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.create_server((config.host, config.port), family=family, backlog=2048) as listener:
+    with socket.create_server((config.host, config.port), family=family) as listener:
         host, port = listener.getsockname()[:2]
         record = {"url": f"http://{host}:{port}", "model": app.state.server.name}
         log.info("listening", extra=record | {"spaces": sorted(config.spaces)})

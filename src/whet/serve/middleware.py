@@ -1,7 +1,8 @@
-"""Middleware of every request: a request id, a bounded body, security headers, a log line, metrics.
+"""Middleware of every request: a request id, access, a bounded body, security headers, log, metrics.
 
-Plain ASGI: the body is read completely, within a size and a time, before the route runs; whatever
-comes after the body is passed on as it arrives.
+Plain ASGI. The headers are checked first: host, origin, content type and API key. Then the body is
+read completely, within a size, a time and the memory for all bodies together, before the route
+runs; whatever comes after the body is passed on as it arrives.
 """
 
 import asyncio
@@ -13,13 +14,17 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from whet.serve.auth import bearer_token
+from whet.serve.browser_guard import BrowserGuard, has_body
+from whet.serve.dependencies import authenticate
 from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
-from whet.serve.metrics import Metrics
+from whet.serve.state import AppState
 
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
     (
         b"content-security-policy",
         b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -30,14 +35,32 @@ _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("whet.serve")
 
 
+class BodyMemory:
+    """The memory that the bodies of all requests use together. For one thread, the event loop's."""
+
+    def __init__(self, capacity: int) -> None:
+        """`capacity` is in bytes."""
+        self.capacity, self.used = capacity, 0
+
+    def add(self, size: int) -> None:
+        """Count `size` bytes more. Raises APIError, 429, if there is no memory for them."""
+        if self.used + size > self.capacity:
+            raise APIError(
+                429, "the server is reading too many large bodies at once: retry later",
+                code="bodies_full", retry_after_s=1,
+            )  # fmt: skip
+        self.used += size
+
+
 class RequestMiddleware:
     """The outermost layer of the application."""
 
-    def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int, body_timeout_s: float
-    ) -> None:
-        self.app, self.metrics = app, metrics
-        self.max_body_bytes, self.body_timeout_s = max_body_bytes, body_timeout_s
+    def __init__(self, app: ASGIApp, *, state: AppState) -> None:
+        self.app, self.metrics, self._keys = app, state.metrics, state.keys
+        self._guard = BrowserGuard(state.config, has_keys=state.keys is not None)
+        self._memory = BodyMemory(state.config.max_bodies_mib * 2**20)
+        self.max_body_bytes = state.config.max_body_kib * 1024
+        self.body_timeout_s = state.config.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,31 +94,44 @@ class RequestMiddleware:
             self._record(scope, status, time.perf_counter() - start)
 
     async def _call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._guard.check(scope)
+        if _needs_key(scope):
+            authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+            authenticate(self._keys, bearer_token(authorization))
+        body = bytearray()
         try:
-            body = await asyncio.wait_for(self._read_body(scope, receive), self.body_timeout_s)
+            if await self._read_in_time(scope, receive, body):
+                await self.app(scope, _replay_body(bytes(body), receive), send)
+        finally:
+            self._memory.used -= len(body)
+
+    async def _read_in_time(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+        try:
+            return await asyncio.wait_for(
+                self._read_body(scope, receive, body), self.body_timeout_s
+            )
         except TimeoutError:
             raise APIError(
                 408, f"the body took longer than {self.body_timeout_s:g} s to arrive"
             ) from None
-        if body is not None:
-            await self.app(scope, _replay_body(body, receive), send)
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The complete body; None if the client has disconnected."""
+    async def _read_body(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+        """Append the complete body to `body`; returns False if the client has disconnected."""
         too_large = APIError(413, f"the body is larger than {self.max_body_bytes} bytes")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > self.max_body_bytes:
             raise too_large
-        body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > self.max_body_bytes:
+                return False
+            piece = message.get("body", b"")
+            if len(body) + len(piece) > self.max_body_bytes:
                 raise too_large
+            self._memory.add(len(piece))
+            body += piece
             if not message.get("more_body", False):
-                return bytes(body)
+                return True
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
@@ -104,6 +140,15 @@ class RequestMiddleware:
         record = {"request": state["id"], "method": scope["method"], "route": route}
         record |= {"status": status, "seconds": round(seconds, 4)}
         log.info("request finished", extra=record | state.get("log", {}))
+
+
+def _needs_key(scope: Scope) -> bool:
+    """Whether a request is answered only with an API key: all but reading what is public."""
+    if has_body(scope) or scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+        return True
+    method, path = str(scope["method"]), str(scope["path"])
+    private = path.startswith("/v1/") or path == "/metrics"
+    return private and method != "OPTIONS"  # browsers ask for permission without a key
 
 
 def _request_id(scope: Scope) -> str:
