@@ -35,7 +35,8 @@ def index(source: str, space: Path, as_json: bool, quiet: bool, **options: Any) 
     SOURCE is a file (JSONL, also .gz or .zst, JSON, CSV, Parquet, text), a folder, hf:DATASET, or
     "-" for JSON lines on stdin.
 
-    Running it again adds new documents and keeps existing ones; an interrupted run resumes.
+    Running it again adds new documents and keeps existing ones, with their metadata as it is now;
+    an interrupted run resumes.
     Documents that cannot be added are listed in SPACE/failed.jsonl.
     """
     from whet.space.space import DataSpace, format_count
@@ -50,7 +51,10 @@ def index(source: str, space: Path, as_json: bool, quiet: bool, **options: Any) 
     failed = built.manifest.failed
     record = {"space": str(space), "documents": len(built), "embedder": built.embedder.name}
     record |= {"dimension": built.dimension, "failed": failed}
+    record |= {"updated": built.updated}
     plain = f"{space}: {format_count(len(built))}, {built.embedder.name}"
+    if built.updated:
+        plain += f"; {built.updated:,} updated with other metadata"
     if failed:
         plain += f"; {failed:,} could not be added: see {space}/failed.jsonl"
     emit(record, as_json, plain)

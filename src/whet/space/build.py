@@ -27,10 +27,11 @@ from whet.data.documents import (
 from whet.embed.embedder import Embedder
 from whet.embed.lsa import LSA
 from whet.errors import ModelError, SourceError, SpaceError
-from whet.io import atomic_write, progress_bar, translate_disk_errors
+from whet.io import as_json, atomic_write, progress_bar, translate_disk_errors
 from whet.maths.arrays import Array
 from whet.space.store.manifest import EMBEDDER_FOLDER, FAILED_FILE, Labels, Manifest
-from whet.space.store.reader import DiskReader
+from whet.space.store.protocol import COLUMNS
+from whet.space.store.reader import DiskReader, read_deleted_ids
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import label_of, seal
 from whet.space.store.staging import (
@@ -39,6 +40,8 @@ from whet.space.store.staging import (
     SeenIds,
     StagedTexts,
     Staging,
+    as_records,
+    compare_stored,
 )
 from whet.space.store.vectors import non_unit_rows, to_float16
 from whet.space.store.writer import DiskWriter
@@ -102,15 +105,23 @@ def create(
             raise
 
 
-def add(addition: Addition, path: Path, embedder: Embedder) -> None:
-    """Add the documents that are new; an `lsa` embedder is not fitted again."""
+def add(addition: Addition, path: Path, embedder: Embedder) -> int:
+    """Add the documents that are new; an `lsa` embedder is not fitted again.
+
+    Returns:
+        The number of stored documents whose metadata was replaced.
+    """
     with DiskWriter(path) as writer:
         DiskReader.open(path, fingerprint=embedder.fingerprint).close()
-        _add(writer, addition, embedder)
+        return _add(writer, addition, embedder)
 
 
-def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> None:
-    """An error of the caller or the source leaves no trace; anything else can be resumed."""
+def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> int:
+    """An error of the caller or the source leaves no trace; anything else can be resumed.
+
+    Returns:
+        The number of stored documents whose metadata was replaced.
+    """
     name, fingerprint = (embedder.name, embedder.fingerprint) if embedder else (LSA.name, "")
     plan = {"source": addition.source, "embedder": name, "fingerprint": fingerprint}
     with translate_disk_errors(writer.path):
@@ -120,11 +131,12 @@ def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> N
                 _spool(addition, staging, writer)
             used = embedder or _fit_lsa(writer, staging, addition.progress)
             _embed(staging, used, addition)
-            _commit(writer, staging, used, addition.progress)
+            updated = _commit(writer, staging, used, addition.progress)
         except (ValueError, SourceError):
             staging.remove()
             raise
         staging.remove()
+    return updated
 
 
 def _spool(addition: Addition, staging: Staging, writer: DiskWriter) -> None:
@@ -132,8 +144,8 @@ def _spool(addition: Addition, staging: Staging, writer: DiskWriter) -> None:
     seen, snapshot = SeenIds(), writer.snapshot()
     for part in range(staging.parts):
         rows = staging.rows(part)
-        for name, text in zip(*(as_strings(rows[c]) for c in ("id", "text")), strict=True):
-            seen.check(name, text)
+        for record in zip(*(as_strings(rows[c]) for c in COLUMNS), strict=True):
+            seen.check(*record)
     with (staging.folder / FAILED_FILE).open("w", encoding="utf-8") as log:
         with progress_bar("reading", None, show=addition.progress) as advance:
             for batch in _batches(addition.documents(writer.manifest.next), advance):
@@ -163,7 +175,7 @@ def _batches(
 def _new(
     batch: list[Document | SourceError], seen: SeenIds, snapshot: DiskReader
 ) -> tuple[list[Document], list[dict[str, str]]]:
-    """The documents that are not stored yet, and the reasons why others cannot be added."""
+    """The documents that are new or have other metadata, and why others cannot be added."""
     failures = [{"reason": str(item)} for item in batch if isinstance(item, SourceError)]
     fresh = []
     for item in batch:
@@ -171,20 +183,21 @@ def _new(
             if reason := encoding_error(item):
                 failures.append({"id": item.id, "reason": reason})
                 continue
-            same = seen.check(item.id, item.text)
+            same = seen.check(item.id, item.text, as_json(item.meta))
             if same is None:
                 fresh.append(item)
             elif not same:
                 failures.append(
-                    {"id": item.id, "reason": "its id occurs twice, with different texts"}
+                    {
+                        "id": item.id,
+                        "reason": "its id occurs twice, with different texts or metadata",
+                    }
                 )
-    rows = snapshot.find([document.id for document in fresh])
-    stored = iter(snapshot.rows(rows[rows >= 0], ["text"])["text"].to_pylist())
-    new = []
-    for document, row in zip(fresh, rows.tolist(), strict=True):
-        if row < 0:
+    known, new = compare_stored(snapshot, as_records(fresh)), []
+    for i, document in enumerate(fresh):
+        if known.rows[i] < 0 or known.updated[i]:
             new.append(document)
-        elif next(stored) != document.text:
+        elif known.other_text[i]:
             reason = "its id is in the data space with another text: delete that one first"
             failures.append({"id": document.id, "reason": reason})
     return new, failures
@@ -276,10 +289,19 @@ def _embed_or_bisect(
     return rows, {}
 
 
-def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: bool) -> None:
-    """Seal the parts as segments and name these in the manifest."""
+def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: bool) -> int:
+    """Seal the parts as segments and name these in the manifest.
+
+    A document with other metadata than before gets a new row; the old one is deleted in the same
+    version, also if the embedder now fails on it, so that nobody reads it under an old label.
+
+    Returns:
+        The number of these documents.
+    """
     first, labels, path = writer.manifest.next, writer.manifest.labels, writer.path
-    stored = writer.snapshot() if staging.resumed else None  # others may have added the same ids
+    snapshot = writer.snapshot()
+    replaced = staging.replaced(snapshot)
+    stored = snapshot if staging.resumed else None  # others may have added the same ids
     total = sum(len(batch.ids) for batch in staging.batches(first, stored))
     failures = list(staging.failures(FAILED_FILE))
     if not total and not first:
@@ -289,13 +311,12 @@ def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: 
             staging.folder, "sealed-{:05d}".format, lambda: staging.batches(first, stored),
             embedder.dimension, labels, advance, indexed=_normalized(embedder),
         )  # fmt: skip
-    if stored is not None:
-        stored.close()
+    snapshot.close()
     if (path / FAILED_FILE).exists() and (message := writer.manifest.check_file(path, FAILED_FILE)):
         raise SpaceError(f"{message}, or delete it to begin a new list")
     failed = _log(path / FAILED_FILE, failures)
-    if not total and failed == writer.manifest.failed:
-        return
+    if not total and not len(replaced) and failed == writer.manifest.failed:
+        return 0
     changes: dict[str, Any] = {"next": first + total, "failed": failed, "addition": staging.id}
     if not first:
         changes |= {"embedder": embedder.name, "fingerprint": embedder.fingerprint,
@@ -303,7 +324,10 @@ def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: 
                     "normalized": _normalized(embedder)}  # fmt: skip
         if (staging.folder / EMBEDDER_FOLDER).exists():
             (staging.folder / EMBEDDER_FOLDER).rename(path / EMBEDDER_FOLDER)
+    if len(replaced):
+        changes["deleted"] = np.union1d(read_deleted_ids(path, writer.manifest), replaced)
     writer.adopt(staging.folder, names, **changes)
+    return len(replaced)
 
 
 def _no_documents(failures: list[dict[str, str]]) -> SourceError:

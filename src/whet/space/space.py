@@ -53,6 +53,8 @@ class DataSpace:
         self.path, self.manifest, self.embedder, self.store = path, manifest, embedder, store
         self.where = where
         """The filter that every operation of this data space is subject to, if any."""
+        self.updated = 0
+        """After `build` or `add`: number of known documents whose metadata was replaced."""
         self._count = store.count()
         self._bm25: dict[Filter | None, tuple[Int[Array, " n"], BM25]] = {}
 
@@ -118,8 +120,10 @@ class DataSpace:
         )  # fmt: skip
         if (path / MANIFEST_FILE).exists():
             existing = cls.open(path, embedder_for_adding(path, embedder, labels))
-            build.add(addition, path, existing.embedder)
-            return cls.open(path, existing.embedder)
+            updated = build.add(addition, path, existing.embedder)
+            opened = cls.open(path, existing.embedder)
+            opened.updated = updated
+            return opened
         loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
         build.create(addition, path, loaded, labels)
         return cls.open(path, loaded)
@@ -196,9 +200,9 @@ class DataSpace:
     ) -> "DataSpace":
         """Add the documents that are new, all or none; returns the data space opened again.
 
-        Arguments are as for `build`. Adding a document of the same id and text again has no effect;
-        one of the same id with another text is listed in `failed.jsonl`. The embedder and existing
-        documents do not change.
+        Arguments are as for `build`. A document of the same id and text as before has no effect, or
+        with other metadata replaces these, under a new row; one of the same id with another text is
+        listed in `failed.jsonl`. The embedder does not change.
 
         Raises:
             SourceError: If the source fails.
@@ -211,8 +215,10 @@ class DataSpace:
             docs=docs, text_field=text_field, chunks=chunks, resume_key=resume_key,
             progress=progress, ray=ray,
         )  # fmt: skip
-        build.add(addition, self.path, self.embedder)
-        return DataSpace.open(self.path, self.embedder)
+        updated = build.add(addition, self.path, self.embedder)
+        opened = DataSpace.open(self.path, self.embedder)
+        opened.updated = updated
+        return opened
 
     def delete(self, *, ids: Sequence[str] = (), where: Filter | str | None = None) -> "DataSpace":
         """Delete documents by id or by filter; returns the data space opened again.

@@ -8,12 +8,13 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from whet.data.documents import Document
 from whet.errors import SpaceError
@@ -105,8 +106,7 @@ class Staging:
 
     def put(self, documents: list[Document]) -> None:
         """Stage documents as the next part."""
-        rows = [{"id": d.id, "text": d.text, "meta": as_json(d.meta)} for d in documents]
-        batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+        batch = as_records(documents)
         with (
             atomic_write(self._path(self.parts, "arrow")) as temporary,
             pa.OSFile(str(temporary), "wb") as sink,
@@ -154,21 +154,71 @@ class Staging:
     def batches(self, first: int, stored: Reader | None = None) -> Iterator[Batch]:
         """All documents that have vectors, with ids that count all documents from `first`.
 
-        Documents whose id is in `stored` are left out.
+        Documents whose id is in `stored` are left out, unless they replace its metadata.
         """
         for part in range(self.parts):
             rows, vectors = self.rows(part), self.vectors(part)
             valid = ~np.isnan(vectors).any(axis=1)
             if stored is not None:
-                valid &= stored.find(as_strings(rows["id"])) < 0
+                known = compare_stored(stored, rows)
+                valid &= (known.rows < 0) | known.updated
             if not valid.all():
                 rows, vectors = rows.filter(pa.array(valid)), vectors[valid]
             if len(rows):
                 yield Batch(np.arange(first, first + len(rows)), rows, vectors)
             first += len(rows)
 
+    def replaced(self, stored: Reader) -> Int[Array, " _"]:
+        """Rows of `stored` that the staged documents replace: of equal text, with other metadata."""
+        rows = [np.empty(0, np.int64)]
+        for part in range(self.parts):
+            known = compare_stored(stored, self.rows(part))
+            rows.append(known.rows[known.updated])
+        return np.concatenate(rows)
+
     def _path(self, part: int, suffix: str) -> Path:
         return self.folder / f"{part:07d}.{suffix}"
+
+
+def as_records(documents: list[Document]) -> pa.RecordBatch:
+    """Documents as records of `SCHEMA`."""
+    rows = [{"id": d.id, "text": d.text, "meta": as_json(d.meta)} for d in documents]
+    return pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredDocuments:
+    """How documents compare with those of the same ids in a data space."""
+
+    rows: Int[Array, " n"]
+    """Rows of the stored documents; -1 where the id is new."""
+    other_text: Bool[Array, " n"]
+    """Whether the stored text is another."""
+    updated: Bool[Array, " n"]
+    """Whether the stored text is equal, but the metadata is another."""
+
+
+def compare_stored(stored: Reader, documents: pa.RecordBatch) -> StoredDocuments:
+    """Compare documents with those of the same ids in `stored`."""
+    rows = stored.find(as_strings(documents["id"]))
+    other_text, updated = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+    known = np.flatnonzero(rows >= 0)
+    columns = ["text", "meta"]
+    pairs = zip(
+        known.tolist(),
+        stored.rows(rows[known], columns).to_pylist(),
+        documents.select(columns).take(pa.array(known)).to_pylist(),
+        strict=True,
+    )
+    for i, old, new in pairs:
+        other_text[i] = old["text"] != new["text"]
+        updated[i] = not other_text[i] and sorted_json(old["meta"]) != sorted_json(new["meta"])
+    return StoredDocuments(rows, other_text, updated)
+
+
+def sorted_json(meta: str) -> str:
+    """Metadata (JSON) with its keys in order, so that equal metadata are equal texts."""
+    return json.dumps(json.loads(meta), sort_keys=True)
 
 
 class StagedTexts(Sequence[str]):
@@ -202,15 +252,19 @@ class StagedTexts(Sequence[str]):
 
 
 class SeenIds:
-    """The ids seen so far with the texts that came with them, as hashes: 16 bytes per document."""
+    """The ids seen so far with their texts and metadata, as hashes: 16 bytes per document."""
 
     def __init__(self) -> None:
         self._ids, self._texts = np.empty(0, np.uint64), np.empty(0, np.uint64)
         self._recent: dict[int, int] = {}
 
-    def check(self, id: str, text: str) -> bool | None:
-        """Whether `id` was seen with this text before; None if it is new, and then it is added."""
-        id_hash, text_hash = (int(value) for value in hash_strings([id, text]))
+    def check(self, id: str, text: str, meta: str) -> bool | None:
+        """Whether `id` was seen with this text and metadata (JSON) before.
+
+        None if it is new, and then it is added.
+        """
+        content = f"{text}\0{sorted_json(meta)}"
+        id_hash, text_hash = (int(value) for value in hash_strings([id, content]))
         seen = self._recent.get(id_hash)
         if seen is None:
             position = int(np.searchsorted(self._ids, np.uint64(id_hash)))
