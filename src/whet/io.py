@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import threading
@@ -39,6 +40,12 @@ BLOCK_BYTES = 2**20
 ast_lock = threading.RLock()
 """Held while `ast` parses: in CPython 3.11 that fails at random when several threads do so at once
 (SystemError, "AST constructor recursion depth mismatch")."""
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb"
+    "\ud800-\udfff]"
+)
+"""C0 and C1 controls, bidirectional marks, line separators, and unpaired surrogates."""
 
 
 def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
@@ -263,6 +270,18 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
         raise SpaceError(
             f"{path} cannot be written ({os.strerror(error.errno or 0)}): nothing was changed"
         ) from error
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: control characters and reordering marks as escapes, such as `\\x1b`.
+
+    Texts and names come from documents, which could otherwise rewrite the screen, set the window's
+    title or the clipboard, or show a text in another order. Line breaks and tabs remain.
+
+    >>> printable("bees\\x1b[2J\\r dance")
+    'bees\\\\x1b[2J\\\\r dance'
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def as_json(value: Any) -> str:

@@ -47,10 +47,19 @@ def load(
     source = str(files("whet") / "assets" / str(name)) if str(name) in BUNDLED else str(name)
     transformers.utils.logging.disable_progress_bar()  # whet shows its own
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         config, _ = transformers.PretrainedConfig.get_config_dict(source)
-        network = getattr(transformers, kind).from_pretrained(source, dtype=dtype).to(device)
+        network = (
+            getattr(transformers, kind)
+            .from_pretrained(source, dtype=dtype, trust_remote_code=False)
+            .to(device)
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {str(name)!r} needs code of its own, which whet does not run: choose a "
+                "model that transformers implements"
+            ) from error
         raise ModelError(
             f"cannot load model {str(name)!r}: expected {' or '.join(BUNDLED)}, a folder with "
             f"{KINDS[kind]}, or an id of the Hugging Face hub ({_reason(error)})"

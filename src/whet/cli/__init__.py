@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. Exit code 2 is for usage er
 errors.
 """
 
+import logging
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 from whet._version import __version__
 from whet.cli import evaluate, generate, index, select, serve, space
 from whet.errors import WhetError
+from whet.io import printable
 
 RENAMED_COMMANDS = {
     "why": "`whet explain`",
@@ -24,8 +26,24 @@ class UserError(click.ClickException):
     """An error as one line on stderr."""
 
     def __init__(self, message: str, *, usage: bool) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split(" "))).replace("\n", " "))
         self.exit_code = 2 if usage else 1  # type: ignore[misc]  # click declares it as a constant
+
+
+def _log_to_stderr(ctx: click.Context) -> None:
+    """Print which model a data space's embedder is, while it is loaded."""
+    logger, handler = logging.getLogger("whet.space.opening"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    ctx.call_on_close(lambda: logger.removeHandler(handler))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats a log record for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class ErrorHandlingGroup(click.Group):
@@ -34,6 +52,7 @@ class ErrorHandlingGroup(click.Group):
     sections: dict[str, list[str]] = {}  # noqa: RUF012  # filled below, once
 
     def invoke(self, ctx: click.Context) -> Any:
+        _log_to_stderr(ctx)
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()

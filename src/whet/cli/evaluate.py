@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from whet.cli.options import JSON, PATH, QUIET, RAY, Command, Space, print_tables
+from whet.io import printable
 
 DROP_LEAKS = click.option(
     "--drop-leaks", is_flag=True, help="Leave out prompts that are in the data space, or nearly so."
@@ -126,7 +127,7 @@ def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) 
     demo(out, model=model, files=files, n=n, progress=not quiet)
     print(f"wrote {out / 'curves.png'}", file=sys.stderr)
     if not as_json:
-        print(show_picks(out))
+        print(printable(show_picks(out)))
     _print_report(Run.open(out / "run"), None, as_json)
 
 

@@ -21,6 +21,7 @@ from whet.cli.options import (
     take_config,
 )
 from whet.errors import require
+from whet.io import printable
 from whet.select.config import SelectionConfig
 
 
@@ -119,7 +120,7 @@ def _report(output: Any, quiet: bool) -> None:
     if steps and steps[-1].sigma is not None:
         numbers.append(f"σ {steps[-1].sigma:.2f}")
     numbers.append(f"{sum(output.seconds.values()):.1f} s")
-    print(f"trained on {listed} ({', '.join(numbers)})", file=sys.stderr)
+    print(printable(f"trained on {listed} ({', '.join(numbers)})"), file=sys.stderr)
 
 
 def _record(output: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ exist once, in `SelectionConfig`, `AdapterOptions`, `TrainingConfig` and `Optimi
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -14,6 +15,7 @@ import click
 
 from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig
 from whet.config import ConfigField, config_fields
+from whet.io import printable
 from whet.select.config import SelectionConfig
 from whet.select.registry import SELECTORS
 
@@ -245,13 +247,14 @@ def print_tables(*renderables: Any) -> None:
 
     from whet.evaluate.report.render import WIDE
 
-    console = Console(width=WIDE, highlight=False, markup=False)
+    console = Console(width=WIDE, highlight=False, markup=False, color_system=None, file=StringIO())
     for renderable in renderables:
         console.print(renderable, soft_wrap=isinstance(renderable, str))
+    print(printable(console.file.getvalue()), end="")  # type: ignore[attr-defined]
 
 
 def emit(record: dict[str, Any], as_json: bool, plain: str) -> None:
     """Print the result of a command: `record` with --json, otherwise `plain`."""
     from whet.io import as_json as to_json
 
-    print(to_json(record) if as_json else plain)
+    print(to_json(record) if as_json else printable(plain))

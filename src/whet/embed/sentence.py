@@ -1,6 +1,8 @@
 """Embedders from sentence-transformers."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +14,26 @@ from whet.maths.arrays import Array, normalize_rows
 CPU_BATCH, GPU_BATCH = 8, 32  # texts; more of some hundred tokens would not fit a CPU's caches
 
 
+def _refuse_custom_modules(folder: Path) -> None:
+    """Check that a folder names no classes but the library's: older versions would run its code.
+
+    Raises:
+        ModelError: If it does.
+    """
+    for name in ("modules.json", "*/router_config.json", "router_config.json"):
+        for path in folder.glob(name) if folder.is_dir() else ():
+            content = json.loads(path.read_text("utf-8"))
+            modules = content if isinstance(content, list) else [content]
+            types = [str(module.get("type", "")) for module in modules if "type" in module]
+            types += [str(t) for module in modules for t in dict(module.get("types", {})).values()]
+            for type_ in types:
+                if not type_.startswith("sentence_transformers."):
+                    raise ModelError(
+                        f"sentence encoder {str(folder)!r} needs code of its own ({type_}), which "
+                        "whet does not run: choose a model of sentence-transformers' own modules"
+                    )
+
+
 class SentenceEncoder:
     """A sentence-transformers model, by name or folder (`st:NAME`)."""
 
@@ -19,13 +41,14 @@ class SentenceEncoder:
         """Load `model`, by default onto a GPU if there is one.
 
         Raises:
-            ModelError: If it cannot be loaded.
+            ModelError: If it cannot be loaded, or needs code of its own.
         """
         library = require("sentence_transformers", "embed")
         from whet.adapt.loading import weights_fingerprint
 
+        _refuse_custom_modules(Path(model))
         try:
-            self._model = library.SentenceTransformer(model, device=device)
+            self._model = library.SentenceTransformer(model, device=device, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ModelError(f"sentence encoder {model!r} cannot be loaded: {reason}") from error

@@ -30,8 +30,9 @@ from whet.errors import ModelError, SourceError, SpaceError
 from whet.io import as_json, atomic_write, progress_bar, translate_disk_errors
 from whet.maths.arrays import Array
 from whet.space.store.manifest import EMBEDDER_FOLDER, FAILED_FILE, Labels, Manifest
+from whet.space.store.opening import read_deleted_ids
 from whet.space.store.protocol import COLUMNS
-from whet.space.store.reader import DiskReader, read_deleted_ids
+from whet.space.store.reader import DiskReader
 from whet.space.store.records import as_strings
 from whet.space.store.sealing import label_of, seal
 from whet.space.store.staging import (

@@ -6,6 +6,7 @@ disk do not depend on Ray or Milvus. To add a kind of store, write a module with
 """
 
 import importlib
+import logging
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -17,6 +18,7 @@ from whet.space.store.manifest import Labels, Manifest, read_manifest
 from whet.space.store.protocol import Reader
 from whet.space.store.reader import DiskReader
 
+LOGGER = logging.getLogger(__name__)
 OPENERS = {"ray": "whet.space.ray.cluster", "milvus": "whet.space.milvus.reader"}
 
 
@@ -90,9 +92,31 @@ def load_embedder(store: SpaceReader, spec: str | None) -> Embedder:
             f"data space {path} was made by the Python embedder {name!r}: open it in Python with "
             "`DataSpace.open(path, embedder)`"
         )
+    if spec is None:
+        _refuse_relative(path, name)
+    LOGGER.info("embedder: %s", name)
     embedder = get_embedder(name if spec is None else spec)
     assert embedder is not None
     return embedder
+
+
+def _refuse_relative(path: Path, spec: str) -> None:
+    """Check that a stored specification does not depend on the current folder.
+
+    whet stores the absolute paths of local models. A relative one could refer to a folder that came
+    with the data space.
+
+    Raises:
+        SpaceError: If it names a relative path.
+    """
+    model = spec.partition(":")[2].partition("@")[0]
+    bundled = model in ("whet-nano", "whet-pico")
+    relative = not Path(model).is_absolute() and not bundled
+    if relative and (model.startswith((".", "~")) or Path(model).exists() or model.count("/") > 1):
+        raise SpaceError(
+            f"data space {path} names the embedder {spec} by a path relative to the current folder, "
+            f"which is not loaded: if you trust it, name it, as `DataSpace.open(path, {spec!r})`"
+        )
 
 
 def embedder_for_adding(
