@@ -183,3 +183,23 @@ def test_a_copy_in_milvus_is_selected_from_by_its_address(space, tmp_path):
     assert [pick["id"] for pick in picks] == [
         pick["id"] for pick in run_json("select", space, *command)["picks"]
     ]
+
+
+def test_indexing_an_export_forgets_the_words_of_deleted_documents(tmp_path):
+    records = [{"id": f"d{i}", "text": f"honey bees {i}", "label": "public"} for i in range(5)]
+    records.append({"id": "leak", "text": "honey xyzzycorp", "label": "public"})
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    labels = ["--label-field", "label", "--public-label", "public", "--quiet"]
+    old, new, export = tmp_path / "old", tmp_path / "new", tmp_path / "export.jsonl"
+    for arguments in (
+        ["index", tmp_path / "a.jsonl", old, *labels],
+        ["space", "delete", old, "leak"],
+        ["space", "compact", old],
+        ["space", "export", old, "--out", export],
+        ["index", export, new, *labels],
+    ):
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+    assert "xyzzycorp" in (old / "embedder" / "terms.json").read_text()
+    assert "xyzzycorp" not in (new / "embedder" / "terms.json").read_text()
+    assert DataSpace.open(new).ids == DataSpace.open(old).ids

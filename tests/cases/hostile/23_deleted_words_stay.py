@@ -7,6 +7,8 @@ from whet.space.store.manifest import Labels
 d=scratch("23"); p=d/"docs.whet"
 DataSpace.build([{"id":f"public:{i}","text":t,"label":"public"} for i,t in enumerate(texts(40))]+[{"id":"public:leak","text":"honey takeover of xyzzycorp","label":"public"}],p,labels=Labels(field="label",public="public")).store.close()
 run([WHET,"space","delete",p,"public:leak"]); run([WHET,"space","compact",p])
+# docs/space.md, "Words of deleted documents": the embedder is fitted again in a new folder
+run([WHET,"space","export",p,"--out",d/"docs.jsonl"]); run([WHET,"index",d/"docs.jsonl",d/"new"/"docs.whet","--label-field","label","--public-label","public","--quiet"]); p=d/"new"/"docs.whet"
 K=run([WHET,"keys","create",d/"keys.toml","n"]).stdout.strip()
 with serving(p,keys=d/"keys.toml") as sv:
     ask=lambda w: len(sv.req(K).post("/v1/search",{"prompt":w,"k":5}).json()["data"])
