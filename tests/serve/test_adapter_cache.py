@@ -20,17 +20,18 @@ def cached(owner, name, *, size=10, space="docs", rows=(1,), build="one"):
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.integers(1, 60)), max_size=30)
 )
-def test_cache_evicts_the_least_recently_used(puts):
-    adapters, order = AdapterCache(100), {}
+def test_each_owner_evicts_its_own_least_recently_used(puts):
+    adapters, orders = AdapterCache(200, owners=2), {"a": {}, "b": {}}
     for owner, name, size in puts:
+        order = orders[owner]
         assert adapters.put(cached(owner, str(name), size=size))
-        order.pop((owner, str(name)), None)
-        order[owner, str(name)] = size
+        order.pop(str(name), None)
+        order[str(name)] = size
         while sum(order.values()) > 100:
             order.pop(next(iter(order)))
-        assert adapters.num_bytes == sum(order.values())
-        assert all(adapters.get(*place) is not None for place in list(order))
-    assert len(adapters) == len(order)
+        for each, expected in orders.items():
+            assert [item.id for item in adapters.list_for(each)] == list(expected)[::-1]
+        assert adapters.num_bytes == sum(sum(order.values()) for order in orders.values()) <= 200
 
 
 def test_adapter_belongs_to_its_owner():

@@ -3,8 +3,10 @@
 import pytest
 from support import label_escape, serving
 
+from whet.data.documents import Document
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels
+from whet.space.store.writer import DiskWriter
 
 SELECT = {"prompt": "honey sting", "n": 3, "k": 20}
 
@@ -144,3 +146,58 @@ def test_space_without_labels_needs_a_key_for_all(llama_folder, tmp_path):
     with serving.running(serving.app(llama_folder, tmp_path / "docs.whet")) as client:
         assert client.of("legal").post("/v1/select", SELECT).status == 404
         assert client.of("chief").post("/v1/select", SELECT).status == 200
+
+
+def test_writing_confirms_no_hidden_document(llama_folder, tmp_path):
+    board = Document("legal:7", "merger with honey corp", {"label": "board"})
+    documents = [item for item in serving.documents() if item.id != "legal:7"]
+    labels = Labels(field="label", public="public")
+    DataSpace.build([*documents, board], tmp_path / "with.whet", labels=labels)
+    DataSpace.build(documents, tmp_path / "without.whet", labels=labels)
+    path = "/v1/data_spaces/docs/documents"
+    answers = []
+    for place in (tmp_path / "with.whet", tmp_path / "without.whet"):
+        with serving.running(serving.app(llama_folder, place)) as client:
+            legal, chief = client.of("legal"), client.of("chief")
+            seen = []
+            for text in ("guess", "guess", board.text, "guess"):
+                new = {"id": "legal:7", "text": text, "label": "legal"}
+                seen.append(legal.post(path, {"documents": [new]}))
+                found = legal.post("/v1/search", {"prompt": "guess", "k": 99}).json()["data"]
+                seen.append([item for item in found if item["id"] == "legal:7"])
+            seen.append(legal.post(f"{path}/delete", {"ids": ["legal:7"]}))
+            seen.append(legal.post(f"{path}/delete", {"ids": ["legal:7"]}))
+            new = {"id": "legal:7", "text": board.text, "label": "legal"}
+            seen.append(legal.post(path, {"documents": [new]}))
+            answers.append([(s.status, s.body) if hasattr(s, "status") else s for s in seen])
+            legal.post(f"{path}/delete", {"ids": ["legal:7"]})
+            left = chief.post("/v1/search", {"prompt": board.text, "k": 99}).json()["data"]
+            kept = [item["text"] for item in left if item["id"] == "legal:7"]
+            assert kept == ([board.text] if "with." in str(place) else [])
+    assert answers[0] == answers[1]
+
+
+def test_busy_space_does_not_tell_its_path(llama_folder, tmp_path):
+    place = serving.space(tmp_path / "docs.whet")
+    with serving.running(serving.app(llama_folder, place)) as client, DiskWriter(place):
+        new = {"id": "legal:9", "text": "x", "label": "legal"}
+        for path, body in (("", {"documents": [new]}), ("/delete", {"ids": ["legal:1"]})):
+            reply = client.of("legal").post(f"/v1/data_spaces/docs/documents{path}", body)
+            assert reply.status == 409 and str(tmp_path) not in reply.error["message"]
+
+
+def test_a_key_does_not_learn_of_adapters_of_another(llama_folder, tmp_path):
+    place = serving.space(tmp_path / "docs.whet")
+    with serving.running(serving.app(llama_folder, place, cache_mib=1)) as client:
+
+        def adapters(name):
+            return [item["id"] for item in client.of(name).get("/v1/adapters").json()["data"]]
+
+        for name, count in (("legal", 1), ("medical", 30)):
+            for i in range(count):
+                prompt = f"{serving.WORDS[i % 11]} {serving.WORDS[(3 * i) % 11]}"
+                payload = {"model": "tiny", "prompt": prompt, "adapt": {"n": 1 + i % 5}}
+                assert client.of(name).post("/v1/adapters", payload).status == 200
+            if name == "legal":
+                own = adapters("legal")
+        assert adapters("legal") == own

@@ -59,13 +59,19 @@ def config(model, place, **more):
         "selection": SelectionConfig(n=3, k=8), "adapter": AdapterOptions(r=2),
     }  # fmt: skip
     options |= more
-    return ServeConfig(spaces={"docs": place}, model=str(model), name="tiny", **options)
+    options.setdefault("spaces", {"docs": place})
+    return ServeConfig(model=str(model), name="tiny", **options)
 
 
 def app(model, place, *, keys=KEYS, **options):
     configured = config(model, place, **options)
     store = APIKeyStore(list(keys)) if keys else None
     return create_app(build_engines(configured), configured, store)
+
+
+def app_of(configured):
+    """An app for a complete configuration, without API keys."""
+    return create_app(build_engines(configured), configured, None)
 
 
 @dataclass

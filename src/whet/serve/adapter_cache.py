@@ -61,11 +61,16 @@ def adapter_id(owner: str, adapter: str, model: str, space: str, rows: Sequence[
 
 
 class AdapterCache:
-    """Holds adapters up to a total size; the least recently used are evicted first. Thread-safe."""
+    """Holds adapters up to a total size, of which each owner has an equal share. Thread-safe.
 
-    def __init__(self, capacity: int) -> None:
-        """`capacity` is in bytes."""
+    An owner's least recently used adapters make room for new ones of the same owner, so that no
+    owner can empty another's share or learn of it.
+    """
+
+    def __init__(self, capacity: int, owners: int = 1) -> None:
+        """`capacity` is in bytes, for all of the `owners` together."""
         self.capacity, self.num_bytes = capacity, 0
+        self.share = capacity // max(1, owners)
         self._adapters: OrderedDict[tuple[str, str], CachedAdapter] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -80,15 +85,20 @@ class AdapterCache:
             return cached
 
     def put(self, cached: CachedAdapter) -> bool:
-        """Add an adapter; False if it alone is larger than the capacity."""
+        """Add an adapter; False if it alone is larger than its owner's share."""
         with self._lock:
-            if cached.num_bytes > self.capacity:
+            if cached.num_bytes > self.share:
                 return False
             self._remove((cached.owner, cached.id))
+            own = [item for item in self._adapters.values() if item.owner == cached.owner]
+            used = sum(item.num_bytes for item in own) + cached.num_bytes
+            for item in own:
+                if used <= self.share:
+                    break
+                used -= item.num_bytes
+                self._remove((item.owner, item.id))
             self._adapters[cached.owner, cached.id] = cached
             self.num_bytes += cached.num_bytes
-            while self.num_bytes > self.capacity:
-                self._remove(next(iter(self._adapters)))
             return True
 
     def delete(self, owner: str, name: str) -> bool:

@@ -83,7 +83,7 @@ class ServeConfig:
     max_queue_size: int = 64
     """Requests that may wait; the next one is answered with status 429."""
     cache_mib: int = 256
-    """Memory for cached adapters, in MiB."""
+    """Memory for cached adapters in MiB, of which each API key has an equal share."""
     max_body_kib: int = 1024
     """Largest request body, in KiB."""
     body_timeout_s: float = 10.0

@@ -368,6 +368,8 @@ class RequestRunner:
         assert request.view is not None
         ids = [document.id for document in retrieval.documents]
         row_of = dict(zip(ids, retrieval.rows.tolist(), strict=True))
+        if len(row_of) < len(set(retrieval.rows.tolist())):
+            return None  # an id of two documents: it is unknown which one a step was taken on
         complete = output.trace.stop_reason not in ("deadline", "cancelled")
         trained = tuple(row_of[step.id] for step in output.trace.steps)
         identity = tuple(retrieval.rows.tolist()) if complete else trained

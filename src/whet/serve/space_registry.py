@@ -8,6 +8,7 @@ otherwise the answer "id is taken" would reveal documents that it may not read.
 """
 
 import json
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from whet.data.documents import Document
@@ -27,9 +29,14 @@ from whet.serve.schemas.spaces import DocumentsChanged, NewDocument
 from whet.space.space import DEFAULT_K, DataSpace
 from whet.space.store.manifest import SEGMENTS, Manifest, read_manifest
 from whet.space.store.protocol import SCHEMA
+from whet.space.store.sealing import Batch
+from whet.space.store.vectors import to_float16
 from whet.space.store.writer import DiskWriter
 from whet.space.tuning import resolve
 
+log = logging.getLogger("whet.serve")
+MAX_FAILURES = 5
+"""Failed reloads in a row after which a data space is unavailable."""
 MAX_TUNED = 32
 """Choices of λ' and α that are remembered for each view of a version."""
 
@@ -106,6 +113,7 @@ class SpaceRegistry:
         folders: Mapping[str, Path],
         on_new_version: Callable[[str], None],
         default: SelectionConfig | None = None,
+        on_unavailable: Callable[[str], None] = lambda name: None,
     ) -> None:
         """Open all data spaces.
 
@@ -113,13 +121,16 @@ class SpaceRegistry:
             folders: Folder of each data space.
             on_new_version: Called with the name of a data space that has a newer version.
             default: The server's selection: see `SpaceView.default`.
+            on_unavailable: Called with the name of a data space that can no longer be read.
 
         Raises:
             SpaceError: If one cannot be opened.
         """
         self._folders, self._on_new_version = dict(folders), on_new_version
+        self._on_unavailable = on_unavailable
         self._default = default or SelectionConfig()
         self._versions = {name: _open_latest(folder) for name, folder in folders.items()}
+        self._failures = dict.fromkeys(folders, 0)
         self._write_locks = {name: threading.Lock() for name in folders}
         self._reload_lock = threading.Lock()
 
@@ -127,17 +138,24 @@ class SpaceRegistry:
         """What `key` may read of the data space `name`; None stands for the first.
 
         Raises:
-            APIError: 404 if the data space does not exist, or the key may not read any of it.
+            APIError: 404 if the data space does not exist, or the key may not read any of it; 503 if
+                it cannot be read now.
         """
         name = next(iter(self._folders)) if name is None else name
         view = self._view_for(name, key) if name in self._folders else None
         if view is None:
             raise _not_found(name)
+        if not self.is_available(name):
+            raise APIError(
+                503, f"data space {name!r} cannot be read now: see the server's log",
+                param="data_space", code="data_space_unavailable", retry_after_s=1,
+            )  # fmt: skip
         return view
 
     def views(self, key: APIKey) -> list[SpaceView]:
         """Every data space of which `key` may read something."""
-        return [view for name in self._folders if (view := self._view_for(name, key))]
+        available = filter(self.is_available, self._folders)
+        return [view for name in available if (view := self._view_for(name, key))]
 
     def latest(self, name: str) -> DataSpace:
         """The latest version of a data space with all its documents."""
@@ -155,14 +173,45 @@ class SpaceRegistry:
         """The latest version of a data space."""
         return str(self.latest(name).manifest.version)
 
-    def refresh(self) -> None:
-        """Open the data spaces that have a newer version."""
-        with self._reload_lock:  # otherwise the slower of two threads could restore an old version
-            for name, folder in self._folders.items():
-                old, manifest = self._versions[name], read_manifest(folder)
-                if (manifest, build_id(folder, manifest)) != (old.space.manifest, old.build_id):
-                    self._versions[name] = _open_latest(folder, old.space)
-                    self._on_new_version(name)
+    def refresh(self, name: str | None = None) -> None:
+        """Open the newer version of the data space `name`, or of each one that has a newer version.
+
+        A data space that cannot be read does not keep the others from being reloaded. It keeps its
+        last version for `MAX_FAILURES` calls, because it may be half written; after that it is
+        unavailable until it can be read, because its last version may have deleted documents.
+
+        Raises:
+            SpaceError: If the data space `name` cannot be read.
+        """
+        for one in self._folders if name is None else (name,):
+            with self._reload_lock:  # otherwise the slower thread could restore an old version
+                try:
+                    self._refresh_one(one)
+                except Exception as error:  # whatever a damaged file can raise
+                    self._count_failure(one, error)
+                    if name is not None:
+                        raise SpaceError(f"{self._folders[one]} cannot be read: {error}") from error
+                else:
+                    self._failures[one] = 0
+
+    def _refresh_one(self, name: str) -> None:
+        folder, old = self._folders[name], self._versions[name]
+        manifest = read_manifest(folder)
+        is_same = (manifest, build_id(folder, manifest)) == (old.space.manifest, old.build_id)
+        if not is_same or self._failures[name]:
+            self._versions[name] = old if is_same else _open_latest(folder, old.space)
+            self._on_new_version(name)
+
+    def _count_failure(self, name: str, error: Exception) -> None:
+        self._failures[name] += 1
+        log.warning("data space not reloaded", extra={"space": name, "reason": str(error)})
+        if self._failures[name] == MAX_FAILURES:
+            log.error("data space unavailable", extra={"space": name, "reason": str(error)})
+            self._on_unavailable(name)
+
+    def is_available(self, name: str) -> bool:
+        """Whether the latest version of a data space is known to be valid."""
+        return self._failures[name] < MAX_FAILURES
 
     @contextmanager
     def writing(self, name: str) -> Iterator[DataSpace]:
@@ -171,19 +220,24 @@ class SpaceRegistry:
         Raises:
             APIError: 404 if the data space does not exist, 409 if another process is writing, or
                 the data space cannot be written.
+            SpaceError: If the data space cannot be read.
         """
         if name not in self._folders:
             raise _not_found(name)
         with self._write_locks[name]:
-            self.refresh()
+            self.refresh(name)
             try:
                 yield self.latest(name)
-            except SpaceError as error:
+            except (SpaceError, OSError) as error:  # its message has paths of this machine
+                log.warning("data space not written", extra={"space": name, "reason": str(error)})
                 raise APIError(
-                    409, f"data space {name!r} cannot be written now: {error}", retry_after_s=1
+                    409,
+                    f"data space {name!r} cannot be written now: another process is writing, "
+                    "or see the server's log",
+                    retry_after_s=1,
                 ) from error
             finally:
-                self.refresh()
+                self.refresh(name)
 
     def _view_for(self, name: str, key: APIKey) -> SpaceView | None:
         version = self._versions[name]
@@ -261,7 +315,8 @@ def add_documents(
         new = [_to_document(space, key, document) for document in documents]
         if len({document.id for document in new}) < len(new):
             raise APIError(400, "two documents have the same id", param="documents")
-        existing = _existing(space, [document.id for document in new])
+        readable = _readable(space, key)  # what the key cannot read must not change the answer
+        existing = _existing(readable, [document.id for document in new]) if readable else {}
         for document in new:
             if existing.get(document.id, document).text != document.text:
                 raise APIError(
@@ -285,7 +340,7 @@ def delete_documents(
         APIError: 403 for a document that the key may read but not write; 409 while another process
             writes.
     """
-    with spaces.writing(name) as space:
+    with spaces.writing(name):
         view = spaces.view(name, key)
         visible = _existing(view.space, ids)
         for document in visible.values():
@@ -295,19 +350,41 @@ def delete_documents(
                     "key's", param="ids",
                 )  # fmt: skip
         if visible:
-            space.delete(ids=list(visible))
+            _delete(view.space, list(visible))
     return DocumentsChanged(data_space=name, version=spaces.version(name), deleted=len(visible))
 
 
 def _write(space: DataSpace, documents: Sequence[Document]) -> None:
-    """Write all documents or none, whatever an interrupted writer or `whet index` left behind."""
+    """Write all documents or none, whatever an interrupted writer or `whet index` left behind.
+
+    An id may exist already on a document that the writing key cannot read: then both exist, each
+    for the keys that can read it.
+    """
     vectors = space.embedder.encode([document.text for document in documents])
-    rows = [
-        {"id": document.id, "text": document.text, "meta": json.dumps(document.meta)}
-        for document in documents
-    ]
+    rows = pa.Table.from_pylist(
+        [
+            {"id": document.id, "text": document.text, "meta": json.dumps(document.meta)}
+            for document in documents
+        ],
+        SCHEMA,
+    )
     with DiskWriter(space.path) as writer:
-        writer.add(pa.Table.from_pylist(rows, SCHEMA), vectors)
+        if not _existing(space, [document.id for document in documents]):
+            writer.add(rows, vectors)
+            return
+        first, end = writer.manifest.next, writer.manifest.next + len(rows)
+        [records] = rows.combine_chunks().to_batches()
+        stored = to_float16(vectors, writer.manifest.normalized)
+        batch = Batch(np.arange(first, end), records, stored)
+        writer.commit(lambda: iter([batch]), next=end)
+
+
+def _delete(space: DataSpace, ids: Sequence[str]) -> None:
+    """Delete the documents of `space` that have one of the ids, and no others with the same id."""
+    with DiskWriter(space.path) as writer:
+        if space.manifest.version != writer.manifest.version:
+            raise SpaceError(f"{space.path} has changed: retry")
+        writer.delete(ids=[row for row in space.store.find(list(ids)).tolist() if row >= 0])
 
 
 def _to_document(space: DataSpace, key: APIKey, new: NewDocument) -> Document:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Request, SamplingParams, set_niceness
-from whet.errors import WhetError
 from whet.serve.adapter_cache import AdapterCache
 from whet.serve.auth import APIKeyStore
 from whet.serve.chat_template import apply_chat_template, template_tokenizer
@@ -51,8 +50,10 @@ class AppState:
         self.name = config.served_name
         self.metrics = Metrics()
         self.rate_limiter = RateLimiter(config.limits)
-        self.adapters = AdapterCache(config.cache_mib * 2**20)
-        self.spaces = SpaceRegistry(config.spaces, self._on_new_version, config.selection)
+        self.adapters = AdapterCache(config.cache_mib * 2**20, 1 if keys is None else len(keys))
+        self.spaces = SpaceRegistry(
+            config.spaces, self._on_new_version, config.selection, self._on_unavailable
+        )
         self.fingerprint = self.model.fingerprint
         self.started = int(time.time())
         self.in_flight = 0
@@ -126,8 +127,8 @@ class AppState:
             await asyncio.sleep(self.config.reload_interval_s)
             try:
                 await self.run_in_pool(self.spaces.refresh)
-            except WhetError as error:  # it may be half written: keep serving the current version
-                log.warning("data space not reloaded", extra={"reason": str(error)})
+            except Exception:  # reloading must go on, or deleted documents would stay readable
+                log.exception("data spaces not reloaded")
 
     async def close(self) -> None:
         """Reject new requests; return when all running ones have finished."""
@@ -150,3 +151,7 @@ class AppState:
         self.metrics.space_reloads.labels(name).inc()
         rows = set(self.spaces.latest(name).rows.tolist())
         self.adapters.evict_stale(name, self.spaces.build_id(name), rows)
+
+    def _on_unavailable(self, name: str) -> None:
+        """Evict the adapters of a data space whose deletions are unknown."""
+        self.adapters.evict_stale(name, "", set())

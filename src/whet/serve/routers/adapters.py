@@ -39,8 +39,8 @@ async def create_adapter(
     info = completed.adapt
     if info.steps and info.adapter_id is None:
         raise APIError(
-            409, "the adapter was not cached: it is larger than the cache "
-            f"({context.state.config.cache_mib} MiB), or the data space has changed",
+            409, "the adapter was not cached: it is larger than this key's share of "
+            f"the cache ({context.state.adapters.share / 2**20:.3g} MiB), or the data space has changed",
             code="adapter_not_cached",
         )  # fmt: skip
     if info.adapter_id is None:
