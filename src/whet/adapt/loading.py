@@ -17,6 +17,8 @@ from whet.errors import ModelError, require
 SAMPLED = 64  # numbers of each tensor in a fingerprint
 BUNDLED = ("whet-nano", "whet-pico")
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
+SHOWN_KEYS = 4  # names of missing weights in a message
+UNUSED = "pooler."
 KINDS = {"AutoModel": "a language model", "AutoModelForCausalLM": "a causal language model"}
 
 
@@ -40,7 +42,8 @@ def load(
     """Load `name` with the class `kind` of transformers; by default on a GPU if there is one.
 
     Raises:
-        ModelError: If there is no such model or device, or the class cannot load the model.
+        ModelError: If there is no such model or device, the class cannot load the model, or the
+            checkpoint lacks weights that the network needs.
     """
     transformers = require("transformers", "adapt")
     device = _check_device(device)
@@ -49,10 +52,8 @@ def load(
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         config, _ = transformers.PretrainedConfig.get_config_dict(source)
-        network = (
-            getattr(transformers, kind)
-            .from_pretrained(source, dtype=dtype, trust_remote_code=False)
-            .to(device)
+        network, info = getattr(transformers, kind).from_pretrained(
+            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
@@ -64,6 +65,8 @@ def load(
             f"cannot load model {str(name)!r}: expected {' or '.join(BUNDLED)}, a folder with "
             f"{KINDS[kind]}, or an id of the Hugging Face hub ({_reason(error)})"
         ) from error
+    _check_complete(str(name), kind, config, info)
+    network = network.to(device)
     _fuse_gelu(network)
     return Loaded(network.eval(), tokenizer, config)
 
@@ -94,6 +97,29 @@ def weights_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
             places = np.linspace(0, count - 1, min(count, SAMPLED)).astype(np.int64)
             digest.update(flat[places].detach().float().cpu().numpy().astype("<f4").data)
     return digest.hexdigest()[:32]
+
+
+def _check_complete(
+    name: str, kind: str, config: Mapping[str, Any], info: Mapping[str, Any]
+) -> None:
+    """Raises ModelError if weights of the network are not those of the checkpoint.
+
+    transformers fills them with random numbers and only logs it. Tied weights do not count as
+    missing, nor does the pooler of an encoder, which no embedding uses.
+    """
+    absent = {key for key in info["missing_keys"] if not (kind == "AutoModel" and UNUSED in key)}
+    absent |= {entry[0] for entry in info["mismatched_keys"]}
+    if absent:
+        shown = ", ".join(sorted(absent)[:SHOWN_KEYS])
+        more = f" and {len(absent) - SHOWN_KEYS} more" if len(absent) > SHOWN_KEYS else ""
+        raise ModelError(
+            f"the checkpoint of {name!r} lacks weights of {KINDS[kind]}: {shown}{more}. They would "
+            "be random: load a complete checkpoint"
+        )
+    if kind == "AutoModelForCausalLM" and config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"model {name!r} is an encoder-decoder: expected {KINDS[kind]}, which has only a decoder"
+        )
 
 
 def _check_device(device: str | None) -> str:

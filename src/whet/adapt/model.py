@@ -353,7 +353,9 @@ class LanguageModel:
 
     @torch.no_grad()
     def _check_lm_head(self) -> None:
-        """Raises ModelError if `lm_head`, which training and sampling use, gives other logits."""
+        """Raises ModelError if `lm_head`, which training and sampling use, gives other logits, or
+        if they depend on later tokens.
+        """
         ids = self._add_start(self.encode(""))[None]
         [expected], ours = self._logits(ids), self.lm_head().logits(self.hidden_states(ids)[0])
         gap, largest = float((ours - expected).abs().max()), float(expected.abs().max())
@@ -362,6 +364,13 @@ class LanguageModel:
             raise ModelError(
                 f"the logits of model {self.name} are not those of its output layer (off by "
                 f"{gap:.3g} of {largest:.3g}), so it cannot be trained here: use another model"
+            )
+        following = torch.full_like(ids, next(iter({0, 1} - {self.bos_token_id})))
+        [[first, _]] = self._logits(torch.cat([ids, following], 1))
+        if float((first - expected[0]).abs().max()) > math.sqrt(rounding) * largest:
+            raise ModelError(
+                f"model {self.name} predicts a token from those after it: expected a causal "
+                "language model, not an encoder such as BERT"
             )
 
     def _add_start(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
