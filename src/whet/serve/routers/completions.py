@@ -139,7 +139,7 @@ async def score(body: ScoreRequest, request: Request, context: ContextDep) -> Sc
 def _sampling(body: CompletionParams) -> SamplingParams:
     return SamplingParams(
         temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
+        top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),  # 0: the likeliest token
         seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
         stop=body.stop_texts,
     )

@@ -59,7 +59,15 @@ class StrictModel(BaseModel):
                 raise PydanticCustomError(
                     UNKNOWN_FIELD, "{message}", {"field": name, "message": message}
                 )
-        return values
+        if not isinstance(values, dict):
+            return values
+        return {k: v for k, v in values.items() if v is not None or not cls._has_default(k)}
+
+    @classmethod
+    def _has_default(cls, name: str) -> bool:
+        """Whether null is the same as leaving a field out: its default is a value."""
+        field = cls.model_fields[name]
+        return not field.is_required() and field.default is not None
 
 
 class SpaceParams(StrictModel):

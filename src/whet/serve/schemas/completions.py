@@ -7,7 +7,8 @@ that nothing a client asks for is silently ignored.
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from whet.adapt.model import Score
 from whet.serve.schemas import (
@@ -27,6 +28,28 @@ def _single_prompt(value: Any) -> Any:
     return value[0] if isinstance(value, list) else value
 
 
+def _not_null(value: Any) -> Any:
+    if value is None:
+        raise PydanticCustomError("null_item", "Input should be a string, not None")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """Which member of a union of a text and a list a value belongs to; errors are that member's."""
+    return "a list" if isinstance(value, list) else "a text"
+
+
+def _one_kind(text: Any, items: Any) -> Any:
+    return Annotated[
+        Annotated[text, Tag("a text")] | Annotated[items, Tag("a list")], Discriminator(_kind)
+    ]
+
+
+StopText = Annotated[Text, Field(max_length=256)]
+Stop = _one_kind(
+    StopText,
+    Annotated[list[Annotated[StopText, BeforeValidator(_not_null)]], Field(max_length=4)],
+)
 EmptyList = Annotated[list[Any], Field(max_length=0)] | None
 AdapterName = Literal["lora", "head", "full"]
 Variant = Literal["base", "adapted"]
@@ -64,22 +87,22 @@ class CompletionParams(StrictModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[Text, Field(max_length=256)] | Annotated[
-        list[Annotated[Text, Field(max_length=256)]], Field(max_length=4)
-    ] | None = None  # fmt: skip
+    stop: Stop | None = None  # type: ignore[valid-type]
     n: Literal[1] | None = 1
     frequency_penalty: Literal[0] | None = 0
     presence_penalty: Literal[0] | None = 0
     logit_bias: Annotated[dict[Text, float], Field(max_length=0)] | None = None
     user: Annotated[Text, Field(max_length=512)] | None = None
+    safety_identifier: Annotated[Text, Field(max_length=512)] | None = None
+    prompt_cache_key: Annotated[Text, Field(max_length=512)] | None = None
     adapt: AdaptParams | None = None
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
         """The texts of `stop` that are not empty."""
-        texts = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        texts: list[str] = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(text for text in texts if text)
 
 
@@ -101,10 +124,19 @@ class TextPart(StrictModel):
     type: Literal["text"]
     text: Text
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_type(cls, values: Any) -> Any:
+        kind = values.get("type") if isinstance(values, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"a part of type {kind[:40]!r} is not supported: expected type 'text'")
+        return values
+
 
 class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=64)]
+    content: _one_kind(Text, Annotated[list[TextPart], Field(max_length=64)]) | None  # type: ignore[valid-type]
+    """The text, or a list of parts; null only for the assistant."""
     name: Annotated[Text, Field(max_length=64)] | None = None
     refusal: None = None
     tool_calls: EmptyList = None
@@ -112,9 +144,17 @@ class Message(StrictModel):
     audio: None = None
     annotations: EmptyList = None
 
+    @model_validator(mode="after")
+    def _check_content(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"content is null in a message of role {self.role!r}: expected text")
+        return self
+
     @property
     def text(self) -> str:
         """The message as one text."""
+        if self.content is None:
+            return ""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content)
