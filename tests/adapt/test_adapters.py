@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import tiny_models
 
 from whet.adapt.adapters import Adapter
@@ -119,3 +120,41 @@ def test_a_folder_without_an_adapter_is_an_error(model, tmp_path):
     with pytest.raises(ModelError, match="contains no adapter"):
         Adapter.from_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4
+
+
+@pytest.mark.parametrize("kind", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_initializations_that_change_the_model_are_refused(model, tmp_path, kind):
+    learned(model, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": kind}))
+    with pytest.raises(ModelError, match=f"init_lora_weights '{kind}'"):
+        Adapter.from_pretrained(tmp_path)
+
+
+def test_tensors_that_do_not_fit_the_configuration_are_named(model, tmp_path):
+    learned(model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[1]
+    wrong = {
+        "no .*": {n: w for n, w in weights.items() if n != name},
+        "r is 4": weights | {name: weights[name][:, :1].contiguous()},
+        "not finite": weights | {name: weights[name] * float("nan")},
+    }
+    for message, tensors in wrong.items():
+        save_file(tensors, path, {"format": "pt"})
+        with pytest.raises(ModelError, match=message):
+            Adapter.from_pretrained(tmp_path)
+
+
+def test_an_adapter_of_some_layers_loads(model, tmp_path):
+    learned(model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    weights = {n: w for n, w in load_file(path).items() if ".0." in n}
+    save_file(weights, path, {"format": "pt"})
+    adapter, slots = Adapter.from_pretrained(tmp_path), Slots(model, MODE)
+    with slots.attached():
+        adapter.load_into(slots, 0)
+        bits = slots.activate(0).score(TEXT).bits
+    adapter.merge_into(model)
+    assert model.score(TEXT).bits == pytest.approx(bits, rel=1e-5)

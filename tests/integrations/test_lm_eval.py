@@ -14,7 +14,7 @@ from support import eval_fixtures
 from support.paths import DOCS
 
 from whet.engine import Engine
-from whet.integrations.lm_eval import OPTIONS, WhetLM
+from whet.integrations.lm_eval import OPTIONS, WhetLM, sampling_params
 from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace
 
@@ -140,3 +140,36 @@ def test_auto_is_resolved_once_and_old_names_give_the_new_one(place):
         WhetLM(*paths, mode="lora")
     with pytest.raises(ValueError, match="model_args: 'alpha' is now called 'stop_alpha'"):
         WhetLM(*paths, alpha=0.2)
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "  "])
+def test_white_space_at_the_end_of_a_context_belongs_to_the_continuation(model, blank):
+    first, second = model.loglikelihood(
+        [ask(CONTEXT + blank, "delta"), ask(CONTEXT, blank + "delta")], disable_tqdm=True
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("text", ["", "a", "é"])
+def test_a_whole_text_may_be_shorter_than_its_chunks(model, engine, text):
+    [value] = model.loglikelihood_rolling([ask(text)], disable_tqdm=True)
+    assert value == pytest.approx(nats(engine.model.score(text)) if text else 0.0)
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
+def test_options_that_ask_for_nothing_are_ignored(name):
+    options = {name: 5, "num_beams": 1, "repetition_penalty": 1.0, "top_p": None}
+    assert sampling_params(options).max_tokens == 5
+    assert sampling_params({"temperature": 0.7}).temperature == 0.7
+    assert sampling_params({"temperature": 0.7, "do_sample": False}).temperature == 0.0
+
+
+def test_without_adaptation_the_base_model_answers(place):
+    lm = WhetLM(str(place / "space"), str(place / "model"), n=0)
+    base = lm.engine.model
+    [(value, _)] = lm.loglikelihood([ask(CONTEXT, " delta")], disable_tqdm=True)
+    assert value == pytest.approx(nats(base.score(" delta", context=CONTEXT)))
+    [rolling] = lm.loglikelihood_rolling([ask("alpha beta")], disable_tqdm=True)
+    assert rolling == pytest.approx(nats(base.score("alpha beta")))
+    [text] = lm.generate_until([ask(CONTEXT, {"max_gen_toks": 4})], disable_tqdm=True)
+    assert text == base.generate(CONTEXT, max_tokens=4)

@@ -22,9 +22,17 @@ from whet.adapt.tuners.lora import LORA_A, LORA_B, in_out_features, is_conv1d, l
 from whet.config import Renamed
 from whet.errors import ModelError
 from whet.io import atomic_write, write_json
+from whet.maths.arrays import as_count, as_positive
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-UNSUPPORTED = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save")
+UNSUPPORTED = (
+    "use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "modules_to_save", "lora_bias",
+    "use_qalora", "use_bdlora", "alora_invocation_tokens", "trainable_token_indices",
+    "target_parameters", "layer_replication", "arrow_config", "kasa_config", "velora_config",
+    "monteclora_config",
+)  # fmt: skip
+KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
+"""Values of PEFT's `init_lora_weights` that leave the weights of the model as they are."""
 PREFIX, SUFFIX = "base_model.model.", ".weight"
 
 
@@ -84,7 +92,10 @@ class Adapter:
         """
         try:
             config = json.loads((Path(folder) / CONFIG_FILE).read_text())
-            rank, alpha = config["r"], config["lora_alpha"]
+            rank, alpha = as_count(config["r"], "r"), config["lora_alpha"]
+            if isinstance(alpha, str | bool):
+                raise TypeError(f"lora_alpha is {alpha!r}: expected a number")
+            alpha = as_positive(alpha, "lora_alpha")
             base = str(config["base_model_name_or_path"])
             with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
                 metadata = file.metadata() or {}
@@ -98,11 +109,19 @@ class Adapter:
                 raise ModelError(
                     f"adapter {folder} has {name} {config[name]!r}: expected plain LoRA"
                 )
+        initial = config.get("init_lora_weights")
+        if config.get("peft_type", "LORA") != "LORA" or initial not in KEEPS_BASE:
+            raise ModelError(
+                f"adapter {folder} has peft_type {config.get('peft_type')!r} and init_lora_weights "
+                f"{initial!r}: expected plain LoRA whose initialization keeps the model's weights. "
+                "Convert it with PEFT (path_initial_model_for_weight_conversion)"
+            )
         weights = {n.removeprefix(PREFIX).removesuffix(SUFFIX): t for n, t in tensors.items()}
         if other := [name for name in weights if not name.endswith((LORA_A, LORA_B))]:
             raise ModelError(
                 f"adapter {folder} contains {other[0]}: expected only lora_A and lora_B"
             )
+        _check_tensors(folder, weights, rank)
         layers = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in weights})
         lora = LoRA(r=rank, lora_alpha=alpha, target_modules=tuple(layers))
         return cls(
@@ -135,15 +154,15 @@ class Adapter:
         config = _lora_config(slots)
         self._check(slots.model)
         views = slots.params.views(slots.params.values[slot : slot + 1])
-        expected = (config.r, config.lora_alpha, views.keys())
-        if expected != (self.config.r, self.config.lora_alpha, self.weights.keys()):
+        same_scale = (config.r, config.lora_alpha) == (self.config.r, self.config.lora_alpha)
+        if not same_scale or self.weights.keys() - views.keys():
             raise ValueError(
                 f"adapter has r={self.config.r}, lora_alpha={self.config.lora_alpha} and "
                 f"{len(self.weights) // 2} layers, but the engine has r={config.r}, "
                 f"lora_alpha={config.lora_alpha} and {len(views) // 2}: expected the same"
             )
         for name, view in views.items():
-            view[0].copy_(self.weights[name])
+            view[0].copy_(self.weights.get(name, slots.initial[name]))  # initial layers add nothing
 
     @torch.no_grad()
     def merge_into(self, model: LanguageModel) -> None:
@@ -178,6 +197,22 @@ class Adapter:
                 f"adapter was made for {self.base_model}, not for {model.name}: {reason}. "
                 "Load the model that it was made for"
             )
+
+
+def _check_tensors(folder: str | Path, weights: Mapping[str, Tensor], rank: int) -> None:
+    """Raises ModelError if a tensor is missing, or does not fit the rank."""
+    reason = "" if weights else "no tensors"
+    for layer in sorted({name.rpartition(".")[0] for name in weights}):
+        for name, axis in ((layer + LORA_A, 0), (layer + LORA_B, 1)):
+            tensor = weights.get(name)
+            if tensor is None:
+                reason = f"no {name}"
+            elif tensor.dim() != 2 or tensor.shape[axis] != rank:
+                reason = f"{name} of shape {tuple(tensor.shape)}, but r is {rank}"
+            elif not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+                reason = f"numbers in {name} that are not finite floats"
+    if reason:
+        raise ModelError(f"adapter {folder} has {reason}: expected what PEFT saves")
 
 
 def _lora_config(slots: Slots) -> LoRA:

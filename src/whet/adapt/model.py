@@ -28,6 +28,7 @@ from whet.config import Renamed
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
+ANCHORS = ("\n", ".")  # texts that the token after them does not merge with
 GPU_TOKENS = 4096  # per pass when scoring, of several windows
 
 
@@ -75,6 +76,9 @@ class LanguageModel:
         vocab_size: Number of tokens that the tokenizer can produce.
         bos_token_id: Token in front of every text.
         eos_token_ids: Tokens that end a text.
+        parse_special_tokens: Whether `encode` reads special tokens in a text as tokens, as chat
+            templates need; False by default.
+        adds_space: Whether the tokenizer puts a space in front of what it reads, as Llama 2's does.
         longrope_switch: Length beyond which LongRoPE rotates positions differently, or None.
     """
 
@@ -111,7 +115,9 @@ class LanguageModel:
             )
         self.bos_token_id = start_token(tokenizer, name)
         self.eos_token_ids = _eos_token_ids(hf_model, tokenizer)
+        self.parse_special_tokens = False
         self.encode("")  # sets the tokenizer's options once, so that threads can share it
+        self.adds_space = self._adds_space()
         self._check_lm_head()
 
     @classmethod
@@ -192,9 +198,43 @@ class LanguageModel:
                 "remove it"
             ) from error
         ids = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            text,
+            add_special_tokens=False,
+            split_special_tokens=not self.parse_special_tokens,
+            verbose=False,
         ).input_ids
         return torch.tensor(ids, dtype=torch.long, device=device or self.device)
+
+    def encode_after(self, context: str, text: str) -> Int[Tensor, " t"]:
+        """Token ids of `text` where it continues `context`.
+
+        The tokenizers of Llama 2 and Mistral put a space in front of what they read, which a
+        continuation must not have. With other tokenizers this is `encode(text)`.
+        """
+        if not (context and self.adds_space):
+            return self.encode(text)
+        for before in (context, *ANCHORS):  # an anchor where the first token crosses the border
+            left, whole = self.encode(before), self.encode(before + text)
+            if len(whole) > len(left) and torch.equal(whole[: len(left)], left):
+                return whole[len(left) :]
+        return self.encode(text)
+
+    def decode_after(self, prompt: Int[Tensor, " t"], token_ids: Sequence[int]) -> str:
+        """The text of `token_ids` where they continue a prompt, with its first space."""
+        decode = self.tokenizer.decode
+        if not (len(prompt) and self.adds_space):
+            return str(decode(token_ids, skip_special_tokens=True))
+        anchor = self.encode("a", device="cpu").tolist()
+        before = str(decode(anchor, skip_special_tokens=True))
+        return str(decode([*anchor, *token_ids], skip_special_tokens=True))[len(before) :]
+
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space in front of what it reads."""
+        for anchor in ANCHORS:
+            left, whole = self.encode(anchor).tolist(), self.encode(anchor + "a").tolist()
+            if len(whole) > len(left) and whole[: len(left)] == left:
+                return whole[len(left) :] != self.encode("a").tolist()
+        return False
 
     def training_tokens(self, text: str) -> Int[Tensor, " t"]:
         """Token ids of a text to train on, on the CPU.
@@ -256,7 +296,7 @@ class LanguageModel:
         """
         if not text:
             raise ValueError("text to score is empty: bits per byte need at least one byte")
-        left, tokens = self.encode(context), self.encode(text)
+        left, tokens = self.encode(context), self.encode_after(context, text)
         sequence = self._add_start(torch.cat([left, tokens]))
         nats, greedy = 0.0, True
         batch_size = 1 if sequence.is_cpu else max(1, GPU_TOKENS // self.max_length)

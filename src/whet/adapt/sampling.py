@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whet.maths.arrays import as_count
 
+Tokens = Int[Tensor, " t"]
 REPLACEMENT_CHAR = "\ufffd"  # for a character whose bytes are not all there yet
 
 
@@ -22,12 +23,11 @@ class TextModel(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def tokenizer(self) -> Any: ...
-
-    @property
     def eos_token_ids(self) -> frozenset[int]: ...
 
     def encode_prompt(self, prompt: str | Sequence[int], max_tokens: int) -> Int[Tensor, " t"]: ...
+
+    def decode_after(self, prompt: Tokens, token_ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ class SequenceState:
 
     def _detokenize(self) -> str:
         """Cut the text at a stop text; hold back what may become one, or is half a character."""
-        text = str(self._model.tokenizer.decode(self.token_ids, skip_special_tokens=True))
+        text = self._model.decode_after(self.prompt[1:], self.token_ids)
         cuts = [at for stop in self._sampling.stop if (at := text.find(stop)) >= 0]
         if cuts:
             text, self.finish_reason = text[: min(cuts)], "stop"

@@ -44,6 +44,8 @@ from lm_eval.api.registry import register_model  # noqa: E402
 log = logging.getLogger("whet")
 
 MAX_TOKENS = 256  # where a task sets no limit; the default of lm-eval's own models
+MAX_TOKENS_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "num_return_sequences": 1}
 SELECTION = tuple(field.name for field in config_fields(SelectionConfig))
 ADAPTER = tuple(field.name for field in config_fields(AdapterOptions) if field.name != "name")
 OPTIONS = (*SELECTION, "adapter", *ADAPTER)
@@ -112,11 +114,14 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         """
         by_context: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
-            by_context.setdefault(request.args[0], []).append(index)
+            by_context.setdefault(request.args[0].rstrip(), []).append(index)
         results: dict[int, tuple[float, bool]] = {}
         with progress_bar("adapted", len(by_context), show=not disable_tqdm) as advance:
             for context, indices in by_context.items():
-                texts = [requests[index].args[1] for index in indices]
+                texts = [  # white space at the end of a context belongs to the continuation
+                    requests[index].args[0][len(context) :] + requests[index].args[1]
+                    for index in indices
+                ]
                 scores = self._scores(context, context, texts)
                 for index, score in zip(indices, scores, strict=True):
                     results[index] = _nats(score), score.is_greedy
@@ -133,7 +138,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         results = []
         with progress_bar("adapted", len(requests), show=not disable_tqdm) as advance:
             for request in requests:
-                tasks = ScoringTask.of(request.args[0], self._chunks)
+                tasks = self._parts(request.args[0])
                 scores = [self._scores(task.query, task.context, [task.text])[0] for task in tasks]
                 results.append(math.fsum(map(_nats, scores)))
                 self.cache_hook.add_partial("loglikelihood_rolling", request.args, results[-1])
@@ -146,7 +151,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         with progress_bar("adapted", len(requests), show=not disable_tqdm) as advance:
             for request in requests:
                 context, options = request.args
-                sampling = _sampling(options)
+                sampling = sampling_params(options)
                 prompt = self.engine.model.truncate_left(context, sampling.max_tokens)
                 generation = Request(prompt=prompt, sampling=sampling)
                 try:
@@ -162,6 +167,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The conversation in the format of the model's chat template."""
+        self.engine.model.parse_special_tokens = True  # as lm-eval's own models read them
         return str(
             self.engine.model.tokenizer.apply_chat_template(
                 chat_history,
@@ -175,11 +181,18 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def tokenizer_name(self) -> str:
         return self.engine.model.name.replace("/", "__")
 
+    def _parts(self, text: str) -> tuple[ScoringTask, ...]:
+        """The parts of a whole text, as many as it has letters for; none of an empty one."""
+        count = min(self._chunks.chunks, len(text)) if self.engine.selection.n else 1
+        if count < 2:
+            return (ScoringTask("", "", text),) if text else ()
+        return ScoringTask.of(text, replace(self._chunks, chunks=count))
+
     def _scores(self, query: str, context: str, texts: Sequence[str]) -> list[Score]:
         """The score of each of `texts` after `context`, by the model adapted to `query`."""
         engine = self.engine
         try:
-            documents = engine.retrieve(query).documents if engine.selection.n else ()
+            documents = engine.retrieve(query).documents if engine.selection.n and query else ()
         except NoMatchError:  # nothing to train on
             documents = ()
         if not documents:
@@ -206,15 +219,24 @@ def _nats(score: Score) -> float:
     return -score.bits * math.log(2)
 
 
-def _sampling(options: dict[str, Any]) -> SamplingParams:
-    """lm-eval's generation options; those that whet does not support are an error."""
-    known = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
+def sampling_params(options: dict[str, Any]) -> SamplingParams:
+    """lm-eval's generation options; those that whet does not support are an error.
+
+    Names and defaults are those of lm-eval's `normalize_gen_kwargs`; an option that is None, or
+    that asks for nothing (`num_beams=1`, `repetition_penalty=1.0`), is ignored.
+    """
+    known = {"until", "do_sample", "temperature", "top_p", "top_k", *MAX_TOKENS_NAMES}
+    options = {name: value for name, value in options.items() if value is not None}
+    options = {n: v for n, v in options.items() if n not in NEUTRAL or v != NEUTRAL[n]}
     if unknown := sorted(options.keys() - known):
         raise ValueError(f"unknown generation option {unknown[0]!r}: expected {sorted(known)}")
     until = options.get("until") or []
+    limits = [int(options[name]) for name in MAX_TOKENS_NAMES if name in options]
     return SamplingParams(
-        max_tokens=int(options.get("max_gen_toks", MAX_TOKENS)),
-        temperature=float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0,
+        max_tokens=limits[0] if limits else MAX_TOKENS,
+        temperature=float(options.get("temperature", 0.0))
+        if options.get("do_sample", True)
+        else 0.0,
         top_p=float(options.get("top_p", 1.0)),
         top_k=int(options.get("top_k", 0)),
         stop=(until,) if isinstance(until, str) else tuple(stop for stop in until if stop),
