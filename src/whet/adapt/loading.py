@@ -147,3 +147,29 @@ def _fuse_gelu(network: Any) -> None:
         for name, child in module.named_children():
             if isinstance(child, activations.NewGELUActivation):
                 setattr(module, name, activations.GELUTanh())
+
+
+def read_max_length(config: Any, name: str) -> int:
+    """Length of the context in tokens, from the configuration of the model `name`."""
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None:
+        raise ModelError(
+            f"the configuration of {name} has no max_position_embeddings: expected a model with "
+            "a bounded context"
+        )
+    return int(length)
+
+
+def read_logit_scale(config: Any) -> float:
+    """Factor of the logits: Cohere's `logit_scale`, or 1 / `logits_scaling` of Granite."""
+    divisor = getattr(config, "logits_scaling", None)
+    return float(1 / divisor if divisor else getattr(config, "logit_scale", None) or 1.0)
+
+
+def read_eos_token_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's and those of the generation configuration."""
+    ids = [tokenizer.eos_token_id]
+    if hf_model.generation_config is not None:
+        configured = hf_model.generation_config.eos_token_id
+        ids += configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in ids if token is not None)

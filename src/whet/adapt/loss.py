@@ -12,8 +12,36 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whet.adapt.batches import Batch
+from whet.config import Renamed
 
 CHUNK, GPU_CHUNK = 2**22, 2**26  # logits per chunk: 16 MiB stay in a CPU's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a model predicts a text.
+
+    >>> Score(bits=12.0, num_bytes=8, num_tokens=3, is_greedy=False).bits_per_byte
+    1.5
+    """
+
+    bits: float
+    """Information content of the text under the model."""
+    num_bytes: int
+    """Length of the text in UTF-8."""
+    num_tokens: int
+    """Number of scored tokens."""
+    is_greedy: bool
+    """Whether each token is the most likely one after those before it."""
+
+    bytes = Renamed("num_bytes")
+    tokens = Renamed("num_tokens")
+    greedy = Renamed("is_greedy")
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of the text; lower is better."""
+        return self.bits / self.num_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,14 +1,10 @@
-"""A causal language model: tokens, hidden states, bits per byte, generation.
-
-The only module that calls Hugging Face's causal models. Loss and windows: docs/protocol.md.
-"""
+"""A causal language model: tokens, hidden states, bits per byte, generation; see docs/protocol.md."""
 
 import copy
 import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +17,16 @@ from whet.adapt.batch_decoding import BatchDecoder
 from whet.adapt.batches import batch_by_length, bucket_length, windows
 from whet.adapt.config import AdapterConfig, adapter_config
 from whet.adapt.kv_cache import longrope_switch, no_cache
-from whet.adapt.loading import load, start_token, weights_fingerprint
+from whet.adapt.loading import (
+    load,
+    read_eos_token_ids,
+    read_logit_scale,
+    read_max_length,
+    start_token,
+    weights_fingerprint,
+)
 from whet.adapt.loss import OutputProjection
+from whet.adapt.loss import Score as Score
 from whet.adapt.sampling import SamplingParams, SequenceState
 from whet.config import Renamed
 from whet.errors import ModelError
@@ -30,33 +34,6 @@ from whet.maths.arrays import as_count
 
 ANCHORS = ("\n", ".")  # texts that the token after them does not merge with
 GPU_TOKENS = 4096  # per pass when scoring, of several windows
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How well a model predicts a text.
-
-    >>> Score(bits=12.0, num_bytes=8, num_tokens=3, is_greedy=False).bits_per_byte
-    1.5
-    """
-
-    bits: float
-    """Information content of the text under the model."""
-    num_bytes: int
-    """Length of the text in UTF-8."""
-    num_tokens: int
-    """Number of scored tokens."""
-    is_greedy: bool
-    """Whether each token is the most likely one after those before it."""
-
-    bytes = Renamed("num_bytes")
-    tokens = Renamed("num_tokens")
-    greedy = Renamed("is_greedy")
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits per byte of the text; lower is better."""
-        return self.bits / self.num_bytes
 
 
 class LanguageModel:
@@ -102,7 +79,7 @@ class LanguageModel:
         self.hf_model = hf_model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.max_length = _max_length(hf_model.config, name)
+        self.max_length = read_max_length(hf_model.config, name)
         self.vocab_size = 1 + max(
             tokenizer.get_vocab().values()
         )  # the rest of the logits is padding
@@ -114,7 +91,7 @@ class LanguageModel:
                 "load a model and a tokenizer that belong together"
             )
         self.bos_token_id = start_token(tokenizer, name)
-        self.eos_token_ids = _eos_token_ids(hf_model, tokenizer)
+        self.eos_token_ids = read_eos_token_ids(hf_model, tokenizer)
         self.parse_special_tokens = False
         self.encode("")  # sets the tokenizer's options once, so that threads can share it
         self.adds_space = self._adds_space()
@@ -272,7 +249,7 @@ class LanguageModel:
         return OutputProjection(
             layer.weight.detach()[rows],
             None if bias is None else bias.detach()[rows],
-            _logit_scale(self.hf_model.config),
+            read_logit_scale(self.hf_model.config),
             getattr(self.hf_model.config, "final_logit_softcapping", None),
             layer.weight.grad[rows] if trained else None,
             bias.grad[rows] if trained and bias is not None else None,
@@ -420,28 +397,3 @@ class LanguageModel:
         output = self.hf_model(input_ids=inputs, use_cache=False)
         logits: Tensor = output.logits[..., : self.vocab_size].float()
         return logits
-
-
-def _max_length(config: Any, name: str) -> int:
-    length = getattr(config, "max_position_embeddings", None)
-    if length is None:
-        raise ModelError(
-            f"the configuration of {name} has no max_position_embeddings: expected a model with "
-            "a bounded context"
-        )
-    return int(length)
-
-
-def _logit_scale(config: Any) -> float:
-    """Factor of the logits: Cohere's `logit_scale`, or 1 / `logits_scaling` of Granite."""
-    divisor = getattr(config, "logits_scaling", None)
-    return float(1 / divisor if divisor else getattr(config, "logit_scale", None) or 1.0)
-
-
-def _eos_token_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text: the tokenizer's and those of the generation configuration."""
-    ids = [tokenizer.eos_token_id]
-    if hf_model.generation_config is not None:
-        configured = hf_model.generation_config.eos_token_id
-        ids += configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in ids if token is not None)

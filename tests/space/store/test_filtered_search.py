@@ -14,8 +14,18 @@ from whet.space.store.writer import DiskWriter
 
 ROWS, DIMENSION, TOPICS = 20_000, 32, 16
 SLACK = 0.03
-FILTERS = ["topic == 1", "topic != 0", "topic >= 8", "topic in [3, 4, 5]", "topic == 0", "topic in [0, 2, 4, 6, 11]", "third == 0",
-           "half == True", "not (topic == 0 and third == 0)", "topic != 0 and third != 1"]  # fmt: skip
+FILTERS = [
+    "topic == 1",
+    "topic != 0",
+    "topic >= 8",
+    "topic in [3, 4, 5]",
+    "topic == 0",
+    "topic in [0, 2, 4, 6, 11]",
+    "third == 0",
+    "half == True",
+    "not (topic == 0 and third == 0)",
+    "topic != 0 and third != 1",
+]
 
 
 def unit(rows):

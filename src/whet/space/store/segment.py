@@ -8,7 +8,7 @@
 | `columns.arrow` | the metadata columns that filters use |
 | `names.npy` | hashes of ids and texts |
 | `index.faiss` | the index, if there are many rows |
-| `segment.json` | counts, sizes and checksums, of vectors and rows by blocks; written last, so its presence means complete |
+| `segment.json` | counts, sizes, checksums (of vectors and rows by blocks); written last |
 """
 
 import json

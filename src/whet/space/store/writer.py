@@ -230,9 +230,14 @@ class DiskWriter:
         self._right.check()
         manifest, folder = self.manifest, self.path / SEGMENTS
         return seal(
-            folder, lambda number: segment_name(manifest, first + number), batches, manifest.dimension, manifest.labels,
-            progress, indexed=manifest.normalized,
-        )  # fmt: skip
+            folder,
+            lambda number: segment_name(manifest, first + number),
+            batches,
+            manifest.dimension,
+            manifest.labels,
+            progress,
+            indexed=manifest.normalized,
+        )
 
     def _replace(self, deleted: Array | None = None, **changes: Any) -> int:
         """Write the manifest of the next version and remove files that it does not name."""
