@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from whet.serve.dependencies import ContextDep
+from whet.serve.documents import add_documents, delete_documents
 from whet.serve.errors import error_responses
 from whet.serve.retrieval import search, select_hits
 from whet.serve.schemas.spaces import (
@@ -20,7 +21,6 @@ from whet.serve.schemas.spaces import (
     SpaceObject,
 )
 from whet.serve.service import selection_config
-from whet.serve.space_registry import add_documents, delete_documents
 from whet.serve.state import BASE
 
 router = APIRouter(prefix="/v1", tags=["data spaces"])
