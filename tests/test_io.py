@@ -69,7 +69,7 @@ def test_disk_errors_name_the_path_and_others_pass(tmp_path):
 WINDOWS = """
 import pathlib, sys, tempfile, types, numpy
 msvcrt = types.ModuleType("msvcrt")
-msvcrt.LK_NBLCK, msvcrt.locking = 2, lambda *arguments: None
+msvcrt.LK_UNLCK, msvcrt.LK_NBLCK, msvcrt.locking = 0, 2, lambda *arguments: None
 sys.platform, sys.modules["fcntl"], sys.modules["msvcrt"] = "win32", None, msvcrt
 import whet.io
 with tempfile.TemporaryDirectory() as folder:

@@ -124,7 +124,9 @@ def test_chosen_layers_are_those_of_lora(tmp_path):
     some = get_embedder(f"influence:{folder}@targets=q_proj+v_proj,dimension=64")
     assert some.name == f"influence:{folder}@targets=q_proj+v_proj,dimension=64"
     assert not np.allclose(some.encode(TEXTS), influence(folder, dimension=64).encode(TEXTS))
-    with pytest.raises(ValueError, match="'k' is no linear layer: expected down_proj"):
+    with pytest.raises(
+        ValueError, match="'k' in target_modules is not a linear layer: expected down_proj"
+    ):
         get_embedder(f"influence:{folder}@targets=k")
     with pytest.raises(ValueError, match="ntk uses the head alone"):
         get_embedder(f"ntk:{folder}@targets=q_proj")
@@ -135,5 +137,5 @@ def test_a_tokenizer_without_a_first_token_is_one_clear_line(tmp_path):
     tokenizer = tiny_models.tokenizer()
     tokenizer.bos_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ModelError, match="neither a beginning- nor an end-of-text token"):
+    with pytest.raises(ModelError, match="has neither a BOS nor an EOS token"):
         ntk(str(folder))

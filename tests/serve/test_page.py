@@ -117,5 +117,6 @@ def test_page_asks_for_an_api_key(place):
         driver.get(client.url)
         WebDriverWait(driver, SECONDS, 0.05).until(lambda _: item(driver, "key").is_displayed())
         item(driver, "key").send_keys(serving.token("legal"), Keys.TAB)
-        wait_until_loaded(driver)
-        assert "docs (27)" in item(driver, "space").text
+        WebDriverWait(driver, SECONDS, 0.05).until(
+            lambda _: "docs (27)" in item(driver, "space").text
+        )

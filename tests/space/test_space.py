@@ -149,7 +149,7 @@ def test_a_missing_space_and_a_broken_lsa_are_refused(tmp_path):
         DataSpace.open(tmp_path / "none")
     DataSpace.build(documents(9), tmp_path / "s")
     np.save(tmp_path / "s/embedder/weights.npy", np.zeros((2, 2)))
-    with pytest.raises(SpaceError, match="terms, but weights"):
+    with pytest.raises(SpaceError, match="weights.npy is broken"):
         DataSpace.open(tmp_path / "s")
 
 
