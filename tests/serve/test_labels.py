@@ -4,6 +4,7 @@ import pytest
 from support import label_escape, serving
 
 from whet.data.documents import Document
+from whet.space.maintenance import verify
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels
 from whet.space.store.writer import DiskWriter
@@ -201,3 +202,23 @@ def test_a_key_does_not_learn_of_adapters_of_another(llama_folder, tmp_path):
             if name == "legal":
                 own = adapters("legal")
         assert adapters("legal") == own
+
+
+def test_an_id_that_two_readers_use_survives_compaction_and_indexing(llama_folder, tmp_path):
+    place = tmp_path / "docs.whet"
+    labels = Labels(field="label", public="public")
+    source = [
+        *serving.documents(),
+        Document("legal:shared", "honey law of another reader", {"label": "medical"}),
+    ]
+    DataSpace.build(source, place, labels=labels)
+    added = {"id": "legal:shared", "text": "the lawyer's own honey", "label": "legal"}
+    with serving.running(serving.app(llama_folder, place)) as client:
+        reply = client.of("legal").post("/v1/data_spaces/docs/documents", {"documents": [added]})
+    assert reply.status == 200
+    with DiskWriter(place) as writer:
+        writer.compact()
+    space = DataSpace.build(source, place, labels=labels)
+    texts = [d.text for d in space.documents(space.rows) if d.id == "legal:shared"]
+    assert sorted(texts) == ["honey law of another reader", "the lawyer's own honey"]
+    assert not (place / "failed.jsonl").exists() and not list(verify(place))

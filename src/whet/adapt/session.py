@@ -121,7 +121,7 @@ class AdaptationSession:
     ) -> Generator[Update, list[float], StopReason | None]:
         """The training loop as a coroutine: yields each update and is sent its losses.
 
-        Whoever drives it takes the update: `train`, or a scheduler that takes those of many
+        The caller computes the update: `train`, or a scheduler that computes those of many
         sessions at once. For a reused gradient no losses are sent.
 
         Args:

@@ -186,7 +186,14 @@ class DiskReader:
 
     def find(self, names: Sequence[str]) -> Int[Array, " n"]:
         """See `Reader.find`."""
-        rows, hashes = np.full(len(names), -1, np.int64), hash_strings(names)
+        return np.array([rows[-1] if rows else -1 for rows in self.find_all(names)], np.int64)
+
+    def find_all(self, names: Sequence[str]) -> list[list[int]]:
+        """Rows of all documents with each id.
+
+        There are several if a key of the server wrote an id that a document it cannot read has.
+        """
+        rows, hashes = [list[int]() for _ in names], hash_strings(names)
         for segment, visible in zip(self.segments, self._visible, strict=True):
             candidates = segment.id_index.candidates(hashes)
             pairs = [
@@ -197,7 +204,7 @@ class DiskReader:
                 stored_names = segment.records.take(positions, ["id"])["id"].to_pylist()
                 for i, position, name in zip(lines, positions, stored_names, strict=True):
                     if name == names[i]:
-                        rows[i] = segment.ids[position]
+                        rows[i].append(int(segment.ids[position]))
         return rows
 
     def load_lsa(self) -> LSA:

@@ -29,7 +29,8 @@ from whet.space.store.manifest import (
     Manifest,
     new_id,
 )
-from whet.space.store.protocol import SCHEMA, Reader
+from whet.space.store.protocol import SCHEMA
+from whet.space.store.reader import DiskReader
 from whet.space.store.records import as_strings, hash_strings
 from whet.space.store.sealing import Batch
 
@@ -151,7 +152,7 @@ class Staging:
         """Vectors of a part."""
         return load_npy(self._path(part, "npy"))
 
-    def batches(self, first: int, stored: Reader | None = None) -> Iterator[Batch]:
+    def batches(self, first: int, stored: DiskReader | None = None) -> Iterator[Batch]:
         """All documents that have vectors, with ids that count all documents from `first`.
 
         Documents whose id is in `stored` are left out, unless they replace its metadata.
@@ -168,7 +169,7 @@ class Staging:
                 yield Batch(np.arange(first, first + len(rows)), rows, vectors)
             first += len(rows)
 
-    def replaced(self, stored: Reader) -> Int[Array, " _"]:
+    def replaced(self, stored: DiskReader) -> Int[Array, " _"]:
         """Rows of `stored` that the staged documents replace: of equal text, with other metadata."""
         rows = [np.empty(0, np.int64)]
         for part in range(self.parts):
@@ -198,21 +199,28 @@ class StoredDocuments:
     """Whether the stored text is equal, but the metadata is another."""
 
 
-def compare_stored(stored: Reader, documents: pa.RecordBatch) -> StoredDocuments:
-    """Compare documents with those of the same ids in `stored`."""
-    rows = stored.find(as_strings(documents["id"]))
-    other_text, updated = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-    known = np.flatnonzero(rows >= 0)
-    columns = ["text", "meta"]
+def compare_stored(stored: DiskReader, documents: pa.RecordBatch) -> StoredDocuments:
+    """Compare documents with those of the same ids in `stored`.
+
+    Of several with one id, the most similar counts: of equal text, then of equal metadata.
+    """
+    found, columns = stored.find_all(as_strings(documents["id"])), ["text", "meta"]
+    rows = np.full(len(found), -1, np.int64)
+    other_text, updated = np.zeros(len(found), bool), np.zeros(len(found), bool)
+    lines = [i for i, same_id in enumerate(found) for _ in same_id]
+    stored_rows = np.array([row for same_id in found for row in same_id], np.int64)
     pairs = zip(
-        known.tolist(),
-        stored.rows(rows[known], columns).to_pylist(),
-        documents.select(columns).take(pa.array(known)).to_pylist(),
+        lines,
+        stored_rows.tolist(),
+        stored.rows(stored_rows, columns).to_pylist(),
+        documents.select(columns).take(pa.array(lines, pa.int64())).to_pylist(),
         strict=True,
     )
-    for i, old, new in pairs:
-        other_text[i] = old["text"] != new["text"]
-        updated[i] = not other_text[i] and sorted_json(old["meta"]) != sorted_json(new["meta"])
+    for i, row, old, new in pairs:
+        another = old["text"] != new["text"]
+        changed = not another and sorted_json(old["meta"]) != sorted_json(new["meta"])
+        if rows[i] < 0 or (another, changed) < (other_text[i], updated[i]):
+            rows[i], other_text[i], updated[i] = row, another, changed
     return StoredDocuments(rows, other_text, updated)
 
 
