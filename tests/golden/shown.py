@@ -18,7 +18,7 @@ from .made import AFTER, HERE, MODEL, PROMPT, SPACE, TEXTS, whet_json
 
 REMAKE = "python -m tests.golden"
 LINES = 40  # of a difference
-NUMBER = re.compile(r"-?\d+(\.\d+)?")
+NUMBER = re.compile(r"-?\d[\d,]*(\.\d+)?")
 OF_THE_MACHINE = ("commit", "gpu")  # there or not
 PLACE = re.compile(r"\b(?:whet|numpy|torch|jaxtyping|pathlib|collections|typing)(?:\.\w+)*\.(\w+)")
 
