@@ -10,6 +10,8 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,14 +44,29 @@ class BodyMemory:
         """`capacity` is in bytes."""
         self.capacity, self.used = capacity, 0
 
-    def add(self, size: int) -> None:
-        """Count `size` bytes more. Raises APIError, 429, if there is no memory for them."""
-        if self.used + size > self.capacity:
-            raise APIError(
-                429, "the server is reading too many large bodies at once: retry later",
-                code="bodies_full", retry_after_s=1,
-            )  # fmt: skip
-        self.used += size
+    @contextmanager
+    def reserve(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that makes the reservation of one request `size` bytes large.
+
+        It raises APIError, 429, if there is no memory for them. On leaving, the memory is free.
+        """
+        reserved = 0
+
+        def reserve_up_to(size: int) -> None:
+            nonlocal reserved
+            more = max(0, size - reserved)
+            if self.used + more > self.capacity:
+                raise APIError(
+                    429, "the server is reading too many large bodies at once: retry later",
+                    code="bodies_full", retry_after_s=1,
+                )  # fmt: skip
+            self.used += more
+            reserved += more
+
+        try:
+            yield reserve_up_to
+        finally:
+            self.used -= reserved
 
 
 class RequestMiddleware:
@@ -98,40 +115,48 @@ class RequestMiddleware:
         if _needs_key(scope):
             authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
             authenticate(self._keys, bearer_token(authorization))
-        body = bytearray()
-        try:
-            if await self._read_in_time(scope, receive, body):
-                await self.app(scope, _replay_body(bytes(body), receive), send)
-        finally:
-            self._memory.used -= len(body)
+        with self._memory.reserve() as reserve:
+            body = await self._read_in_time(scope, receive, reserve)
+            if body is not None:
+                await self.app(scope, _replay_body(body, receive), send)
 
-    async def _read_in_time(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+    async def _read_in_time(
+        self, scope: Scope, receive: Receive, reserve: Callable[[int], None]
+    ) -> bytes | None:
         try:
             return await asyncio.wait_for(
-                self._read_body(scope, receive, body), self.body_timeout_s
+                self._read_body(scope, receive, reserve), self.body_timeout_s
             )
         except TimeoutError:
             raise APIError(
                 408, f"the body took longer than {self.body_timeout_s:g} s to arrive"
             ) from None
 
-    async def _read_body(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
-        """Append the complete body to `body`; returns False if the client has disconnected."""
+    async def _read_body(
+        self, scope: Scope, receive: Receive, reserve: Callable[[int], None]
+    ) -> bytes | None:
+        """The complete body, or None if the client has disconnected.
+
+        The declared length is reserved at once: otherwise many large bodies could each get a part
+        of the memory, and all be rejected.
+        """
         too_large = APIError(413, f"the body is larger than {self.max_body_bytes} bytes")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > self.max_body_bytes:
             raise too_large
+        reserve(int(declared) if declared.isdigit() else 0)
+        body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return False
+                return None
             piece = message.get("body", b"")
             if len(body) + len(piece) > self.max_body_bytes:
                 raise too_large
-            self._memory.add(len(piece))
+            reserve(len(body) + len(piece))
             body += piece
             if not message.get("more_body", False):
-                return True
+                return bytes(body)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
