@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support import serving
 
 from whet.cli import main
-from whet.serve.auth import APIKeyStore, create_key
+from whet.serve.access.auth import APIKeyStore, create_key
 from whet.serve.config import Limits
 
 TODAY = datetime.date(2030, 6, 1)

@@ -351,7 +351,7 @@ def test_auto_is_resolved_once_per_version(server, monkeypatch):
         calls.append(args)
         return resolve(*args, **options)
 
-    monkeypatch.setattr("whet.serve.space_registry.resolve", counted)
+    monkeypatch.setattr("whet.serve.spaces.registry.resolve", counted)
     chief = server.of("chief")
     payload = {"prompt": "bee dance", "lam": "auto", "stop_alpha": "auto"}
     for n in (2, 5):

@@ -171,7 +171,7 @@ def is_waiting(connection):
 
 
 def test_connections_leave_half_of_the_open_files(llama_folder, place):
-    from whet.serve.connections import build_server
+    from whet.serve.http.connections import build_server
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     app = serving.app(llama_folder, place, max_connections=10**6)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from whet.serve.auth import APIKey
+from whet.serve.access.auth import APIKey
+from whet.serve.access.rate_limit import RateLimiter
 from whet.serve.config import Limits
 from whet.serve.errors import APIError
-from whet.serve.rate_limit import RateLimiter
 
 
 def test_requests_per_minute_are_refilled():

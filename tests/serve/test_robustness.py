@@ -17,7 +17,7 @@ from support import serving
 
 from whet.data.documents import Document
 from whet.serve.config import Limits
-from whet.serve.space_registry import SpaceRegistry
+from whet.serve.spaces.registry import SpaceRegistry
 from whet.space.space import DataSpace
 from whet.space.store.writer import delete_documents
 

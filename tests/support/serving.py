@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from whet.adapt.config import AdapterOptions
 from whet.data.documents import Document
 from whet.select.config import SelectionConfig
+from whet.serve.access.auth import APIKey, APIKeyStore, digest
 from whet.serve.app import create_app
-from whet.serve.auth import APIKey, APIKeyStore, digest
 from whet.serve.config import ServeConfig
-from whet.serve.connections import build_server
+from whet.serve.http.connections import build_server
 from whet.serve.main import build_engines
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels

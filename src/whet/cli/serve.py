@@ -56,7 +56,7 @@ def key(
 
     The key is stored nowhere else, so it cannot be printed again.
     """
-    from whet.serve.auth import create_key
+    from whet.serve.access.auth import create_key
 
     today = datetime.datetime.now(datetime.UTC).date()
     expires = None if days is None else today + datetime.timedelta(days=days)

@@ -10,10 +10,10 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from whet._version import __version__
 from whet.engine import Engine
-from whet.serve.auth import APIKeyStore
+from whet.serve.access.auth import APIKeyStore
 from whet.serve.config import ServeConfig
 from whet.serve.errors import register_exception_handlers
-from whet.serve.middleware import RequestMiddleware
+from whet.serve.http.middleware import RequestMiddleware
 from whet.serve.routers import adapters, completions, models, operations, spaces
 from whet.serve.state import AppState
 

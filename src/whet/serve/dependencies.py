@@ -10,10 +10,10 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from whet.serve.auth import ANONYMOUS, APIKey, APIKeyStore
+from whet.serve.access.auth import ANONYMOUS, APIKey, APIKeyStore
+from whet.serve.access.rate_limit import ClientUsage
 from whet.serve.config import Limits
 from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
-from whet.serve.rate_limit import ClientUsage
 from whet.serve.state import AppState
 
 T = TypeVar("T")

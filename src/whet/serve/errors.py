@@ -86,7 +86,7 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def register_exception_handlers(app: FastAPI) -> None:
-    """Answer expected errors in OpenAI's format; `whet.serve.middleware` handles all others."""
+    """Answer expected errors in OpenAI's format; `whet.serve.http.middleware` handles all others."""
 
     @app.exception_handler(APIError)
     async def api_error(_: Request, error: APIError) -> JSONResponse:

@@ -11,12 +11,12 @@ from fastapi import FastAPI
 from whet.adapt.config import AdapterConfig, LoRA
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Request, SamplingParams
+from whet.serve.access.auth import APIKeyStore
 from whet.serve.app import create_app
-from whet.serve.auth import APIKeyStore
 from whet.serve.config import ServeConfig, is_loopback
-from whet.serve.connections import build_server
+from whet.serve.http.connections import build_server
 from whet.serve.metrics import log_to_stderr
-from whet.serve.retrieval import warm_up
+from whet.serve.spaces.retrieval import warm_up
 from whet.serve.state import BASE
 from whet.space.space import DataSpace
 

@@ -14,10 +14,10 @@ from whet.select.config import SelectionConfig
 from whet.serve.adapter_cache import CachedAdapter, adapter_id
 from whet.serve.dependencies import RequestContext
 from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
-from whet.serve.retrieval import TextSize, select, selected_texts, text_sizes
 from whet.serve.schemas import SpaceParams
 from whet.serve.schemas.completions import AdaptInfo, AdaptParams, Usage
-from whet.serve.space_registry import SpaceView
+from whet.serve.spaces.registry import SpaceView
+from whet.serve.spaces.retrieval import TextSize, select, selected_texts, text_sizes
 from whet.serve.state import BASE
 from whet.serve.stream import CompletedEvent, EventStream, SelectionEvent, StepEvent, TextDelta
 from whet.space.retrieve import Retrieval

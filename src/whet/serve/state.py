@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Request, SamplingParams, set_niceness
+from whet.serve.access.auth import APIKeyStore
+from whet.serve.access.rate_limit import RateLimiter
 from whet.serve.adapter_cache import AdapterCache
-from whet.serve.auth import APIKeyStore
 from whet.serve.chat_template import apply_chat_template, template_tokenizer
 from whet.serve.config import ServeConfig
 from whet.serve.errors import APIError
 from whet.serve.metrics import Metrics
-from whet.serve.rate_limit import RateLimiter
-from whet.serve.retrieval import warm_up
-from whet.serve.space_registry import SpaceRegistry
+from whet.serve.spaces.registry import SpaceRegistry
+from whet.serve.spaces.retrieval import warm_up
 
 T = TypeVar("T")
 BASE = "base"

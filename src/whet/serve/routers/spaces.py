@@ -7,9 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from whet.serve.dependencies import ContextDep
-from whet.serve.documents import add_documents, delete_documents
 from whet.serve.errors import error_responses
-from whet.serve.retrieval import search, select_hits
 from whet.serve.schemas.spaces import (
     AddDocumentsRequest,
     DeleteDocumentsRequest,
@@ -21,6 +19,8 @@ from whet.serve.schemas.spaces import (
     SpaceObject,
 )
 from whet.serve.service import selection_config
+from whet.serve.spaces.documents import add_documents, delete_documents
+from whet.serve.spaces.retrieval import search, select_hits
 from whet.serve.state import BASE
 
 router = APIRouter(prefix="/v1", tags=["data spaces"])

@@ -16,8 +16,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from whet.serve.auth import bearer_token
-from whet.serve.browser_guard import BrowserGuard, has_body
+from whet.serve.access.auth import bearer_token
+from whet.serve.access.browser_guard import BrowserGuard, has_body
 from whet.serve.dependencies import authenticate
 from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
 from whet.serve.state import AppState

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from whet.serve.auth import APIKey
+from whet.serve.access.auth import APIKey
 from whet.serve.config import Limits
 from whet.serve.errors import APIError
 

@@ -16,7 +16,7 @@ from whet.data.documents import Document
 from whet.data.filters import In
 from whet.errors import SpaceError
 from whet.select.config import ResolvedSelection, SelectionConfig
-from whet.serve.auth import APIKey
+from whet.serve.access.auth import APIKey
 from whet.serve.errors import APIError
 from whet.space.space import DEFAULT_K, DataSpace
 from whet.space.store.manifest import SEGMENTS, Manifest, read_manifest

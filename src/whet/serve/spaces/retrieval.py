@@ -13,7 +13,7 @@ from whet.errors import NoMatchError
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.serve.schemas.completions import SelectedText
 from whet.serve.schemas.spaces import DocumentHit
-from whet.serve.space_registry import SpaceView
+from whet.serve.spaces.registry import SpaceView
 from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import DEFAULT_K, DataSpace
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from whet.data.documents import Document
 from whet.errors import SpaceError
-from whet.serve.auth import APIKey
+from whet.serve.access.auth import APIKey
 from whet.serve.errors import APIError
 from whet.serve.schemas.spaces import DocumentsChanged, NewDocument
-from whet.serve.space_registry import SpaceRegistry, readable_part
+from whet.serve.spaces.registry import SpaceRegistry, readable_part
 from whet.space.space import DataSpace
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.sealing import Batch

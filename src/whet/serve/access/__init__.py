@@ -1,0 +1,1 @@
+"""Who may use the server, from which pages, and how much."""

@@ -1,0 +1,1 @@
+"""The data spaces of a server, as far as a key may use them."""
