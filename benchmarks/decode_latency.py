@@ -26,8 +26,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
 from whet.adapt.config import LoRA
+from whet.adapt.decoding.sampling import SamplingParams, SequenceState
 from whet.adapt.model import LanguageModel
-from whet.adapt.sampling import SamplingParams, SequenceState
 from whet.adapt.slots import Slots
 from whet.adapt.tuners.lora import LORA_A, LORA_B, linear_layers
 

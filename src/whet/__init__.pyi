@@ -5,9 +5,9 @@ from whet.adapt.config import LMHead as LMHead
 from whet.adapt.config import LoRA as LoRA
 from whet.adapt.config import OptimizerConfig as OptimizerConfig
 from whet.adapt.config import TrainingConfig as TrainingConfig
+from whet.adapt.decoding.sampling import SamplingParams as SamplingParams
 from whet.adapt.model import LanguageModel as LanguageModel
 from whet.adapt.model import Score as Score
-from whet.adapt.sampling import SamplingParams as SamplingParams
 from whet.adapt.session import AdaptationSession as AdaptationSession
 from whet.adapt.session import AdaptationTrace as AdaptationTrace
 from whet.adapt.session import TrainStep as TrainStep

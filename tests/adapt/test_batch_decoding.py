@@ -7,9 +7,9 @@ import torch
 from support import tiny_models
 from transformers import AutoModelForCausalLM, Phi3Config
 
-from whet.adapt.batch_decoding import BatchDecoder
+from whet.adapt.decoding.batch_decoding import BatchDecoder
+from whet.adapt.decoding.sampling import SamplingParams, SequenceState
 from whet.adapt.model import LanguageModel
-from whet.adapt.sampling import SamplingParams, SequenceState
 
 
 @pytest.fixture(scope="module", params=[*tiny_models.CONFIGS, *tiny_models.MORE])

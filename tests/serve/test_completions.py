@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from whet.adapt.config import TrainingConfig
 from whet.adapt.model import LanguageModel
 from whet.select.config import SelectionConfig
-from whet.serve.chat_template import apply_chat_template, template_tokenizer
-from whet.serve.service import RequestRunner
+from whet.serve.chat.template import apply_chat_template, template_tokenizer
+from whet.serve.generation.runner import RequestRunner
 from whet.space.tuning import resolve
 
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from whet.serve.schemas.completions import ChatRequest
+from whet.serve.schemas.chat import ChatRequest
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 SILENT = {"role": "assistant", "content": None, "tool_calls": None}

@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from whet.adapt.batch_decoding import BatchDecoder
 from whet.adapt.batches import batch_by_length, bucket_length, windows
 from whet.adapt.config import AdapterConfig, adapter_config
-from whet.adapt.kv_cache import longrope_switch, no_cache
+from whet.adapt.decoding.batch_decoding import BatchDecoder
+from whet.adapt.decoding.kv_cache import longrope_switch, no_cache
+from whet.adapt.decoding.sampling import SamplingParams, SequenceState
 from whet.adapt.loading import (
     load,
     read_eos_token_ids,
@@ -27,7 +28,6 @@ from whet.adapt.loading import (
 )
 from whet.adapt.loss import OutputProjection
 from whet.adapt.loss import Score as Score
-from whet.adapt.sampling import SamplingParams, SequenceState
 from whet.config import Renamed
 from whet.errors import ModelError
 from whet.maths.arrays import as_count

@@ -13,8 +13,8 @@ from typing import Literal
 
 from whet.adapt.adapters import Adapter
 from whet.adapt.config import AdapterConfig, OptimizerConfig, TrainingConfig
+from whet.adapt.decoding.sampling import SequenceState
 from whet.adapt.model import LanguageModel, Score
-from whet.adapt.sampling import SequenceState
 from whet.adapt.slots import Slots
 from whet.adapt.updates import TrainExample, Update, lr_scale
 from whet.errors import AdaptationError, ModelError

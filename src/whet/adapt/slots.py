@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from whet.adapt.batch_decoding import BatchDecoder
 from whet.adapt.batches import Batch, Tokens, group_by_length
 from whet.adapt.config import AdapterConfig, FullFineTuning, LMHead, LoRA, OptimizerConfig
 from whet.adapt.cuda_graphs import CUDAGraphRunner
+from whet.adapt.decoding.batch_decoding import BatchDecoder
+from whet.adapt.decoding.sampling import SequenceState
 from whet.adapt.flat_params import FlatParams, SlotIndex
 from whet.adapt.loss import OutputProjection, chunked_cross_entropy
 from whet.adapt.model import LanguageModel
-from whet.adapt.sampling import SequenceState
 from whet.adapt.tuners.full import FullTuner
 from whet.adapt.tuners.head import HeadTuner
 from whet.adapt.tuners.lora import LoRATuner

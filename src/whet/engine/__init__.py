@@ -1,7 +1,7 @@
 """Many prompts at once, each with its own adapted weights: `Engine`, `Request`, `Output`."""
 
 from whet.adapt.config import TrainingConfig
-from whet.adapt.sampling import SamplingParams
+from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.session import AdaptationTrace, TrainStep
 from whet.engine.engine import Engine, RequestHandle
 from whet.engine.request import Event

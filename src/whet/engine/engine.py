@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
 from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig, TrainingConfig
+from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.model import LanguageModel
-from whet.adapt.sampling import SamplingParams
 from whet.adapt.session import AdaptationTrace
 from whet.adapt.slots import Slots, check_compile
 from whet.config import Renamed, renamed_keywords

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whet.adapt.config import TrainingConfig
+from whet.adapt.decoding.sampling import SequenceState
 from whet.adapt.model import LanguageModel, Score
-from whet.adapt.sampling import SequenceState
 from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason, TrainStep
 from whet.adapt.slots import Slots
 from whet.adapt.updates import Update, plan_updates

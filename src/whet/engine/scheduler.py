@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import islice
 
-from whet.adapt.sampling import SequenceState
+from whet.adapt.decoding.sampling import SequenceState
 from whet.adapt.slots import Slots
 from whet.adapt.updates import Update
 from whet.engine.request import (

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
 from whet.adapt.adapters import Adapter
+from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.model import Score
-from whet.adapt.sampling import SamplingParams
 from whet.adapt.session import AdaptationTrace
 from whet.config import Renamed, renamed_keywords
 from whet.data.documents import Document

@@ -14,7 +14,7 @@ from whet.engine import Engine, Request, SamplingParams, set_niceness
 from whet.serve.access.auth import APIKeyStore
 from whet.serve.access.rate_limit import RateLimiter
 from whet.serve.adapter_cache import AdapterCache
-from whet.serve.chat_template import apply_chat_template, template_tokenizer
+from whet.serve.chat.template import apply_chat_template, template_tokenizer
 from whet.serve.config import ServeConfig
 from whet.serve.errors import APIError
 from whet.serve.metrics import Metrics

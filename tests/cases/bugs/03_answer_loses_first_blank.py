@@ -2,7 +2,7 @@
 is the text that the tokens spell. (Seen with Mistral's own tokenizer.model in transformers 5.23, too: "The capital of Franceis Paris.")"""
 from _tiny import folder, llama2, told
 from whet import LanguageModel
-from whet.adapt.sampling import SamplingParams, SequenceState
+from whet.adapt.decoding.sampling import SamplingParams, SequenceState
 
 faults = []
 for style in ("prepend", "always"):

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from whet.adapt.config import AdapterOptions
+from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.model import LanguageModel, Score
-from whet.adapt.sampling import SamplingParams
 from whet.adapt.session import adapted
 from whet.adapt.updates import plan_updates
 from whet.config import config_fields, parse_fields, unknown_name

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Path, Request, Response
 from whet.serve.adapter_cache import CachedAdapter
 from whet.serve.dependencies import ContextDep, cancel_on_disconnect
 from whet.serve.errors import APIError, error_responses
+from whet.serve.generation.requests import build_request
+from whet.serve.generation.runner import start_request
 from whet.serve.schemas.adapters import (
     AdapterDeleted,
     AdapterList,
     AdapterObject,
     AdapterRequest,
 )
-from whet.serve.service import build_request, start_request
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 AdapterId = Annotated[str, Path(pattern="^ad_[0-9a-f]{32}$")]

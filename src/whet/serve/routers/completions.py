@@ -16,21 +16,16 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from whet.adapt.sampling import SamplingParams
+from whet.adapt.decoding.sampling import SamplingParams
 from whet.errors import WhetError
 from whet.serve.dependencies import ContextDep, cancel_on_disconnect
 from whet.serve.errors import APIError, error_responses, to_api_error
-from whet.serve.schemas.completions import (
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionParams,
-    CompletionRequest,
-    ScoreRequest,
-    ScoreResponse,
-)
-from whet.serve.service import AdaptedRequest, build_request, start_request
-from whet.serve.stream import CompletedEvent, EventStream, TextDelta
+from whet.serve.generation.requests import AdaptedRequest, build_request
+from whet.serve.generation.runner import start_request
+from whet.serve.generation.stream import CompletedEvent, EventStream, TextDelta
+from whet.serve.schemas.adapt import ScoreRequest, ScoreResponse
+from whet.serve.schemas.chat import ChatCompletion, ChatRequest
+from whet.serve.schemas.completions import Completion, CompletionParams, CompletionRequest
 
 router = APIRouter(prefix="/v1", tags=["completions"])
 DEFAULT_MAX_TOKENS = 16

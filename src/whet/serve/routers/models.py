@@ -4,8 +4,8 @@ from fastapi import APIRouter
 
 from whet.serve.dependencies import ContextDep
 from whet.serve.errors import error_responses
+from whet.serve.generation.requests import resolve_model
 from whet.serve.schemas.adapters import ModelList, ModelObject
-from whet.serve.service import resolve_model
 from whet.serve.state import BASE
 
 router = APIRouter(prefix="/v1/models", tags=["models"])

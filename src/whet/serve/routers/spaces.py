@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path
 
 from whet.serve.dependencies import ContextDep
 from whet.serve.errors import error_responses
+from whet.serve.generation.requests import selection_config
 from whet.serve.schemas.spaces import (
     AddDocumentsRequest,
     DeleteDocumentsRequest,
@@ -18,7 +19,6 @@ from whet.serve.schemas.spaces import (
     SpaceList,
     SpaceObject,
 )
-from whet.serve.service import selection_config
 from whet.serve.spaces.documents import add_documents, delete_documents
 from whet.serve.spaces.retrieval import search, select_hits
 from whet.serve.state import BASE

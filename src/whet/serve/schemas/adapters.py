@@ -3,7 +3,7 @@
 from typing import Literal
 
 from whet.serve.schemas import Name, ResponseModel, StrictModel, Text
-from whet.serve.schemas.completions import AdaptParams
+from whet.serve.schemas.adapt import AdaptParams
 
 
 class AdapterRequest(StrictModel):

@@ -11,7 +11,7 @@ from whet.data.filters import as_filter
 from whet.engine import Engine, Request
 from whet.errors import NoMatchError
 from whet.select.config import ResolvedSelection, SelectionConfig
-from whet.serve.schemas.completions import SelectedText
+from whet.serve.schemas.adapt import SelectedText
 from whet.serve.schemas.spaces import DocumentHit
 from whet.serve.spaces.registry import SpaceView
 from whet.space.retrieve import Retrieval, Retriever

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from whet.adapt.model import Score
-from whet.serve.schemas.completions import AdaptInfo, SelectedText, Usage
+from whet.serve.schemas.adapt import AdaptInfo, SelectedText, Usage
 
 
 class SelectionEvent(BaseModel):

@@ -1,155 +1,27 @@
-"""From a request's fields to its response: check, select, adapt, generate, cache the adapter.
+"""From a request to its response: select, adapt, generate, cache the adapter.
 
-`build_request` checks a request against its key's limits; `start_request` runs it and returns the
-stream of its events.
+`start_request` runs a request and returns the stream of its events.
 """
 
 import asyncio
 import time
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from whet.engine import Event, Output, Request, SamplingParams, TrainStep
-from whet.select.config import SelectionConfig
 from whet.serve.adapter_cache import CachedAdapter, adapter_id
-from whet.serve.dependencies import RequestContext
 from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
-from whet.serve.schemas import SpaceParams
-from whet.serve.schemas.completions import AdaptInfo, AdaptParams, Usage
-from whet.serve.spaces.registry import SpaceView
+from whet.serve.generation.requests import AdaptedRequest
+from whet.serve.generation.stream import (
+    CompletedEvent,
+    EventStream,
+    SelectionEvent,
+    StepEvent,
+    TextDelta,
+)
+from whet.serve.schemas.adapt import AdaptInfo, Usage
 from whet.serve.spaces.retrieval import TextSize, select, selected_texts, text_sizes
 from whet.serve.state import BASE
-from whet.serve.stream import CompletedEvent, EventStream, SelectionEvent, StepEvent, TextDelta
 from whet.space.retrieve import Retrieval
-from whet.space.space import DEFAULT_K
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptedRequest:
-    """A request for the engine that its key is allowed to make."""
-
-    context: RequestContext
-    prompt: str
-    """Text that the model reads."""
-    token_ids: tuple[int, ...] | None = None
-    """Tokens that the model reads instead of `prompt`, such as those of a chat template."""
-    text: str | None = None
-    """Text to score; None to generate."""
-    max_tokens: int | None = 1
-    """Longest answer; None for as many tokens as the context and the key's limit allow."""
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    params: AdaptParams
-    query: str
-    """Text to select documents for."""
-    selection: SelectionConfig
-    adapter: str
-    """What is trained; `BASE` for the base model."""
-    view: SpaceView | None
-    """Where documents are selected; None without training."""
-    cached: CachedAdapter | None
-    """The adapter that the request names in `model`."""
-    started: float
-    """When the request was built, by `time.perf_counter`."""
-
-    @property
-    def deadline_s(self) -> float:
-        """Seconds that are left for selection and training."""
-        allowed = self.params.deadline_s
-        allowed = self.context.limits.deadline_s if allowed is None else allowed
-        return max(0.0, allowed - (time.perf_counter() - self.started))
-
-
-def build_request(
-    context: RequestContext,
-    model: str,
-    prompt: str,
-    params: AdaptParams | None,
-    *,
-    query: str | None = None,
-    **values: Any,
-) -> AdaptedRequest:
-    """Check a request; `values` are further fields of `AdaptedRequest`.
-
-    Raises:
-        APIError: 403 for a key without the role `read`, 404 for a model, adapter or data space that
-            the key cannot use, 413 for values beyond its limits, 400 for an adapter that the server
-            does not train.
-        ValueError: If the filter cannot be parsed.
-    """
-    state, params = context.state, params or AdaptParams()
-    context.check_prompt(prompt or query or "", params.query or "", values.get("text") or "")
-    cached, use_base = resolve_model(context, model)
-    adapter = cached.adapter_name if cached else _adapter_name(context, params)
-    if params.deadline_s is not None:
-        context.check_limit("deadline_s", params.deadline_s)
-    if values.get("max_tokens") is not None:
-        context.check_limit("max_tokens", values["max_tokens"])
-    selection = selection_config(context, params)
-    untrained = use_base or cached is not None or selection.n == 0
-    return AdaptedRequest(
-        context=context,
-        prompt=prompt,
-        params=params,
-        query=params.query or query or prompt,
-        selection=selection,
-        adapter=BASE if untrained and cached is None else adapter,
-        view=None if untrained else state.spaces.view(params.data_space, context.key),
-        cached=cached,
-        started=time.perf_counter(),
-        **values,
-    )
-
-
-def _adapter_name(context: RequestContext, params: AdaptParams) -> str:
-    trained = context.state.config.adapters
-    name = params.adapter or trained[0]
-    if name not in trained:
-        raise APIError(
-            400, f"adapter is {name!r}: this server trains {', '.join(trained)}",
-            param="adapt.adapter",
-        )  # fmt: skip
-    return name
-
-
-def selection_config(context: RequestContext, params: SpaceParams) -> SelectionConfig:
-    """The server's selection with the values that a request sets.
-
-    The server's own `n` and `k` are lowered to the key's limits.
-
-    Raises:
-        APIError: 413 for a value beyond the key's limits.
-        ValueError: If the filter cannot be parsed.
-    """
-    default, limits = context.state.config.selection, context.limits
-    values = params.selection(default)
-    for name in ("n", "k"):
-        if getattr(params, name, None) is None:
-            value = values[name]
-            values[name] = None if value is None else min(value, getattr(limits, name))
-        else:
-            context.check_limit(name, values[name])
-    if values["k"] is None and limits.k < DEFAULT_K:
-        values["k"] = limits.k
-    if values["k"] is not None:
-        values["k"] = max(1, values["k"])
-    return SelectionConfig(**values)
-
-
-def resolve_model(context: RequestContext, model: str) -> tuple[CachedAdapter | None, bool]:
-    """The cached adapter that the name of a model contains, and whether it is the base model.
-
-    Raises:
-        APIError: 404 if it is not the name of a model that the key can use.
-    """
-    state = context.state
-    name, _, suffix = model.partition("@")
-    cached = state.adapters.get(context.key.id, suffix)
-    if name != state.name or not (cached or suffix in ("", BASE)):
-        raise APIError(
-            404, f"model {model!r} does not exist for this key: see /v1/models", param="model",
-            code="model_not_found",
-        )  # fmt: skip
-    return cached, suffix == BASE
 
 
 def start_request(request: AdaptedRequest) -> EventStream:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from whet.adapt.kv_cache import concat, new_cache, select_rows
+from whet.adapt.decoding.kv_cache import concat, new_cache, select_rows
+from whet.adapt.decoding.sampling import SequenceState
 from whet.adapt.loss import OutputProjection
-from whet.adapt.sampling import SequenceState
 from whet.errors import ModelError
 
 

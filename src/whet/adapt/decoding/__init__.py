@@ -1,0 +1,1 @@
+"""Generating text: which token comes next, for many sequences at once."""

@@ -1,0 +1,1 @@
+"""Chats: messages to tokens, and generated text to messages."""

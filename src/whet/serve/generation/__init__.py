@@ -1,0 +1,1 @@
+"""One request to generate or score: check it, run it, report its events."""
