@@ -44,4 +44,4 @@ def test_numbers_are_those_of_before(name):
 
 def test_a_kept_adapter_changes_what_the_model_says():
     kept = made.stored("formats")["adapter"]
-    assert kept["sharpened"] < 0.95 * kept["base"]
+    assert kept["adapted"] < 0.95 * kept["base"]

@@ -1,4 +1,4 @@
-"""BatchDecoder a token at a time: as transformers makes them, and cut where told."""
+"""BatchDecoder generates the tokens that transformers does, and stops at stop texts."""
 
 from dataclasses import replace
 
@@ -21,10 +21,10 @@ def model(request, tmp_path_factory):
 
 def pieces(model, prompt, **options):
     continuations = BatchDecoder(model, lambda slots: model.lm_head())
-    decoder, told = SequenceState(model, prompt, SamplingParams(**options)), []
+    decoder, texts = SequenceState(model, prompt, SamplingParams(**options)), []
     while not decoder.finish_reason:
-        told.append(continuations.step({0: decoder})[0])
-    return decoder, told
+        texts.append(continuations.step({0: decoder})[0])
+    return decoder, texts
 
 
 def together(model, arriving):
@@ -35,8 +35,8 @@ def together(model, arriving):
         for decoder in arriving.pop(0) if arriving else ():
             going[slot] = decoder
             slot += 1
-        told = continuations.step(going)
-        assert told.keys() == going.keys()
+        outputs = continuations.step(going)
+        assert outputs.keys() == going.keys()
         going = {slot: decoder for slot, decoder in going.items() if not decoder.finish_reason}
 
 
@@ -44,22 +44,22 @@ def test_greedy_text_is_that_of_transformers(model):
     tokens = model.encode_prompt("abc", 20)
     output = model.hf_model.generate(tokens[None], max_new_tokens=20, do_sample=False)
     goal = model.tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
-    decoder, told = pieces(model, "abc", max_tokens=20)
-    assert decoder.text == "".join(told) == goal
+    decoder, texts = pieces(model, "abc", max_tokens=20)
+    assert decoder.text == "".join(texts) == goal
 
 
 def test_a_stop_text_ends_the_continuation_before_it(model):
     whole = pieces(model, "abc", max_tokens=20)[0].text
     stop = whole[4:7]
-    decoder, told = pieces(model, "abc", max_tokens=20, stop=(stop, "never said"))
-    assert decoder.text == "".join(told) == whole[: whole.index(stop)]
+    decoder, texts = pieces(model, "abc", max_tokens=20, stop=(stop, "never said"))
+    assert decoder.text == "".join(texts) == whole[: whole.index(stop)]
     assert decoder.finish_reason == "stop"
 
 
 def test_a_stop_text_is_held_back_letter_by_letter(model):
     decoder = SequenceState(model, "q", SamplingParams(max_tokens=20, stop=("abé",)))
-    told = [decoder.append(token) for token in model.encode("xabé").tolist()]
-    assert "".join(told) == decoder.text == "x" and decoder.finish_reason == "stop"
+    texts = [decoder.append(token) for token in model.encode("xabé").tolist()]
+    assert "".join(texts) == decoder.text == "x" and decoder.finish_reason == "stop"
 
 
 def test_an_answer_is_its_own_where_positions_turn_with_the_longest_row():
@@ -90,14 +90,14 @@ def test_one_likeliest_token_is_greedy_at_any_temperature(model):
     assert pieces(model, "abc", max_tokens=9, temperature=3.0, top_p=1e-9)[0].text == greedy
 
 
-def test_a_seed_draws_the_same_beside_others(model):
+def test_a_seed_draws_the_same_alongside_others(model):
     options = {"max_tokens": 9, "temperature": 1.5, "top_p": 0.9}
     alone = [pieces(model, "abc", seed=seed, **options)[0].text for seed in range(3)]
-    beside = [
+    batched = [
         SequenceState(model, "abc", SamplingParams(seed=seed, **options)) for seed in range(3)
     ]
-    together(model, [beside])
-    assert [decoder.text for decoder in beside] == alone and len(set(alone)) > 1
+    together(model, [batched])
+    assert [decoder.text for decoder in batched] == alone and len(set(alone)) > 1
 
 
 def test_continuations_of_any_length_come_and_go(model):
@@ -107,13 +107,15 @@ def test_continuations_of_any_length_come_and_go(model):
     handle = model.hf_model.base_model.register_forward_pre_hook(
         lambda _, args, given: read.append(len(given["input_ids"])), with_kwargs=True
     )
-    beside = [
+    batched = [
         SequenceState(model, prompt, SamplingParams(max_tokens=most)) for prompt, most in asked
     ]
-    together(model, [beside[:3], [], beside[3:5], [], [], [], beside[5:]])
+    together(model, [batched[:3], [], batched[3:5], [], [], [], batched[5:]])
     handle.remove()
-    assert [(d.text, d.finish_reason) for d in beside] == [(d.text, d.finish_reason) for d in alone]
-    assert sum(read) == sum(len(decoder.token_ids) for decoder in beside) and max(read) == 4
+    assert [(d.text, d.finish_reason) for d in batched] == [
+        (d.text, d.finish_reason) for d in alone
+    ]
+    assert sum(read) == sum(len(decoder.token_ids) for decoder in batched) and max(read) == 4
 
 
 def test_a_dropped_sequence_is_forgotten(model):
@@ -142,8 +144,8 @@ def test_logits_that_are_not_finite_fail_their_own_sequence(model):
         return replace(output, weight=weights)
 
     continuations = BatchDecoder(model, use)
-    told = continuations.step(decoders)
-    assert "not finite at generated token 1" in str(told[1]) and isinstance(told[0], str)
+    outputs = continuations.step(decoders)
+    assert "not finite at generated token 1" in str(outputs[1]) and isinstance(outputs[0], str)
     while not decoders[0].finish_reason:
         continuations.step({0: decoders[0], 2: decoders[2]})
     assert decoders[0].text == decoders[2].text == goal

@@ -112,15 +112,15 @@ def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
         LanguageModel(model.hf_model, model.tokenizer, "mixed")
 
 
-def test_a_twin_shares_the_weights_and_is_lent_by_itself(model):
-    twin = model.share_weights()
-    mine, its = (dict(m.hf_model.named_parameters()) for m in (model, twin))
+def test_a_copy_shares_the_weights_and_is_exclusive_by_itself(model):
+    other = model.share_weights()
+    mine, its = (dict(m.hf_model.named_parameters()) for m in (model, other))
     assert mine.keys() == its.keys()
     assert all(mine[name].data_ptr() == its[name].data_ptr() for name in mine)
     its["lm_head.weight" if "lm_head.weight" in its else next(iter(its))].requires_grad_(False)
     assert all(own.requires_grad for own in mine.values())  # flags and gradients are its own
-    with model.exclusive(), twin.exclusive():
-        assert twin.score("one text") == model.score("one text")
+    with model.exclusive(), other.exclusive():
+        assert other.score("one text") == model.score("one text")
     with model.exclusive(), pytest.raises(ModelError, match="is being adapted already"):
         model.share_weights()
 

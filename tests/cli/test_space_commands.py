@@ -163,12 +163,12 @@ def test_documents_with_unpaired_surrogates_are_listed_and_the_rest_added(tmp_pa
 def test_labels_are_chosen_when_a_space_is_built(tmp_path):
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records(40)))
-    labelled = ["--label-field", "set", "--public-label", "a", "--quiet"]
+    labels = ["--label-field", "set", "--public-label", "a", "--quiet"]
     refused = whet("index", source, tmp_path / "s", "--label-field", "set", "--quiet")
     assert refused.exit_code == 2 and "name the label of the public ones" in refused.stderr
-    assert whet("index", source, tmp_path / "s", *labelled).exit_code == 0
+    assert whet("index", source, tmp_path / "s", *labels).exit_code == 0
     assert run_json("space", "info", tmp_path / "s")["labels"] == {"field": "set", "public": "a"}
-    assert whet("index", source, tmp_path / "s", *labelled).exit_code == 0
+    assert whet("index", source, tmp_path / "s", *labels).exit_code == 0
     other = whet("index", source, tmp_path / "s", "--label-field", "year", "--quiet")
     assert other.exit_code == 1 and "chosen when a data space is created" in other.stderr
     assert whet("index", source, tmp_path / "t", "--public-label", "a").exit_code == 2

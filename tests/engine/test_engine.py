@@ -89,11 +89,11 @@ def test_sequences_are_decoded_together_each_with_its_own_weights(space, model, 
     hook = model.hf_model.base_model.register_forward_pre_hook(
         lambda _, args, given: read.append(given["input_ids"].shape), with_kwargs=True
     )
-    beside, alone = (
+    together, alone = (
         [output.text for output in engine.generate_many(requests)] for engine in engines
     )
     hook.remove()
-    assert beside == alone
+    assert together == alone
     assert sum(columns == 1 and rows > 1 for rows, columns in read) > 4
 
 

@@ -238,7 +238,7 @@ def test_a_share_is_drawn_by_the_text_alone(tmp_path):
 
 
 def test_the_pile_is_read_by_the_layout_of_its_data_sets(tmp_path, monkeypatch):
-    """Train files in a folder beside the others; val and test by themselves in a second one."""
+    """Train files in a folder next to the others; val and test by themselves in a second one."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     files = ("monology/pile-uncopyrighted/train/00", "monology/pile-uncopyrighted/val")

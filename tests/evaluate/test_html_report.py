@@ -114,7 +114,7 @@ def test_texts_and_near_duplicates_are_shown_when_asked(space, tmp_path):
     for detail in (prompt["detail"] for prompt in data["prompts"]):
         names = [data["documents"][k] for k in detail["documents"]]
         marked = {
-            n for n, twin in zip(names, detail["near_copies"], strict=True) if twin is not None
+            n for n, copy in zip(names, detail["near_copies"], strict=True) if copy is not None
         }
         assert marked == ({"d0", "d1"} if {"d0", "d1"} <= set(names) else set())
         pairs += bool(marked)

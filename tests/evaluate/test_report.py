@@ -127,8 +127,8 @@ def test_sets_of_one_prompt_have_no_interval_to_show(tmp_path):
     lines = {line.name: line.methods["sift"] for line in made.lines}
     assert not lines["a"].has_interval and not lines["all, by set"].has_interval
     assert lines["all, by prompt"].has_interval
-    told = {row.split("|")[1].strip(): row for row in markdown(made).splitlines() if "|" in row}
-    assert "±" in told["all, by prompt"] and "±" not in told["all, by set"]
+    rows = {row.split("|")[1].strip(): row for row in markdown(made).splitlines() if "|" in row}
+    assert "±" in rows["all, by prompt"] and "±" not in rows["all, by set"]
 
 
 def test_another_step_is_another_table(run):

@@ -101,7 +101,7 @@ def test_a_line_cut_short_is_measured_again(here, finished, tmp_path):
 
 @pytest.mark.parametrize("packed", [("rows",), ("rows", "prompts")])
 def test_a_crash_while_packing_counts_nothing_twice(here, finished, tmp_path, packed):
-    """The journal is still there, and beside it one or both of the tables made of it."""
+    """The journal is still there, together with one or both of the tables made from it."""
     run = eval_fixtures.run(here, tmp_path / "run", per_set=1).folder
     prompts = EvalData(prompts=str(here / "prompts.jsonl")).read_prompts().prompts[2:4]
     evaluator = Evaluator(

@@ -98,7 +98,7 @@ def engine():
                 "sigma": [step.sigma for step in scored.trace],
                 "losses": [step.loss for step in scored.trace],
                 "base": scored.base.bits,
-                "sharpened": scored.score.bits,
+                "adapted": scored.score.bits,
                 "stop": scored.trace.stop_reason,
                 "text": said.text,
             }
@@ -169,8 +169,8 @@ def adapter():
     ) as engine:
         base = engine.submit(query).result().score.bits
         query = whet.Request(PROMPT, text=AFTER, documents=(), init_adapter=kept)
-        sharpened = engine.submit(query).result().score.bits
-    return {"base": base, "sharpened": sharpened, "rank": kept.config.r, "of": kept.base_model}
+        adapted = engine.submit(query).result().score.bits
+    return {"base": base, "adapted": adapted, "rank": kept.config.r, "of": kept.base_model}
 
 
 def whet_json(*words):

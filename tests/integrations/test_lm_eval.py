@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness with sharpening: scores are the engine's, and leak nothing."""
+"""Tasks of lm-evaluation-harness with adaptation: scores are the engine's, and leak nothing."""
 
 import inspect
 import math
@@ -119,17 +119,19 @@ def test_a_task_runs_with_the_model_whet(place, tmp_path):
         "doc_to_choice: '{{choices}}'\ndoc_to_target: '{{answer}}'\nmetric_list:\n"
         "  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
-    told = {"space": str(place / "space"), "model": str(place / "model"), "n": 2, "k": 10}
+    arguments = {"space": str(place / "space"), "model": str(place / "model"), "n": 2, "k": 10}
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    found = simple_evaluate("whet", told, tasks=["facts"], task_manager=tasks, bootstrap_iters=0)
-    assert found["results"]["facts"]["acc,none"] in (0.0, 1.0)
-    assert found["n-samples"]["facts"]["effective"] == 2
+    results = simple_evaluate(
+        "whet", arguments, tasks=["facts"], task_manager=tasks, bootstrap_iters=0
+    )
+    assert results["results"]["facts"]["acc,none"] in (0.0, 1.0)
+    assert results["n-samples"]["facts"]["effective"] == 2
 
 
 def test_its_command_line_is_lm_eval_s():
     command = [sys.executable, "-m", "whet.integrations.lm_eval", "run", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "--model_args" in told.stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--model_args" in done.stdout
 
 
 def test_auto_is_resolved_once_and_old_names_give_the_new_one(place):

@@ -157,17 +157,17 @@ class Picky(HashingEmbedder):
         return rows
 
 
-def test_a_document_that_cannot_be_embedded_is_told_and_the_rest_is_there(tmp_path):
+def test_a_document_that_cannot_be_embedded_is_listed_and_the_rest_is_there(tmp_path):
     space = DataSpace.build(documents(9), tmp_path / "s", Picky())
     assert list(space.ids) == ["d0", "d1", "d2", "d4", "d7", "d8"] and space.manifest.failed == 3
-    told = {row["id"]: row["reason"] for row in failed(space.path)}
-    assert told["d3"] == "it does not like 3" and "length nan" in told["d5"]
-    assert "length 2.0" in told["d6"] and list(space.rows) == list(range(6))
+    reasons = {row["id"]: row["reason"] for row in failed(space.path)}
+    assert reasons["d3"] == "it does not like 3" and "length nan" in reasons["d5"]
+    assert "length 2.0" in reasons["d6"] and list(space.rows) == list(range(6))
     again = space.add(documents(9))
     assert again.manifest.failed == 3 and len(failed(space.path)) == 3
 
 
-def test_what_the_source_cannot_read_or_contradicts_is_told(tmp_path):
+def test_what_the_source_cannot_read_or_contradicts_is_listed(tmp_path):
     bad = [SourceError("line 7: no text"), Document("d1", "another", {}), documents(9)[2]]
     space = DataSpace.build([*documents(9), *bad], tmp_path / "s", HashingEmbedder())
     assert len(space) == 9 and space.manifest.failed == 2
@@ -187,8 +187,8 @@ def test_a_fault_of_the_source_leaves_nothing(tmp_path):
         DataSpace.build(stops(), tmp_path / "s", HashingEmbedder())
     with pytest.raises(ValueError, match="nothing to fit lsa on"):
         DataSpace.build([Document("a", " ", {})], tmp_path / "s")
-    told = r"at least one \(document 0: no field 'text', only 'body'.*, and 1 more\)"
-    with pytest.raises(SourceError, match=told):
+    message = r"at least one \(document 0: no field 'text', only 'body'.*, and 1 more\)"
+    with pytest.raises(SourceError, match=message):
         DataSpace.build([{"body": "a"}, ""], tmp_path / "s")
     assert not list(tmp_path.iterdir())
     space = DataSpace.build(documents(5), tmp_path / "s", HashingEmbedder())
@@ -209,7 +209,7 @@ def test_texts_are_embedded_by_length_and_stay_in_their_order(tmp_path, monkeypa
     np.testing.assert_allclose(space.vectors(space.rows), plain, atol=1e-3)
 
 
-def labelled():
+def labeled_documents():
     return [
         Document(f"{who}{i}", f"{who} knows {word} {i}", {"who": who})
         for who, word in (("all", "weather"), ("ann", "zebra"), ("bob", "yacht"))
@@ -219,18 +219,20 @@ def labelled():
 
 def test_lsa_learns_no_word_of_what_is_not_public(tmp_path):
     labels = Labels(field="who", public="all")
-    space = DataSpace.build(labelled(), tmp_path / "s", labels=labels)
+    space = DataSpace.build(labeled_documents(), tmp_path / "s", labels=labels)
     terms = json.loads((space.path / "embedder" / "terms.json").read_text())
     assert "weather" in terms and not {"zebra", "yacht", "ann", "bob"} & set(terms)
     with pytest.raises(ValueError, match="lsa would be fitted on restricted texts"):
-        DataSpace.build(labelled(), tmp_path / "no", labels=Labels(field="who"))
+        DataSpace.build(labeled_documents(), tmp_path / "no", labels=Labels(field="who"))
     with pytest.raises(SourceError, match="none has field 'who' with the public value 'alll'"):
-        DataSpace.build(labelled(), tmp_path / "no", labels=Labels(field="who", public="alll"))
+        DataSpace.build(
+            labeled_documents(), tmp_path / "no", labels=Labels(field="who", public="alll")
+        )
     assert not (tmp_path / "no").exists()
 
 
 def test_a_bound_space_shows_its_own_and_is_not_written(tmp_path):
-    whole = DataSpace.build(labelled(), tmp_path / "s", HashingEmbedder())
+    whole = DataSpace.build(labeled_documents(), tmp_path / "s", HashingEmbedder())
     bound = DataSpace.open(whole.path, HashingEmbedder(), where=parse('who in ["all", "ann"]'))
     assert len(bound) == 18 == len(bound.rows) and not any("bob" in name for name in bound.ids)
     query = bound.embedder.encode(["bob knows yacht 3"])
@@ -239,7 +241,7 @@ def test_a_bound_space_shows_its_own_and_is_not_written(tmp_path):
         bound.search(query, 19)
     with pytest.raises(IndexError, match="row 20 is not in the data space"):
         bound.texts([0, 20])
-    for write in (lambda: bound.add(labelled()), lambda: bound.delete(ids=["all0"])):
+    for write in (lambda: bound.add(labeled_documents()), lambda: bound.delete(ids=["all0"])):
         with pytest.raises(SpaceError, match="opened with a filter"):
             write()
     own = bound.filter(Compare("who", "==", "ann"))
@@ -276,8 +278,8 @@ def test_texts_and_mappings_are_documents_too(tmp_path):
     more = space.add(["f", "", {"body": "g"}])
     assert more.ids == ["0", "x", "z", "3"] and more.manifest.failed == 2
     assert repr(more) == f"DataSpace('{tmp_path / 's'}', 4 documents, hashing)"
-    told = (tmp_path / "s" / "failed.jsonl").read_text()
-    assert "document 4: field 'text' is an empty text" in told and "document 5: no field" in told
+    lines = (tmp_path / "s" / "failed.jsonl").read_text()
+    assert "document 4: field 'text' is an empty text" in lines and "document 5: no field" in lines
 
 
 def test_one_record_is_not_a_list_of_them(tmp_path):

@@ -23,14 +23,14 @@ def space(tmp_path_factory):
 
 
 def test_what_is_retrieved_is_what_the_selector_chose(space):
-    found = Retriever(space, SelectionConfig(k=4)).select("red fox and blue whale", 7)
+    retrieval = Retriever(space, SelectionConfig(k=4)).select("red fox and blue whale", 7)
     query = space.embedder.encode(["red fox and blue whale"])
     [candidates] = space.search(query, 4)
     chosen = whet.sift(query[0], candidates.vectors, 7)
-    np.testing.assert_array_equal(found.selection.indices, chosen.indices)
-    np.testing.assert_array_equal(found.rows, candidates.rows[chosen.indices])
-    assert [document.meta["i"] for document in found.documents] == found.rows.tolist()
-    assert len(found) == len(found.documents) == 7 > len(set(found.rows.tolist()))
+    np.testing.assert_array_equal(retrieval.selection.indices, chosen.indices)
+    np.testing.assert_array_equal(retrieval.rows, candidates.rows[chosen.indices])
+    assert [document.meta["i"] for document in retrieval.documents] == retrieval.rows.tolist()
+    assert len(retrieval) == len(retrieval.documents) == 7 > len(set(retrieval.rows.tolist()))
 
 
 @pytest.mark.parametrize("selector", [whet.nearest, whet.nearest_repeated])
@@ -44,8 +44,8 @@ def test_nearest_means_the_highest_signed_cosines_of_the_whole_space(tmp_path, s
     texts = ["not red fox", "not red fox jumps", "red hen"]
     documents = [Document(text, text, {}) for text in texts]
     space = DataSpace.build(documents, tmp_path / "s", Signed(64))
-    found = Retriever(space, SelectionConfig(k=1), selector=selector).select("red fox", 1)
-    assert found.documents[0].id == "red hen"
+    retrieval = Retriever(space, SelectionConfig(k=1), selector=selector).select("red fox", 1)
+    assert retrieval.documents[0].id == "red hen"
     assert (
         Retriever(space, SelectionConfig(k=1)).select("red fox", 1).documents[0].id == "not red fox"
     )
@@ -56,8 +56,8 @@ def test_nearest_means_the_highest_signed_cosines_of_the_whole_space(tmp_path, s
 
 
 def test_sift_covers_both_facts_that_are_asked(space):
-    found = Retriever(space, SelectionConfig(k=5, lam=0.01)).select("red fox blue whale", 2)
-    assert {document.text.split()[0] for document in found.documents} == {"red", "blue"}
+    retrieval = Retriever(space, SelectionConfig(k=5, lam=0.01)).select("red fox blue whale", 2)
+    assert {document.text.split()[0] for document in retrieval.documents} == {"red", "blue"}
 
 
 @pytest.mark.parametrize("prompt", ["", " \n"])
@@ -86,9 +86,11 @@ def test_more_candidates_than_documents_are_refused(space):
 
 
 def test_an_explanation_tells_rows_of_the_data_space(space):
-    found = Retriever(space, SelectionConfig(k=2, where="i >= 2")).select("red fox blue whale", 3)
-    assert [pick.row for pick in found.explain().picks] == found.rows.tolist()
-    assert min(found.rows) >= 2 > max(found.selection.indices)
+    retrieval = Retriever(space, SelectionConfig(k=2, where="i >= 2")).select(
+        "red fox blue whale", 3
+    )
+    assert [pick.row for pick in retrieval.explain().picks] == retrieval.rows.tolist()
+    assert min(retrieval.rows) >= 2 > max(retrieval.selection.indices)
 
 
 def test_a_selector_and_a_filter_may_be_given_in_words(space):
@@ -129,23 +131,28 @@ def test_near_documents_are_of_the_prompts_own_set(tmp_path):
 
 
 def test_what_is_retrieved_explains_itself_and_becomes_a_prompt(space):
-    found = Retriever(space, SelectionConfig(k=5)).select("red fox blue whale", 2)
-    told, (first, best) = found.explain(), found.documents  # here the second pick tells more
-    assert [pick.gain for pick in told.picks] == found.selection.gains.tolist()
-    assert f"{best.id} {best.text}" in str(told)
-    assert found._repr_html_() == told._repr_html_()
-    sigma = found.selection.sigma[-1]
-    assert repr(found) == f"Retrieval(2 of 5 candidates: '{first.id}', '{best.id}'; σ {sigma:.3f})"
-    assert found.to_context(100).text == f"{first.text}\n\n{best.text}"
-    assert found.to_context(3, count_tokens=lambda text: len(text.split())).text == best.text
-    assert found.stop_at(1e9).to_context(100).text == ""
+    retrieval = Retriever(space, SelectionConfig(k=5)).select("red fox blue whale", 2)
+    explanation, (first, best) = (
+        retrieval.explain(),
+        retrieval.documents,
+    )  # the second pick is the best
+    assert [pick.gain for pick in explanation.picks] == retrieval.selection.gains.tolist()
+    assert f"{best.id} {best.text}" in str(explanation)
+    assert retrieval._repr_html_() == explanation._repr_html_()
+    sigma = retrieval.selection.sigma[-1]
+    assert (
+        repr(retrieval) == f"Retrieval(2 of 5 candidates: '{first.id}', '{best.id}'; σ {sigma:.3f})"
+    )
+    assert retrieval.to_context(100).text == f"{first.text}\n\n{best.text}"
+    assert retrieval.to_context(3, count_tokens=lambda text: len(text.split())).text == best.text
+    assert retrieval.stop_at(1e9).to_context(100).text == ""
 
 
 @pytest.mark.parametrize("name", ["dense", "bm25", "hybrid"])
 def test_search_returns_the_candidates_that_select_picks_from(space, name):
     retriever = Retriever(space, SelectionConfig(k=2, retriever=name))
-    found, picked = retriever.search("a red fox"), retriever.select("a red fox", 1).candidates
-    np.testing.assert_array_equal(found.rows, picked.rows)
-    np.testing.assert_array_equal(found.vectors, picked.vectors)
+    retrieval, picked = retriever.search("a red fox"), retriever.select("a red fox", 1).candidates
+    np.testing.assert_array_equal(retrieval.rows, picked.rows)
+    np.testing.assert_array_equal(retrieval.vectors, picked.vectors)
     with pytest.raises(NoMatchError, match="expected a text"):
         retriever.search(" ")

@@ -23,8 +23,8 @@ def space(tmp_path):
 
 
 def test_duplicates_are_both_found_and_of_equals_the_first(tmp_path):
-    twins = [Document(name, "same text here", {}) for name in "abcd"]
-    space = DataSpace.build([*twins, *documents(5)], tmp_path / "s", HashingEmbedder())
+    copies = [Document(name, "same text here", {}) for name in "abcd"]
+    space = DataSpace.build([*copies, *documents(5)], tmp_path / "s", HashingEmbedder())
     query = space.embedder.encode(["same text here"])
     assert space.search(query, 3)[0].rows.tolist() == [0, 1, 2]
     assert space.search(-query, 4, metric="abs_cosine")[0].rows.tolist() == [0, 1, 2, 3]

@@ -18,7 +18,7 @@ from whet.errors import ModelError
 
 
 class AdaptationSession:
-    """A model while it is lent to one prompt. Made by `adapted`."""
+    """A model while one prompt uses it exclusively. Made by `adapted`."""
 
     def __init__(
         self, model: LanguageModel, parameters: Parameters, lr: float, optimizer: OptimizerConfig
@@ -71,12 +71,12 @@ def adapted(
     adaptation: AdapterConfig | None = None,
     optimizer: OptimizerConfig | None = None,
 ) -> Iterator[AdaptationSession]:
-    """Lend `model` to one prompt; on leaving, even by an error, it is as before, bit for bit.
+    """Adapt `model` to one prompt; on leaving, even by an error, it is as before, bit for bit.
 
-    Costs a copy of what is trained, and the optimiser's state, which starts anew each time.
+    Costs a copy of what is trained, and the optimizer's state, which starts anew each time.
 
     Raises:
-        ModelError: If the model is lent out already.
+        ModelError: If the model is being adapted already.
     """
     adaptation = adaptation or FullFineTuning()
     with model.exclusive(), trainable(model.hf_model, adaptation) as parameters:

@@ -21,7 +21,7 @@ Parameters = list[nn.Parameter]
 
 @contextmanager
 def trainable(network: nn.Module, adaptation: AdapterConfig) -> Iterator[Parameters]:
-    """The parameters that `adaptation` trains, ready for an optimiser."""
+    """The parameters that `adaptation` trains, ready for an optimizer."""
     with ExitStack() as stack:
         stack.enter_context(_frozen(network))
         match adaptation:
@@ -72,7 +72,7 @@ def _head(network: Any) -> Iterator[Parameters]:
 
 @contextmanager
 def _lora(network: nn.Module, options: LoRA) -> Iterator[Parameters]:
-    """y + (alpha / rank) B A x beside each target; B = 0, the same random A for every prompt."""
+    """y + (alpha / rank) B A x at each target layer; B = 0, the same random A for every prompt."""
     generator = torch.Generator().manual_seed(0)
     parameters: Parameters = []
     with ExitStack() as hooks:

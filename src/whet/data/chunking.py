@@ -25,7 +25,7 @@ def get_chunker(rule: str) -> Callable[[str], Spans] | None:
             paragraph is cut after its last line, or otherwise its last word, that ends within N.
 
     Raises:
-        ValueError: If `rule` is none of these.
+        ValueError: If `rule` is something else.
     """
     if rule == "whole":
         return None

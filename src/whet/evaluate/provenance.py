@@ -1,4 +1,4 @@
-"""What a number depends on besides its configuration: data space, versions, machine, commit."""
+"""What a number depends on in addition to its configuration: data space, versions, machine, commit."""
 
 import hashlib
 import os

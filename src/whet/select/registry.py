@@ -40,7 +40,7 @@ def selector(name: str) -> Selector:
     """Return the selector called `name`.
 
     Raises:
-        ValueError: If there is none; the message lists the names, or names the replacement of a
+        ValueError: If it does not exist; the message lists the names, or names the replacement of a
             selector that was removed.
     """
     if name in SELECTORS:

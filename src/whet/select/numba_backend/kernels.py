@@ -48,7 +48,7 @@ def _direction(state, i, t, out):
 @compiled
 @no_type_check
 def _cached_slot(state, j, t):
-    """Find the slot with a column of j that can still be updated; −1 if there is none."""
+    """Find the slot with a column of j that can still be updated; −1 if no slot has one."""
     for s in range(len(state.cached_rows)):
         if state.cached_rows[s] == j and t - state.cached_at[s] <= len(state.factor):
             return s

@@ -295,7 +295,7 @@ class SeenIds:
 
 
 def staged_plan(space: Path) -> dict[str, Any]:
-    """The plan of the addition that is staged in `space`; empty if there is none."""
+    """The plan of the addition that is staged in `space`; empty if nothing is staged."""
     with suppress(FileNotFoundError, NotADirectoryError, ValueError):
         plan = json.loads((space / STAGING / _PLAN_FILE).read_text("utf-8"))
         return plan if isinstance(plan, dict) else {}
