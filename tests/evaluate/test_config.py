@@ -29,6 +29,43 @@ def test_settings_come_from_toml_and_lines(tmp_path):
     assert experiment.config.steps == (0, 1, 2, 5, 10, 20)
 
 
+def test_a_protocol_sets_what_is_not_set_with_it(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('protocol = "paper"\nleft_context = false\n')
+    paper = Experiment.read(config).config
+    assert (paper.leakage, paper.training.long_texts, paper.left_context) == (
+        "whole", "chunks", False,
+    )  # fmt: skip
+    assert paper.protocol == "paper" and paper.method("sift").training.long_texts == "chunks"
+    for lines in (["long_texts=first", "protocol=held-out"], ["protocol=held-out"]):
+        held_out = Experiment.read(config, lines).config
+        assert (held_out.leakage, held_out.left_context) == ("split", True)
+        first = "long_texts=first" in lines
+        assert held_out.training.long_texts == ("first" if first else "chunks")
+        assert held_out.protocol == (None if first else "held-out")
+    assert paper.with_settings(protocol="held-out").protocol == "held-out"
+    assert EvalConfig.from_table(paper.to_table()) == paper
+    with pytest.raises(ValueError, match="protocol is 'leaky': expected paper or held-out"):
+        Experiment.read(None, ["protocol=leaky"])
+    with pytest.raises(ValueError, match="sets protocol, which applies to the whole run"):
+        EvalConfig().method("sift(protocol=paper)")
+
+
+def test_prompts_are_cut_and_left_out_by_length(tmp_path):
+    lengths = [5, 30, 12, 50, 20]
+    lines = [{"id": f"p{n}", "text": "é" * n} for n in lengths]
+    prompts = eval_fixtures.write(tmp_path / "prompts.jsonl", lines)
+    everything = EvalData(prompts=str(prompts)).read_prompts()
+    data = EvalData(prompts=str(prompts), min_chars=12, max_chars=20, per_set=3)
+    kept = [prompt.document for prompt in data.read_prompts().prompts]
+    assert [d.id for d in kept] == ["p30", "p12", "p50"]
+    assert [len(d.text) for d in kept] == [20, 12, 20]
+    assert data.read_prompts().fingerprint != everything.fingerprint
+    assert replace(data, max_chars=0).read_prompts().fingerprint == everything.fingerprint
+    with pytest.raises(ValueError, match="max_chars is -1: expected 0 or more"):
+        EvalData(max_chars=-1)
+
+
 def test_nested_tables_and_flat_names_are_the_same_settings(tmp_path):
     nested = tmp_path / "nested.toml"
     nested.write_text(

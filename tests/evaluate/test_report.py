@@ -15,7 +15,8 @@ from whet.evaluate.config import EvalConfig
 from whet.evaluate.provenance import provenance
 from whet.evaluate.report.costs import costs
 from whet.evaluate.report.render import caption, curves, markdown, table
-from whet.evaluate.report.table import Report, report
+from whet.evaluate.report.summary import by_protocol, comparison_table
+from whet.evaluate.report.table import Center, Report, report
 from whet.evaluate.results import Run
 from whet.evaluate.run_storage import append, pack
 from whet.evaluate.uncertainty import (
@@ -119,6 +120,54 @@ def test_all_by_set_is_the_ratio_of_the_means_of_the_sets(run):
 
     assert line.methods["sift"].value == pytest.approx(share("sift"))
     assert line.paired["sift"].value == pytest.approx(share("sift") - share("nearest"))
+
+
+def test_methods_are_summarized_by_three_averages(run):
+    made = {each.method: each for each in report(run, 4).summary}
+    percent = run.ratio("sift", 4)
+    difference = np.sort(percent - run.ratio("nearest", 4))
+    center = made["sift"].minus_nearest
+    assert center.mean.value == pytest.approx(difference.mean())
+    assert center.median.value == pytest.approx((difference[2] + difference[3]) / 2)
+    assert made["sift"].percent.median.value == pytest.approx(np.median(percent))
+    assert made["nearest"].minus_nearest is None
+    assert (made["sift"].better_sets, made["sift"].worse_sets) == (0, 0)  # sets of 3 prompts
+    values = np.random.default_rng(0).permutation(20) ** 2.0
+    trimmed = Center.of(values).trimmed
+    assert trimmed.value == pytest.approx(np.sort(values)[2:-2].mean())
+    slow = bootstrap(values, lambda rows: float(np.sort(rows)[2:-2].mean()))
+    assert (trimmed.low, trimmed.high) == pytest.approx((slow.low, slow.high))
+
+
+def test_few_prompts_have_no_best_method(tmp_path):
+    made = report(fake_runs.run(tmp_path / "run", prompts=12))
+    bold = {row.split("|")[1].strip(): row.count("**") for row in markdown(made).splitlines()[2:]}
+    for line in made.lines:
+        n = line.methods["sift"].n
+        assert bold[line.name] == (2 if n >= 10 else 0)
+    assert {line.methods["sift"].n < 10 for line in made.lines} == {True, False}
+    assert all(
+        each.better_sets == each.worse_sets == 0 for each in made.summary if each.minus_nearest
+    )
+
+
+def test_runs_of_both_protocols_share_a_table(tmp_path):
+    here = eval_fixtures.build(tmp_path / "world")
+    methods = ("nearest", "sift")
+    paper = eval_fixtures.run(here, tmp_path / "a", methods=methods, protocol="paper")
+    other = eval_fixtures.run(here, tmp_path / "b", methods=("nearest",), protocol="held-out")
+    more = eval_fixtures.run(here, tmp_path / "c", methods=("mmr",), protocol="held-out", per_set=2)
+    runs = by_protocol([paper, other, more])
+    assert list(runs) == ["paper", "held-out"] and runs["held-out"].methods == ("nearest", "mmr")
+    names = runs["paper"].prompts["prompt"].to_pylist()
+    assert names == runs["held-out"].prompts["prompt"].to_pylist() and len(names) == 4
+    made = comparison_table({name: report(run).summary for name, run in runs.items()})
+    cells = [list(column.cells) for column in made.columns]
+    assert cells[0] == ["NN", "SIFT", "mmr"] and made.columns[4].header == "held-out, % of base"
+    assert cells[4][1] == "" and cells[1][2] == ""
+    assert cells[1][1].startswith(f"{np.mean(runs['paper'].ratio('sift')):.1f}")
+    with pytest.raises(RunFolderError, match="only runs on the same data can be compared"):
+        by_protocol([paper, replace(other, meta=other.meta | {"prompts": "sha256:0"})])
 
 
 def test_sets_of_one_prompt_have_no_interval_to_show(tmp_path):

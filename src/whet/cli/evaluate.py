@@ -22,6 +22,9 @@ DROP_LEAKS = click.option(
 @click.option("--out", required=True, type=PATH, help="Folder of the run.")
 @click.option("--per-set", type=click.IntRange(1),
               help="Number of documents per set, from its beginning [default: all].")  # fmt: skip
+@click.option("--protocol", type=click.Choice(["paper", "held-out"]),
+              help="Score the text that was the query (paper), or its second half after a query "
+              "for the first (held-out).")  # fmt: skip
 @click.option("--workers", default=1, show_default=True, help="Processes, of one thread each.")
 @RAY
 @click.option("--config", type=PATH, help="TOML file with data and options: see docs/protocol.md.")
@@ -31,8 +34,8 @@ DROP_LEAKS = click.option(
 @JSON
 @QUIET
 def evaluate(
-    space: Path | str, prompts: str | None, out: Path, per_set: int | None, workers: int,
-    ray: str | None, config: Path | None, overrides: tuple[str, ...],
+    space: Path | str, prompts: str | None, out: Path, per_set: int | None,
+    protocol: str | None, workers: int, ray: str | None, config: Path | None, overrides: tuple[str, ...],
     drop_leaks: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Score every method on every prompt.
@@ -45,6 +48,7 @@ def evaluate(
     from whet.evaluate.results import Run
     from whet.evaluate.runner import WorkerPool, evaluate
 
+    overrides = (*((f"protocol={protocol}",) if protocol else ()), *overrides)
     if isinstance(space, Path) and space.suffix == ".toml":
         experiment = Experiment.read(space, overrides)
     else:
@@ -81,16 +85,27 @@ def report(
     The table shows bits per byte as % of the base model's, per set.
 
     Several runs that differ only in their methods are shown next to each other, on the prompts
-    they share. Other views: what σ predicts and when to stop (uncertainty), seconds and tokens
-    (cost).
+    they share. Runs of the two protocols get one column each. Other views: what σ predicts and
+    when to stop (uncertainty), seconds and tokens (cost).
     """
     if space and not html:
         raise click.UsageError("--space requires --html FILE")
+    from whet.evaluate.report.summary import by_protocol
     from whet.evaluate.report.views import VIEWS
-    from whet.evaluate.results import Run, join
+    from whet.evaluate.results import Run
 
-    run = join([Run.open(run) for run in runs])
-    run = run.without_contaminated() if drop_leaks else run
+    opened = [Run.open(run) for run in runs]
+    opened = [run.without_contaminated() for run in opened] if drop_leaks else opened
+    protocols = by_protocol(opened)
+    if len(protocols) > 1:
+        if plot or html or view != "table":
+            raise click.UsageError(
+                f"the runs are of {len(protocols)} protocols ({', '.join(protocols)}): pass those "
+                "of one to --plot, --html and --view"
+            )
+        _print_comparison(protocols, step, as_json)
+        return
+    [run] = protocols.values()
     if plot:
         from whet.evaluate.report.render import curves
 
@@ -133,6 +148,7 @@ def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) 
 
 def _print_report(run: Any, step: int | None, as_json: bool) -> None:
     from whet.evaluate.report.render import caption, table
+    from whet.evaluate.report.summary import summary_caption, summary_table
     from whet.evaluate.report.table import report
 
     results = report(run, step)
@@ -140,6 +156,21 @@ def _print_report(run: Any, step: int | None, as_json: bool) -> None:
         print(json.dumps(results.record()))
         return
     print_tables(table(results), caption(results))
+    print_tables(summary_table(results.summary), summary_caption())
+
+
+def _print_comparison(protocols: dict[str, Any], step: int | None, as_json: bool) -> None:
+    from whet.evaluate.report.render import caption, table
+    from whet.evaluate.report.summary import comparison_table
+    from whet.evaluate.report.table import report
+
+    results = {name: report(run, step) for name, run in protocols.items()}
+    if as_json:
+        print(json.dumps({"protocols": {name: each.record() for name, each in results.items()}}))
+        return
+    print_tables(comparison_table({name: each.summary for name, each in results.items()}))
+    for name, each in results.items():
+        print_tables(f"Protocol {name}", table(each), caption(each))
 
 
 def _write_page(run: Any, step: int | None, html: Path, space: Path | str | None) -> None:

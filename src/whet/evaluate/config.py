@@ -13,7 +13,14 @@ from functools import cache
 from typing import Any, Literal
 
 from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig
-from whet.config import check_choices, config_fields, parse_fields, parse_override, unknown_name
+from whet.config import (
+    check_choice,
+    check_choices,
+    config_fields,
+    parse_fields,
+    parse_override,
+    unknown_name,
+)
 from whet.maths.arrays import as_count, as_positive
 from whet.select.config import SelectionConfig
 
@@ -24,6 +31,13 @@ NESTED: dict[str, type] = {
     "adapter": AdapterOptions,
     "optimizer": OptimizerConfig,
 }
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "paper": {"leakage": "whole", "long_texts": "chunks"},
+    "held-out": {"leakage": "split", "left_context": True, "long_texts": "chunks"},
+}
+"""The settings, by their flat names, that `protocol = NAME` stands for. `paper`: the scored text is
+the query, as in SIFT (arXiv 2410.08020). `held-out`: the second half is scored, the first is the
+query. Both take a step on each sub-sequence of a text."""
 SHORT_FORM = re.compile(r"([\w-]+)(?:\((.+)\))?")
 SETTING = re.compile(r"""(?:[^,"']|"[^"]*"|'[^']*')+""")  # between commas that are not quoted
 
@@ -73,6 +87,8 @@ class EvalConfig:
 
     >>> EvalConfig.from_table({"n": 20, "methods": ["nearest", "sift(0.1)"]}).steps
     (0, 1, 2, 5, 10, 20)
+    >>> EvalConfig.from_table({"protocol": "paper"}).leakage
+    'whole'
     """
 
     model: str = "whet-nano"
@@ -131,13 +147,14 @@ class EvalConfig:
         """The configuration that a TOML file gives: nested tables, flat names, or both.
 
         Args:
-            table: Settings; an item of `methods` is a short form or a table with a `name`.
+            table: Settings; an item of `methods` is a short form or a table with a `name`. With
+                `protocol`, the settings of `PROTOCOLS` that the table does not set.
             source: Where the table comes from, for error messages.
 
         Raises:
             ValueError: If a name is unknown or set twice, or a value is wrong.
         """
-        settings = flat_settings(table, source)
+        settings = with_protocol(flat_settings(table, source))
         if "selector" in settings:
             raise ValueError(f"{source}: selector is chosen by each method: name it in methods")
         methods = settings.pop("methods", list(cls().methods))
@@ -180,7 +197,23 @@ class EvalConfig:
         >>> EvalConfig().with_settings(n=5, lam=0.1).method("sift").selection.lam
         0.1
         """
-        return EvalConfig.from_table(flat_settings(self.to_table(), "settings") | settings)
+        present = flat_settings(self.to_table(), "settings")
+        return EvalConfig.from_table(present | with_protocol(settings))
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocol whose settings the run has; None if it has those of none.
+
+        >>> EvalConfig.from_table({"protocol": "held-out"}).protocol
+        'held-out'
+        """
+        values = flat_values(self)
+        matching = (
+            name
+            for name, preset in PROTOCOLS.items()
+            if all(values[key] == value for key, value in preset.items())
+        )
+        return next(matching, None)
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -256,6 +289,24 @@ def flat_settings(table: Mapping[str, Any], source: str, kind: type = EvalConfig
     return settings
 
 
+def with_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat `settings` in which the values of a `protocol` replace its name.
+
+    Settings that are given next to the protocol keep their values.
+
+    >>> with_protocol({"protocol": "paper", "long_texts": "first"})
+    {'leakage': 'whole', 'long_texts': 'first'}
+
+    Raises:
+        ValueError: If there is no such protocol.
+    """
+    if "protocol" not in settings:
+        return dict(settings)
+    check_choice(settings["protocol"], tuple(PROTOCOLS), "protocol")
+    own = {name: value for name, value in settings.items() if name != "protocol"}
+    return PROTOCOLS[settings["protocol"]] | own
+
+
 def flat_values(config: EvalConfig | MethodConfig) -> dict[str, Any]:
     """Every setting of a configuration by its flat name, without methods and names."""
     values: dict[str, Any] = {}
@@ -316,6 +367,8 @@ def _check_known(name: str, value: Any, source: str, kind: type) -> None:
 def _flat_names(kind: type) -> tuple[str, ...]:
     """The names that may stand in a table of `kind` outside the nested tables."""
     names = [f.name for f in fields(kind) if f.name not in NESTED]
+    if kind is EvalConfig:
+        names.append("protocol")
     for section, nested in NESTED.items():
         names += [_flat_name(section, f.name) for f in fields(nested)]
     return tuple(names)

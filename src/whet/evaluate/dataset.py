@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from whet.config import parse_fields, parse_override, read_toml
 from whet.data.documents import Document, read_documents
 from whet.errors import SourceError
-from whet.evaluate.config import EvalConfig, flat_settings
+from whet.evaluate.config import EvalConfig, flat_settings, with_protocol
 from whet.space.space import DataSpace
 
 
@@ -34,12 +35,17 @@ class EvalData:
     """Share of the prompts to evaluate, chosen by a hash of their text; the paper's is 0.01."""
     per_set: int = 0
     """Number of prompts of each set, the first ones; 0 for all."""
+    min_chars: int = 0
+    """Leave out prompts of fewer characters."""
+    max_chars: int = 0
+    """Cut each prompt after this many characters; 0 keeps all of it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"data.share is {self.share}: expected above 0, at most 1")
-        if self.per_set < 0:
-            raise ValueError(f"data.per_set is {self.per_set}: expected 0 or more")
+        for name in ("per_set", "min_chars", "max_chars"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} is {getattr(self, name)}: expected 0 or more")
 
     def open_space(self, progress: bool = False) -> DataSpace:
         """The data space, built from `source` first if it does not exist.
@@ -61,6 +67,8 @@ class EvalData:
             SourceError: If they cannot be read, two have the same id, or one of `sets` is missing.
         """
         digest, by_set = hashlib.sha256(), dict[str, list[Document]]()
+        if self.max_chars:
+            digest.update(f"{self.max_chars}\0".encode())
         field_name, ids, sets = self.set_field.removeprefix("meta."), set[str](), set[str]()
         for document in read_documents(self.prompts, text_field=self.text_field):
             if document.id in ids:
@@ -69,11 +77,12 @@ class EvalData:
             digest.update(f"{document.id}\0{document.text}\0".encode())
             set_name = str(document.meta.get(field_name, "all"))
             sets.add(set_name)
-            if fraction(document.text) >= self.share:
+            if fraction(document.text) >= self.share or len(document.text) < self.min_chars:
                 continue
             documents = by_set.setdefault(set_name, [])
             if not self.per_set or len(documents) < self.per_set:
-                documents.append(document)
+                text = document.text[: self.max_chars or None]
+                documents.append(replace(document, text=text))
         if missing := [name for name in self.sets if name not in sets]:
             raise SourceError(
                 f"{self.prompts} holds no prompts of set {missing[0]!r}, only of "
@@ -131,9 +140,10 @@ class Experiment:
         source = str(path or "--set")
         table = read_toml(path) if path else {}
         data = parse_fields(EvalData, table.pop("data", {}), f"{source} [data]")
-        settings = flat_settings(table, source)
+        settings, lines = with_protocol(flat_settings(table, source)), dict[str, Any]()
         for line in overrides:
             override = parse_override(line, "--set")
             data |= parse_fields(EvalData, override.pop("data", {}), "--set data")
-            settings |= flat_settings(override, "--set")
+            lines |= flat_settings(override, "--set")
+        settings |= with_protocol(lines)
         return cls(data=EvalData(**data), config=EvalConfig.from_table(settings, source))

@@ -40,7 +40,7 @@ function drawTable() {
   const head = ["set", "n", near && "near", "base", ...own.map((m) => m.short), run.delta && "Δ",
     ...pairs.map((i) => `${methods[i].short} − NN`)].filter(Boolean);
   const rows = run.table.map((line) => {
-    const best = Math.min(...own.map((m) => line.methods[m.i][0]));
+    const best = line.n < 10 ? null : Math.min(...own.map((m) => line.methods[m.i][0])); // MIN_N
     const cells = own.map((m) => {
       const [value, low, high] = line.methods[m.i];
       return make("td", { class: value === best ? "best" : null }, value.toFixed(1), " ",

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from whet.errors import require
-from whet.evaluate.report.table import SHORT, Report
+from whet.evaluate.report.table import MIN_N, SHORT, Report
 from whet.evaluate.results import Run
 from whet.maths.statistics import Estimate, mean_estimate
 
@@ -19,7 +19,7 @@ WIDE = 10_000  # columns: tables are never cut to the width of the terminal
 def table(report: Report) -> Table:
     """One row per set: number of prompts, base, % of base per method, Δ, and SIFT minus nearest.
 
-    The best method of a row is bold.
+    The best method of a row of at least `MIN_N` prompts is bold.
     """
     names = list(report.lines[0].methods)
     sifts = [name for name in report.lines[0].paired if name.startswith("sift")]
@@ -29,7 +29,7 @@ def table(report: Report) -> Table:
     rows = []
     for line in report.lines:
         n = max(estimate.n for estimate in line.methods.values())
-        best = min(estimate.value for estimate in line.methods.values())
+        best = min(e.value for e in line.methods.values()) if n >= MIN_N else None
         rows.append([
             " ".join(line.name.split()).replace("|", "\\|"),
             str(n),
@@ -105,8 +105,9 @@ def short(method: str) -> str:
 
 
 def format_estimate(
-    estimate: Estimate, digits: int = 1, *, sign: str = "", unit: str = "", half: bool = False
-) -> str:
+    estimate: Estimate, digits: int = 1, *, sign: str = "", unit: str = "", half: bool = False,
+    interval: bool = True,
+) -> str:  # fmt: skip
     """An estimate as text, with its interval if it has one: `73.5 [72.9, 74.1]`.
 
     Args:
@@ -115,15 +116,16 @@ def format_estimate(
         sign: `+` to write the sign of positive numbers too.
         unit: Text after the number, such as ` %`.
         half: Write half the width instead of the interval: `73.5 ± 0.6`.
+        interval: False to leave the interval out.
     """
     value = f"{estimate.value:{sign}.{digits}f}{unit}"
-    if not estimate.has_interval:
+    if not (interval and estimate.has_interval):
         return value
     if half:
         return f"{value} ± {estimate.half:.{digits}f}"
     return f"{value} [{estimate.low:{sign}.{digits}f}, {estimate.high:{sign}.{digits}f}]"
 
 
-def _percent_cell(estimate: Estimate, best: float) -> str:
+def _percent_cell(estimate: Estimate, best: float | None) -> str:
     number, plus_minus, half = format_estimate(estimate, half=True).partition(" ± ")
     return (f"**{number}**" if estimate.value == best else number) + plus_minus + half

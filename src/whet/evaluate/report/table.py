@@ -5,16 +5,20 @@ difference.
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
 from whet.evaluate.results import Run
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate, resampled
 
+MIN_N = 10  # the paper leaves out sets with fewer documents: their intervals are too narrow
 BASELINES = ("uncertainty", "nearest", "nearest-repeated")  # of Δ
+TRIMMED = 0.1  # share of the prompts that a trimmed mean leaves out at each end
 SHORT = {"uncertainty": "US", "nearest": "NN", "nearest-repeated": "NN-F", "sift": "SIFT"}
 
 
@@ -36,6 +40,54 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Center:
+    """A number of every prompt by its mean, its median and its trimmed mean.
+
+    Differences between methods have heavy tails, since few prompts have a copy in the data space.
+    """
+
+    mean: Estimate
+    median: Estimate
+    trimmed: Estimate
+
+    @classmethod
+    def of(cls, values: Float[Array, " n"]) -> "Center":
+        """The three averages of `values`, each with its 90 % bootstrap interval."""
+        return cls(
+            mean_estimate(values),
+            resampled(len(values), partial(_median, values)),
+            resampled(len(values), partial(_trimmed, values)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSummary:
+    """One method over all prompts of a run."""
+
+    method: str
+    percent: Center
+    """Bits per byte as % of the base model's."""
+    minus_nearest: Center | None
+    """The same minus that of nearest neighbors, paired by prompt, in percentage points; None for
+    nearest itself, or if the run does not have it."""
+    better_sets: int | None = None
+    """Number of sets of at least `MIN_N` prompts on which the interval of the difference is below
+    0."""
+    worse_sets: int | None = None
+    """The number of those on which it is above 0."""
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "MethodSummary":
+        """The summary with this record."""
+        centers = {
+            name: record[name]
+            and Center(**{kind: Estimate(**value) for kind, value in record[name].items()})
+            for name in ("percent", "minus_nearest")
+        }
+        return cls(**record | centers)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The table of a run after a number of steps."""
 
@@ -44,6 +96,8 @@ class Report:
     failed: int
     lines: tuple[Line, ...]
     meta: dict[str, Any]
+    summary: tuple[MethodSummary, ...] = ()
+    """Every method over all prompts; empty for a report that an earlier version wrote."""
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,7 +113,8 @@ class Report:
             )
             for line in record["lines"]
         )
-        return cls(**record | {"lines": lines})
+        methods = tuple(MethodSummary.of(each) for each in record.get("summary", ()))
+        return cls(**record | {"lines": lines, "summary": methods})
 
 
 def report(run: Run, step: int | None = None) -> Report:
@@ -81,7 +136,31 @@ def report(run: Run, step: int | None = None) -> Report:
     if near.any() and not near.all():
         lines.append(_line("with a near-duplicate", run.filter(near), step))
         lines.append(_line("without", run.filter(~near), step))
-    return Report(step, len(run), len(run.errors), tuple(lines), run.meta)
+    methods = summarize(run, step)
+    return Report(step, len(run), len(run.errors), tuple(lines), run.meta, methods)
+
+
+def summarize(run: Run, step: int | None = None) -> tuple[MethodSummary, ...]:
+    """Every method of `run` after `step` steps, by default after the last scored step.
+
+    Raises:
+        RunFolderError: If `step` was not scored.
+    """
+    sets = run.column("set")
+    large = [sets == name for name in np.unique(sets) if (sets == name).sum() >= MIN_N]
+    result = []
+    for method in run.methods:
+        percent = run.ratio(method, step)
+        if method == "nearest" or "nearest" not in run.methods:
+            result.append(MethodSummary(method, Center.of(percent), None))
+            continue
+        difference = percent - run.ratio("nearest", step)
+        by_set = [mean_estimate(difference[mask]) for mask in large]
+        better, worse = sum(e.high < 0 for e in by_set), sum(e.low > 0 for e in by_set)
+        result.append(
+            MethodSummary(method, Center.of(percent), Center.of(difference), better, worse)
+        )
+    return tuple(result)
 
 
 def _line(name: str, run: Run, step: int, *, by_set: bool = False) -> Line:
@@ -135,3 +214,13 @@ def _by_set(
         return difference
 
     return resampled(len(columns), ratio, groups=groups)
+
+
+def _median(values: Float[Array, " n"], draws: Int[Array, "r n"]) -> Float[Array, " r"]:
+    medians: Float[Array, " r"] = np.median(values[draws], axis=1)
+    return medians
+
+
+def _trimmed(values: Float[Array, " n"], draws: Int[Array, "r n"]) -> Float[Array, " r"]:
+    means: Float[Array, " r"] = stats.trim_mean(values[draws], TRIMMED, axis=1)
+    return means
