@@ -66,19 +66,60 @@ def test_disk_errors_name_the_path_and_others_pass(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "missing")
 
 
-WINDOWS = """
-import pathlib, sys, tempfile, types, numpy
-msvcrt = types.ModuleType("msvcrt")
-msvcrt.LK_UNLCK, msvcrt.LK_NBLCK, msvcrt.locking = 0, 2, lambda *arguments: None
-sys.platform, sys.modules["fcntl"], sys.modules["msvcrt"] = "win32", None, msvcrt
-import whet.io
-with tempfile.TemporaryDirectory() as folder:
-    space = pathlib.Path(folder, "space")
-    with whet.io.exclusive_lock(pathlib.Path(folder)):
-        whet.io.write_json(space / "a.json", 1)
-    assert (space / "a.json").read_text() == "1"
+WITHOUT_UNIX = """
+import importlib, pkgutil, sys
+sys.modules |= dict.fromkeys(["fcntl", "resource", "pwd", "grp", "termios"])
+import whet
+for module in pkgutil.walk_packages(whet.__path__, "whet."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from whet.evaluate.provenance import peak_mib
+from whet.errors import SourceError, SpaceError
+from whet.io import exclusive_lock
+path = sys.argv[1] + "/space"
+try:
+    whet.DataSpace.build([], path)
+except SourceError:
+    whet.DataSpace.build(["bees dance", "ants walk", "wasps sting"], path)
+space = whet.DataSpace.open(path)
+with exclusive_lock(space.path):
+    try:
+        space.add(["moths fly"])
+    except SpaceError as error:
+        print(error)
+held = exclusive_lock(space.path)  # as by a killed process, below
+space = space.add(["moths fly"]).delete(ids=["0"])
+[found] = space.search(space.embedder.encode(["ants"]), k=1)
+print(space.ids, space.texts(found.rows), peak_mib())
+held.__enter__()
+import os
+os.kill(os.getpid(), 9)
 """
 
 
-def test_windows_needs_no_fcntl():
-    subprocess.run([sys.executable, "-c", WINDOWS], check=True)
+def test_without_modules_of_unix_everything_is_imported_and_spaces_are_written(tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", WITHOUT_UNIX, str(tmp_path)], capture_output=True, text=True
+    )
+    assert child.returncode == -9, child.stderr
+    refused, answer = child.stdout.splitlines()
+    assert "is being written by another process" in refused
+    assert answer == "['1', '2', '3'] ['ants walk'] nan"
+    again = WITHOUT_UNIX.partition("import whet")[0] + (
+        "import whet; print(whet.DataSpace.open(sys.argv[1]).add(['flies buzz']).ids)"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", again, str(tmp_path / "space")], capture_output=True, text=True
+    )
+    assert child.stdout == "['1', '2', '3', '4']\n", child.stderr
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    script = (
+        "import os, pathlib, sys; from whet.io import exclusive_lock;"
+        "exclusive_lock(pathlib.Path(sys.argv[1])).__enter__(); os.kill(os.getpid(), 9)"
+    )
+    child = subprocess.run([sys.executable, "-c", script, str(tmp_path)])
+    assert child.returncode == -9
+    with exclusive_lock(tmp_path):
+        assert not list(tmp_path.iterdir())

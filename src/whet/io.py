@@ -1,11 +1,12 @@
 """Atomic writes, an exclusive writer lock, readable disk errors, standard JSON, progress bars.
 
-Nothing here depends on the rest of whet but its errors. On Windows, files are locked by `msvcrt`,
-and folders cannot be synced; everything else is the same.
+Nothing here depends on the rest of whet except its errors. Locks are those of the kernel, through
+`filelock`, and end with the process that has them. On Windows, folders cannot be synced or locked
+(a file `.lock` in them is), and files that are open cannot be replaced or removed: replacing waits
+for readers. A Python without `fcntl` on another system locks `.lock` by its existence.
 """
 
 import errno
-import importlib
 import io
 import json
 import math
@@ -14,6 +15,8 @@ import re
 import shutil
 import sys
 import threading
+import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,18 +28,11 @@ from numpy.typing import NDArray
 
 from whet.errors import SpaceError
 
-if sys.platform == "win32":
-    import msvcrt
-
-fcntl: Any
-try:
-    fcntl = importlib.import_module("fcntl")
-except ImportError:  # reading needs no locks
-    fcntl = None
-
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
 BLOCK_BYTES = 2**20
+LOCK_FILE = ".lock"  # where folders cannot be locked
+REPLACE_S = 5.0  # how long Windows waits for readers of a file that is replaced
 ast_lock = threading.RLock()
 """Held while `ast` parses: in CPython 3.11 that fails at random when several threads do so at once
 (SystemError, "AST constructor recursion depth mismatch")."""
@@ -105,7 +101,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir() if temporary.is_dir() else ():
             fsync(file)
         fsync(temporary)
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     except BaseException:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -113,6 +109,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def replace_file(new: Path, path: Path) -> None:
+    """Rename `new` to `path`, replacing it as a whole.
+
+    Windows does not replace a file that is open. Readers have `meta.json` open for a moment only,
+    so there it is tried again for 5 seconds.
+    """
+    until = time.monotonic() + REPLACE_S
+    while True:
+        try:
+            os.replace(new, path)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -148,44 +161,70 @@ def checksum(path: Path, length: int | None = None) -> int:
 class WriteLock:
     """The exclusive right to write in a folder. Forked children do not have it."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor: int | None = descriptor
+    def __init__(self, folder: Path) -> None:
+        """Lock `folder`.
+
+        Raises:
+            BlockingIOError: If it is locked already.
+            OSError: If it cannot be opened, or its file system has no locks.
+        """
+        self._descriptor: int | None = None
+        self._soft: Any = None
+        if _has_native_locks():
+            windows = sys.platform == "win32"
+            self._descriptor = (
+                os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+                if windows
+                else os.open(folder, os.O_RDONLY)
+            )
+            try:
+                lock_exclusive(self._descriptor)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+        else:
+            self._soft = _lock_softly(folder / LOCK_FILE)
+        self._held = True
         _write_locks.add(self)
 
     def check(self) -> None:
         """Raise SpaceError if the lock was released, or belongs to the parent of this process."""
-        if self._descriptor is None:
+        if not self._held:
             raise SpaceError("the right to write was not inherited by this fork: open it again")
 
     def release(self) -> None:
         """End the right to write, even if a child process still has the file open."""
-        descriptor = self.forget()
-        if descriptor is not None:
-            try:
-                _unlock(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def forget(self) -> int | None:
-        """Stop using the open file, and return it."""
+        if not self._held:
+            return
         _write_locks.discard(self)
-        descriptor, self._descriptor = self._descriptor, None
-        return descriptor
+        self._held = False
+        if self._soft is not None:
+            self._soft.release()
+        if self._descriptor is not None:
+            try:
+                _filelock().unlock_descriptor(self._descriptor)
+            finally:
+                os.close(self._descriptor)
+
+    def forget(self) -> None:
+        """In a forked child: close the lock of the parent, which is not affected."""
+        self._held = False
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
 
 _write_locks: set[WriteLock] = set()
 
 
-def _close_locks_of_parent() -> None:
+def _forget_locks_of_parent() -> None:
     """In a forked child: close the locks of the parent, which would otherwise outlive it."""
     for lock in list(_write_locks):
-        descriptor = lock.forget()
-        if descriptor is not None:
-            os.close(descriptor)  # the parent's lock is not affected
+        lock.forget()
+    _write_locks.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_locks_of_parent)
+    os.register_at_fork(after_in_child=_forget_locks_of_parent)
 
 
 @contextmanager
@@ -195,14 +234,9 @@ def exclusive_lock(folder: Path) -> Iterator[WriteLock]:
     Raises:
         SpaceError: If another process holds it, or the file system has no locks.
     """
-    if sys.platform == "win32":
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-    else:
-        descriptor = os.open(folder, os.O_RDONLY)
     try:
-        lock_exclusive(descriptor)
+        lock = WriteLock(folder)
     except OSError as error:
-        os.close(descriptor)
         if isinstance(error, BlockingIOError):
             raise SpaceError(
                 f"{folder} is being written by another process: retry when that has ended"
@@ -214,36 +248,57 @@ def exclusive_lock(folder: Path) -> Iterator[WriteLock]:
             "has no file locks (flock). Write on a local disk and copy the folder here, or mount "
             "the file system with locks; reading works without them"
         ) from error
-    lock = WriteLock(descriptor)
     try:
         yield lock
     finally:
         lock.release()
 
 
+def _filelock() -> Any:
+    """The library, which warns when it is imported where Python has no `fcntl`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import filelock
+    return filelock
+
+
+def _has_native_locks() -> bool:
+    """Whether this Python can lock files so that the system unlocks them when the process ends."""
+    return sys.platform == "win32" or bool(_filelock().has_fcntl)
+
+
+def _lock_softly(path: Path) -> Any:
+    """Lock by the existence of a file with the number of this process, broken once that has ended.
+
+    Raises:
+        BlockingIOError: If another process has it.
+    """
+    library = _filelock()
+    lock = library.SoftFileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except library.Timeout as error:
+        raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process") from error
+    return lock
+
+
 def lock_exclusive(descriptor: int) -> None:
     """Lock an open file until it is closed. Raises BlockingIOError if anyone else has locked it."""
-    if sys.platform == "win32":
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError(error.errno, error.strerror) from error
-    elif fcntl is None:
-        raise OSError(errno.ENOSYS, "this Python has no fcntl")
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not _filelock().lock_descriptor(descriptor, blocking=False):
+        raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process")
 
 
 def lock_shared(descriptor: int) -> None:
     """Lock an open file against exclusive locks until it is closed.
 
-    On Windows, being open is enough: such a file cannot be removed. Where there are no file locks,
-    nothing can be written either, and the file is not locked.
+    Without `fcntl` (Windows), or on a file system without locks, the file is not locked.
 
     Raises:
         BlockingIOError: If it is locked exclusively.
     """
-    if sys.platform == "win32" or fcntl is None:
+    try:
+        import fcntl
+    except ImportError:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -252,11 +307,46 @@ def lock_shared(descriptor: int) -> None:
             raise
 
 
-def _unlock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-    elif fcntl is not None:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+def remove_unless_open(folder: Path, file: str) -> bool:
+    """Remove `folder` unless a process has locked its `file` with `lock_shared`.
+
+    On Windows, being open protects a file; what remains of the folder then is removed the next time.
+
+    Returns:
+        Whether it was removed.
+    """
+    try:
+        lock = os.open(folder / file, os.O_RDONLY)
+    except FileNotFoundError:  # never completed, or partly removed before
+        return remove_folder(folder)
+    try:
+        if _has_flock():
+            lock_exclusive(lock)
+            (folder / file).unlink()  # nobody can open it from here on
+            return remove_folder(folder)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    try:
+        (folder / file).unlink()
+    except PermissionError:  # it is open
+        return False
+    return remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> bool:
+    """Remove a folder with all that it contains; on Windows, except files that are in use.
+
+    Returns:
+        Whether all of it was removed.
+    """
+    shutil.rmtree(folder, ignore_errors=sys.platform == "win32")
+    return not folder.exists()
+
+
+def _has_flock() -> bool:
+    return sys.platform != "win32" and bool(_filelock().has_fcntl)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,11 @@ from whet.space.space import DataSpace
 
 
 def peak_mib() -> float:
-    """Peak memory of this process so far, in MiB."""
+    """Peak memory of this process so far, in MiB; NaN on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

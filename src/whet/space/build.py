@@ -7,8 +7,8 @@ and what building an index needs.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from whet.data.documents import (
 from whet.embed.embedder import Embedder
 from whet.embed.lsa import LSA
 from whet.errors import ModelError, SourceError, SpaceError
-from whet.io import as_json, atomic_write, progress_bar, translate_disk_errors
+from whet.io import LOCK_FILE, as_json, atomic_write, progress_bar, translate_disk_errors
 from whet.maths.arrays import Array
 from whet.space.store.manifest import EMBEDDER_FOLDER, FAILED_FILE, Labels, Manifest
 from whet.space.store.opening import read_deleted_ids
@@ -97,13 +97,19 @@ def create(
         )
     existed = path.exists()
     new = Manifest(embedder="", fingerprint="", dimension=0, source=addition.source, labels=labels)
-    with DiskWriter(path, new=new) as writer:
-        try:
-            _add(writer, addition, embedder)
-        except (ValueError, SourceError):
-            if not existed:
-                os.rmdir(path)
-            raise
+    try:
+        with DiskWriter(path, new=new) as writer:
+            try:
+                _add(writer, addition, embedder)
+            except (ValueError, SourceError):
+                if not existed:
+                    with suppress(OSError):  # it contains the lock
+                        path.rmdir()
+                raise
+    finally:
+        if not existed and path.is_dir() and {p.name for p in path.iterdir()} == {LOCK_FILE}:
+            (path / LOCK_FILE).unlink()
+            path.rmdir()
 
 
 def add(addition: Addition, path: Path, embedder: Embedder) -> int:

@@ -1,6 +1,5 @@
 """Opening the files that a manifest names: segments, deleted rows, and the `lsa` embedder."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,6 @@ from whet.space.store.manifest import (
     segment_record,
 )
 from whet.space.store.segment import Segment
-
-if sys.platform != "win32":
-    import resource
 
 
 class ManifestReplaced(Exception):
@@ -81,7 +77,9 @@ def open_segment(path: Path, name: str, manifest: Manifest) -> Segment:
 
 def max_locked_segments() -> int:
     """Segments of which a reader keeps a file open: a sixteenth of the files it may open."""
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # Windows
         return 64
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 64 if limit < 0 else min(64, limit // 16)

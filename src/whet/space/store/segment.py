@@ -28,7 +28,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from whet.errors import SpaceError
-from whet.io import checksum, fsync, lock_exclusive, lock_shared, write_json
+from whet.io import checksum, fsync, lock_shared, remove_unless_open, write_json
 from whet.maths.arrays import Array
 from whet.space.store import ann_index
 from whet.space.store.ann_index import AnnIndex, IndexStats, build_index
@@ -268,20 +268,7 @@ def remove_segment(folder: Path) -> bool:
     if folder.is_symlink():  # what it refers to belongs to others
         folder.unlink()
         return True
-    try:
-        lock = os.open(folder / SEGMENT_FILE, os.O_RDONLY)
-    except FileNotFoundError:  # never completed, so never opened
-        shutil.rmtree(folder)
-        return True
-    try:
-        lock_exclusive(lock)
-        (folder / SEGMENT_FILE).unlink()  # nobody can open it from here on
-        shutil.rmtree(folder)
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(lock)
+    return remove_unless_open(folder, SEGMENT_FILE)
 
 
 def segments_to_merge(segments: Sequence[Segment]) -> list[Segment]:

@@ -19,7 +19,7 @@ from whet._version import __version__
 from whet.data.documents import reject_str
 from whet.data.filters import Filter, as_filter
 from whet.errors import SpaceError
-from whet.io import atomic_write, exclusive_lock, fsync, translate_disk_errors
+from whet.io import LOCK_FILE, atomic_write, exclusive_lock, fsync, translate_disk_errors
 from whet.maths.arrays import Array
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
@@ -85,7 +85,7 @@ class DiskWriter:
             return manifest if manifest.id else replace(manifest, id=new_id())
         if (self.path / MANIFEST_FILE).exists():
             raise SpaceError(f"{self.path} exists: add to it, or choose another path")
-        names = {path.name for path in self.path.iterdir()}
+        names = {path.name for path in self.path.iterdir()} - {LOCK_FILE}
         if names and names.isdisjoint({STAGING, REMOVED}):
             raise SpaceError(f"{self.path} exists and is not a data space: choose another path")
         return replace(new, id=staged_plan(self.path).get("space") or new_id())
