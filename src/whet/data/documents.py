@@ -1,8 +1,9 @@
 """Documents and how they are read from files, folders, data sets and Python objects.
 
-Only hidden, empty and binary files of a folder are skipped without a message. Every other problem
-is a `SourceError` that names the file and the line. `read_documents` raises the first one;
-`iter_documents` yields it in place of the record, so that the caller can go on.
+Files of a folder that are left out by rule (hidden, ignored by Git, empty, binary) are passed to
+`on_left_out`. Every other problem is a `SourceError` that names the file and the line.
+`read_documents` raises the first one; `iter_documents` yields it in place of the record, so that
+the caller can go on.
 """
 
 import json
@@ -13,8 +14,9 @@ from typing import Any
 
 from whet.data.chunking import Spans, get_chunker
 from whet.data.sources import records
-from whet.data.tables import Record, table_rows
+from whet.data.tables import Record, Records, table_rows
 from whet.data.values import is_missing, plain
+from whet.data.walk import FileOptions, LeftOut
 from whet.errors import SourceError
 
 SHOWN = 40  # characters of a text that an error message shows
@@ -148,15 +150,27 @@ def read_documents(
 
 
 def iter_documents(
-    source: str | Path, *, text_field: str = "text", chunks: str = "whole"
+    source: str | Path,
+    *,
+    text_field: str = "text",
+    chunks: str = "whole",
+    files: FileOptions | None = None,
+    on_left_out: Callable[[LeftOut], None] | None = None,
 ) -> Iterator[Document | SourceError]:
     """Like `read_documents`, but yields the error of each record or file that cannot be read.
+
+    Args:
+        source: Where to read.
+        text_field: See `read_documents`.
+        chunks: See `read_documents`.
+        files: Which files of a folder are read.
+        on_left_out: Called with each file or folder that is left out by rule.
 
     Raises:
         SourceError: While iterating, if there is nothing to read, or none of it can be read.
         ValueError: If `chunks` is not a chunking rule.
     """
-    return _read(str(source), text_field, get_chunker(chunks))
+    return _read(str(source), text_field, get_chunker(chunks), files, on_left_out)
 
 
 def _raise_error(item: Document | SourceError) -> Document:
@@ -166,15 +180,19 @@ def _raise_error(item: Document | SourceError) -> Document:
 
 
 def _read(
-    source: str, text_field: str, split: Callable[[str], Spans] | None
+    source: str,
+    text_field: str,
+    split: Callable[[str], Spans] | None,
+    files: FileOptions | None,
+    on_left_out: Callable[[LeftOut], None] | None,
 ) -> Iterator[Document | SourceError]:
     first_error: SourceError | None = None
     count = 0
-    items = (
-        _from_record(record, text_field) if isinstance(record, Record) else record
-        for record in records(source, text_field)
-    )
-    for item in _chunked(items, split):
+    for item in from_records(records(source, text_field, files), text_field, split):
+        if isinstance(item, LeftOut):
+            if on_left_out:
+                on_left_out(item)
+            continue
         if isinstance(item, SourceError):
             first_error = first_error or item
         else:
@@ -183,6 +201,17 @@ def _read(
     if not count:
         reason = f" ({first_error})" if first_error else ""
         raise SourceError(f"{source} holds no documents{reason}: expected at least one text")
+
+
+def from_records(
+    found: Records, text_field: str, split: Callable[[str], Spans] | None
+) -> Iterator[Document | SourceError]:
+    """The documents of records, cut by `split`; errors stay in their places."""
+    items = (
+        _from_record(record, text_field) if isinstance(record, Record) else record
+        for record in found
+    )
+    return _chunked(items, split)
 
 
 def _chunked(

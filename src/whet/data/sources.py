@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from whet.data.tables import Record, Records, csv_rows, parquet_rows
+from whet.data.walk import FileOptions, LeftOut, walk
 from whet.errors import SourceError, require
 
 LINES = "jsonl|ndjson|jsonlines|jl|ldjson"
@@ -27,8 +28,10 @@ STDIN = "-"
 WINDOW_LOG = 27  # of zstd: Arrow decompresses windows of up to 2**27 bytes
 
 
-def records(source: str, text_field: str) -> Records:
+def records(source: str, text_field: str, options: FileOptions | None = None) -> Records:
     """The records of `source`; a file of another format is one record with the field `text_field`.
+
+    What a folder leaves out by rule is a `LeftOut` in its place.
 
     Raises:
         SourceError: If there is no such file or folder.
@@ -39,21 +42,22 @@ def records(source: str, text_field: str) -> Records:
     if source.startswith("hf:"):
         return _dataset(source.removeprefix("hf:"))
     if path.is_dir():
-        return _folder(path, text_field)
+        return _folder(path, text_field, options or FileOptions())
     if not path.exists():
         raise SourceError(f"{path} does not exist: expected a file, a folder or `hf:owner/name`")
-    return _file(path, path.name, text_field)
+    return file_records(path, path.name, text_field)
 
 
-def _folder(folder: Path, text_field: str) -> Records:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if not any(part.startswith(".") for part in name.parts) and path.is_file():
-            yield from _file(path, name.as_posix(), text_field, in_folder=True)
+def _folder(folder: Path, text_field: str, options: FileOptions) -> Records:
+    for file in walk(folder, options):
+        if file.problem is not None:
+            yield file.problem
+        else:
+            yield from file_records(file.location, file.path, text_field, in_folder=True)
 
 
-def _file(path: Path, name: str, text_field: str, *, in_folder: bool = False) -> Records:
-    """The records of a file; with `in_folder`, an empty or binary file has none."""
+def file_records(path: Path, name: str, text_field: str, *, in_folder: bool = False) -> Records:
+    """The records of a file; with `in_folder`, an empty or binary file is `LeftOut`."""
     ending = ENDING.search(name)
     format, packing = (part and part.lower() for part in ending.groups()) if ending else ("", None)
     try:
@@ -67,7 +71,9 @@ def _file(path: Path, name: str, text_field: str, *, in_folder: bool = False) ->
                 yield from parquet_rows(file, name, str(path), text_field)
             elif _is_json_lines(file, text_field):
                 yield from _json_lines(file, name, str(path))
-            elif not (in_folder and (_is_binary(start) or start.startswith(tuple(MAGIC)))):
+            elif in_folder and (_is_binary(start) or start.startswith(tuple(MAGIC))):
+                yield LeftOut(name, "binary" if start else "empty")
+            else:
                 yield from _whole_file(file.read(), name, str(path), text_field)
     except OSError as error:
         yield SourceError(f"{path}: cannot be read: {error.strerror}")
@@ -91,7 +97,9 @@ def _formatted(
         content = _content(file, where, packing)
         if isinstance(content, SourceError):
             yield content
-        elif not (in_folder and _is_binary(content[:1])):
+        elif in_folder and _is_binary(content[:1]):
+            yield LeftOut(name, "binary" if content else "empty")
+        else:
             yield from _json_file(content, name, where)
     elif format in SEPARATORS:
         errors: list[SourceError] = []
