@@ -88,7 +88,10 @@ def test_empty_and_binary_files_are_left_out_of_a_folder_without_an_error(tmp_pa
     write(tmp_path / "binary.txt", b"MZ\x90\0\x03\0\0\0\x04\0\0\0\xff\xff")
     seen = []
     assert [d.id for d in iter_documents(tmp_path, on_left_out=seen.append)] == ["a.md"]
-    assert {each.path: each.reason for each in seen} == {"binary.txt": "binary", "empty.py": "empty"}
+    assert {each.path: each.reason for each in seen} == {
+        "binary.txt": "binary",
+        "empty.py": "empty",
+    }
     assert [document.id for document in read_documents(tmp_path)] == ["a.md"]
 
 
