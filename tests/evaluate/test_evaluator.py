@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support import eval_fixtures
 from support.eval_fixtures import text
 from support.hashing_embedder import HashingEmbedder
@@ -15,7 +17,7 @@ from whet.adapt.session import adapted
 from whet.adapt.slots import Slots
 from whet.data.documents import Document
 from whet.evaluate.config import EvalConfig
-from whet.evaluate.contamination import find_contamination, near_duplicates
+from whet.evaluate.contamination import find_contamination, near_duplicates, overlap
 from whet.evaluate.dataset import Prompt
 from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.tasks import InContext, ScoringTask
@@ -177,14 +179,58 @@ def test_near_duplicates_are_dropped_when_asked(here, model):
     assert "d3" in picks(made, methods[0]) and "d3" not in picks(made, methods[1])
 
 
-def test_a_near_duplicate_is_one_of_the_whole_text(tmp_path, model):
-    """All words of the whole text, which the query is half of, in another order."""
+def test_the_same_words_in_another_order_are_no_near_duplicate(tmp_path, model):
+    """The embedding is that of the prompt, but they share no 13-gram."""
     words, rng = text(400, 24).split(), np.random.default_rng(0)
     turned = Document("turned", " ".join(rng.permutation(words)), {})
     folder = eval_fixtures.build(tmp_path / "world", extra=[turned])
     prompt, methods = Document("p", " ".join(words), {}), ("sift", "sift(duplicates=drop)")
     made = rows(folder, model, prompt, methods=methods)
-    assert "turned" in picks(made, "sift") and "turned" not in picks(made, methods[1])
+    assert "turned" in picks(made, "sift") and "turned" in picks(made, methods[1])
+    record = evaluator(folder, model, methods=("sift",)).record(Prompt(prompt, "a"))
+    assert record["cosine"] > 0.99 and record["overlap"] == 0 and not record["near"]
+
+
+def slow_overlap(text, others):
+    words, size = text.lower().split(), min(13, len(text.split()))
+    grams = {" ".join(words[i : i + size]) for i in range(len(words) - size + 1)}
+    found = {
+        g for g in grams if any(f" {g} " in f" {' '.join(o.lower().split())} " for o in others)
+    }
+    return len(found) / len(grams)
+
+
+@given(seed=st.integers(0, 2**20), words=st.integers(1, 60), others=st.integers(0, 3))
+def test_overlap_is_that_of_slow_searches(seed, words, others):
+    rng = np.random.default_rng(seed)
+    prompt = " ".join(rng.choice(["Aa", "b", "c"], words))
+    made = []
+    for _ in range(others):  # pieces of the prompt among other words
+        start, stop = sorted(rng.integers(0, len(prompt) + 1, 2))
+        made.append(f"b {prompt[start:stop].upper()} c {'x ' * 3}")
+    assert overlap(prompt, made) == pytest.approx(slow_overlap(prompt, made))
+
+
+def test_passages_of_a_copy_are_put_together(tmp_path):
+    prompt = " ".join(f"word{i}" for i in range(60))
+    copy = [
+        {"id": "copy", "text": f"{prompt}\n\nAnd more."},
+        *({"text": text(i)} for i in range(9)),
+    ]
+    file = eval_fixtures.write(tmp_path / "texts.jsonl", copy)
+    space = DataSpace.build(file, tmp_path / "space", HashingEmbedder(24), chunks="tokens:20")
+    config = EvalConfig(selection=SelectionConfig(k=len(space)))
+    [near] = space.search(space.embedder.encode([prompt]), len(space))
+    shares = [slow_overlap(prompt, [text]) for text in space.texts(near.rows)]
+    assert max(shares) < 0.2  # of a single passage
+    made = find_contamination(space, prompt, prompt, prompt, config)
+    assert made.overlap == 1 and made.exact and made.near
+    found = near_duplicates(space, near, prompt, prompt, config)
+    passages = {f"copy#{i}" for i in range(3)}
+    assert {space.ids[row] for row in near.rows[found]} == passages
+    other = prompt.replace("word40", "else")  # 47 of 48 grams, of which 13 contain that word
+    made = find_contamination(space, other, other, other, config)
+    assert not made.exact and made.overlap == pytest.approx(slow_overlap(other, [prompt]))
 
 
 def test_what_holds_the_scored_text_is_near_though_it_shares_no_words(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,9 @@ from whet.data.documents import Document
 from whet.errors import ModelError, RunFolderError, SpaceError
 from whet.evaluate.dataset import EvalData
 from whet.evaluate.evaluator import Evaluator
-from whet.evaluate.results import Run
+from whet.evaluate.report.render import caption
+from whet.evaluate.report.table import report
+from whet.evaluate.results import Run, join
 from whet.evaluate.run_storage import append, pack
 from whet.evaluate.runner import WorkerPool, evaluate
 from whet.io import exclusive_lock
@@ -332,3 +335,36 @@ def test_auto_values_are_chosen_once_and_stored(eval_folder, tmp_path):
     numbers |= {"stop_alpha": auto["sift"]["stop_alpha"]}
     same = eval_fixtures.run(eval_folder, tmp_path / "numbers", per_set=1, **numbers)
     assert same.picks("p0", "sift") == run.picks("p0", "sift")
+
+
+def without_fingerprint(folder):
+    """The run as an earlier version of whet wrote it."""
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["space"]["fingerprint"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return Run.open(folder)
+
+
+def test_embeddings_are_those_of_the_run_that_is_continued_or_joined(here, tmp_path):
+    first = eval_fixtures.run(here, tmp_path / "a", methods=("sift",), per_set=1)
+    second = eval_fixtures.run(here, tmp_path / "b", methods=("nearest",), per_set=1)
+    assert first.meta["space"]["fingerprint"] == DataSpace.open(here / "space").embedder.fingerprint
+    assert "notes" not in join([first, second]).meta
+    other = replace(
+        second, meta=second.meta | {"space": second.meta["space"] | {"fingerprint": "x"}}
+    )
+    with pytest.raises(
+        RunFolderError, match="'fingerprint': 'x'.*only runs that differ in nothing"
+    ):
+        join([first, other])
+    old = without_fingerprint(tmp_path / "b")
+    [note] = join([first, old]).meta["notes"]
+    assert note.startswith(f"{tmp_path / 'b'}: made by a version that did not record")
+    assert note in caption(report(join([first, old])))
+    more = eval_fixtures.run(here, tmp_path / "b", methods=("nearest",), per_set=2)
+    assert len(more) == 4 and "that of the first prompts is not known" in more.meta["notes"][0]
+    meta = json.loads((tmp_path / "a" / "meta.json").read_text())
+    meta["space"]["fingerprint"] = "another fit"
+    (tmp_path / "a" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(RunFolderError, match="holds a run with space .*'another fit'"):
+        eval_fixtures.run(here, tmp_path / "a", methods=("sift",), per_set=2)

@@ -110,11 +110,12 @@ class EvalConfig:
     """Number of chunks of equal length with `score-first`."""
     left_context: bool = True
     """Whether the model reads, unscored, the part of the document before the scored text."""
-    near_cosine: float = 0.95
-    """A document is a near-duplicate of a prompt if its cosine to it is at least this."""
     near_overlap: float = 0.5
     """A document is a near-duplicate of a prompt if it contains at least this share of its
     13-grams of words."""
+    near_cosine: float = 0.95
+    """Two picks are marked as near-duplicates of each other on the page of a run if their cosine is
+    at least this."""
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     """How documents are selected; each method names its own selector."""
     training: TrainingConfig = field(default_factory=TrainingConfig)

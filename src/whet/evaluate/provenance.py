@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ def peak_mib() -> float:
 
 
 def space_record(space: DataSpace) -> dict[str, Any]:
-    """A description that identifies a data space and changes when its documents do.
+    """A description that identifies a data space: it changes when documents or embeddings do.
 
-    The hash covers all ids and up to 64 texts.
+    The hash covers all ids and up to 64 texts; the fingerprint is that of the embedder.
     """
     digest = hashlib.sha256()
     for name in space.ids:
@@ -36,8 +37,22 @@ def space_record(space: DataSpace) -> dict[str, Any]:
     return {
         "documents": len(space),
         "embedder": space.embedder.name,
+        "fingerprint": space.embedder.fingerprint,
         "sha256": digest.hexdigest()[:16],
     }
+
+
+def same_space(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two descriptions are of one data space.
+
+    Fingerprints are compared if both have one: earlier versions did not record it.
+
+    >>> same_space({"sha256": "0"}, {"sha256": "0", "fingerprint": "1"})
+    True
+    """
+    if "fingerprint" in one and "fingerprint" in other:
+        return one == other
+    return {**one, "fingerprint": None} == {**other, "fingerprint": None}
 
 
 def provenance() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from whet.errors import RunFolderError
 from whet.evaluate.config import EvalConfig, flat_values
 from whet.evaluate.old_runs import is_old, translated_meta, translated_rows
+from whet.evaluate.provenance import same_space
 from whet.evaluate.run_storage import column, read_meta, strings, tables
 from whet.maths.arrays import Array
 
@@ -57,12 +58,12 @@ class Run:
             table = translated_rows(table)
         try:
             meta = translated_meta(meta)
-            EvalConfig.from_table(meta["config"], str(folder / "meta.json"))
+            config = EvalConfig.from_table(meta["config"], str(folder / "meta.json"))
         except ValueError as error:
             raise RunFolderError(
                 f"{folder} cannot be read ({error}): use the version of whet that made it"
             ) from error
-        return cls(folder, meta, table, evaluated, errors)
+        return cls(folder, meta, table, _with_near(evaluated, config.near_overlap), errors)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -221,6 +222,12 @@ class Run:
         return {p: self._cube(self.table[p].to_numpy()).cumsum(axis=2) for p in PHASES}
 
 
+def _with_near(prompts: pa.Table, near_overlap: float) -> pa.Table:
+    """The prompts with `near` from `exact` and `overlap`: earlier versions counted cosines too."""
+    near = pc.or_(prompts["exact"], pc.greater_equal(prompts["overlap"], near_overlap))
+    return prompts.set_column(prompts.column_names.index("near"), "near", near)
+
+
 def join(runs: Sequence[Run]) -> Run:
     """Runs on the same prompts as one run with the methods of all of them.
 
@@ -238,7 +245,7 @@ def join(runs: Sequence[Run]) -> Run:
     for run in others:
         for name, value in _common(first).items():
             other = _common(run)[name]
-            if value != other:
+            if not (same_space(value, other) if name == "space" else value == other):
                 raise RunFolderError(
                     f"{first.folder} has {name} {value!r}, but {run.folder} has {other!r}: only "
                     "runs that differ in nothing but their methods can be joined"
@@ -259,7 +266,20 @@ def join(runs: Sequence[Run]) -> Run:
     prompts = prompts.set_column(index, prompts.schema.field(index), pa.array(peaks))
     errors = {name: error for run in runs for name, error in run.errors.items()}
     meta = first.meta | {"config": config, "adapters": adapters}
+    if notes := unverified(runs):
+        meta["notes"] = notes
     return Run(first.folder, meta, table, prompts, errors)
+
+
+def unverified(runs: Sequence[Run]) -> list[str]:
+    """A note about each run without the fingerprint of its embedder, if there are several runs."""
+    folders = [str(run.folder) for run in runs if "fingerprint" not in run.meta["space"]]
+    if len(runs) < 2 or not folders:
+        return []
+    return [
+        f"{', '.join(folders)}: made by a version that did not record the embedder's fingerprint, "
+        "so these runs may be of different embeddings."
+    ]
 
 
 def align_runs(*runs: Run) -> list[Run]:

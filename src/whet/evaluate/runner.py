@@ -24,7 +24,7 @@ from whet.evaluate.config import EvalConfig, MethodConfig, flat_values
 from whet.evaluate.dataset import EvalData, Prompt
 from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.old_runs import translated_meta
-from whet.evaluate.provenance import provenance, space_record
+from whet.evaluate.provenance import provenance, same_space, space_record
 from whet.evaluate.run_storage import FORMAT, META, append, pack, read_meta, repair
 from whet.io import exclusive_lock, progress_bar, write_json
 from whet.maths.arrays import as_count
@@ -181,7 +181,14 @@ def begin(folder: Path, meta: dict[str, Any]) -> None:
     """
     path = folder / META
     if path.exists():
-        _check_same(folder, read_meta(folder), json.loads(json.dumps(meta)))
+        stored = read_meta(folder)
+        _check_same(folder, stored, json.loads(json.dumps(meta)))
+        if "fingerprint" not in stored["space"] and "notes" not in stored:
+            note = (
+                "Continued by a version that records the embedder's fingerprint, which is "
+                f"{meta['space']['fingerprint']!r} now; that of the first prompts is not known."
+            )
+            write_json(path, stored | {"notes": [note]})
         return
     if folder.exists() and any(not file.name.startswith(META) for file in folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty and holds no run: choose another --out")
@@ -201,7 +208,8 @@ def _check_same(folder: Path, stored: dict[str, Any], meta: dict[str, Any]) -> N
     old, new = _compared(config), _compared(EvalConfig.from_table(meta["config"]))
     pairs |= {name: (old[name], value) for name, value in new.items()}
     for name, (before, value) in pairs.items():
-        if before != value:
+        same = same_space(before, value) if name == "space" and before else before == value
+        if not same:
             raise RunFolderError(
                 f"{folder} holds a run with {name} {before!r}, not {value!r}: "
                 "choose another --out, or delete that folder"

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from scipy.sparse.csgraph import connected_components
 
 from whet.errors import RunFolderError
-from whet.evaluate.provenance import space_record
+from whet.evaluate.provenance import same_space, space_record
 from whet.evaluate.report.render import caption, format_estimate, short
 from whet.evaluate.report.table import Line, Report, report
 from whet.evaluate.results import PHASES, Run
@@ -45,7 +45,7 @@ def page(run: Run, step: int | None = None, *, space: DataSpace | None = None) -
     Raises:
         RunFolderError: If `step` was not scored, or `space` is not the data space of the run.
     """
-    if space is not None and space_record(space) != run.meta["space"]:
+    if space is not None and not same_space(space_record(space), run.meta["space"]):
         raise RunFolderError(
             f"{space.path} is not the data space of {run.folder}, or has changed since: pass the "
             "run's data space, or leave it out"

@@ -67,12 +67,13 @@ def caption(report: Report) -> str:
     near = ""
     if any(line.near for line in report.lines):
         near = " near: prompts that have a near-duplicate in the data space."
+    notes = "".join(f" {note}" for note in report.meta.get("notes", ()))
     failed = f" {report.failed} prompts failed and are left out." if report.failed else ""
     return (
         f"Bits per byte as % of the base model's after {report.step} steps (± half of the 90 % "
         "bootstrap interval over documents); base: bits per byte before any step. Δ: SIFT minus "
         "the best baseline; − NN: difference to nearest neighbors, paired by document; both in "
-        f"percentage points.{near}{failed}"
+        f"percentage points.{near}{failed}{notes}"
     )
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from whet.errors import RunFolderError
 from whet.evaluate.config import EvalConfig
+from whet.evaluate.provenance import same_space
 from whet.evaluate.report.render import format_estimate, short, text_table
 from whet.evaluate.report.table import MIN_N, TRIMMED, Center, MethodSummary
 from whet.evaluate.results import Run, align_runs, join
@@ -47,10 +48,11 @@ def by_protocol(runs: Sequence[Run]) -> dict[str, Run]:
         groups.setdefault(protocol_name(run.config), []).append(run)
     for run in runs[1:]:
         for name in ("space", "prompts"):
-            if run.meta[name] != runs[0].meta[name]:
+            first, other = runs[0].meta[name], run.meta[name]
+            if not (same_space(first, other) if name == "space" else first == other):
                 raise RunFolderError(
-                    f"{runs[0].folder} has {name} {runs[0].meta[name]!r}, but {run.folder} has "
-                    f"{run.meta[name]!r}: only runs on the same data can be compared"
+                    f"{runs[0].folder} has {name} {first!r}, but {run.folder} has {other!r}: "
+                    "only runs on the same data can be compared"
                 )
     return dict(zip(groups, align_runs(*map(join, groups.values())), strict=True))
 
