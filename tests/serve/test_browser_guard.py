@@ -111,9 +111,17 @@ def test_configured_hosts_and_origins(llama_folder, place):
         reply = client.of("chief").get("/v1/models", origin="https://app.example")
         assert reply.headers["access-control-allow-origin"] == "https://app.example"
         asks = {"access-control-request-method": "POST", "origin": "https://app.example"}
-        asks["access-control-request-headers"] = "authorization, content-type"
+        asks["access-control-request-headers"] = "authorization, content-type, x-stainless-lang"
         assert client.send("OPTIONS", "/v1/search", **asks).status == 200
         assert client.send("OPTIONS", "/v1/search", **asks | {"origin": "null"}).status == 403
+        refused = client.get("/v1/models", origin="https://app.example")  # the page can read why
+        assert refused.status == 401
+        assert refused.headers["access-control-allow-origin"] == "https://app.example"
+
+
+def test_any_origin_is_refused_with_keys(llama_folder, place):
+    with pytest.raises(ValueError, match=r"allowed_origins has '\*', but the server has API keys"):
+        serving.app(llama_folder, place, keys=serving.KEYS, allowed_origins=("*",))
 
 
 def test_no_page_gets_permission_to_send_json(keyless):

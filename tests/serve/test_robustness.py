@@ -1,5 +1,6 @@
 """Hostile, broken and disconnecting clients: every response is an OpenAI object, never a 5xx."""
 
+import gzip
 import json
 import shutil
 import socket
@@ -113,6 +114,25 @@ def test_large_body_is_rejected_with_and_without_content_length(server):
     assert status_of(server.send("POST", "/v1/completions", body, **json_type)) == 413
     pieces = (part.encode() for part in (body[:50_000], body[50_000:]))
     assert status_of(server.send("POST", "/v1/completions", pieces, **json_type)) == 413
+
+
+def test_gzip_body_is_read_within_the_same_limit(server):
+    def post(data, encoding="gzip"):
+        headers = {"content-type": "application/json", "content-encoding": encoding}
+        return server.send("POST", "/v1/search", data, **headers)
+
+    packed = gzip.compress(b'{"prompt": "bee"}')
+    assert post(packed).status == 200
+    assert status_of(post(packed[:-4])) == 400 and status_of(post(b'{"prompt": "bee"}')) == 400
+    assert status_of(post(packed + b"more")) == 400 and status_of(post(packed, "br")) == 415
+    assert status_of(post(gzip.compress(b" " * 10**6))) == 413
+
+
+def test_head_is_answered_as_get_without_a_body(server):
+    for path, status in (("/health", 200), ("/v1/models", 200), ("/no", 404), ("/v1/search", 405)):
+        reply = server.send("HEAD", path)
+        assert (reply.status, reply.body) == (status, b"")
+        assert int(reply.headers["content-length"]) > 0
 
 
 def test_body_that_never_arrives_times_out(llama_folder, place):

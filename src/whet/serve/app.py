@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI, Response
-from fastapi.middleware.cors import CORSMiddleware
 
 from whet._version import __version__
 from whet.engine import Engine
@@ -14,7 +13,7 @@ from whet.serve.access.auth import APIKeyStore
 from whet.serve.config import ServeConfig
 from whet.serve.errors import register_exception_handlers
 from whet.serve.http.middleware import RequestMiddleware
-from whet.serve.routers import adapters, completions, models, operations, spaces
+from whet.serve.routers import adapters, completions, embeddings, models, operations, spaces
 from whet.serve.state import AppState
 
 PAGE = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
@@ -33,7 +32,9 @@ def create_app(
 
     Raises:
         SpaceError: If a data space cannot be opened.
+        ValueError: If there are API keys, and web pages of any origin may use the server.
     """
+    config.check_origins(has_keys=keys is not None)
     state = AppState(engines, config, keys)
     app = FastAPI(
         title="whet", version=__version__, lifespan=_lifespan, docs_url=None, redoc_url=None,
@@ -41,15 +42,10 @@ def create_app(
     )  # fmt: skip
     app.state.server = state
     register_exception_handlers(app)
-    for module in (completions, spaces, adapters, models, operations):
+    for module in (completions, embeddings, spaces, adapters, models, operations):
         app.include_router(module.router)
     if config.ui:
         app.include_router(_page())
-    if config.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=config.allowed_origins, allow_methods=("*",),
-            allow_headers=("authorization", "content-type", "x-request-id"),
-        )  # fmt: skip
     app.add_middleware(RequestMiddleware, state=state)
     return app
 

@@ -76,8 +76,8 @@ class ServeConfig:
     header `Host`; `*` for any. Without API keys only `host` and loopback names are allowed; with
     API keys the header is checked only if this is set."""
     allowed_origins: tuple[str, ...] = ()
-    """Web pages of other sites that may use the server, such as `https://example.org`; `*` for all.
-    The server's own page always may."""
+    """Web pages of other sites that may use the server (CORS), such as `https://example.org`; `*` for
+    all, only without API keys. The server's own page always may."""
     slots: int = 8
     """Requests that are adapted at the same time."""
     max_queue_size: int = 64
@@ -181,6 +181,16 @@ class ServeConfig:
                 raise ValueError(
                     f"allowed_origins has {origin!r}: expected a site such as https://example.org"
                 )
+
+        self.check_origins(has_keys=self.api_keys is not None)
+
+    def check_origins(self, *, has_keys: bool) -> None:
+        """Raises ValueError if any web page could use the server with API keys."""
+        if has_keys and "*" in self.allowed_origins:
+            raise ValueError(
+                "allowed_origins has '*', but the server has API keys, which any web page could "
+                "then use: list the sites instead, such as https://example.org"
+            )
 
     def _check_adapters(self) -> None:
         if not self.adapters or set(self.adapters) - ADAPTERS.keys():

@@ -10,10 +10,12 @@ import logging
 import re
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from whet.serve.access.auth import bearer_token
@@ -33,6 +35,8 @@ HEADERS = [
         b"img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 ]
+EXPOSED = ("x-request-id", "retry-after", "x-whet-ignored-fields")
+"""Headers of responses that pages of allowed origins can read."""
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("whet.serve")
 
@@ -73,7 +77,10 @@ class RequestMiddleware:
     """The outermost layer of the application."""
 
     def __init__(self, app: ASGIApp, *, state: AppState) -> None:
-        self.app, self.metrics, self._keys = app, state.metrics, state.keys
+        self.metrics, self._keys = state.metrics, state.keys
+        origins = state.config.allowed_origins
+        self._allowed_origins = [origin.lower().rstrip("/") for origin in origins]
+        self.app = self._with_cors(app)
         self._guard = BrowserGuard(state.config, has_keys=state.keys is not None)
         self._memory = BodyMemory(state.config.max_bodies_mib * 2**20)
         self.max_body_bytes = state.config.max_body_kib * 1024
@@ -99,16 +106,35 @@ class RequestMiddleware:
         try:
             await self._call_app(scope, receive, send_with_headers)
         except APIError as error:
-            await error.response()(scope, receive, send_with_headers)
+            await self._respond(error, scope, receive, send_with_headers)
         except Exception:  # unexpected: details go to the log only
             log.exception("request failed", extra={"request": state["id"]})
             if status != CLIENT_CLOSED_REQUEST:
                 raise
             internal = APIError(500, "internal server error: see the server's log")
-            await internal.response()(scope, receive, send_with_headers)
+            await self._respond(internal, scope, receive, send_with_headers)
         finally:
             self.metrics.http_in_progress.dec()
             self._record(scope, status, time.perf_counter() - start)
+
+    def _with_cors(self, app: ASGIApp) -> ASGIApp:
+        """`app` with CORS headers for the allowed origins, whose pages can then read its answers.
+
+        Any request header is allowed: OpenAI's client for JavaScript sends a dozen of its own.
+        """
+        if not self._allowed_origins:
+            return app
+        return CORSMiddleware(
+            app, allow_origins=self._allowed_origins, allow_methods=("*",), allow_headers=("*",),
+            expose_headers=EXPOSED,
+        )  # fmt: skip
+
+    async def _respond(self, error: APIError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with an error that pages of an allowed origin can read, too."""
+        response: ASGIApp = error.response()
+        if scope["method"] != "OPTIONS":  # a preflight request is permitted by the app only
+            response = self._with_cors(response)
+        await response(scope, receive, send)
 
     async def _call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._guard.check(scope)
@@ -117,8 +143,42 @@ class RequestMiddleware:
             authenticate(self._keys, bearer_token(authorization))
         with self._memory.reserve() as reserve:
             body = await self._read_in_time(scope, receive, reserve)
-            if body is not None:
-                await self.app(scope, _replay_body(body, receive), send)
+            if body is None:
+                return
+            body = self._decompressed(scope, body)
+            reserve(len(body))
+            as_get = scope if scope["method"] != "HEAD" else {**scope, "method": "GET"}
+            await self.app(as_get, _replay_body(body, receive), send)  # uvicorn omits HEAD's body
+            scope["route"] = as_get.get("route")
+
+    def _decompressed(self, scope: Scope, body: bytes) -> bytes:
+        """The body without gzip's compression, within the limit of a body.
+
+        Raises:
+            APIError: 400 for data that is not gzip's, 413 if it is too large, 415 for another
+                encoding.
+        """
+        encoding = dict(scope["headers"]).get(b"content-encoding", b"").strip().lower()
+        if encoding in (b"", b"identity") or not body:
+            return body
+        if encoding not in (b"gzip", b"x-gzip"):
+            raise APIError(
+                415, f"content-encoding is {encoding.decode('latin-1')!r}: expected gzip, or none",
+                code="unsupported_media_type",
+            )  # fmt: skip
+        decompressor = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            decompressed = decompressor.decompress(body, self.max_body_bytes + 1)
+        except zlib.error as error:
+            raise APIError(400, f"the body is not valid gzip: {error}") from error
+        if len(decompressed) > self.max_body_bytes:
+            raise self._too_large()
+        if not decompressor.eof or decompressor.unused_data:
+            raise APIError(400, "the body is not one complete gzip stream: send all of it")
+        return decompressed
+
+    def _too_large(self) -> APIError:
+        return APIError(413, f"the body is larger than {self.max_body_bytes} bytes")
 
     async def _read_in_time(
         self, scope: Scope, receive: Receive, reserve: Callable[[int], None]
@@ -140,10 +200,9 @@ class RequestMiddleware:
         The declared length is reserved at once: otherwise many large bodies could each get a part
         of the memory, and all be rejected.
         """
-        too_large = APIError(413, f"the body is larger than {self.max_body_bytes} bytes")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > self.max_body_bytes:
-            raise too_large
+            raise self._too_large()
         reserve(int(declared) if declared.isdigit() else 0)
         body = bytearray()
         while True:
@@ -152,7 +211,7 @@ class RequestMiddleware:
                 return None
             piece = message.get("body", b"")
             if len(body) + len(piece) > self.max_body_bytes:
-                raise too_large
+                raise self._too_large()
             reserve(len(body) + len(piece))
             body += piece
             if not message.get("more_body", False):

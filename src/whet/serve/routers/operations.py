@@ -3,9 +3,10 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from whet._version import __version__
 from whet.serve.dependencies import ContextDep
 from whet.serve.errors import error_responses
-from whet.serve.schemas.adapters import Health
+from whet.serve.schemas.adapters import Health, Version
 from whet.serve.state import AppState
 
 router = APIRouter(tags=["operations"])
@@ -16,6 +17,12 @@ async def health(request: Request) -> Health:
     """Report that the server is running."""
     state: AppState = request.app.state.server
     return Health(status="ok", model=state.name)
+
+
+@router.get("/version")
+async def version() -> Version:
+    """Report whet's version."""
+    return Version(version=__version__)
 
 
 @router.get("/ready", responses={503: {"model": Health}})

@@ -78,3 +78,9 @@ class Health(ResponseModel):
 
     status: Literal["ok", "full"]
     model: str
+
+
+class Version(ResponseModel):
+    """The version of the server."""
+
+    version: str

@@ -122,8 +122,10 @@ class SpaceRegistry:
         self._write_locks = {name: threading.Lock() for name in folders}
         self._reload_lock = threading.Lock()
 
-    def view(self, name: str | None, key: APIKey) -> SpaceView:
+    def view(self, name: str | None, key: APIKey, *, param: str = "data_space") -> SpaceView:
         """What `key` may read of the data space `name`; None stands for the first.
+
+        `param` is the request's field that contains the name.
 
         Raises:
             APIError: 404 if the data space does not exist, or the key may not read any of it; 503 if
@@ -132,11 +134,11 @@ class SpaceRegistry:
         name = next(iter(self._folders)) if name is None else name
         view = self._view_for(name, key) if name in self._folders else None
         if view is None:
-            raise _not_found(name)
+            raise _not_found(name, param)
         if not self.is_available(name):
             raise APIError(
                 503, f"data space {name!r} cannot be read now: see the server's log",
-                param="data_space", code="data_space_unavailable", retry_after_s=1,
+                param=param, code="data_space_unavailable", retry_after_s=1,
             )  # fmt: skip
         return view
 
@@ -266,9 +268,9 @@ def _open_latest(folder: Path, old: DataSpace | None = None) -> _Version:
     return _Version(DataSpace.open(folder), build)
 
 
-def _not_found(name: str) -> APIError:
+def _not_found(name: str, param: str = "data_space") -> APIError:
     return APIError(
-        404, f"data space {name!r} does not exist for this key", param="data_space",
+        404, f"data space {name!r} does not exist for this key: see /v1/data_spaces", param=param,
         code="data_space_not_found",
     )  # fmt: skip
 
