@@ -29,7 +29,7 @@ from whet.space.store.manifest import Manifest
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.reader import DiskReader
 from whet.space.store.sealing import Batch
-from whet.space.store.vectors import to_float16
+from whet.space.store.segments.vectors import to_float16
 from whet.space.store.writer import DiskWriter
 
 D, PIECE, K = 256, 20_000, 1000

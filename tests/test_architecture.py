@@ -30,7 +30,6 @@ LAYERS = [  # from the lowest to the highest
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 CYCLES: set[tuple[str, str]] = set()  # imports that close a cycle, as importer: imported
 FILES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
-LARGE = {"evaluate": 13, "space/store": 13}  # to become smaller
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,7 @@ def test_a_module_has_at_most_400_lines(path):
 def test_a_folder_holds_at_most_twelve_modules():
     folders = [path.parent.as_posix() for path in FILES if path.name != "__init__.py"]
     large = {folder: folders.count(folder) for folder in set(folders)}
-    assert not {f"{f}: {n}" for f, n in large.items() if n > LARGE.get(f, 12)}
+    assert not {f"{f}: {n}" for f, n in large.items() if n > 12}
 
 
 def test_import_whet_loads_numpy_and_jaxtyping_only():

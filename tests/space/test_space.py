@@ -87,7 +87,7 @@ def test_texts_that_tell_nothing_are_kept_and_never_near(tmp_path):
 
 
 def test_rows_are_found_across_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("whet.space.store.records.BATCH_ROWS", 7)
+    monkeypatch.setattr("whet.space.store.segments.records.BATCH_ROWS", 7)
     space = DataSpace.build(documents(23), tmp_path / "s", HashingEmbedder())
     assert space.documents(range(23)) == documents(23)
     with pytest.raises(IndexError):

@@ -25,9 +25,9 @@ from whet.data.documents import Document
 from whet.data.filters import Compare
 from whet.space import build
 from whet.space.space import DataSpace
-from whet.space.store import ann_index, segment
 from whet.space.store.manifest import MANIFEST_FILE, SEGMENTS
 from whet.space.store.reader import DiskReader
+from whet.space.store.segments import ann_index, segment
 from whet.space.store.writer import DiskWriter
 
 EMBEDDER = HashingEmbedder()

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from whet.data.filters import And, Compare, In, Not, Or, check_fields, kind
 from whet.space.store.protocol import COLUMNS, SCHEMA, SearchResults
-from whet.space.store.records import as_row_numbers
+from whet.space.store.segments.records import as_row_numbers
 
 TIE = 1e-9
 

@@ -33,8 +33,9 @@ from whet.space.store.manifest import EMBEDDER_FOLDER, FAILED_FILE, Labels, Mani
 from whet.space.store.opening import read_deleted_ids
 from whet.space.store.protocol import COLUMNS
 from whet.space.store.reader import DiskReader
-from whet.space.store.records import as_strings
 from whet.space.store.sealing import label_of, seal
+from whet.space.store.segments.records import as_strings
+from whet.space.store.segments.vectors import non_unit_rows, to_float16
 from whet.space.store.staging import (
     PART_CHARACTERS,
     PART_DOCUMENTS,
@@ -44,7 +45,6 @@ from whet.space.store.staging import (
     as_records,
     compare_stored,
 )
-from whet.space.store.vectors import non_unit_rows, to_float16
 from whet.space.store.writer import DiskWriter
 
 LARGEST = 65_000.0  # of a number in float16

@@ -13,7 +13,7 @@ from whet.maths.arrays import Array, as_positive
 from whet.maths.irreducible import irreducible_variance
 from whet.select.sift import sift
 from whet.space.space import DEFAULT_K, DataSpace
-from whet.space.store.records import hash_strings
+from whet.space.store.segments.records import hash_strings
 
 NEAR = 0.95  # |cosine| from which two texts count as near duplicates
 PAYS = 0.7  # σ up to which adaptation usually pays: a rule of thumb, of ours

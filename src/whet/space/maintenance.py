@@ -19,7 +19,7 @@ from whet.space.store.manifest import (
 )
 from whet.space.store.opening import load_lsa, open_segment, read_deleted_ids
 from whet.space.store.reader import DiskReader
-from whet.space.store.segment import Segment
+from whet.space.store.segments.segment import Segment
 from whet.space.store.staging import is_committed
 
 BATCH = 1024  # documents read at a time

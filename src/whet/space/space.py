@@ -19,7 +19,7 @@ from whet.space.build import Addition, Documents
 from whet.space.opening import embedder_for_adding, is_folder, load_embedder, open_store
 from whet.space.store.manifest import MANIFEST_FILE, Labels, Manifest
 from whet.space.store.protocol import Metric, Neighbors, Reader
-from whet.space.store.vectors import cosines, normalize_queries
+from whet.space.store.segments.vectors import cosines, normalize_queries
 from whet.space.store.writer import delete_documents
 
 DEFAULT_K = 200  # candidates; all documents if there are fewer

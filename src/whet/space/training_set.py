@@ -20,7 +20,7 @@ from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection
 from whet.select.sift import sift
 from whet.space.space import DataSpace
-from whet.space.store.vectors import cosines
+from whet.space.store.segments.vectors import cosines
 
 BATCH = 64  # targets searched for in one pass, which holds 64 k rows of candidates
 

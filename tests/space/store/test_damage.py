@@ -212,7 +212,7 @@ def test_segments_that_are_not_locked_stay_readable(tmp_path):
     with disk_writer(tmp_path / "s") as writer:
         writer.add(table(40), units(40))
     manifest = read_manifest(tmp_path / "s")
-    from whet.space.store.segment import Segment
+    from whet.space.store.segments.segment import Segment
 
     segment = Segment(tmp_path / "s" / "segments" / manifest.segments[0], locked=False)
     shutil.rmtree(tmp_path / "s")

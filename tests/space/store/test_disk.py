@@ -17,9 +17,9 @@ from whet.data.filters import Compare, In
 from whet.errors import EmbedderMismatchError, SpaceError
 from whet.space.maintenance import verify
 from whet.space.space import DataSpace
-from whet.space.store import ann_index
 from whet.space.store.manifest import Labels, Manifest, manifest_checksum, read_manifest
 from whet.space.store.reader import DiskReader
+from whet.space.store.segments import ann_index
 from whet.space.store.writer import DiskWriter
 
 PREAMBLE = """

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-import whet.space.store.vectors
+import whet.space.store.segments.vectors
 
 from support.store_conformance import table  # isort: skip
 from whet.space.store.manifest import Manifest
@@ -50,8 +50,8 @@ def test_search_equals_brute_force(tmp_path_factory, seed, n, d, share, metric, 
     rows = rows[rng.integers(0, max(1, int(share * n)), n)] * rng.choice([-1, 1], (n, 1))
     k, queries = int(rng.integers(1, n + 1)), rng.standard_normal((3, d))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(whet.space.store.vectors, "BLOCK_ROWS", block)
-        patch.setattr(whet.space.store.vectors, "CACHE_BYTES", in_memory)
+        patch.setattr(whet.space.store.segments.vectors, "BLOCK_ROWS", block)
+        patch.setattr(whet.space.store.segments.vectors, "CACHE_BYTES", in_memory)
         store = stored(rows, tmp_path_factory.mktemp("v"), parts=int(rng.integers(1, 4)))
         found = nearest(store, queries, k, metric)
     for query, near in zip(queries, found, strict=True):
@@ -84,7 +84,7 @@ def test_search_does_not_depend_on_batch_memory_or_parts(tmp_path, monkeypatch):
     store, queries = stored(rows, tmp_path / "1"), rng.standard_normal((5, 64))
     together = nearest(store, queries, 150)
     alone = [nearest(store, query[None], 150)[0] for query in queries]
-    monkeypatch.setattr(whet.space.store.vectors, "CACHE_BYTES", 0)
+    monkeypatch.setattr(whet.space.store.segments.vectors, "CACHE_BYTES", 0)
     blocks = nearest(stored(rows, tmp_path / "2", parts=3), queries, 150)
     for one, two, three in zip(together, alone, blocks, strict=True):
         assert one.rows.tolist() == two.rows.tolist() == three.rows.tolist()

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from whet.data.filters import parse
-from whet.space.store import ann_index
 from whet.space.store.manifest import Manifest
 from whet.space.store.protocol import SCHEMA
+from whet.space.store.segments import ann_index
 from whet.space.store.writer import DiskWriter
 
 ROWS, DIMENSION, TOPICS = 20_000, 32, 16

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from support.reference_store import Row, passes
 
 from whet.data.filters import And, Compare, In, Not, Or, matches
-from whet.space.store import metadata
-from whet.space.store.checked_file import CheckedFile
-from whet.space.store.metadata import MAX_COLUMNS, MetadataColumns, MetadataWriter
 from whet.space.store.protocol import SCHEMA
-from whet.space.store.records import RecordFile, RecordWriter
+from whet.space.store.segments import metadata
+from whet.space.store.segments.checked_file import CheckedFile
+from whet.space.store.segments.metadata import MAX_COLUMNS, MetadataColumns, MetadataWriter
+from whet.space.store.segments.records import RecordFile, RecordWriter
 
 LONG = "x" * 256
 texts = st.sampled_from(

@@ -19,7 +19,7 @@ from whet.serve.spaces.registry import SpaceRegistry, readable_part
 from whet.space.space import DataSpace
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.sealing import Batch
-from whet.space.store.vectors import to_float16
+from whet.space.store.segments.vectors import to_float16
 from whet.space.store.writer import DiskWriter
 
 

@@ -30,7 +30,7 @@ from whet.maths.arrays import Array
 from whet.space.milvus.filters import expression, field_path, hex_encode, literal
 from whet.space.store.manifest import EMBEDDER_FOLDER, Labels, Manifest
 from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
-from whet.space.store.vectors import (
+from whet.space.store.segments.vectors import (
     check_search,
     cosines,
     normalize_queries,

@@ -27,10 +27,10 @@ from whet.space.milvus.reader import (
     parse_address,
     read_record,
 )
-from whet.space.store.metadata import column_type, comparable, value_kind
 from whet.space.store.protocol import COLUMNS, Reader
 from whet.space.store.reader import DiskReader
-from whet.space.store.vectors import to_float16
+from whet.space.store.segments.metadata import column_type, comparable, value_kind
+from whet.space.store.segments.vectors import to_float16
 from whet.space.store.writer import check_addition, rows_to_delete
 
 

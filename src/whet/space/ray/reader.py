@@ -26,7 +26,7 @@ from whet.space.ray.shard import Partial, ShardSpec, split_segments
 from whet.space.store.manifest import Manifest
 from whet.space.store.protocol import COLUMNS, Metric, SearchResults
 from whet.space.store.reader import DiskReader
-from whet.space.store.vectors import top_k
+from whet.space.store.segments.vectors import top_k
 
 NAMESPACE = "whet"
 INLINE_BYTES = 64 * 2**10  # Ray stores results above 100 kB as objects, which is thrice as slow

@@ -19,7 +19,7 @@ from whet.maths.arrays import Array
 from whet.space.store.manifest import Manifest
 from whet.space.store.opening import read_deleted_ids
 from whet.space.store.reader import DiskReader
-from whet.space.store.segment import Segment
+from whet.space.store.segments.segment import Segment
 
 MAX_OPEN = 8  # readers kept open; the least recently used is closed
 

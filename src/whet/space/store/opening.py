@@ -8,8 +8,6 @@ from jaxtyping import Int
 from whet.embed.lsa import LSA
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
-from whet.space.store import vectors as vector_search
-from whet.space.store.checked_file import map_array
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
     MANIFEST_FILE,
@@ -18,7 +16,9 @@ from whet.space.store.manifest import (
     read_manifest,
     segment_record,
 )
-from whet.space.store.segment import Segment
+from whet.space.store.segments import vectors as vector_search
+from whet.space.store.segments.checked_file import map_array
+from whet.space.store.segments.segment import Segment
 
 
 class ManifestReplaced(Exception):

@@ -29,9 +29,9 @@ from whet.space.store.opening import (
     open_segments,
 )
 from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
-from whet.space.store.records import hash_strings
-from whet.space.store.segment import Segment
-from whet.space.store.vectors import TopK, check_search, normalize_queries, rerank
+from whet.space.store.segments.records import hash_strings
+from whet.space.store.segments.segment import Segment
+from whet.space.store.segments.vectors import TopK, check_search, normalize_queries, rerank
 
 Mask = Bool[Array, " _"]
 CACHED_FILTERS = 4  # filters whose masks are cached, one byte per row each

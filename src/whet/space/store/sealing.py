@@ -16,10 +16,10 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from whet.maths.arrays import Array
-from whet.space.store import ann_index, segment
 from whet.space.store.manifest import SEGMENT_FILE, Labels
-from whet.space.store.records import as_strings
-from whet.space.store.segment import SegmentWriter, read_segment_file
+from whet.space.store.segments import ann_index, segment
+from whet.space.store.segments.records import as_strings
+from whet.space.store.segments.segment import SegmentWriter, read_segment_file
 
 
 class Batch(NamedTuple):

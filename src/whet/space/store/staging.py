@@ -31,8 +31,8 @@ from whet.space.store.manifest import (
 )
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.reader import DiskReader
-from whet.space.store.records import as_strings, hash_strings
 from whet.space.store.sealing import Batch
+from whet.space.store.segments.records import as_strings, hash_strings
 
 PART_DOCUMENTS, PART_CHARACTERS = 2048, 16_000_000  # a part ends when it reaches either
 _PLAN_FILE, _COMPLETE_FILE = "plan.json", "read"

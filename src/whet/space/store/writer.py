@@ -40,11 +40,17 @@ from whet.space.store.manifest import (
 from whet.space.store.opening import read_deleted_ids
 from whet.space.store.protocol import COLUMNS, SCHEMA, Reader
 from whet.space.store.reader import DiskReader
-from whet.space.store.records import BATCH_ROWS, as_row_numbers
 from whet.space.store.sealing import Batch, Batches, seal
-from whet.space.store.segment import MAX_ROWS, MERGED, Segment, remove_segment, segments_to_merge
+from whet.space.store.segments.records import BATCH_ROWS, as_row_numbers
+from whet.space.store.segments.segment import (
+    MAX_ROWS,
+    MERGED,
+    Segment,
+    remove_segment,
+    segments_to_merge,
+)
+from whet.space.store.segments.vectors import non_unit_rows, to_float16
 from whet.space.store.staging import discard_staging, is_committed, staged_plan
-from whet.space.store.vectors import non_unit_rows, to_float16
 
 LEFTOVERS = r"deleted-\d+\.npy(\.new)?|(meta\.json|failed\.jsonl)\.new"
 

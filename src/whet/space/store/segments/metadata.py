@@ -26,8 +26,8 @@ from jaxtyping import Bool, Int
 from whet.data.filters import LONGEST, OPERATORS, Value, as_comparable, kind
 from whet.data.values import TIME_PREFIX, comparable_time
 from whet.maths.arrays import Array
-from whet.space.store.checked_file import CheckedFile, unreadable
-from whet.space.store.records import RecordFile, as_strings
+from whet.space.store.segments.checked_file import CheckedFile, unreadable
+from whet.space.store.segments.records import RecordFile, as_strings
 
 MAX_COLUMNS = 128  # per segment, because each takes space in every row
 TYPES = {"truth": pa.bool_(), "whole": pa.int64(), "real": pa.float64(), "text": pa.large_string()}

@@ -30,12 +30,12 @@ from jaxtyping import Float, Int
 from whet.errors import SpaceError
 from whet.io import checksum, fsync, lock_shared, remove_unless_open, write_json
 from whet.maths.arrays import Array
-from whet.space.store import ann_index
-from whet.space.store.ann_index import AnnIndex, IndexStats, build_index
-from whet.space.store.checked_file import CheckedFile, Checksums, checksums_of
 from whet.space.store.manifest import SEGMENT_FILE
-from whet.space.store.metadata import MetadataColumns, MetadataWriter
-from whet.space.store.records import (
+from whet.space.store.segments import ann_index
+from whet.space.store.segments.ann_index import AnnIndex, IndexStats, build_index
+from whet.space.store.segments.checked_file import CheckedFile, Checksums, checksums_of
+from whet.space.store.segments.metadata import MetadataColumns, MetadataWriter
+from whet.space.store.segments.records import (
     IdIndex,
     RecordFile,
     RecordWriter,
@@ -43,7 +43,7 @@ from whet.space.store.records import (
     hash_strings,
     write_id_index,
 )
-from whet.space.store.vectors import VectorFile, write_npy_header
+from whet.space.store.segments.vectors import VectorFile, write_npy_header
 
 MAX_ROWS = 2**20  # per segment
 MERGED = 16  # small segments of similar size that are merged by an addition

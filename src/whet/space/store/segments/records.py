@@ -12,8 +12,8 @@ from jaxtyping import Int, UInt64
 
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
-from whet.space.store.checked_file import CheckedFile, unreadable
 from whet.space.store.protocol import COLUMNS, SCHEMA
+from whet.space.store.segments.checked_file import CheckedFile, unreadable
 
 BATCH_ROWS, BATCH_BYTES = 1024, 16_000_000  # a batch ends when it reaches either
 

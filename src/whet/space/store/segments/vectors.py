@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 
 from whet.errors import SpaceError
 from whet.maths.arrays import Array, as_count, check_matrix, normalize_rows
-from whet.space.store.checked_file import CheckedFile, Checksums, advise, map_array
 from whet.space.store.protocol import Metric, SearchResults
+from whet.space.store.segments.checked_file import CheckedFile, Checksums, advise, map_array
 
 TIE = 1e-9  # relative; as in whet.select
 BLOCK_ROWS = 1024  # converted to float32 at a time: blocks that fit the CPU cache are twice as fast

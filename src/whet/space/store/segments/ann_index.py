@@ -26,7 +26,7 @@ from whet.errors import SpaceError
 from whet.io import checksum
 from whet.maths.arrays import Array
 from whet.space.store.protocol import Metric
-from whet.space.store.vectors import TopK, VectorFile, cosines, top_k
+from whet.space.store.segments.vectors import TopK, VectorFile, cosines, top_k
 
 MIN_ROWS = 50_000  # scanning fewer rows is as fast as an index
 TRAIN_ROWS = 100_000  # sample for k-means
