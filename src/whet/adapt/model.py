@@ -101,10 +101,14 @@ class LanguageModel:
     def from_pretrained(
         cls, name: str | Path, *, device: str | None = None, dtype: torch.dtype = torch.float32
     ) -> "LanguageModel":
-        """Load a model bundled with whet, from a local folder, or from the Hugging Face hub.
+        """Load a model: bundled with whet, from a folder, a GGUF file, Ollama, or the hub.
+
+        The weights of a GGUF file, which `smollm2` and Ollama's models are, too, are converted the
+        first time, and kept in `$WHET_CACHE/models` (by default `~/.cache/whet/models`).
 
         Args:
-            name: `whet-nano`, `whet-pico`, a folder, or an id of the hub.
+            name: `whet-nano`, `whet-pico`, `smollm2`, a folder, a `.gguf` file, `ollama:NAME`, or
+                an id of the Hugging Face hub.
             device: Such as `cpu` or `cuda:1`; by default a GPU if there is one.
             dtype: Precision that the network computes in; trained weights are kept in float32.
 
@@ -114,6 +118,7 @@ class LanguageModel:
         Raises:
             ModelError: If there is no such model or device, or it is not a causal language model
                 that whet can train.
+            MissingDependencyError: If a GGUF file must be converted, but `gguf` is not installed.
         """
         loaded = load(name, "AutoModelForCausalLM", device=device, dtype=dtype)
         return cls(loaded.network, loaded.tokenizer, str(name))
