@@ -2,7 +2,9 @@
 
 import gc
 import io
+import re
 import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -83,6 +85,38 @@ def test_chat_streams_with_usage_and_progress_when_asked(openai):
     assert [event["done"] for event in progress[1:]] == [1, 2]
     assert parts[0].choices[0].delta.role == "assistant"
     assert parts[-1].usage.completion_tokens <= 4 and parts[-1].choices == []
+
+
+@pytest.fixture(scope="module")
+def slow_server(llama_folder, tmp_path_factory):
+    place = serving.space(tmp_path_factory.mktemp("space") / "docs.whet")
+    app = serving.app(llama_folder, place, keys=None, stream_comment_s=0.02)
+    with serving.running(app) as client:
+        yield client
+
+
+def test_stream_of_a_long_adaptation_starts_at_once_and_shows_signs_of_life(slow_server):
+    body = {"model": "tiny", "prompt": "bee", "stream": True, "max_tokens": 2}
+    connection = slow_server.connect("POST", "/v1/completions", body | {"adapt": {"n": 40}})
+    start = time.perf_counter()
+    answer = connection.getresponse()
+    assert answer.readline().startswith(b"data: {")
+    assert time.perf_counter() - start < 1
+    lines = answer.read().decode().splitlines()
+    connection.close()
+    comments = [line for line in lines if line.startswith(":")]
+    assert any(re.fullmatch(r": adapting \d+/40", line) for line in comments)
+    assert lines[-2] == "data: [DONE]"
+
+
+def test_clients_skip_the_comments_of_a_stream(slow_server):
+    client = OpenAI(base_url=f"{slow_server.url}/v1", api_key="none", max_retries=0)
+    body = {"model": "tiny", "prompt": "bee", "max_tokens": 4, "temperature": 0, "seed": 1}
+    ask = body | {"extra_body": {"adapt": {"n": 20, "cache": "off"}}}
+    with client:
+        whole = client.completions.create(**ask).choices[0].text
+        parts = list(client.completions.create(**ask, stream=True))
+    assert "".join(part.choices[0].text for part in parts) == whole
 
 
 def test_answer_can_be_sent_back_as_a_message(openai):

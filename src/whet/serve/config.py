@@ -98,6 +98,9 @@ class ServeConfig:
     """How long the head of a request may take to arrive, in seconds."""
     keep_alive_s: float = 30.0
     """How long a connection stays open between two requests, in seconds."""
+    stream_comment_s: float = 3.0
+    """How often a stream contains a comment such as `: adapting 3/16`, which clients skip, in
+    seconds: proxies and clients cut connections that are silent for long."""
     background_niceness: int = 10
     """Unix niceness (0-19) of the threads that train and select, so that the base model and other
     programs go first. Linux only; lower it on a machine that other programs keep busy."""
@@ -157,7 +160,7 @@ class ServeConfig:
             as_count(getattr(self, name), name)
         for name in (
             "body_timeout_s", "head_timeout_s", "keep_alive_s", "reload_interval_s",
-            "shutdown_timeout_s",
+            "shutdown_timeout_s", "stream_comment_s",
         ):  # fmt: skip
             as_positive(getattr(self, name), name)
         if self.max_bodies_mib * 1024 < self.max_body_kib:

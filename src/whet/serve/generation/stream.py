@@ -11,6 +11,9 @@ from pydantic import BaseModel
 from whet.adapt.model import Score
 from whet.serve.schemas.adapt import AdaptInfo, SelectedText, Usage
 
+FIRST_BYTE_S = 0.5
+"""How long a stream waits for an error that would have a status of its own, in seconds."""
+
 
 class SelectionEvent(BaseModel):
     """The documents that the model will be adapted on."""
@@ -95,10 +98,11 @@ class EventStream:
         if self._on_cancel is not None:
             self._on_cancel()
 
-    async def wait_started(self) -> None:
-        """Return at the first event; raise the error if there is one before it."""
+    async def wait_started(self, timeout_s: float) -> None:
+        """Return at the first event, or after `timeout_s`; raise an error that comes before it."""
         if self._first is None:
-            self._first = await self._events.get()
+            with suppress(TimeoutError):
+                self._first = await asyncio.wait_for(self._events.get(), timeout_s)
         if isinstance(self._first, Exception):
             raise self._first
 
@@ -117,3 +121,35 @@ class EventStream:
             yield event
             if isinstance(event, CompletedEvent):
                 return
+
+    async def with_comments(self, interval_s: float) -> AsyncIterator[Event | str]:
+        """The events and, every `interval_s`, a comment of server-sent events on the progress.
+
+        A comment is a line that clients skip. It shows proxies and clients that the connection is
+        alive while the model is adapted, which may take longer than they wait for a byte.
+        """
+        doing = "selecting"
+        next_comment = self._loop.time() + interval_s
+        events = aiter(self)
+        event = asyncio.ensure_future(anext(events))
+        try:
+            while True:
+                await asyncio.wait({event}, timeout=max(0, next_comment - self._loop.time()))
+                if self._loop.time() >= next_comment:
+                    next_comment = self._loop.time() + interval_s
+                    yield f": {doing}\n\n"
+                if not event.done():
+                    continue
+                match current := event.result():
+                    case SelectionEvent(selection=picked):
+                        doing = f"adapting 0/{sum(document.count for document in picked)}"
+                    case StepEvent(done=done, total=total):
+                        doing = f"adapting {done}/{total}"
+                    case TextDelta():
+                        doing = "generating"
+                yield current
+                if isinstance(current, CompletedEvent):
+                    return
+                event = asyncio.ensure_future(anext(events))
+        finally:
+            event.cancel()

@@ -2,7 +2,7 @@
 
 With `stream` and `adapt.progress`, chunks without choices report the progress of the training in
 `adapt_progress`. The last chunk with a choice contains `adapt` if the request had that block. A
-client that uses neither receives a plain OpenAI stream.
+client that uses neither receives a plain OpenAI stream, with comments while nothing is generated.
 """
 
 import json
@@ -22,7 +22,7 @@ from whet.serve.dependencies import ContextDep, cancel_on_disconnect
 from whet.serve.errors import APIError, error_responses, to_api_error
 from whet.serve.generation.requests import AdaptedRequest, build_request
 from whet.serve.generation.runner import start_request
-from whet.serve.generation.stream import CompletedEvent, EventStream, TextDelta
+from whet.serve.generation.stream import FIRST_BYTE_S, CompletedEvent, EventStream, TextDelta
 from whet.serve.schemas.adapt import ScoreRequest, ScoreResponse
 from whet.serve.schemas.chat import ChatCompletion, ChatRequest
 from whet.serve.schemas.completions import Completion, CompletionParams, CompletionRequest
@@ -152,10 +152,11 @@ async def _respond(
         head |= {"object": format.object, "choices": choices}
         usage = completed.usage.model_dump()
         return JSONResponse(head | {"usage": usage} | _adapt(body, completed))
-    # an error before the first event still has a status of its own
-    await cancel_on_disconnect(request, stream.wait_started(), stream.cancel)
+    # an early error still has a status of its own
+    await cancel_on_disconnect(request, stream.wait_started(FIRST_BYTE_S), stream.cancel)
     head |= {"object": format.chunk_object}
-    chunks = _chunks(stream, body, head, format, request.state.id)
+    comment_s = adapted.context.state.config.stream_comment_s
+    chunks = _chunks(stream, body, head, format, request.state.id, comment_s)
     return StreamingResponse(chunks, media_type="text/event-stream")
 
 
@@ -165,6 +166,7 @@ async def _chunks(
     head: dict[str, Any],
     format: CompletionFormat,
     request_id: str,
+    comment_s: float,
 ) -> AsyncIterator[str]:
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     no_usage = {"usage": None} if include_usage else {}
@@ -174,8 +176,10 @@ async def _chunks(
 
     try:
         yield chunk([format.delta("", None, first=True)])
-        async for event in stream:
+        async for event in stream.with_comments(comment_s):
             match event:
+                case str(comment):
+                    yield comment
                 case TextDelta(text=text):
                     yield chunk([format.delta(text, None)])
                 case CompletedEvent() as completed:
