@@ -8,9 +8,9 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 from support.hashing_embedder import DyingOnce, HashingEmbedder
@@ -194,12 +194,13 @@ def test_workers_embed_like_this_process_even_if_one_dies(nodes, tmp_path):
 
 
 def kill_first(title):
+    """Kill the first process of that title among the descendants of this one."""
     while True:
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if (process / "cmdline").read_bytes().startswith(title):
-                    os.kill(int(process.name), signal.SIGKILL)
-                    return int(process.name)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if process.cmdline()[:1] == [title]:
+                    process.kill()
+                    return process.pid
 
 
 def test_evaluation_runs_survive_dead_workers(nodes, tmp_path):
@@ -208,7 +209,7 @@ def test_evaluation_runs_survive_dead_workers(nodes, tmp_path):
 
     here = eval_fixtures.build(tmp_path)
     with ThreadPoolExecutor(1) as pool:
-        killed = pool.submit(kill_first, b"ray::_record")
+        killed = pool.submit(kill_first, "ray::_record")
         remote_run = eval_fixtures.run(here, tmp_path / "far", ray=nodes)
         assert killed.result()
     local_run = eval_fixtures.run(here, tmp_path / "near")
