@@ -127,16 +127,43 @@ def space_with(folder, embedder):
     return DataSpace.build(documents, folder, embedder)
 
 
-def test_a_slow_search_delays_its_own_request_only(tmp_path, model):
+@pytest.mark.parametrize("slow, client", [(2, "a"), (6, "b")])
+def test_slow_searches_delay_their_own_requests_only(tmp_path, model, slow, client):
     embedder = SlowEmbedder()
     space = space_with(tmp_path / "space", embedder)
     with Engine(space, model, LORA, selection=picking(4), slots=3) as engine:
-        first = engine.submit(request(1, text=TEXT))
+        first = [engine.submit(request(1, text=TEXT), client="a") for _ in range(slow)]
         assert embedder.started.wait(60)
-        others = [engine.submit(request(i, text=TEXT)).result(60) for i in range(2, 5)]
-        assert not first.future.done()
+        others = [
+            engine.submit(request(i, text=TEXT), client=client).result(60) for i in range(2, 5)
+        ]
+        assert not any(handle.future.done() for handle in first)
         embedder.proceed.set()
-        assert all(len(output.trace) == 4 for output in [first.result(60), *others])
+        outputs = [handle.result(60) for handle in first]
+        assert all(len(output.trace) == 4 for output in [*outputs, *others])
+
+
+def test_clients_are_served_in_turn(model):
+    started, go, order = threading.Event(), threading.Event(), []
+    ask = Request("alpha", adapt=False, sampling=SamplingParams(max_tokens=1))
+
+    def block(_):
+        started.set()
+        assert go.wait(60)
+
+    with Engine(None, model, LORA, slots=1) as engine:
+        handles = [engine.submit(ask, block)]
+        assert started.wait(60)
+        for client, weight in [("a", 1)] * 4 + [("b", 2)] * 4 + [("c", 1)]:
+            handle = engine.submit(ask, client=client, weight=weight)
+            handle.future.add_done_callback(lambda _, client=client: order.append(client))
+            handles.append(handle)
+        go.set()
+        for handle in handles:
+            handle.result(60)
+    assert sorted(order[:4]) == ["a", "b", "b", "c"] and "".join(order[4:]) == "abbaa"
+    with pytest.raises(ValueError, match="weight is 0: expected a whole number"):
+        engine.submit(ask, weight=0)
 
 
 def test_a_slow_search_takes_no_slot_and_can_be_cancelled(tmp_path, model):

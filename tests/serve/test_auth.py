@@ -61,6 +61,7 @@ def test_key_expires_after_its_last_day():
         ("limits = { m = 1 }", "limits: unknown name 'm'"),
         ("limits = { n = 'x' }", "n is 'x': expected an integer"),
         ("expires = '2030-01-01'", "expires is '2030-01-01': expected a date"),
+        ("weight = 0", "weight of key aaaaaaaa is 0: expected a whole number"),
         ("hash = 3", "not valid TOML"),
         ("x = 1", "key: unknown name 'x'"),
         ("[[keys]]", "unknown table 'keys'"),

@@ -260,6 +260,27 @@ def test_full_queue_sets_retry_after(server):
     assert status_of(rejected) and int(rejected.headers["retry-after"]) >= 1
 
 
+def test_a_key_that_fills_the_queue_leaves_room_for_others(llama_folder, place):
+    app = serving.app(llama_folder, place, slots=1, max_queue_size=3)
+    with serving.running(app) as client, ThreadPoolExecutor(8) as pool:
+        chief = client.of("chief")
+        flood = [pool.submit(chief.post, "/v1/completions", SLOW) for _ in range(8)]
+        assert pool.submit(wait_until_full, client).result(60)
+        start = time.perf_counter()
+        assert client.of("legal").post("/v1/completions", ASK).status == 200
+        waited = time.perf_counter() - start
+        statuses = [future.result().status for future in flood]
+        assert set(statuses) == {200, 429}
+        assert waited < time.perf_counter() - start  # not behind all that waited before
+
+
+def wait_until_full(server):
+    """Wait until the queue is full."""
+    while server.get("/ready").status == 200:
+        pass
+    return True
+
+
 def wait_until_idle(server):
     """Wait until no request is in flight."""
     while b"\nwhet_requests_in_flight 0.0\n" not in server.get("/metrics").body:

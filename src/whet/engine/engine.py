@@ -198,14 +198,24 @@ class Engine:
         return self._wait(Request(prompt=prompt, text=text))
 
     def submit(
-        self, request: Request | str, on_event: Callable[[Event], None] | None = None
+        self,
+        request: Request | str,
+        on_event: Callable[[Event], None] | None = None,
+        *,
+        client: str = "",
+        weight: int = 1,
     ) -> RequestHandle:
         """Queue a request.
+
+        Requests of one client run in order, and clients are served in turn, so that no client has to
+        wait for all requests of another.
 
         Args:
             request: A request, or a prompt to continue.
             on_event: Called in the engine's thread with the `Retrieval`, each `TrainStep`, and
                 each new piece of generated text.
+            client: Who asks, such as the id of an API key.
+            weight: How many requests of the client are begun in a round, 1 or more.
 
         Returns:
             A handle to wait for the output, or to cancel.
@@ -214,7 +224,12 @@ class Engine:
             QueueFullError: If the queue is full.
             EngineClosedError: If the engine was closed.
         """
-        state = RequestState(_as_request(request), on_event or (lambda event: None))
+        state = RequestState(
+            _as_request(request),
+            on_event or (lambda event: None),
+            client=client,
+            weight=as_count(weight, "weight"),
+        )
         self._scheduler.submit(state)
         return RequestHandle(state, self._scheduler.cancel)
 

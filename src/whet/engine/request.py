@@ -48,7 +48,11 @@ class RequestState:
     request: Request
     on_event: Callable[[Event], None]
     output: "Future[Output]" = field(default_factory=Future)
-    plan: Future[TrainingPlan] = field(init=False)
+    client: str = ""
+    """Who asks: clients are served in turn."""
+    weight: int = 1
+    """How often its client is served in a round."""
+    plan: Future[TrainingPlan] | None = None
     """Set while the request waits, and done when it gets a slot."""
     cancelled: bool = False
     submitted: float = field(default_factory=time.perf_counter)
@@ -162,6 +166,7 @@ class _Stages:
 
     def __init__(self, state: RequestState) -> None:
         self._start = time.perf_counter()
+        assert state.plan is not None
         self.plan = state.plan.result()
         waited = self._start - state.submitted
         select = min(self.plan.seconds, waited)

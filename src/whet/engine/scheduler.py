@@ -1,10 +1,11 @@
 """A single thread owns the weights and advances all running requests by one step per iteration.
 
 Retrieval runs in a thread pool before a request is given a slot, so a slow search does not delay
-other requests, as long as no more than `RETRIEVAL_THREADS` searches are slow at once. In each
-iteration the scheduler asks every request's coroutine (`whet.engine.request`) for its next action,
-takes all updates together, then one token of every generated text. The slot of a finished request
-goes to the next one in the same iteration.
+other requests, as long as no more than `THREADS_PER_CLIENT` searches of its client, and
+`RETRIEVAL_THREADS` of all, are slow at once. Clients get slots in turn (`whet.engine.fair_queue`).
+In each iteration the scheduler asks every request's coroutine (`whet.engine.request`) for its next
+action, takes all updates together, then one token of every generated text. The slot of a finished
+request goes to the next one in the same iteration.
 """
 
 import atexit
@@ -13,15 +14,14 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from functools import partial
-from itertools import islice
 
 from whet.adapt.decoding.sampling import SequenceState
 from whet.adapt.slots import Slots
 from whet.adapt.updates import Update
+from whet.engine.fair_queue import FairPool, FairQueue
 from whet.engine.request import (
     Action,
     RequestCoroutine,
@@ -31,9 +31,9 @@ from whet.engine.request import (
 )
 from whet.errors import EngineClosedError, ModelError, QueueFullError
 
-RETRIEVAL_THREADS = 2
+RETRIEVAL_THREADS, THREADS_PER_CLIENT = 8, 4
 STEP_TIME_DECAY = 0.9  # per request, so that one slow step does not end all training
-MAX_PREFETCH = 16  # waiting requests that have a plan, which holds the vectors of its candidates
+MAX_PREFETCH = 16  # waiting requests of a client that have a plan, which holds vectors
 
 Results = dict[int, list[float] | str | Exception]
 
@@ -60,9 +60,11 @@ class Scheduler:
     ) -> None:
         self._make_slots, self._runner, self._max_waiting = make_slots, runner, max_waiting
         self._set_niceness = partial(set_niceness, niceness)
-        self._planners = ThreadPoolExecutor(RETRIEVAL_THREADS, "whet-plan", self._set_niceness)
+        self._planners = FairPool(
+            RETRIEVAL_THREADS, THREADS_PER_CLIENT, "whet-plan", self._set_niceness
+        )
         self._slots: Slots | None = None
-        self._waiting: deque[RequestState] = deque()
+        self._waiting: FairQueue[RequestState] = FairQueue()
         self._active: dict[int, tuple[RequestState, RequestCoroutine]] = {}
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -87,9 +89,8 @@ class Scheduler:
                     f"queue is full ({len(self._waiting)} waiting): retry later or raise "
                     "`max_queue_size`"
                 )
-            if len(self._waiting) < MAX_PREFETCH:
-                self._start_planning(state)
-            self._waiting.append(state)
+            self._waiting.push(state.client, state, state.weight)
+            self._plan_ahead(state.client)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="whet-engine", daemon=True)
                 self._thread.start()
@@ -135,9 +136,13 @@ class Scheduler:
         if thread is not None:
             thread.join()
 
-    def _start_planning(self, state: RequestState) -> None:
-        state.plan = self._planners.submit(self._runner.plan, state)
-        state.plan.add_done_callback(self._wake)
+    def _plan_ahead(self, client: str) -> None:
+        """Start planning the next requests of `client`."""
+        for state in self._waiting.of(client)[:MAX_PREFETCH]:
+            if state.plan is None:
+                plan = partial(self._runner.plan, state)
+                state.plan = self._planners.submit(client, plan, weight=state.weight)
+                state.plan.add_done_callback(self._wake)
 
     def _wake(self, _: Future[TrainingPlan]) -> None:
         with self._change:
@@ -156,7 +161,7 @@ class Scheduler:
                 states = [state for state, _ in self._active.values()]
                 self._active.clear()
                 with self._change:
-                    waiting, self._waiting = self._waiting, deque()
+                    waiting = self._waiting.clear()
                     self._change.notify_all()
                 states += [s for s in waiting if s.output.set_running_or_notify_cancel()]
                 finished += [partial(state.output.set_exception, error) for state in states]
@@ -193,13 +198,8 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         """Wait until a request can start; False if none is waiting."""
         with self._change:
-            self._change.wait_for(lambda: not self._waiting or self._next_ready() is not None)
+            self._change.wait_for(lambda: not self._waiting or any(map(_is_ready, self._waiting)))
             return bool(self._waiting)
-
-    def _next_ready(self) -> RequestState | None:
-        """The first request that waits for nothing but a slot."""
-        prefetched = islice(self._waiting, MAX_PREFETCH)
-        return next((s for s in prefetched if s.cancelled or s.plan.done()), None)
 
     def _advance(
         self,
@@ -231,14 +231,17 @@ class Scheduler:
 
     def _pop(self) -> RequestState | None:
         with self._change:
-            while (state := self._next_ready()) is not None:
+            while (state := self._waiting.pop(_is_ready)) is not None:
                 self._change.notify_all()
-                self._waiting.remove(state)
-                if len(self._waiting) >= MAX_PREFETCH:
-                    self._start_planning(self._waiting[MAX_PREFETCH - 1])
+                self._plan_ahead(state.client)
                 if state.output.set_running_or_notify_cancel():  # its future was not cancelled
                     return state
             return None
+
+
+def _is_ready(state: RequestState) -> bool:
+    """Whether a request waits for nothing but a slot."""
+    return state.cancelled or (state.plan is not None and state.plan.done())
 
 
 def _train_step(slots: Slots, updates: dict[int, Update]) -> Results:

@@ -5,7 +5,7 @@ import datetime
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -28,6 +28,10 @@ class RequestContext:
     limits: Limits
     usage: ClientUsage
     state: AppState
+
+    async def run_in_pool(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a long computation in a thread for this key: see `AppState.run_in_pool`."""
+        return await self.state.run_in_pool(self.key, function, *args)
 
     def require_role(self, role: str) -> None:
         """Raises APIError, 403, if the key lacks `role`."""

@@ -48,7 +48,7 @@ def build_engines(config: ServeConfig) -> dict[str, Engine]:
             optimizer=config.optimizer,
             training=config.training,
             slots=1 if name == "full" else config.slots,
-            max_queue_size=config.slots + config.max_queue_size,
+            max_queue_size=2 * (config.slots + config.max_queue_size),  # `AppState` limits it
             background_niceness=0 if name == BASE else config.background_niceness,
         )
         for name, adapter in adapters.items()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any, TypeVar
 
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Request, SamplingParams, set_niceness
-from whet.serve.access.auth import APIKeyStore
+from whet.engine.fair_queue import FairPool
+from whet.serve.access.auth import ANONYMOUS, APIKey, APIKeyStore
 from whet.serve.access.rate_limit import RateLimiter
 from whet.serve.adapter_cache import AdapterCache
 from whet.serve.chat.template import apply_chat_template, template_tokenizer
@@ -24,6 +26,8 @@ from whet.serve.spaces.retrieval import warm_up
 T = TypeVar("T")
 BASE = "base"
 """Name of the engine that does not adapt the model, and suffix of the base model's name."""
+THREADS, THREADS_PER_KEY = 8, 4
+"""Threads for selection, search and embedding, and how many of them one key can have."""
 log = logging.getLogger("whet.serve")
 
 
@@ -57,20 +61,23 @@ class AppState:
         self.fingerprint = self.model.fingerprint
         self.started = int(time.time())
         self.in_flight = 0
+        self._in_flight_by_key: Counter[str] = Counter()
         self._mean_s = 1.0
         self._tasks: set[asyncio.Task[None]] = set()
         lower_priority = partial(set_niceness, config.background_niceness)
-        self._pool = ThreadPoolExecutor(2, "whet-serve", lower_priority)
+        self._pool = FairPool(THREADS, THREADS_PER_KEY, "whet-serve", lower_priority)
+        self._reloader = ThreadPoolExecutor(1, "whet-reload", lower_priority)
         self._writer = ThreadPoolExecutor(1, "whet-write", lower_priority)
         self._add_gauges()
 
-    async def run_in_pool(self, function: Callable[..., T], *args: Any) -> T:
-        """Run `function` in one of two threads.
+    async def run_in_pool(self, key: APIKey, function: Callable[..., T], *args: Any) -> T:
+        """Run `function` in one of the threads for `key`, of which each key has at most a part.
 
-        For long computations; short ones would wait behind them and belong into
+        For long computations; short ones would wait behind those of their key and belong into
         `asyncio.to_thread`.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        call = self._pool.submit(key.id, partial(function, *args), weight=key.weight)
+        return await asyncio.wrap_future(call)
 
     async def run_write(self, function: Callable[..., T], *args: Any) -> T:
         """Run a `function` that writes, one after another."""
@@ -92,31 +99,43 @@ class AppState:
         """Whether the next request would be rejected."""
         return self.in_flight >= self.config.slots + self.config.max_queue_size
 
+    def has_place(self, key: APIKey) -> bool:
+        """Whether a request of `key` would be admitted.
+
+        In a full queue, a key still has its equal share of the places: others cannot fill those.
+        """
+        places = self.config.slots + self.config.max_queue_size
+        share = places // max(1, len(self.keys or ()))
+        return not self.is_full or self._in_flight_by_key[key.id] < share < places
+
     @contextmanager
-    def admit(self) -> Iterator[None]:
+    def admit(self, key: APIKey) -> Iterator[None]:
         """Count one request as in flight while the block runs.
 
         Raises:
             APIError: 429 if the queue is full.
         """
-        if self.is_full:
+        if not self.has_place(key):
             self.metrics.rejected.labels("queue_full").inc()
             raise APIError(
                 429, f"queue is full ({self.in_flight} requests in flight): retry later",
                 code="queue_full", retry_after_s=self._mean_s * self.in_flight / self.config.slots,
             )  # fmt: skip
         self.in_flight += 1
+        self._in_flight_by_key[key.id] += 1
         start = time.perf_counter()
         try:
             yield
         finally:
             self.in_flight -= 1
+            self._in_flight_by_key[key.id] -= 1
             self._mean_s += 0.1 * (time.perf_counter() - start - self._mean_s)
 
     async def warm_up(self) -> None:
         """Compile the selection and allocate the slots, so that the first request is fast."""
         for name in self.config.spaces:
-            await self.run_in_pool(warm_up, self.engines[BASE], self.spaces.latest(name))
+            space = self.spaces.latest(name)
+            await self.run_in_pool(ANONYMOUS, warm_up, self.engines[BASE], space)
         for engine in self.engines.values():
             request = Request(prompt="", adapt=False, sampling=SamplingParams(max_tokens=1))
             await asyncio.wrap_future(engine.submit(request).future)
@@ -126,7 +145,8 @@ class AppState:
         while True:
             await asyncio.sleep(self.config.reload_interval_s)
             try:
-                await self.run_in_pool(self.spaces.refresh)
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._reloader, self.spaces.refresh)
             except Exception:  # reloading must go on, or deleted documents would stay readable
                 log.exception("data spaces not reloaded")
 
@@ -135,6 +155,7 @@ class AppState:
         for engine in self.engines.values():
             await asyncio.to_thread(engine.close)
         self._writer.shutdown()
+        self._reloader.shutdown()
         self._pool.shutdown()
 
     def _add_gauges(self) -> None:

@@ -11,6 +11,7 @@ A key reads `whet_ID_SECRET`. The key file holds the id and the SHA-256 of the s
     labels = ["public", "legal"]
     expires = 2027-01-31
     limits = { n = 32, requests_per_minute = 60 }
+    weight = 2
 """
 
 import datetime
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.config import parse_fields, read_toml
+from whet.maths.arrays import as_count
 from whet.serve.config import Limits
 
 ROLES = ("read", "write", "metrics")
@@ -54,8 +56,11 @@ class APIKey:
     """Last valid day, in UTC."""
     limits: Limits | None = None
     """None for the server's limits."""
+    weight: int = 1
+    """How many requests of the key are begun in a round, when several keys wait."""
 
     def __post_init__(self) -> None:
+        as_count(self.weight, f"weight of key {self.id}")
         roles = tuple(OLD_ROLES.get(role, role) for role in self.roles)
         object.__setattr__(self, "roles", roles)
         if unknown := set(roles) - set(ROLES):

@@ -60,10 +60,10 @@ class RequestRunner:
             WhetError: If the engine fails.
         """
         request = self._request
-        with self._state.admit():
+        with self._state.admit(request.context.key):
             sampling = await asyncio.to_thread(self._fit_sampling)
             if request.view is not None:
-                await self._state.run_in_pool(self._select)
+                await request.context.run_in_pool(self._select)
                 self._stream.publish(self._selection_event())
             if self._stream.is_cancelled:
                 raise APIError(CLIENT_CLOSED_REQUEST, "the client has disconnected")
@@ -149,7 +149,8 @@ class RequestRunner:
         return cached
 
     async def _submit(self, request: Request) -> Output:
-        handle = self._engine.submit(request, self._on_event)
+        key = self._request.context.key
+        handle = self._engine.submit(request, self._on_event, client=key.id, weight=key.weight)
         with self._stream.on_cancel(handle.cancel):
             return await asyncio.wrap_future(handle.future)
 

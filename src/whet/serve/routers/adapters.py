@@ -79,7 +79,7 @@ async def delete_adapter(name: AdapterId, context: ContextDep) -> AdapterDeleted
 async def download_adapter(name: AdapterId, context: ContextDep) -> Response:
     """Download a LoRA adapter as a zip file in PEFT's format, which vLLM and SGLang can load."""
     cached = get_adapter_or_404(context, name)
-    archive = await context.state.run_in_pool(cached.to_zip)
+    archive = await context.run_in_pool(cached.to_zip)
     headers = {"content-disposition": f'attachment; filename="{cached.id}.zip"'}
     return Response(archive, media_type="application/zip", headers=headers)
 

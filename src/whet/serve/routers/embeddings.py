@@ -44,7 +44,7 @@ async def create_embeddings(body: EmbeddingRequest, context: ContextDep) -> Embe
             return [base64.b64encode(row.tobytes()).decode() for row in rows], tokens
         return rows.tolist(), tokens
 
-    vectors, tokens = await context.state.run_in_pool(embed)
+    vectors, tokens = await context.run_in_pool(embed)
     context.usage.tokens.level -= tokens
     return EmbeddingList(
         model=body.model,
@@ -63,7 +63,7 @@ async def tokenize(body: TokenizeRequest, context: ContextDep) -> TokenizeRespon
         tokens = await context.state.encode_chat(messages)
     else:
         context.check_prompt(prompt := body.prompt or "")
-        tokens = (await context.state.run_in_pool(model.encode, prompt)).tolist()
+        tokens = (await context.run_in_pool(model.encode, prompt)).tolist()
     if body.add_special_tokens:
         tokens = [model.bos_token_id, *tokens]
     strings = model.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None
@@ -82,7 +82,7 @@ async def detokenize(body: DetokenizeRequest, context: ContextDep) -> Detokenize
             400, f"tokens contains {max(body.tokens)}: {context.state.name} has token ids 0 to "
             f"{model.vocab_size - 1}", param="tokens",
         )  # fmt: skip
-    text = await context.state.run_in_pool(model.tokenizer.decode, body.tokens)
+    text = await context.run_in_pool(model.tokenizer.decode, body.tokens)
     return DetokenizeResponse(prompt=text)
 
 

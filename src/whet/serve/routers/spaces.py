@@ -35,7 +35,7 @@ async def select(body: SelectRequest, context: ContextDep) -> DocumentHitList:
     config = selection_config(context, body)
     config = replace(config, n=max(1, config.n))
     select_all = partial(select_hits, context.state.engines[BASE], texts=body.texts)
-    hits, sigma = await context.state.run_in_pool(select_all, view, body.prompt, config)
+    hits, sigma = await context.run_in_pool(select_all, view, body.prompt, config)
     return DocumentHitList(data_space=view.name, version=view.version, data=hits, sigma=sigma)
 
 
@@ -46,7 +46,7 @@ async def search_documents(body: SearchRequest, context: ContextDep) -> Document
     view = context.state.spaces.view(body.data_space, context.key)
     config = replace(selection_config(context, body), lam=1.0, stop_alpha=None)
     search_all = partial(search, texts=body.texts)
-    hits = await context.state.run_in_pool(search_all, view, body.prompt, config)
+    hits = await context.run_in_pool(search_all, view, body.prompt, config)
     return DocumentHitList(data_space=view.name, version=view.version, data=hits)
 
 
