@@ -56,14 +56,16 @@ def test_a_folder_gives_its_texts_by_path_and_passes_over_what_is_none(tmp_path)
         write(tmp_path / name, name.encode())
     write(tmp_path / "b/empty.py", b"")
     write(tmp_path / "image.png", b"\x89PNG\0\0")
-    wanted = [Document("a.md", "a.md", {}), Document("b/c.py", "b/c.py", {})]
+    wanted = [Document(name, name, {"path": name}) for name in ("a.md", "b/c.py")]
     assert list(read_documents(tmp_path)) == wanted
 
 
 def test_a_folder_of_records_gives_them_file_by_file(tmp_path):
     write(tmp_path / "1.jsonl", json_lines(RECORDS[:2]))
     write(tmp_path / "more/2.jsonl.gz", gzip.compress(json_lines(RECORDS[2:])))
-    assert list(read_documents(tmp_path)) == [*WANTED, Document("more/2.jsonl.gz:1", "three", {})]
+    first, second, third = read_documents(tmp_path)
+    assert [first.meta, second.meta] == [WANTED[i].meta | {"path": "1.jsonl"} for i in (0, 1)]
+    assert third == Document("more/2.jsonl.gz:1", "three", {"path": "more/2.jsonl.gz"})
 
 
 def test_a_single_file_is_one_document_without_its_byte_order_mark(tmp_path):
@@ -146,8 +148,8 @@ BAD = [
     ("d.csv", b"body,n\na,1\n", "d.csv: no field 'text', only 'body', 'n'"),
     ("d.csv", b"text,n\n,1\n", "d.csv, row 1: field 'text' is an empty text"),
     ("d.csv", b'text,n\n"a,1\n', "d.csv, row 1: a quote is not closed"),
-    ("d.tsv", b"text\tn\n\xff\t1\n", "d.tsv, row 1: byte 0 is not UTF-8"),
-    ("d.txt", b"ab\xe9cd", "d.txt: byte 2 is not UTF-8"),
+    ("d.tsv", b"text\tn\n\xc3\xa9\xff\t1\n", "d.tsv, row 1: byte 2 is not UTF-8"),
+    ("d.txt", bytes(range(1, 256)) * 9, "d.txt: byte 127 is not UTF-8, and no other encoding fits"),
     ("d.txt", b"", "d.txt: is empty"),
 ]
 

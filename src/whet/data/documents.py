@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from whet.data.chunking import Spans, get_chunker
+from whet.data.formats.sections import Section
+from whet.data.messages import MESSAGES, holds_conversation, read_conversation
 from whet.data.sources import records
-from whet.data.tables import Record, Records, table_rows
+from whet.data.tables import Record, Records, has_text, table_rows
 from whet.data.values import is_missing, plain
 from whet.data.walk import FileOptions, LeftOut
 from whet.errors import SourceError
@@ -34,6 +36,8 @@ class Document:
     text: str
     meta: dict[str, Any] = field(default_factory=dict)
     """Further fields, which filters can use; must be JSON to be stored."""
+    sections: tuple[Section, ...] = field(default=(), repr=False, compare=False)
+    """Where its headings, pages or definitions begin, for cutting it; not stored."""
 
 
 DocumentLike = Document | SourceError | str | Mapping[str, Any]
@@ -227,31 +231,47 @@ def _chunked(
 
 
 def _from_record(record: Record, text_field: str) -> Document | SourceError:
-    fields = record.fields
+    fields, sections = record.fields, record.sections
     if text_field not in fields:
-        present = ", ".join(repr(name) for name in fields) or "no fields"
-        return SourceError(
-            f"{record.where}: no field {text_field!r}, only {present}: name the one that holds the "
-            "text"
-        )
+        conversation = read_conversation(fields) if holds_conversation(fields) else None
+        if isinstance(conversation, str):
+            return SourceError(f"{record.where}: {conversation}")
+        if conversation is None:
+            present = ", ".join(repr(name) for name in fields) or "no fields"
+            return SourceError(
+                f"{record.where}: no field {text_field!r}, only {present}: name the one that holds "
+                "the text"
+            )
+        fields = {name: value for name, value in fields.items() if name not in conversation.used}
+        fields |= {text_field: conversation.text, MESSAGES: conversation.messages}
+        sections = conversation.sections
     text = fields[text_field]
-    if not isinstance(text, str):
-        kind = "null" if is_missing(text) else type(text).__name__
-        return SourceError(f"{record.where}: field {text_field!r} holds {kind}, expected a string")
-    if not text:
-        return SourceError(f"{record.where}: field {text_field!r} is an empty text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return SourceError(f"{record.where}: unpaired surrogate at position {error.start}")
+    if reason := _text_error(text, text_field):
+        return SourceError(f"{record.where}: {reason}")
     rest = {key: value for key, value in fields.items() if key not in (text_field, "id", "meta")}
     meta = fields.get("meta")
     if not is_missing(meta):
         rest = {**meta, **rest} if isinstance(meta, dict) else {"meta": meta, **rest}
+    if record.path:
+        rest.setdefault("path", record.path)
     try:
-        return Document(_id(fields.get("id"), record.name), str(text), plain(rest))
+        return Document(_id(fields.get("id"), record.name), str(text), plain(rest), sections)
     except ValueError as error:
         return SourceError(f"{record.where}: {error}")
+
+
+def _text_error(text: Any, text_field: str) -> str | None:
+    """Why a value cannot be a document's text."""
+    if not isinstance(text, str):
+        kind = "null" if is_missing(text) else type(text).__name__
+        return f"field {text_field!r} holds {kind}, expected a string"
+    if not text:
+        return f"field {text_field!r} is an empty text"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"unpaired surrogate at position {error.start}"
+    return None
 
 
 def _from_table(
@@ -263,13 +283,15 @@ def _from_table(
             yield SourceError(f"row {number} of the table: {fields}")
             continue
         yield _from_record(Record(str(number), f"row {number} of the table", fields), text_field)
-        if text_field not in fields:
+        if not has_text(fields, text_field):
             return
 
 
 def _with_json_metadata(document: Document, number: int) -> Document | SourceError:
     try:
-        return Document(_id(document.id, str(number)), document.text, plain(document.meta))
+        return Document(
+            _id(document.id, str(number)), document.text, plain(document.meta), document.sections
+        )
     except ValueError as error:
         return SourceError(f"document {document.id!r}: {error}")
 

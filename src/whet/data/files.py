@@ -6,7 +6,7 @@ from pathlib import Path
 
 from whet.data.chunking import get_chunker
 from whet.data.documents import Document, from_records
-from whet.data.sources import file_records
+from whet.data.records import file_records
 from whet.data.walk import FileOptions, FoundFile, walk
 from whet.errors import SourceError
 
@@ -26,6 +26,7 @@ class SourceFile:
     """Why the file is not read: `LeftOut` if a rule says so. Its `path` is then that of a file, or
     of a folder, which ends in `/`."""
     _found: FoundFile
+    _options: FileOptions
 
     def documents(
         self, *, text_field: str = "text", chunks: str = "whole"
@@ -41,7 +42,9 @@ class SourceFile:
         split = get_chunker(chunks)
         if self.problem is not None:
             return iter([self.problem])
-        found = file_records(self._found.location, self.path, text_field, in_folder=True)
+        found = file_records(
+            self._found.location, self.path, text_field, self._options, in_folder=True
+        )
         return from_records(found, text_field, split)
 
 
@@ -67,7 +70,8 @@ def iter_files(folder: str | Path, options: FileOptions | None = None) -> Iterat
     """
     if not Path(folder).is_dir():
         raise SourceError(f"{folder} is not a folder: expected one with files to read")
+    used = options or FileOptions()
     return (
-        SourceFile(found.path, found.size, found.modified_ns, found.problem, found)
-        for found in walk(Path(folder), options)
+        SourceFile(found.path, found.size, found.modified_ns, found.problem, found, used)
+        for found in walk(Path(folder), used)
     )

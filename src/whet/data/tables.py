@@ -4,11 +4,14 @@ A row that cannot be read is a `SourceError` in its place, and the following row
 """
 
 import csv
+import io
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
+from whet.data.formats.sections import Section
+from whet.data.messages import holds_conversation
 from whet.errors import SourceError
 
 MAX_FIELD_CHARACTERS = 2**31 - 1  # of CSV, whose own limit is 131,072
@@ -25,9 +28,18 @@ class Record:
     where: str
     """Its position, for error messages."""
     fields: dict[str, Any]
+    sections: tuple[Section, ...] = ()
+    """Where the parts of its text begin."""
+    path: str = ""
+    """Path of its file in the folder that is read; empty outside of one."""
 
 
 Records = Iterator[Record | SourceError]
+
+
+def has_text(names: Collection[str], text_field: str) -> bool:
+    """Whether a record with these fields has a text, or is a conversation."""
+    return text_field in names or holds_conversation(names)
 
 
 def csv_rows(
@@ -46,7 +58,7 @@ def csv_rows(
                 yield SourceError(f"{where}: the first line cannot be read: {cells}")
                 return
             fields = cells
-            if text_field not in fields:
+            if not has_text(fields, text_field):
                 yield Record(name, where, dict.fromkeys(fields))  # one error for all rows
                 return
         elif isinstance(cells, str):
@@ -108,7 +120,7 @@ class _CSV:
             yield line.decode("utf-8-sig" if len(self._taken) == 1 else "utf-8")
 
 
-def parquet_rows(file: IO[bytes], name: str, path: str, text_field: str) -> Records:
+def parquet_rows(file: io.BufferedIOBase, name: str, path: str, text_field: str) -> Records:
     """The rows of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -116,7 +128,7 @@ def parquet_rows(file: IO[bytes], name: str, path: str, text_field: str) -> Reco
     row = 0
     try:
         parquet = pq.ParquetFile(file)
-        if text_field not in parquet.schema_arrow.names:
+        if not has_text(parquet.schema_arrow.names, text_field):
             yield Record(name, path, dict.fromkeys(parquet.schema_arrow.names))  # one error
             return
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS):

@@ -1,0 +1,1 @@
+"""Texts of files: each format becomes readable text with sections."""
