@@ -54,6 +54,6 @@ def test_examples_run_without_torch(tmp_path):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("layer", sorted(modules().keys() - set(WITHOUT_TORCH)))
-def test_examples_run(layer, tmp_path):
-    run_examples("with torch", modules()[layer], tmp_path)
+def test_examples_of_models_run(tmp_path):
+    layers = sorted(modules().keys() - set(WITHOUT_TORCH))
+    run_examples("with torch", [name for layer in layers for name in modules()[layer]], tmp_path)

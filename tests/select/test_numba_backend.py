@@ -35,7 +35,7 @@ def both(query, candidates, n, lam, *, available=None, repeats=True):
     return fast, slow
 
 
-@settings(max_examples=600)
+@settings(max_examples=250)
 @given(
     seed=seeds,
     k=st.integers(1, 40),
@@ -57,7 +57,7 @@ def test_numba_picks_what_numpy_picks(seed, k, d, n, m, lam, dtype, repeats):
     assert len(set(fast.picks)) == len(fast.picks) or repeats
 
 
-@settings(max_examples=1000)
+@settings(max_examples=200)
 @given(seed=seeds, k=st.integers(1, 12), d=st.integers(2, 8), n=st.integers(1, 8), lam=lams)
 def test_numba_picks_what_brute_force_picks(seed, k, d, n, lam):
     query, candidates = unit(d, seed=seed), unit(k, d, seed=seed + 1)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import reference
 from support.vectors import unit
@@ -162,7 +162,6 @@ def test_invalid_input_is_an_error_with_the_value(changes, message, width):
         whet.sift(**cut)
 
 
-@settings(max_examples=200)
 @given(data=st.data())
 def test_random_input_is_rejected_or_selected_from_correctly(data):
     """Random shapes, types and values: an error, or picks with the variance of Eq. (2)."""

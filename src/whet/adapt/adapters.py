@@ -40,9 +40,14 @@ PREFIX, SUFFIX = "base_model.model.", ".weight"
 class Adapter:
     """A trained LoRA adapter, and the model that it belongs to.
 
-    output = engine.submit(whet.Request(prompt, return_adapter=True)).result()
-    output.adapter.save_pretrained("my-adapter")
-    adapter = whet.Adapter.from_pretrained("my-adapter")
+    >>> import whet
+    >>> model = whet.LanguageModel.from_pretrained("whet-pico", device="cpu")
+    >>> space = whet.DataSpace.build(["Bees dance to show where flowers are."], "bees.whet")
+    >>> with whet.Engine(space, model, whet.LoRA(r=4)) as engine:
+    ...     output = engine.submit(whet.Request("Bees", return_adapter=True)).result()
+    >>> output.adapter.save_pretrained("my-adapter")
+    >>> whet.Adapter.from_pretrained("my-adapter")
+    Adapter('whet-pico', rank 4, ... layers)
     """
 
     of = Renamed("from_slot")

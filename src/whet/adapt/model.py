@@ -39,9 +39,14 @@ GPU_TOKENS = 4096  # per pass when scoring, of several windows
 class LanguageModel:
     """A Hugging Face causal language model with its tokenizer, in evaluation mode.
 
-        model = whet.LanguageModel.from_pretrained("whet-nano")
-        print(model.score(" tell where food is.", context="Bees dance to").bits_per_byte)
-        print(model.generate("Bees dance to", max_tokens=8))
+    >>> import whet
+    >>> model = whet.LanguageModel.from_pretrained("whet-pico", device="cpu")
+    >>> model
+    LanguageModel('whet-pico', 1.3 M parameters, cpu, float32)
+    >>> model.score(" sat on the mat.", context="The cat").bits_per_byte
+    3.4...
+    >>> model.generate("Once upon a", max_tokens=3)
+    ' new system of'
 
     Its weights change only during adaptation, which restores them bit for bit.
 

@@ -267,10 +267,16 @@ def adapted(
 ) -> Iterator[AdaptationSession]:
     """Adapt `model` to one prompt; on leaving, even by an error, its weights are restored exactly.
 
-        with whet.adapted(model, whet.LoRA()) as session:
-            for text in texts:
-                session.step(text)
-            print(session.generate(prompt))
+    >>> import whet
+    >>> model = whet.LanguageModel.from_pretrained("whet-pico", device="cpu")
+    >>> text = "Bees dance to show where flowers are."
+    >>> with whet.adapted(model, whet.LoRA()) as session:
+    ...     losses = [session.step(text) for _ in range(3)]
+    ...     adapted = session.score(text)
+    >>> losses[0] > losses[1] > losses[2]
+    True
+    >>> adapted.bits < model.score(text).bits
+    True
 
     Costs memory for a copy of the trained weights, their gradient and the optimizer's state.
 

@@ -55,10 +55,13 @@ class RequestHandle:
 class Engine:
     """Adapts a model to each prompt with documents of a data space, then generates or scores.
 
-        space = whet.DataSpace.open("my.whet")
-        model = whet.LanguageModel.from_pretrained("whet-nano")
-        with whet.Engine(space, model, selection=whet.SelectionConfig(n=20)) as engine:
-            print(engine.generate("Bees dance to").text)
+    >>> import whet
+    >>> texts = ["Bees dance to show where flowers are.", "Foxes sleep by day."]
+    >>> space = whet.DataSpace.build(texts, "my.whet")
+    >>> model = whet.LanguageModel.from_pretrained("whet-pico", device="cpu")
+    >>> with whet.Engine(space, model, selection=whet.SelectionConfig(n=3)) as engine:
+    ...     engine.generate("Bees dance to", max_tokens=8)
+    Output('...', 3 steps, length)
 
     Can be used from several threads. Requests that run at once share the model, each with its own
     weights; between requests the model's weights are restored bit for bit.

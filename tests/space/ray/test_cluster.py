@@ -198,7 +198,7 @@ def kill_first(title):
     while True:
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                if process.cmdline()[:1] == [title]:
+                if next(iter(process.cmdline()), "").startswith(title):
                     process.kill()
                     return process.pid
 

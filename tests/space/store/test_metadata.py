@@ -84,7 +84,7 @@ def build(tree):
             return Not(Or(tuple(build(part) for part in parts)))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(metas=metas, tree=trees, limit=st.sampled_from([0, 1, 2, 128]), older=st.booleans())
 def test_filters_on_columns_equal_comparisons_in_python(
     tmp_path_factory, monkeypatch, metas, tree, limit, older
