@@ -41,8 +41,6 @@ class LanguageModel:
 
     >>> import whet
     >>> model = whet.LanguageModel.from_pretrained("whet-pico", device="cpu")
-    >>> model
-    LanguageModel('whet-pico', 1.3 M parameters, cpu, float32)
     >>> model.score(" sat on the mat.", context="The cat").bits_per_byte
     3.4...
     >>> model.generate("Once upon a", max_tokens=3)
