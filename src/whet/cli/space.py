@@ -81,6 +81,23 @@ def compact(space: Path, as_json: bool, quiet: bool) -> None:
 
 @space.command(cls=Command)
 @FOLDER
+@JSON
+@QUIET
+def refit(space: Path, as_json: bool, quiet: bool) -> None:
+    """Fit the lsa embedder of SPACE again, on its present documents.
+
+    It then forgets the words of deleted documents and learns those of added ones. Ids, metadata and
+    labels stay.
+    """
+    from whet.space.refit import refit as fit_again
+
+    version = fit_again(space, progress=not quiet)
+    record = {"space": str(space), "version": version}
+    emit(record, as_json, f"{space}: fitted again, version {version}")
+
+
+@space.command(cls=Command)
+@FOLDER
 @click.argument("ids", nargs=-1)
 @WHERE
 @JSON

@@ -15,6 +15,7 @@ from whet.embed.lsa import LSA
 from whet.embed.registry import LOADABLE, base_spec, get_embedder
 from whet.errors import EmbedderMismatchError, SpaceError
 from whet.space.store.manifest import Labels, Manifest, read_manifest
+from whet.space.store.opening import ManifestReplaced
 from whet.space.store.protocol import Reader
 from whet.space.store.reader import DiskReader
 
@@ -64,6 +65,25 @@ def open_store(path: str | Path, *, partial: bool = False) -> SpaceReader:
         return DiskReader.open(path, partial=partial)
     module = importlib.import_module(OPENERS[str(path).partition(":")[0]])
     return cast(SpaceReader, module.open_reader(str(path), partial=partial))
+
+
+def open_with_embedder(
+    path: str | Path, embedder: str | Embedder | None, *, partial: bool = False
+) -> tuple[SpaceReader, Embedder]:
+    """Open a store, and its embedder unless that is given as an object.
+
+    Raises:
+        EmbedderMismatchError, ModelError, SpaceError, ValueError: See `open_store` and
+            `load_embedder`.
+    """
+    while True:
+        store = open_store(path, partial=partial)
+        if embedder is not None and not isinstance(embedder, str):
+            return store, embedder
+        try:
+            return store, load_embedder(store, embedder)
+        except ManifestReplaced:  # fitted again in the meantime
+            store.close()
 
 
 def load_embedder(store: SpaceReader, spec: str | None) -> Embedder:

@@ -16,7 +16,8 @@ from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.bm25 import BM25
 from whet.space.build import Addition, Documents
-from whet.space.opening import embedder_for_adding, is_folder, load_embedder, open_store
+from whet.space.opening import embedder_for_adding, is_folder, open_with_embedder
+from whet.space.refit import refit
 from whet.space.store.manifest import MANIFEST_FILE, Labels, Manifest
 from whet.space.store.protocol import Metric, Neighbors, Reader
 from whet.space.store.segments.vectors import cosines, normalize_queries
@@ -161,10 +162,8 @@ class DataSpace:
         if embedder is not None:
             check_embedder(embedder)
         where = as_filter(where)
-        store = open_store(path, partial=partial)
+        store, embedder = open_with_embedder(path, embedder, partial=partial)
         path, manifest = store.path, store.manifest
-        if embedder is None or isinstance(embedder, str):
-            embedder = load_embedder(store, embedder)
         made_by = (manifest.dimension, manifest.fingerprint)
         if (embedder.dimension, embedder.fingerprint) != made_by:
             raise EmbedderMismatchError(
@@ -236,6 +235,21 @@ class DataSpace:
             raise ValueError("delete takes either ids or a filter: give one of them")
         delete_documents(self.path, ids, where)
         return DataSpace.open(self.path, self.embedder)
+
+    def refit(self, *, progress: bool = False) -> "DataSpace":
+        """Fit the `lsa` embedder again, on the documents that the data space contains now.
+
+        Forgets the words of deleted documents and learns those of added ones; see `whet space
+        refit`. Ids and rows do not change, vectors do. Returns the data space opened again.
+
+        Raises:
+            SourceError: If it has no (public) document with a word.
+            SpaceError: If it was made by another embedder, an addition is unfinished, it cannot be
+                written, was opened with a filter, or another process is writing.
+        """
+        self._require_writable()
+        refit(self.path, progress=progress)
+        return DataSpace.open(self.path)
 
     def __len__(self) -> int:
         return self._count

@@ -28,7 +28,8 @@ from whet.embed.lsa import LSA
 from whet.errors import EmbedderMismatchError, SpaceError, require
 from whet.maths.arrays import Array
 from whet.space.milvus.filters import expression, field_path, hex_encode, literal
-from whet.space.store.manifest import EMBEDDER_FOLDER, Labels, Manifest
+from whet.space.store.manifest import Labels, Manifest, read_manifest
+from whet.space.store.opening import load_lsa
 from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
 from whet.space.store.segments.vectors import (
     check_search,
@@ -141,9 +142,12 @@ class MilvusReader:
         Raises:
             SpaceError: If that folder no longer has it.
         """
-        folder = Path(self.record.source) / EMBEDDER_FOLDER
+        folder = Path(self.record.source)
         try:
-            return LSA.load(folder)
+            manifest = read_manifest(folder)
+            if manifest.fingerprint != self.fingerprint:
+                raise SpaceError(f"that of {folder} was fitted again: copy the data space again")
+            return load_lsa(folder, manifest)
         except SpaceError as error:
             raise SpaceError(
                 f"collection {self._collection} at {self._uri} needs the lsa embedder of the data "

@@ -25,11 +25,17 @@ STAGING = "staging"  # folder of an unfinished addition
 REMOVED = "staging.removed"  # a staging folder that is being deleted
 SEGMENTS = "segments"  # folder of the segments
 SEGMENT_FILE = "segment.json"  # in the folder of each segment
-EMBEDDER_FOLDER = "embedder"  # folder of an `lsa` embedder, fitted on the data space itself
+EMBEDDER_FOLDER = "embedder"  # folder of an `lsa` embedder; `embedder-VERSION` once fitted again
 FAILED_FILE = "failed.jsonl"  # documents that could not be added
 DAMAGED = "it has another checksum than when written; restore it from a copy"
 _SELF = "crc32"  # checksum of the manifest's other values
-_NEW_FIELDS = {"id", "files", "addition", "dropped"}  # absent in older data spaces
+_NEW_FIELDS = {
+    "id",
+    "files",
+    "addition",
+    "dropped",
+    "embedder_folder",
+}  # absent in older data spaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +89,8 @@ class Manifest:
     """Name of the last addition that is complete; what is still staged of it can be removed."""
     dropped: list[str] = field(default_factory=list)
     """Segments that were named before, and whose folders may still exist."""
+    embedder_folder: str = EMBEDDER_FOLDER
+    """Folder of the `lsa` embedder that was fitted on the data space itself, if it has one."""
 
     def write(self, folder: Path) -> None:
         """Replace `meta.json` atomically; the files it names must be on the disk already."""
@@ -154,6 +162,11 @@ def segment_name(manifest: Manifest, number: int) -> str:
 def is_own_segment(name: str, manifest: Manifest) -> bool:
     """Whether a segment of this name was written for the data space of `manifest`."""
     return bool(re.fullmatch(rf"\d+-\d+-{re.escape(manifest.id)}", name)) and bool(manifest.id)
+
+
+def is_embedder_folder(name: str) -> bool:
+    """Whether `name` is that of a folder of an `lsa` embedder, complete or not."""
+    return bool(re.fullmatch(rf"{EMBEDDER_FOLDER}(-\d{{8}}(\.new)?)?", name))
 
 
 def refuse_links(path: Path) -> None:
@@ -233,7 +246,8 @@ def _parse(folder: Path, values: dict[str, Any]) -> Manifest:
     names = [*values["segments"], *values.get("dropped", []), *values["keys"], values["deleted"]]
     if not all(isinstance(name, str) for name in names):
         raise SpaceError(f"{folder / MANIFEST_FILE} is broken: a name in it is not a string")
-    paths = [*values["segments"], *values.get("dropped", []), values["deleted"]]
+    paths = [*values["segments"], *values.get("dropped", [])]
+    paths += [values.get("embedder_folder", EMBEDDER_FOLDER), values["deleted"]]
     outside = [name for name in paths if name in (".", "..") or "/" in name or "\\" in name]
     if outside or "" in paths[:-1] or len(set(values["segments"])) < len(values["segments"]):
         raise SpaceError(

@@ -9,10 +9,10 @@ from whet.embed.lsa import LSA
 from whet.errors import SpaceError
 from whet.maths.arrays import Array
 from whet.space.store.manifest import (
-    EMBEDDER_FOLDER,
     MANIFEST_FILE,
     SEGMENTS,
     Manifest,
+    is_embedder_folder,
     read_manifest,
     segment_record,
 )
@@ -86,14 +86,30 @@ def max_locked_segments() -> int:
 
 
 def load_lsa(path: Path, manifest: Manifest) -> LSA:
-    """The `lsa` embedder of the data space at `path`. Raises SpaceError if it is broken."""
+    """The `lsa` embedder of the data space at `path`.
+
+    Raises:
+        ManifestReplaced: If it was fitted again since `manifest` was read.
+        SpaceError: If it is broken.
+    """
+    try:
+        return _load_lsa(path, manifest)
+    except SpaceError:
+        if read_manifest(path).embedder_folder != manifest.embedder_folder:
+            raise ManifestReplaced() from None
+        raise
+
+
+def _load_lsa(path: Path, manifest: Manifest) -> LSA:
     for name in manifest.files:
-        if name.startswith(f"{EMBEDDER_FOLDER}/") and (message := manifest.check_file(path, name)):
+        if is_embedder_folder(name.partition("/")[0]) and (
+            message := manifest.check_file(path, name)
+        ):
             raise SpaceError(message)
-    embedder = LSA.load(path / EMBEDDER_FOLDER)
+    embedder = LSA.load(path / manifest.embedder_folder)
     if embedder.fingerprint != manifest.fingerprint:
         raise SpaceError(
-            f"{path / EMBEDDER_FOLDER} is broken: its embedder has fingerprint "
+            f"{path / manifest.embedder_folder} is broken: its embedder has fingerprint "
             f"{embedder.fingerprint!r}, but {manifest.fingerprint!r} made the vectors"
         )
     return embedder

@@ -18,11 +18,18 @@ from jaxtyping import Float
 from whet._version import __version__
 from whet.data.documents import reject_str
 from whet.data.filters import Filter, as_filter
+from whet.embed.lsa import LSA
 from whet.errors import SpaceError
-from whet.io import LOCK_FILE, atomic_write, exclusive_lock, fsync, translate_disk_errors
+from whet.io import (
+    LOCK_FILE,
+    atomic_write,
+    exclusive_lock,
+    fsync,
+    remove_folder,
+    translate_disk_errors,
+)
 from whet.maths.arrays import Array
 from whet.space.store.manifest import (
-    EMBEDDER_FOLDER,
     FAILED_FILE,
     MANIFEST_FILE,
     REMOVED,
@@ -30,6 +37,7 @@ from whet.space.store.manifest import (
     STAGING,
     Manifest,
     file_checksums,
+    is_embedder_folder,
     is_own_segment,
     new_id,
     read_manifest,
@@ -208,6 +216,29 @@ class DiskWriter:
             self.sweep()
         return self.manifest.version
 
+    def replace_rows(
+        self, batches: Batches, progress: Callable[[int], None], *, dimension: int, **changes: Any
+    ) -> int:
+        """Write all rows with other vectors, in the place of the present segments.
+
+        Args:
+            batches: All rows by ascending id, with their new vectors; called more than once.
+            progress: Called with the number of rows written since the last call.
+            dimension: Length of the new vectors.
+            changes: Further changes of the manifest.
+
+        Returns:
+            The new version.
+        """
+        with translate_disk_errors(self.path):
+            try:
+                names = self._seal(batches, progress, dimension=dimension)
+                changes |= {"segments": names, "deleted": np.empty(0, np.int64)}
+                return self._replace(dimension=dimension, **changes)
+            except BaseException:
+                self.sweep()
+                raise
+
     def _merge(self, new: list[str], **changes: Any) -> int:
         """Add the segments `new` to the manifest, and merge older ones that are small.
 
@@ -232,14 +263,20 @@ class DiskWriter:
         snapshot.close()
         return self._replace(segments=[*names, *new], **changes)
 
-    def _seal(self, batches: Batches, progress: Callable[[int], None], first: int = 0) -> list[str]:
+    def _seal(
+        self,
+        batches: Batches,
+        progress: Callable[[int], None],
+        first: int = 0,
+        dimension: int | None = None,
+    ) -> list[str]:
         self._right.check()
         manifest, folder = self.manifest, self.path / SEGMENTS
         return seal(
             folder,
             lambda number: segment_name(manifest, first + number),
             batches,
-            manifest.dimension,
+            dimension or manifest.dimension,
             manifest.labels,
             progress,
             indexed=manifest.normalized,
@@ -280,9 +317,9 @@ class DiskWriter:
         names = [segment_record(name) for name in manifest.segments]
         names += [manifest.deleted] if manifest.deleted else []
         if manifest.embedder == "lsa":
-            embedder = self.path / EMBEDDER_FOLDER
-            files = {f"{EMBEDDER_FOLDER}/{path.name}" for path in embedder.glob("*")}
-            names += sorted(files | {name for name in known if name.startswith(EMBEDDER_FOLDER)})
+            folder = manifest.embedder_folder
+            files = {f"{folder}/{path.name}" for path in (self.path / folder).glob("*")}
+            names += sorted(files | {name for name in known if name.startswith(f"{folder}/")})
         failed = self.path / FAILED_FILE
         if failed.exists():
             names.append(FAILED_FILE)
@@ -308,9 +345,16 @@ class DiskWriter:
                 dropped or is_own_segment(folder.name, self.manifest)
             ) and folder.name not in self.manifest.segments:
                 remove_segment(folder)
-        for file in self.path.iterdir():
-            if re.fullmatch(LEFTOVERS, file.name) and file.name != self.manifest.deleted:
+        for file in list(self.path.iterdir()):
+            if self._is_old_embedder(file.name):
+                file.unlink() if file.is_symlink() else remove_folder(file)
+            elif re.fullmatch(LEFTOVERS, file.name) and file.name != self.manifest.deleted:
                 file.unlink()
+
+    def _is_old_embedder(self, name: str) -> bool:
+        """Whether a folder is that of an `lsa` embedder that the manifest does not name."""
+        stored = (self.path / MANIFEST_FILE).exists() and self.manifest.embedder == LSA.name
+        return stored and is_embedder_folder(name) and name != self.manifest.embedder_folder
 
 
 def check_addition(
