@@ -6,6 +6,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 
+from whet.adapt.loading import computes_correctly, default_device
 from whet.adapt.model import LanguageModel
 from whet.embed.hidden_states import HiddenStates
 from whet.errors import ModelError
@@ -101,6 +102,11 @@ def test_a_network_that_reads_later_tokens_is_refused(tmp_path):
     trunk.forward = forward
     with pytest.raises(ModelError, match="predicts a token from those after it"):
         LanguageModel(loaded.hf_model, loaded.tokenizer, "ahead")
+
+
+def test_a_gpu_that_computes_wrongly_is_not_chosen():
+    assert computes_correctly("cpu") and not computes_correctly("meta")  # meta computes nothing
+    assert default_device() == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_an_encoder_without_its_pooler_embeds(tmp_path):

@@ -1,4 +1,6 @@
+import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from whet.embed.registry import get_embedder
 from whet.embed.sentence import SentenceEncoder
 from whet.errors import EmbedderMismatchError, ModelError, SpaceError
 from whet.space.space import DataSpace
+from whet.space.store.manifest import read_manifest
 
 TOPICS = {
     "law": "the court held that the appeal of the defendant be dismissed with costs",
@@ -259,6 +262,65 @@ def test_fingerprints_tell_apart_two_models_of_one_name(tiny, tmp_path):
     second = HiddenStates(str(folder))
     assert first.fingerprint == same.fingerprint != second.fingerprint
     assert first.name == second.name
+
+
+def edit(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+LOWER = {"type": "Lowercase"}
+CHANGES = {
+    "tokenizer": lambda f: edit(f / "tokenizer.json", normalizer=LOWER),
+    "vocabulary": lambda f: edit(f / "tokenizer.json", added_tokens=[]) or edit(
+        f / "tokenizer.json",
+        model=json.loads((f / "tokenizer.json").read_text())["model"] | {"unk_token": "a"},
+    ),
+    "settings": lambda f: edit(f / "tokenizer_config.json", truncation_side="left"),
+    "configuration": lambda f: edit(f / "config.json", layer_norm_epsilon=1.0, layer_norm_eps=1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["hf", "st"])
+def test_other_files_of_a_folder_are_noticed(tiny, tmp_path, kind, change):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    if kind == "st":
+        pytest.importorskip("sentence_transformers", reason="extra embed is missing")
+    (folder / "README.md").write_text("one")
+    path = DataSpace.build(["ab", "some text"], tmp_path / "s", f"{kind}:{folder}").path
+    (folder / "README.md").write_text("two")
+    edit(folder / "config.json", transformers_version="9", _name_or_path="x")
+    assert len(DataSpace.open(path)) == 2
+    CHANGES[change](folder)
+    with pytest.raises(EmbedderMismatchError, match="or other weights, configuration or tokenizer"):
+        DataSpace.open(path)
+
+
+def test_other_pooling_of_a_sentence_encoder_is_noticed(tiny, tmp_path):
+    library = pytest.importorskip("sentence_transformers", reason="extra embed is missing")
+    library.SentenceTransformer(str(tiny), device="cpu").save(str(tmp_path / "model"))
+    path = DataSpace.build(["ab", "some text"], tmp_path / "s", f"st:{tmp_path / 'model'}").path
+    assert len(DataSpace.open(path).add(["more"])) == 3
+    [pooling] = tmp_path.glob("model/*ooling/config.json")
+    values = json.loads(pooling.read_text())
+    changed = {"pooling_mode": "cls"} if "pooling_mode" in values else {
+        "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True,
+    }  # fmt: skip
+    edit(pooling, **changed)
+    with pytest.raises(EmbedderMismatchError, match="or other weights, configuration or tokenizer"):
+        DataSpace.open(path)
+
+
+@pytest.mark.parametrize("kind", ["hf", "st"])
+def test_spaces_with_fingerprints_of_older_versions_open_and_grow(tiny, tmp_path, kind):
+    if kind == "st":
+        pytest.importorskip("sentence_transformers", reason="extra embed is missing")
+    embedder = get_embedder(f"{kind}:{tiny}")
+    path = DataSpace.build(["ab", "some text"], tmp_path / "s", embedder).path
+    manifest = read_manifest(path)
+    replace(manifest, fingerprint=embedder.former_fingerprints[0]).write(path)
+    assert len(DataSpace.open(path).add(["more"])) == 3
+    assert len(DataSpace.build(["other"], path, f"{kind}:{tiny}")) == 4
 
 
 def test_a_model_that_makes_no_numbers_is_one_clear_line(tiny, tmp_path):

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 
+import whet
 from whet.adapt.model import LanguageModel
 from whet.embed.registry import get_embedder
-from whet.errors import ModelError, SpaceError
+from whet.errors import EmbedderMismatchError, ModelError, SpaceError
 from whet.space.space import DataSpace
 
 
@@ -25,9 +28,8 @@ def evil_folder(folder, type_="evil.Evil"):
 def renamed(path, embedder):
     """The data space at `path` as an older version stored it, with another embedder."""
     meta = json.loads((path / "meta.json").read_text())
-    kept = {
-        k: v for k, v in meta.items() if k not in ("crc32", "id", "files", "addition", "dropped")
-    }
+    new = ("crc32", "id", "files", "addition", "dropped", "embedder_folder")
+    kept = {k: v for k, v in meta.items() if k not in new}
     (path / "meta.json").write_text(json.dumps(kept | {"embedder": embedder}))
 
 
@@ -44,6 +46,34 @@ def test_a_space_that_names_a_relative_folder_is_refused(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SpaceError, match="relative to the current folder"):
         DataSpace.open("s")
+
+
+def test_opening_a_space_downloads_no_model(tmp_path, monkeypatch):
+    path = DataSpace.build(["honey bees", "ants"], tmp_path / "s").path
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("connected"))
+    for spec in ("hf:someone/model", "st:someone/model", "ntk:gpt2@dimension=64"):
+        renamed(path, spec)
+        remedy = rf"downloads nothing.* as `DataSpace.open\(path, '{spec}'\)`, or set WHET_ALLOW_"
+        with pytest.raises(ModelError, match=remedy):
+            DataSpace.open(path)
+    renamed(path, r"hf:C:\models\gpt2")
+    with pytest.raises(SpaceError, match="by a path of Windows: load the same model"):
+        DataSpace.open(path)
+
+
+def test_a_model_in_the_local_cache_is_opened(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--someone--pico" / "snapshots" / ("0" * 40)
+    (cache / "models--someone--pico" / "refs").mkdir(parents=True)
+    (cache / "models--someone--pico" / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(Path(whet.__file__).parent / "assets" / "whet-pico", snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    built = DataSpace.build(["honey bees", "ants"], tmp_path / "s", "hf:someone/pico")
+    assert DataSpace.open(tmp_path / "s").embedder.name == "hf:someone/pico"
+    (snapshot / "tokenizer_config.json").write_text('{"added": 1}')
+    with pytest.raises(EmbedderMismatchError, match="other weights, configuration or tokenizer"):
+        DataSpace.open(built.path)
 
 
 def test_models_with_own_code_are_refused_without_a_question(tmp_path):

@@ -98,6 +98,7 @@ def test_refit_refuses_what_it_cannot_fit(tmp_path):
 def test_a_killed_refit_leaves_the_old_state_or_the_new(tmp_path):
     space = build(tmp_path / "s").delete(ids=["leak"])
     documents_before, versions = space.documents(space.rows), set()
+    space.store.close()
     rng, started = random.Random(0), time.monotonic()
     refit(space.path)
     duration = time.monotonic() - started

@@ -1,8 +1,10 @@
 """Loading of Hugging Face networks: bundled, from a folder, a GGUF file, Ollama, or the hub."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch.nn import functional
 
 from whet.adapt.config import PRECISIONS
 from whet.adapt.gguf import INSTALL, PACKAGED, is_converted, resolve
 from whet.errors import ModelError, require
 
+LOGGER = logging.getLogger(__name__)
 SAMPLED = 64  # numbers of each tensor in a fingerprint
 BUNDLED = ("whet-nano", "whet-pico")
 NAMED = (*BUNDLED, *PACKAGED)
@@ -32,6 +36,8 @@ class Loaded:
     tokenizer: Any
     config: Mapping[str, Any]
     """The network's configuration as it is in its file, without defaults."""
+    source: str
+    """What transformers loaded: a folder, or an id of the hub."""
 
 
 def load(
@@ -40,6 +46,7 @@ def load(
     *,
     device: str | None,
     dtype: torch.dtype,
+    local_files_only: bool = False,
 ) -> Loaded:
     """Load `name` with the class `kind` of transformers; by default on a GPU if there is one.
 
@@ -50,13 +57,14 @@ def load(
     transformers = require("transformers", "adapt")
     device = _check_device(device)
     transformers.utils.logging.disable_progress_bar()  # whet shows its own
-    bundled = str(name) in BUNDLED
-    source = str(files("whet") / "assets" / str(name)) if bundled else resolve(str(name))
+    source, local = source_of(name), {"local_files_only": local_files_only}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        config, _ = transformers.PretrainedConfig.get_config_dict(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, **local
+        )
+        config, _ = transformers.PretrainedConfig.get_config_dict(source, **local)
         network, info = getattr(transformers, kind).from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            source, dtype=dtype, trust_remote_code=False, output_loading_info=True, **local
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
@@ -81,7 +89,14 @@ def load(
     _check_complete(str(name), kind, config, info)
     network = network.to(device)
     _fuse_gelu(network)
-    return Loaded(network.eval(), tokenizer, config)
+    return Loaded(network.eval(), tokenizer, config, source)
+
+
+def source_of(name: str | Path) -> str:
+    """What transformers loads `name` from: a folder, which a bundled or converted model has, too,
+    or the hub id `name` itself."""
+    bundled = str(name) in BUNDLED
+    return str(files("whet") / "assets" / str(name)) if bundled else resolve(str(name))
 
 
 def start_token(tokenizer: Any, name: str) -> int:
@@ -135,14 +150,58 @@ def _check_complete(
         )
 
 
+@cache
+def default_device() -> str:
+    """`cuda` or `mps` if torch finds such a GPU, otherwise `cpu`.
+
+    `mps` (Apple) is used only if it computes the loss and the gradients of a small network as a CPU
+    does, since some versions of torch and macOS do not.
+    """
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        if computes_correctly("mps"):
+            return "mps"
+        LOGGER.warning("the GPU (mps) does not compute as the CPU does: using the CPU")
+    return "cpu"
+
+
+def computes_correctly(device: str) -> bool:
+    """Whether `device` gives the loss and the gradients of a small causal network that a CPU gives."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((32, 16), (16, 48), (16, 32))  # embedding, projection to q, k and v, head
+    weights = [torch.randn(shape, generator=generator) / 4 for shape in shapes]
+    tokens = torch.randint(32, (2, 12), generator=generator)
+    try:
+        results = []
+        for where in ("cpu", device):
+            leaves = [w.detach().clone().to(where).requires_grad_() for w in weights]
+            embedding, projection, head = leaves
+            hidden = functional.layer_norm(embedding[tokens.to(where)], (16,))
+            q, k, v = (hidden @ projection).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            logits = functional.gelu(mixed.transpose(1, 2).flatten(2)) @ head
+            loss = functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(where)
+            )
+            loss.backward()
+            results.append([loss.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves)])  # type: ignore[union-attr]
+    except (RuntimeError, NotImplementedError, TypeError):
+        return False
+    return all(
+        torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+        for one, other in zip(*results, strict=True)
+    )
+
+
 def _check_device(device: str | None) -> str:
     if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return default_device()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"device {device!r} cannot be used: expected cpu, or cuda if torch finds a GPU "
+            f"device {device!r} cannot be used: expected cpu, or cuda or mps if torch finds a GPU "
             f"({_reason(error)})"
         ) from error
     return device

@@ -12,7 +12,8 @@ from whet.maths.arrays import Array
 class Embedder(Protocol):
     """Maps texts to unit vectors; a text without any known term becomes the zero vector.
 
-    An embedder whose vectors do not have length 1 has an attribute `normalized = False`.
+    An embedder whose vectors do not have length 1 has an attribute `normalized = False`. One whose
+    fingerprints were computed in another way before lists these as `former_fingerprints`.
 
     >>> import numpy as np
     >>> class LetterFrequencies:
@@ -44,6 +45,12 @@ class Embedder(Protocol):
     def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
         """One float32 row per text, of length 1 or 0, that does not depend on the other texts."""
         ...
+
+
+def has_fingerprint(embedder: Embedder, fingerprint: str) -> bool:
+    """Whether `embedder` has this fingerprint, or had it in an older version of whet."""
+    former: Sequence[str] = getattr(embedder, "former_fingerprints", ())
+    return fingerprint == embedder.fingerprint or fingerprint in former
 
 
 def check_embedder(embedder: Any) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from whet.adapt.batches import CPU_TOKENS, TOKENS
 from whet.adapt.loading import DTYPES, load, weights_fingerprint
+from whet.embed.model_files import model_folder, tokenizer_fingerprint
 from whet.errors import ModelError
 from whet.maths.arrays import Array, as_count
 
@@ -53,6 +54,7 @@ class TextEncoder:
         dtype: str,
         context: int | None,
         device: str | None,
+        local_files_only: bool = False,
     ) -> None:
         """Load `model`, by default onto a GPU if there is one.
 
@@ -64,6 +66,7 @@ class TextEncoder:
             dtype: Precision of the weights.
             context: Tokens of a text that are read, by default at most 2,048.
             device: Where the network runs.
+            local_files_only: Never download.
 
         Raises:
             ModelError: If the model cannot be loaded, or accepts fewer than `context` tokens.
@@ -71,24 +74,30 @@ class TextEncoder:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}: expected {' or '.join(DTYPES)}")
-        loaded = load(model, kind, device=device, dtype=DTYPES[dtype])
+        loaded = load(
+            model, kind, device=device, dtype=DTYPES[dtype], local_files_only=local_files_only
+        )
         self.tokenizer, self._config = loaded.tokenizer, loaded.config
         self.network: Any = loaded.network.requires_grad_(False)
         self.network.config.use_cache = False  # keys and values are for generation
-        self.model = model
+        self.model, self._source = model, loaded.source
         self._add_special_tokens = add_special_tokens
         limit = _max_tokens(self.network.config, self.tokenizer)
         self.context = min(limit, LONGEST) if context is None else as_count(context, "context")
         if self.context > limit:
             raise ModelError(f"context is {context}, but {model} accepts {limit} tokens: lower it")
 
-    def fingerprint(self, **options: object) -> str:
-        """A hash of the weights, the configuration, the vocabulary and the options."""
+    def fingerprints(self, **options: object) -> tuple[str, str]:
+        """A hash of weights, configuration, tokenizer and options, and that of older versions.
+
+        Older versions did not look at the files of the tokenizer, only at its vocabulary.
+        """
         config = {key: value for key, value in self._config.items() if key not in IGNORED}
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         weights = weights_fingerprint(dict(self.network.named_parameters()))
         parts = [config, vocabulary, weights, self.context, options]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        tokenizer = tokenizer_fingerprint(model_folder(self._source))
+        return _digest([*parts, tokenizer]), _digest(parts)
 
     def encode(
         self,
@@ -171,6 +180,10 @@ class TextEncoder:
         mask = torch.arange(longest)[None] < lengths[:, None]
         device = self.network.device
         return EncodedBatch(rows, padded.to(device), mask.to(device))
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def embedder_name(kind: str, model: str, **options: object) -> str:

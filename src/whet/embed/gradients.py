@@ -93,6 +93,7 @@ class LossGradients:
         context: int | None = None,
         normalize: bool = True,
         device: str | None = None,
+        local_files_only: bool = False,
     ) -> None:
         """Load `model`: bundled, a folder or a hub id.
 
@@ -108,6 +109,7 @@ class LossGradients:
                 most 2,048.
             normalize: Whether vectors are scaled to length 1.
             device: By default a GPU if there is one.
+            local_files_only: Never download.
 
         Raises:
             ModelError: If the model cannot be loaded, or its tokenizer has no start token.
@@ -123,6 +125,7 @@ class LossGradients:
             dtype=dtype,
             context=context,
             device=device,
+            local_files_only=local_files_only,
         )
         options = {
             "targets": "+".join(targets) or None,
@@ -133,7 +136,8 @@ class LossGradients:
             "normalize": None if normalize else "false",
         }
         self.name = embedder_name(kind, model, **options)
-        self.fingerprint = self._encoder.fingerprint(kind=kind, **options)
+        self.fingerprint, former = self._encoder.fingerprints(kind=kind, **options)
+        self.former_fingerprints = (former,)
         network = self._encoder.network
         head = network.get_output_embeddings()
         self._start = start_token(self._encoder.tokenizer, model)

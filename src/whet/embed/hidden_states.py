@@ -27,6 +27,7 @@ class HiddenStates:
         context: int | None = None,
         normalize: bool = True,
         device: str | None = None,
+        local_files_only: bool = False,
     ) -> None:
         """Load `model`: bundled, a folder or a hub id.
 
@@ -40,6 +41,7 @@ class HiddenStates:
                 most 2,048.
             normalize: Whether vectors are scaled to length 1.
             device: By default a GPU if there is one.
+            local_files_only: Never download.
 
         Raises:
             ModelError: If the model cannot be loaded, or has no such layer.
@@ -48,8 +50,9 @@ class HiddenStates:
         if pool not in ("mean", "last"):
             raise ValueError(f"pool is {pool!r}: expected mean or last")
         self._encoder = TextEncoder(
-            model, "AutoModel", add_special_tokens=True, dtype=dtype, context=context, device=device
-        )
+            model, "AutoModel", add_special_tokens=True, dtype=dtype, context=context,
+            device=device, local_files_only=local_files_only,
+        )  # fmt: skip
         options = {
             "layer": layer,
             "pool": None if pool == "mean" else pool,
@@ -59,7 +62,8 @@ class HiddenStates:
         }
         self.name = embedder_name("hf", model, **options)
         self.normalized = normalize
-        self.fingerprint = self._encoder.fingerprint(kind="hf", **options)
+        self.fingerprint, former = self._encoder.fingerprints(kind="hf", **options)
+        self.former_fingerprints = (former,)
         self.dimension = int(self._encoder.network.config.hidden_size)
         self._layer = None if layer is None else _drop_blocks(self._encoder, layer)
         self._pool = pool

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from whet.embed.embedder import Embedder
@@ -13,7 +13,7 @@ KINDS = """lsa, st:NAME (sentence-transformers), hf:NAME (the hidden states of a
 model), ntk:NAME (the gradient at its head) or influence:NAME (the gradient at its layers)"""
 
 
-def get_embedder(spec: str) -> Embedder | None:
+def get_embedder(spec: str, *, local_files_only: bool = False) -> Embedder | None:
     """Load the embedder `spec`; None for `lsa`, which is fitted on the data space itself.
 
     Options follow the model's name: `@key=value,key=value`. They are the keyword arguments of the
@@ -21,6 +21,10 @@ def get_embedder(spec: str) -> Embedder | None:
 
     >>> get_embedder("lsa") is None
     True
+
+    Args:
+        spec: The specification.
+        local_files_only: Never download a model.
 
     Raises:
         ValueError: If there is no such kind of embedder, option or value.
@@ -32,8 +36,22 @@ def get_embedder(spec: str) -> Embedder | None:
     if not model:
         raise ValueError(f"embedder is {spec!r}: expected {KINDS}")
     factory = _factory(kind, spec)
-    embedder: Embedder = factory(model, **_parse_options(options, factory, spec))
+    embedder: Embedder = factory(
+        model, local_files_only=local_files_only, **_parse_options(options, factory, spec)
+    )
     return embedder
+
+
+def is_hub_id(spec: str) -> bool:
+    """Whether `spec` names a model of the Hugging Face hub, not a folder or a bundled model.
+
+    >>> is_hub_id("hf:gpt2@layer=6"), is_hub_id("hf:whet-pico"), is_hub_id("lsa")
+    (True, False, False)
+    """
+    _, model, _ = _split(spec)
+    bundled = (Path(__file__).parents[1] / "assets" / model).is_dir()
+    absolute = Path(model).is_absolute() or PureWindowsPath(model).is_absolute()
+    return bool(model) and not bundled and not absolute
 
 
 def base_spec(spec: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from whet.embed.lsa import MIN_NORM
+from whet.embed.model_files import model_folder, modules_fingerprint
 from whet.errors import ModelError, require
 from whet.maths.arrays import Array, normalize_rows
 
@@ -37,18 +38,36 @@ def _refuse_custom_modules(folder: Path) -> None:
 class SentenceEncoder:
     """A sentence-transformers model, by name or folder (`st:NAME`)."""
 
-    def __init__(self, model: str, *, normalize: bool = True, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        normalize: bool = True,
+        device: str | None = None,
+        local_files_only: bool = False,
+    ) -> None:
         """Load `model`, by default onto a GPU if there is one.
+
+        Args:
+            model: Name or folder.
+            normalize: Whether vectors are scaled to length 1.
+            device: By default a GPU if there is one.
+            local_files_only: Never download.
 
         Raises:
             ModelError: If it cannot be loaded, or needs code of its own.
         """
         library = require("sentence_transformers", "embed")
-        from whet.adapt.loading import weights_fingerprint
+        from whet.adapt.loading import default_device, weights_fingerprint
 
         _refuse_custom_modules(Path(model))
         try:
-            self._model = library.SentenceTransformer(model, device=device, trust_remote_code=False)
+            self._model = library.SentenceTransformer(
+                model,
+                device=device or default_device(),
+                trust_remote_code=False,
+                local_files_only=local_files_only,
+            )
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ModelError(f"sentence encoder {model!r} cannot be loaded: {reason}") from error
@@ -57,7 +76,9 @@ class SentenceEncoder:
         self._batch = CPU_BATCH if self._model.device.type == "cpu" else GPU_BATCH
         self.dimension = int(self._model.encode(["length"], show_progress_bar=False).shape[1])
         weights = weights_fingerprint(self._model.state_dict())
-        self.fingerprint = f"st {weights} {self._model.max_seq_length} {normalize}"
+        former = f"st {weights} {self._model.max_seq_length} {normalize}"
+        self.fingerprint = f"{former} {modules_fingerprint(model_folder(model))}"
+        self.former_fingerprints = (former,)
 
     def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
         """Embed texts; blank texts get zero rows, long ones are truncated as the model does.

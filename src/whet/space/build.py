@@ -24,7 +24,7 @@ from whet.data.documents import (
     iter_documents,
     to_documents,
 )
-from whet.embed.embedder import Embedder
+from whet.embed.embedder import Embedder, has_fingerprint
 from whet.embed.lsa import LSA
 from whet.errors import ModelError, SourceError, SpaceError
 from whet.io import LOCK_FILE, as_json, atomic_write, progress_bar, translate_disk_errors
@@ -119,7 +119,9 @@ def add(addition: Addition, path: Path, embedder: Embedder) -> int:
         The number of stored documents whose metadata was replaced.
     """
     with DiskWriter(path) as writer:
-        DiskReader.open(path, fingerprint=embedder.fingerprint).close()
+        made_by = writer.manifest.fingerprint
+        expected = made_by if has_fingerprint(embedder, made_by) else embedder.fingerprint
+        DiskReader.open(path, fingerprint=expected).close()
         return _add(writer, addition, embedder)
 
 
@@ -229,6 +231,7 @@ def _fit_lsa(writer: DiskWriter, staging: Staging, progress: bool) -> LSA:
             )
         with progress_bar("fitting lsa", None, show=progress), atomic_write(folder) as new:
             LSA.fit(texts).save(new)
+            staging.record(EMBEDDER_FOLDER, new)
     return LSA.load(folder)
 
 
@@ -306,6 +309,7 @@ def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: 
         The number of these documents.
     """
     first, labels, path = writer.manifest.next, writer.manifest.labels, writer.path
+    staging.check()
     snapshot = writer.snapshot()
     replaced = staging.replaced(snapshot)
     stored = snapshot if staging.resumed else None  # others may have added the same ids
@@ -321,7 +325,7 @@ def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: 
     snapshot.close()
     if (path / FAILED_FILE).exists() and (message := writer.manifest.check_file(path, FAILED_FILE)):
         raise SpaceError(f"{message}, or delete it to begin a new list")
-    failed = _log(path / FAILED_FILE, failures)
+    failed = _log(path / FAILED_FILE, failures, writer.manifest.failed)
     if not total and not len(replaced) and failed == writer.manifest.failed:
         return 0
     changes: dict[str, Any] = {"next": first + total, "failed": failed, "addition": staging.id}
@@ -349,11 +353,14 @@ def _normalized(embedder: Embedder) -> bool:
     return bool(getattr(embedder, "normalized", True))
 
 
-def _log(path: Path, failures: list[dict[str, str]]) -> int:
-    """List the documents that could not be added, each once, and return their number."""
+def _log(path: Path, failures: list[dict[str, str]], known: int) -> int:
+    """List the documents that could not be added, each once, and return their number.
+
+    Lines after the first `known` were written by an addition that did not become complete.
+    """
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    logged = dict.fromkeys([*lines, *(json.dumps(failure) for failure in failures)])
-    if len(logged) > len(lines):
+    logged = dict.fromkeys([*lines[:known], *(json.dumps(failure) for failure in failures)])
+    if list(logged) != lines:
         with atomic_write(path) as new:
             new.write_text("".join(line + "\n" for line in logged), "utf-8")
     return len(logged)

@@ -7,19 +7,22 @@ disk do not depend on Ray or Milvus. To add a kind of store, write a module with
 
 import importlib
 import logging
-from pathlib import Path
+import os
+from pathlib import Path, PureWindowsPath
 from typing import Protocol, cast
 
-from whet.embed.embedder import Embedder
+from whet.embed.embedder import Embedder, has_fingerprint
 from whet.embed.lsa import LSA
-from whet.embed.registry import LOADABLE, base_spec, get_embedder
-from whet.errors import EmbedderMismatchError, SpaceError
+from whet.embed.registry import LOADABLE, base_spec, get_embedder, is_hub_id
+from whet.errors import EmbedderMismatchError, ModelError, SpaceError
 from whet.space.store.manifest import Labels, Manifest, read_manifest
 from whet.space.store.opening import ManifestReplaced
 from whet.space.store.protocol import Reader
 from whet.space.store.reader import DiskReader
 
 LOGGER = logging.getLogger(__name__)
+ALLOW_DOWNLOAD = "WHET_ALLOW_DOWNLOAD"
+"""Environment variable: 1 lets data spaces name models that are then downloaded."""
 OPENERS = {"ray": "whet.space.ray.cluster", "milvus": "whet.space.milvus.reader"}
 
 
@@ -112,12 +115,31 @@ def load_embedder(store: SpaceReader, spec: str | None) -> Embedder:
             f"data space {path} was made by the Python embedder {name!r}: open it in Python with "
             "`DataSpace.open(path, embedder)`"
         )
-    if spec is None:
-        _refuse_relative(path, name)
     LOGGER.info("embedder: %s", name)
-    embedder = get_embedder(name if spec is None else spec)
+    embedder = get_embedder(spec) if spec is not None else _load_stored(path, name)
     assert embedder is not None
     return embedder
+
+
+def _load_stored(path: Path, spec: str) -> Embedder | None:
+    """The embedder that a data space names; without the user's word, nothing is downloaded.
+
+    Raises:
+        ModelError: If its model cannot be loaded, or is not on this machine.
+        SpaceError: If it names a relative path.
+    """
+    _refuse_relative(path, spec)
+    if not is_hub_id(spec) or os.environ.get(ALLOW_DOWNLOAD) == "1":
+        return get_embedder(spec)
+    try:
+        return get_embedder(spec, local_files_only=True)
+    except ModelError as error:
+        raise ModelError(
+            f"data space {path} names the embedder {spec}, which cannot be loaded from the local "
+            "cache of Hugging Face models, and opening a data space downloads nothing. If you trust "
+            f"that model, name it, as `DataSpace.open(path, {spec!r})`, or set {ALLOW_DOWNLOAD}=1 "
+            f"({error})"
+        ) from error
 
 
 def _refuse_relative(path: Path, spec: str) -> None:
@@ -132,6 +154,11 @@ def _refuse_relative(path: Path, spec: str) -> None:
     model = spec.partition(":")[2].partition("@")[0]
     bundled = model in ("whet-nano", "whet-pico")
     relative = not Path(model).is_absolute() and not bundled
+    if relative and PureWindowsPath(model).is_absolute():
+        raise SpaceError(
+            f"data space {path} names the embedder {spec} by a path of Windows: load the same model "
+            "from its folder here, and pass it to `DataSpace.open(path, embedder)`"
+        )
     if relative and (model.startswith((".", "~")) or Path(model).exists() or model.count("/") > 1):
         raise SpaceError(
             f"data space {path} names the embedder {spec} by a path relative to the current folder, "
@@ -157,7 +184,7 @@ def embedder_for_adding(
         loaded = get_embedder(embedder) if matches else None
     else:
         matches, loaded = True, embedder
-    if loaded is not None and loaded.fingerprint != manifest.fingerprint:
+    if loaded is not None and not has_fingerprint(loaded, manifest.fingerprint):
         matches = loaded.name == made_by  # same name, other weights: `open` explains that
     if not matches and made_by.partition(":")[0] not in ("lsa", *LOADABLE):
         raise EmbedderMismatchError(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from whet.data.documents import Document, reject_str
 from whet.data.filters import Filter, as_filter, both
 from whet.data.values import read_meta
-from whet.embed.embedder import Embedder, check_embedder
+from whet.embed.embedder import Embedder, check_embedder, has_fingerprint
 from whet.embed.registry import get_embedder
 from whet.errors import EmbedderMismatchError, SpaceError
 from whet.maths.arrays import Array, as_count
@@ -164,13 +164,14 @@ class DataSpace:
         where = as_filter(where)
         store, embedder = open_with_embedder(path, embedder, partial=partial)
         path, manifest = store.path, store.manifest
-        made_by = (manifest.dimension, manifest.fingerprint)
-        if (embedder.dimension, embedder.fingerprint) != made_by:
+        if embedder.dimension != manifest.dimension or not has_fingerprint(
+            embedder, manifest.fingerprint
+        ):
             raise EmbedderMismatchError(
                 f"data space {path} holds vectors of dimension {manifest.dimension} by "
                 f"{manifest.embedder or 'an embedder'}, but this {embedder.name} has dimension "
-                f"{embedder.dimension} or other weights: rebuild it with `whet index --embedder "
-                f"{embedder.name}`"
+                f"{embedder.dimension}, or other weights, configuration or tokenizer: restore its "
+                f"files, or rebuild the data space with `whet index --embedder {embedder.name}`"
             )
         space = cls(path, manifest, embedder, store)
         return space if where is None else space.filter(where)

@@ -391,6 +391,56 @@ def test_a_partly_removed_staging_folder_is_read_again(tmp_path):
         assert sorted(space.ids) == sorted(f"d{i}" for i in range(100)), missing
 
 
+INTERRUPTED = """
+import sys
+from whet.space import build
+from whet.space.space import DataSpace
+build.PART_DOCUMENTS = 8
+def stop(*_, **changes):
+    raise KeyboardInterrupt
+build.DiskWriter.adopt = stop
+try:
+    DataSpace.build(sys.argv[1], sys.argv[2])
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def test_a_damaged_file_of_an_unfinished_addition_is_noticed(tmp_path):
+    lines = [json.dumps({"id": f"d{i}", "text": t}) for i, t in enumerate(TEXTS)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"no text": 1}']))
+    code = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "a.jsonl"), str(tmp_path / "s")]
+    subprocess.run(code, check=True)
+    staging = tmp_path / "s" / "staging"
+    files = [f.relative_to(staging.parent) for f in staging.parent.rglob("*") if f.is_file()]
+    assert {f.name for f in files} > {"terms.json", "0000001.arrow", "0000002.npy", "segment.json"}
+    rng = random.Random(0)
+    for name in files:
+        copy = tmp_path / "copies" / name.as_posix().replace("/", "-")
+        shutil.copytree(tmp_path / "s", copy)
+        flip(copy / name, rng.randrange((copy / name).stat().st_size), rng.randrange(8))
+        space = DataSpace.build(tmp_path / "a.jsonl", copy)  # resumes, or reads the documents again
+        assert space.texts(space.rows) == TEXTS and space.ids == [f"d{i}" for i in range(20)], name
+        assert maintenance.verify(copy) == [] and space.manifest.failed == 1
+        expected = space.embedder.encode(TEXTS)
+        np.testing.assert_allclose(space.vectors(space.rows), expected, atol=2e-3)
+
+
+def test_a_part_that_is_damaged_while_it_is_staged_is_not_added(tmp_path):
+    class Damaging(HashingEmbedder):
+        def encode(self, texts):
+            flip(tmp_path / "s" / "staging" / "0000000.arrow", 700, 0)
+            return super().encode(texts)
+
+    (tmp_path / "a.txt").write_text("bees dance " * 99)
+    with pytest.raises(
+        SpaceError, match="0000000.arrow is broken.* Nothing was added; run the same"
+    ):
+        DataSpace.build(tmp_path / "a.txt", tmp_path / "s", Damaging())
+    space = DataSpace.build(tmp_path / "a.txt", tmp_path / "s", HashingEmbedder())
+    assert space.texts([0]) == ["bees dance " * 99]
+
+
 def test_documents_added_during_an_interrupted_addition_are_not_added_again(tmp_path):
     class Interrupted(HashingEmbedder):
         def encode(self, texts):

@@ -16,10 +16,10 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from whet.maths.arrays import Array
-from whet.space.store.manifest import SEGMENT_FILE, Labels
+from whet.space.store.manifest import Labels
 from whet.space.store.segments import ann_index, segment
 from whet.space.store.segments.records import as_strings
-from whet.space.store.segments.segment import SegmentWriter, read_segment_file
+from whet.space.store.segments.segment import SegmentWriter, is_complete_segment
 
 
 class Batch(NamedTuple):
@@ -108,7 +108,7 @@ def _write(
     indexed: bool, progress: Callable[[int], None],
 ) -> Batch | None:  # fmt: skip
     """Write a segment of the next `count` rows, `rest` first; returns the rest of the last batch."""
-    complete = (folder / SEGMENT_FILE).exists() and read_segment_file(folder)["count"] == count
+    complete = is_complete_segment(folder, count)
     writer = None if complete else SegmentWriter(folder, count, dimension)
     while count:
         batch = rest or next(batches)

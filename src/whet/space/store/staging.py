@@ -1,11 +1,13 @@
 """The folder of an unfinished addition, from which an interrupted one resumes.
 
 Documents are first written to numbered parts of about 2,048; then each part is embedded. A part is
-complete on disk before the next one begins, so the parts themselves are the journal.
+complete on disk before the next one begins, so the parts themselves are the journal. Next to each
+file are its size and CRC-32: the documents of an addition with a damaged file are read again.
 """
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from whet.data.documents import Document
 from whet.errors import SpaceError
-from whet.io import as_json, atomic_write, fsync, load_npy, write_json
+from whet.io import as_json, atomic_write, checksum, fsync, load_npy, write_json
 from whet.maths.arrays import Array
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
@@ -36,6 +38,7 @@ from whet.space.store.segments.records import as_strings, hash_strings
 
 PART_DOCUMENTS, PART_CHARACTERS = 2048, 16_000_000  # a part ends when it reaches either
 _PLAN_FILE, _COMPLETE_FILE = "plan.json", "read"
+_SUMS = ".crc32"  # ends the name of the file with the checksums of another file, or of a folder
 
 
 class Staging:
@@ -72,14 +75,18 @@ class Staging:
         discard_staging(space)
         self.resumed, self.id = False, new_id()
         self.folder.mkdir()
-        write_json(self.folder / _PLAN_FILE, plan | {"id": self.id, "space": space_id})
+        plan = plan | {"id": self.id, "space": space_id, "checksums": True}
+        write_json(self.folder / _PLAN_FILE, plan | {"crc32": _plan_checksum(plan)})
         fsync(space)
 
     def _is_intact(self) -> bool:
-        """Whether no file is missing; an older version may have been killed while it removed some.
+        """Whether no file is missing or damaged.
 
-        The documents of an addition that is not intact are read again.
+        An older version may have been killed while it removed some. The documents of an addition
+        that is not intact are read again.
         """
+        if self.damaged():
+            return False
         names = {path.name for path in self.folder.iterdir()}
         parts = {name for name in names if name.endswith(".arrow")}
         if parts != {self._path(part, "arrow").name for part in range(len(parts))}:
@@ -90,6 +97,56 @@ class Staging:
             return True
         count = (self.folder / _COMPLETE_FILE).read_text("utf-8")
         return FAILED_FILE in names and count in ("", str(len(parts)))
+
+    def damaged(self) -> list[Path]:
+        """The files that are not as they were written; additions of older versions have no checksums.
+
+        Reads all of them. The embedder may be in the data space already, see `discard_staging`.
+        """
+        if not staged_plan(self.folder.parent).get("checksums"):
+            return []
+        expected: dict[str, list[int]] = {}
+        for path in self.folder.glob(f"*{_SUMS}"):
+            with suppress(ValueError):
+                expected |= json.loads(path.read_text("utf-8"))
+        written = [
+            p.name for p in self.folder.iterdir() if p.suffix in (".arrow", ".npy", ".failed")
+        ]
+        if self.read:
+            written.append(FAILED_FILE)
+        staged = self.folder / EMBEDDER_FOLDER
+        if staged.is_dir():
+            written += [f"{EMBEDDER_FOLDER}/{path.name}" for path in staged.iterdir()]
+        if staged.is_dir() or (self.folder.parent / EMBEDDER_FOLDER).is_dir():
+            written += [name for name in expected if name.startswith(f"{EMBEDDER_FOLDER}/")]
+        return [path for name in sorted(set(written)) if (path := self._changed(name, expected))]
+
+    def _changed(self, name: str, expected: dict[str, list[int]]) -> Path | None:
+        path = self.folder / name
+        if not path.exists() and (self.folder.parent / name).exists():
+            path = self.folder.parent / name
+        actual = [path.stat().st_size, checksum(path)] if path.exists() else None
+        return path if actual != expected.get(name) else None
+
+    def check(self) -> None:
+        """Compare all files with their checksums, before they become part of the data space.
+
+        Raises:
+            SpaceError: If one is damaged.
+        """
+        if damaged := self.damaged():
+            raise SpaceError(
+                f"{damaged[0]} is broken: it has another checksum than when written. Nothing was added; "
+                "run the same command again, which reads the documents again"
+            )
+
+    def record(self, name: str, written: Path) -> None:
+        """Store checksums of a file, or of the files of a folder, that will be renamed to `name`."""
+        files = {name: written}
+        if written.is_dir():
+            files = {f"{name}/{path.name}": path for path in written.iterdir()}
+        sums = {name: [path.stat().st_size, checksum(path)] for name, path in files.items()}
+        (self.folder / f"{name}{_SUMS}").write_text(json.dumps(sums), "utf-8")
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -107,16 +164,15 @@ class Staging:
 
     def put(self, documents: list[Document]) -> None:
         """Stage documents as the next part."""
-        batch = as_records(documents)
-        with (
-            atomic_write(self._path(self.parts, "arrow")) as temporary,
-            pa.OSFile(str(temporary), "wb") as sink,
-            pa.ipc.new_file(sink, SCHEMA) as file,
-        ):
-            file.write_batch(batch)
+        batch, path = as_records(documents), self._path(self.parts, "arrow")
+        with atomic_write(path) as temporary:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as file:
+                file.write_batch(batch)
+            self.record(path.name, temporary)
 
     def end(self) -> None:
-        """Record that all documents of the source are staged."""
+        """Record that all documents of the source are staged, and which could not be read."""
+        self.record(FAILED_FILE, self.folder / FAILED_FILE)
         with atomic_write(self.folder / _COMPLETE_FILE) as temporary:
             temporary.write_text(str(self.parts), "utf-8")
 
@@ -138,9 +194,14 @@ class Staging:
         if failures:
             ids = as_strings(self.rows(part)["id"])
             records = [{"id": ids[i], "reason": reason} for i, reason in failures.items()]
-            write_json(self._path(part, "failed"), records)
-        with atomic_write(self._path(part, "npy")) as temporary, temporary.open("wb") as file:
-            np.save(file, vectors)
+            with atomic_write(self._path(part, "failed")) as temporary:
+                temporary.write_text(json.dumps(records), "utf-8")
+                self.record(self._path(part, "failed").name, temporary)
+        path = self._path(part, "npy")
+        with atomic_write(path) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, vectors)
+            self.record(path.name, temporary)
 
     def failures(self, log: str) -> Iterator[dict[str, str]]:
         """Documents that could not be read, from the lines of `log`, or not be embedded."""
@@ -298,8 +359,13 @@ def staged_plan(space: Path) -> dict[str, Any]:
     """The plan of the addition that is staged in `space`; empty if nothing is staged."""
     with suppress(FileNotFoundError, NotADirectoryError, ValueError):
         plan = json.loads((space / STAGING / _PLAN_FILE).read_text("utf-8"))
-        return plan if isinstance(plan, dict) else {}
+        if isinstance(plan, dict) and plan.pop("crc32", None) in (None, _plan_checksum(plan)):
+            return plan
     return {}
+
+
+def _plan_checksum(plan: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(plan, sort_keys=True).encode())
 
 
 def is_committed(space: Path, manifest: Manifest) -> bool:

@@ -263,6 +263,17 @@ def _record_checksum(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record).encode())
 
 
+def is_complete_segment(folder: Path, count: int) -> bool:
+    """Whether an interrupted call has written all of a segment of `count` rows, and it is intact."""
+    if not (folder / SEGMENT_FILE).exists():
+        return False
+    try:
+        segment = Segment(folder, locked=False)
+        return segment.count == count and not segment.verify()
+    except SpaceError:
+        return False
+
+
 def remove_segment(folder: Path) -> bool:
     """Remove a segment's folder, unless a reader has it open; returns whether it was removed."""
     if folder.is_symlink():  # what it refers to belongs to others
