@@ -168,8 +168,8 @@ def doctor(
 def copy(space: Path, address: str, lists: int, as_json: bool, quiet: bool) -> None:
     """Copy SPACE to a Milvus collection.
 
-    ADDRESS is milvus:FILE.db#NAME, or milvus:http://HOST:PORT#NAME for a server. An interrupted
-    copy resumes.
+    ADDRESS is milvus:FILE.db#NAME, or milvus:http://HOST:PORT#NAME for a server. Copying again
+    brings the collection up to date, also after an interruption.
     """
     from whet.io import progress_bar
     from whet.space.milvus.writer import copy_space

@@ -21,10 +21,10 @@ from whet.maths.arrays import Array
 from whet.space.store.manifest import EMBEDDER_FOLDER, Labels
 from whet.space.store.protocol import COLUMNS
 from whet.space.store.reader import DiskReader
-from whet.space.store.records import BATCH_ROWS, as_strings
 from whet.space.store.sealing import Batch, label_of
+from whet.space.store.segments.records import BATCH_ROWS, as_strings
+from whet.space.store.segments.vectors import to_float16
 from whet.space.store.staging import staged_plan
-from whet.space.store.vectors import to_float16
 from whet.space.store.writer import DiskWriter
 
 

@@ -137,6 +137,33 @@ def test_copying_rows_again_has_no_effect(make, tmp_path):
         MilvusReader.open(uri, "none")
 
 
+def test_copying_a_changed_space_again_brings_the_copy_up_to_date(address, tmp_path):
+    def stored():
+        space = DataSpace.open(address, HashingEmbedder())
+        documents = {d.id: (d.text, d.meta) for d in space.documents(space.rows)}
+        return space, documents, len(space)
+
+    docs = [{"id": f"d{i}", "text": f"text {i}", "year": i} for i in range(8)]
+    path = DataSpace.build(docs, tmp_path / "s", HashingEmbedder()).path
+    assert copy_space(path, address) == 8
+    version = stored()[0].manifest.version
+    copy_space(path, address)
+    assert stored()[0].manifest.version == version  # nothing changed, nothing was written
+    space = DataSpace.open(path, HashingEmbedder()).delete(ids=["d1", "d2"])
+    space.add(
+        [{"id": "d3", "text": "text 3", "year": 99}, {"id": "d1", "text": "another", "year": 1}]
+    )
+    assert copy_space(path, address) == 7
+    copy, documents, count = stored()
+    assert count == 7 and documents["d3"] == ("text 3", {"year": 99}) and "d2" not in documents
+    assert documents["d1"][0] == "another" and documents["d5"] == ("text 5", {"year": 5})
+    assert (
+        copy.filter("year == 99").ids == ["d3"] and copy.store.count(Compare("year", "==", 3)) == 0
+    )
+    DataSpace.open(path, HashingEmbedder()).delete(where="year >= 0")
+    assert copy_space(path, address) == 0
+
+
 def test_exact_searches_probe_all_lists(tmp_path):
     if SERVER is not None:
         pytest.skip("on the server, the conformance tests run without lists")

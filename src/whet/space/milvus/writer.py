@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from whet.data.filters import Filter, as_comparable, kind
 from whet.errors import EmbedderMismatchError, SpaceError, require
@@ -120,9 +120,10 @@ def copy_rows(
     progress: Callable[[int], None] = lambda _: None,
     **settings: Any,
 ) -> MilvusReader:
-    """Copy all rows of a store into a collection, which is created if it does not exist.
+    """Make a collection equal to a store; it is created if it does not exist.
 
-    An interrupted copy can be repeated. Rows get new numbers.
+    Documents that changed since the last copy are replaced, and those that vanished are deleted, both
+    before new ones are added. An interrupted copy can be repeated. Rows get new numbers.
 
     Args:
         store: The store.
@@ -134,14 +135,15 @@ def copy_rows(
     Raises:
         EmbedderMismatchError: If the collection contains vectors of another embedder.
         SpaceError: If the collection has other labels.
-        ValueError: If a document is too large for Milvus, or the collection contains it already.
+        ValueError: If a document is too large for Milvus, or two have the same id.
     """
     new = CollectionRecord(dimension=store.dimension, fingerprint=store.fingerprint, **settings)
     writer = MilvusWriter(uri, collection, new=new)
     reader = writer.snapshot()
     if reader.fingerprint != store.fingerprint:
         raise EmbedderMismatchError(
-            f"collection {collection} at {uri} has vectors of another embedder: choose another name"
+            f"collection {collection} at {uri} has vectors of another embedder, or of this one before "
+            "`whet space refit`: choose another name, or drop the collection first"
         )
     if reader.record.labels != new.labels:
         raise SpaceError(
@@ -149,12 +151,38 @@ def copy_rows(
             f"space has {new.labels}: choose another name"
         )
     ids = store.ids()
-    for start in range(0, len(ids), MAX_ROWS):
-        batch = ids[start : start + MAX_ROWS]
-        key = f"{store.fingerprint} {store.version} {batch[0]}-{batch[-1]}"
-        writer.add(store.rows(batch), store.vectors(batch), key=key)
+    missing, obsolete = _differences(store, ids, reader)
+    writer.delete(ids=obsolete)
+    progress(len(ids) - len(missing))
+    for start in range(0, len(missing), MAX_ROWS):
+        batch = missing[start : start + MAX_ROWS]
+        writer.add(store.rows(batch), store.vectors(batch))
         progress(len(batch))
     return writer.snapshot()
+
+
+def _differences(
+    store: Reader, ids: Int[Array, " n"], copy: MilvusReader
+) -> tuple[Int[Array, " _"], Int[Array, " _"]]:
+    """Rows of `store` that a copy lacks, and rows of the copy that the store no longer has.
+
+    A document with another text or other metadata counts as both.
+    """
+    copied = copy.ids()
+    if not len(copied):
+        return ids, copied
+    missing, current = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for start in range(0, len(ids), MAX_ROWS):
+        batch = ids[start : start + MAX_ROWS]
+        rows = store.rows(batch)
+        found = copy.find(rows["id"].to_pylist())
+        known = np.flatnonzero(found >= 0)
+        texts = [table.select(["text", "meta"]).to_pylist()
+                 for table in (rows.take(pa.array(known)), copy.rows(found[known]))]  # fmt: skip
+        same = known[[one == other for one, other in zip(*texts, strict=True)]]
+        missing.append(np.delete(batch, same))
+        current.append(found[same])
+    return np.concatenate(missing), np.setdiff1d(copied, np.concatenate(current))
 
 
 def copy_space(
@@ -166,8 +194,7 @@ def copy_space(
 ) -> int:
     """Copy the data space in a folder to `milvus:URI#COLLECTION`; returns the number of documents.
 
-    Repeating it has no effect until the data space changes; then choose another collection, because
-    documents that were copied before cannot be copied again.
+    Repeating it brings the collection up to date: see `copy_rows`.
 
     Args:
         path: The folder.
@@ -180,7 +207,7 @@ def copy_space(
             other labels.
         EmbedderMismatchError: If the collection contains vectors of another embedder.
         ValueError: If the address is incomplete, the vectors are not normalized, a document is too
-            large for Milvus, or the collection contains it already.
+            large for Milvus, or two documents have the same id.
     """
     uri, collection = parse_address(address)
     source = DiskReader.open(path)
