@@ -280,12 +280,21 @@ CHANGES = {
 }  # fmt: skip
 
 
+def model_for(kind, tiny, folder):
+    """A copy of `tiny` that an embedder of `kind` accepts: sentence-transformers needs padding."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(tiny, folder)
+    if kind == "st":
+        pytest.importorskip("sentence_transformers", reason="extra embed is missing")
+        AutoTokenizer.from_pretrained(tiny, pad_token="?").save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", ["hf", "st"])
 def test_other_files_of_a_folder_are_noticed(tiny, tmp_path, kind, change):
-    folder = shutil.copytree(tiny, tmp_path / "model")
-    if kind == "st":
-        pytest.importorskip("sentence_transformers", reason="extra embed is missing")
+    folder = model_for(kind, tiny, tmp_path / "model")
     (folder / "README.md").write_text("one")
     path = DataSpace.build(["ab", "some text"], tmp_path / "s", f"{kind}:{folder}").path
     (folder / "README.md").write_text("two")
@@ -298,7 +307,8 @@ def test_other_files_of_a_folder_are_noticed(tiny, tmp_path, kind, change):
 
 def test_other_pooling_of_a_sentence_encoder_is_noticed(tiny, tmp_path):
     library = pytest.importorskip("sentence_transformers", reason="extra embed is missing")
-    library.SentenceTransformer(str(tiny), device="cpu").save(str(tmp_path / "model"))
+    plain = model_for("st", tiny, tmp_path / "plain")
+    library.SentenceTransformer(str(plain), device="cpu").save(str(tmp_path / "model"))
     path = DataSpace.build(["ab", "some text"], tmp_path / "s", f"st:{tmp_path / 'model'}").path
     assert len(DataSpace.open(path).add(["more"])) == 3
     [pooling] = tmp_path.glob("model/*ooling/config.json")
@@ -313,14 +323,13 @@ def test_other_pooling_of_a_sentence_encoder_is_noticed(tiny, tmp_path):
 
 @pytest.mark.parametrize("kind", ["hf", "st"])
 def test_spaces_with_fingerprints_of_older_versions_open_and_grow(tiny, tmp_path, kind):
-    if kind == "st":
-        pytest.importorskip("sentence_transformers", reason="extra embed is missing")
-    embedder = get_embedder(f"{kind}:{tiny}")
+    folder = model_for(kind, tiny, tmp_path / "model")
+    embedder = get_embedder(f"{kind}:{folder}")
     path = DataSpace.build(["ab", "some text"], tmp_path / "s", embedder).path
     manifest = read_manifest(path)
     replace(manifest, fingerprint=embedder.former_fingerprints[0]).write(path)
     assert len(DataSpace.open(path).add(["more"])) == 3
-    assert len(DataSpace.build(["other"], path, f"{kind}:{tiny}")) == 4
+    assert len(DataSpace.build(["other"], path, f"{kind}:{folder}")) == 4
 
 
 def test_a_model_that_makes_no_numbers_is_one_clear_line(tiny, tmp_path):

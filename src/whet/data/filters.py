@@ -30,6 +30,7 @@ Value = str | int | float | bool
 OPERATORS = {"==": np.equal, "<": np.less, "<=": np.less_equal}
 OPERATORS |= {">": np.greater, ">=": np.greater_equal}
 LONGEST = 256  # characters of a string that can be filtered by
+SHOWN = 80  # characters of a filter in messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +197,27 @@ def parse(text: str) -> Filter:
         ValueError: If `text` does not follow the grammar; the message names the part.
     """
     try:
-        return _filter(_parse_expression(text.strip()))
-    except (SyntaxError, RecursionError, MemoryError) as error:
+        expression = _parse_expression(text.strip())
+        if not text.isascii():
+            _restore_names(expression, text.strip())
+        return _filter(expression)
+    except (SyntaxError, RecursionError, MemoryError, UnicodeEncodeError) as error:
         raise ValueError(
-            f"filter {text!r} cannot be read ({error}): "
+            f"filter {_short(text)!r} cannot be read ({error}): "
             'expected such as `set == "github" and year >= 2010`'
         ) from error
+
+
+def _restore_names(expression: ast.expr, text: str) -> None:
+    """Give names the characters that were written: Python parses `ﬁ` as `fi`, another field."""
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Name):
+            node.id = ast.get_source_segment(text, node) or node.id
+
+
+def _short(text: str) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _parse_expression(text: str) -> ast.expr:
@@ -237,7 +253,7 @@ def _filter(node: ast.expr) -> Filter:
         case ast.Compare(left=left, ops=[op], comparators=[right]):
             return _comparison(_field(left), op, right)
     raise ValueError(
-        f"filter contains `{ast.unparse(node)}`: expected `field == value` and the like"
+        f"filter contains `{_short(ast.unparse(node))}`: expected `field == value` and the like"
     )
 
 
@@ -263,7 +279,9 @@ def _field(node: ast.expr) -> str:
             return name
         case ast.Constant(value=str(name)):
             return name
-    raise ValueError(f"filter contains `{ast.unparse(node)}`: expected a field's name on the left")
+    raise ValueError(
+        f"filter contains `{_short(ast.unparse(node))}`: expected a field's name on the left"
+    )
 
 
 def _value(node: ast.expr) -> Value:
@@ -273,13 +291,16 @@ def _value(node: ast.expr) -> Value:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
     raise ValueError(
-        f"filter contains `{ast.unparse(node)}`: expected a text in quotes, a number, True or False"
+        f"filter contains `{_short(ast.unparse(node))}`: expected a text in quotes, a number, True or "
+        "False"
     )
 
 
 def _check(value: Any) -> None:
     if not isinstance(value, str | int | float):
         raise ValueError(f"a filter's value is {value!r}: expected a text, a number or a truth")
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError(f"a filter's text is {_short(value)!r}, with an unpaired surrogate")
     if isinstance(value, str) and len(value) > LONGEST:
         raise ValueError(f"a filter's text has {len(value)} characters: at most {LONGEST} compare")
     if isinstance(value, float) and value != value:

@@ -58,6 +58,12 @@ def csv_rows(
                 yield SourceError(f"{where}: the first line cannot be read: {cells}")
                 return
             fields = cells
+            repeated = [field for field in fields if field and fields.count(field) > 1]
+            if repeated:
+                yield SourceError(
+                    f"{where}: the first line has the field {repeated[0]!r} twice: rename one"
+                )
+                return
             if not has_text(fields, text_field):
                 yield Record(name, where, dict.fromkeys(fields))  # one error for all rows
                 return

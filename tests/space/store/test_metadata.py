@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.reference_store import Row, passes
 
-from whet.data.filters import And, Compare, In, Not, Or, matches
+from whet.data.filters import And, Compare, In, Not, Or, matches, parse
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.segments import metadata
 from whet.space.store.segments.checked_file import CheckedFile
@@ -94,6 +94,41 @@ def test_filters_on_columns_equal_comparisons_in_python(
     table = columns(metas, tmp_path_factory.mktemp("m"), older=older)
     rows = [Row(i, f"d{i}", "", json.dumps(meta), None) for i, meta in enumerate(metas)]
     assert matches(where, table).tolist() == [bool(passes(where, row)) for row in rows]
+
+
+EDGES = [0, 5, -5, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, 2**63, -(2**63), 2**64 + 1, 10**400]
+REALS = [0.5, -0.0, 2.0**53, 2.0**63, 1e300, float("inf"), float("-inf"), -1e300, 5e-324]
+
+
+def test_numbers_of_any_size_compare_exactly(tmp_path):
+    numbers = [*EDGES, *REALS, -(10**400)]
+    stored = [n for n in numbers if abs(n) != float("inf")]
+    table = columns([{"n": number} for number in stored], tmp_path)
+    for op, compare in metadata.PYTHON_OPERATORS.items():
+        for number in numbers:
+            expected = [compare(have, number) for have in stored]
+            assert table.compare("n", op, (number,)).tolist() == expected, (op, number)
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ('a == "\ud800"', "cannot be read .*surrogates not allowed"),
+        (r'a == "\ud800"', "'.ud800', with an unpaired surrogate"),
+        ("not " * 50_000 + "a == 1", "cannot be read"),
+        ("a == 1 +" * 9_000, "cannot be read"),
+        ("a[" + "0, " * 5000 + "]", "expected `field == value`"),
+    ],
+)
+def test_filters_that_cannot_be_read_are_one_short_line(where, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(where)
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def test_a_field_is_the_one_that_was_written():
+    for name in ("fi", "ﬁ", "café", "cafe\u0301", "ｆｉ", "é"):  # Python reads them as NFKC
+        assert parse(f"(année == 1 or\n {name} == 2)") == parse(f'"année" == 1 or "{name}" == 2')
 
 
 def test_missing_values_fail_comparisons_and_pass_their_negation(tmp_path):

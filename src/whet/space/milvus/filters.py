@@ -6,6 +6,7 @@ whether rows without the field pass. Texts and field names are encoded in hexade
 preserves their order, so that none can be mistaken for a part of an expression.
 """
 
+import sys
 from collections.abc import Sequence
 
 from whet.data.filters import And, Compare, Filter, In, Not, Or, Value, as_comparable, kind
@@ -34,13 +35,13 @@ def literal(value: Value) -> str:
     """A value as an expression writes it.
 
     Raises:
-        ValueError: If it is infinite.
+        ValueError: If it is infinite, or larger than any real.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return f'"{hex_encode(value)}"'
-    if abs(value) == float("inf"):
+    if abs(value) > sys.float_info.max:
         raise ValueError(f"a filter compares with {value}, but Milvus requires finite numbers")
     return repr(value if isinstance(value, float) or abs(value) < INT_LIMIT else float(value))
 

@@ -11,7 +11,9 @@ stored are converted when a filter first compares their column.
 """
 
 import json
+import math
 import operator
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property
@@ -202,13 +204,44 @@ class MetadataColumns:
 
 
 def _compare_numbers(chunk: pa.Array, op: str, values: list[Any]) -> Bool[Array, " n"]:
-    """Compare in NumPy: unlike Arrow it compares integers with reals, and with integers beyond
-    64 bits, without converting them."""
+    """Compare in NumPy: unlike Arrow it compares integers with integers beyond 64 bits."""
     filled = chunk.fill_null(0).to_numpy(zero_copy_only=False)
     valid = chunk.is_valid().to_numpy(zero_copy_only=False)
-    masks = [OPERATORS[op](filled, value) for value in values]
+    masks = [_compare_exactly(filled, op, value) for value in values]
     mask: Bool[Array, " n"] = np.logical_or.reduce(masks) & valid
     return mask
+
+
+def _compare_exactly(column: Array, op: str, value: int | float) -> Bool[Array, " n"]:
+    """Compare as Python does: not by rounding an integer to a real, nor one too large for a real.
+
+    A number that the column cannot hold is replaced by its neighbors that it can.
+    """
+    if column.dtype.kind == "f" and isinstance(value, int):
+        below, above = _neighbors(value)
+    elif column.dtype.kind == "i" and isinstance(value, float) and math.isfinite(value):
+        below, above = math.floor(value), math.ceil(value)
+    else:
+        below = above = value
+    if op == "==" and below != above:
+        return np.zeros(len(column), bool)
+    bound = above if op in ("<", ">=") else below
+    mask: Bool[Array, " n"] = OPERATORS[op](column, bound)
+    return mask
+
+
+def _neighbors(value: int) -> tuple[float, float]:
+    """The largest real that is at most `value`, and the smallest that is at least `value`."""
+    largest = sys.float_info.max
+    try:
+        nearest = float(value)
+    except OverflowError:
+        return (largest, math.inf) if value > 0 else (-math.inf, -largest)
+    if nearest == value:
+        return nearest, nearest
+    if nearest < value:
+        return nearest, math.nextafter(nearest, math.inf)
+    return math.nextafter(nearest, -math.inf), nearest
 
 
 def _compare_others(chunk: pa.Array, op: str, values: list[Any]) -> Bool[Array, " n"]:
