@@ -99,6 +99,19 @@ def test_missing_files_are_reported(lsa_space, tmp_path, name):
     assert any(name in message for message in maintenance.verify(tmp_path / "s"))
 
 
+def test_files_replaced_by_folders_are_reported(lsa_space, tmp_path):
+    files = [f.relative_to(lsa_space) for f in lsa_space.rglob("*") if f.is_file()]
+    for name in files:
+        shutil.copytree(lsa_space, tmp_path / "s")
+        (tmp_path / "s" / name).unlink()
+        (tmp_path / "s" / name).mkdir()
+        with pytest.raises(SpaceError, match=str(name.name)):
+            raise SpaceError(maintenance.verify(tmp_path / "s")[0])  # or verify itself raises it
+        with contextlib.suppress(SpaceError):
+            contents(tmp_path / "s")
+        shutil.rmtree(tmp_path / "s")
+
+
 def test_a_file_of_failures_that_nobody_wrote_is_reported(tmp_path):
     DataSpace.build(["bees", "wax"], tmp_path / "s", HashingEmbedder())
     (tmp_path / "s" / "failed.jsonl").write_bytes(b"\0\xff")

@@ -33,7 +33,12 @@ from whet.maths.arrays import Array
 from whet.space.store.manifest import SEGMENT_FILE
 from whet.space.store.segments import ann_index
 from whet.space.store.segments.ann_index import AnnIndex, IndexStats, build_index
-from whet.space.store.segments.checked_file import CheckedFile, Checksums, checksums_of
+from whet.space.store.segments.checked_file import (
+    CheckedFile,
+    Checksums,
+    checksums_of,
+    unreadable,
+)
 from whet.space.store.segments.metadata import MetadataColumns, MetadataWriter
 from whet.space.store.segments.records import (
     IdIndex,
@@ -143,7 +148,12 @@ class Segment:
             SpaceError: If a file is missing, broken, or of another size than when it was written.
         """
         self.folder, self.name = folder, folder.name
-        lock = os.open(folder / SEGMENT_FILE, os.O_RDONLY)
+        try:
+            lock = os.open(folder / SEGMENT_FILE, os.O_RDONLY)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # another user's, or a damaged file system
+            raise unreadable(folder / SEGMENT_FILE, error) from error
         try:
             lock_shared(lock)
             self._record = read_segment_file(folder)
@@ -252,7 +262,7 @@ def read_segment_file(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text("utf-8"))
         written = record.pop("crc32")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (IsADirectoryError, PermissionError, ValueError, KeyError, AttributeError) as error:
         raise SpaceError(f"{path} is broken: {error!r}") from error
     if written != _record_checksum(record):
         raise SpaceError(f"{path} is broken: it has another checksum than when written")
