@@ -17,11 +17,12 @@ from whet.adapt.session import adapted
 from whet.adapt.slots import Slots
 from whet.data.documents import Document
 from whet.evaluate.config import EvalConfig
-from whet.evaluate.contamination import find_contamination, near_duplicates, overlap
+from whet.evaluate.contamination import find_contamination, near_duplicates
 from whet.evaluate.dataset import Prompt
 from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.tasks import InContext, ScoringTask
 from whet.select.config import SelectionConfig
+from whet.space.passages import overlap
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
 

@@ -1,0 +1,141 @@
+"""Passages by the document they were cut from, and documents that repeat a prompt.
+
+A document contains another text to the extent that it shares its 13-grams of words (Brown et al.,
+arXiv 2005.14165, Appendix C). Cosines do not decide: those of an embedder of words are high for
+texts that share no sentence, such as exercises made from one template.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from whet.data.documents import Document
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
+    from whet.maths.arrays import Array
+    from whet.space.space import DataSpace
+
+GRAM = 13  # words
+MIN_WORDS = 2 * GRAM  # of a prompt that can have a copy: documents repeat shorter texts by chance
+FOLLOWING = 2  # passages that are read on after a copy
+
+
+@dataclass(frozen=True, slots=True)
+class Passages:
+    """Those of some documents that were cut from one document: the document itself, or passages."""
+
+    places: list[int]
+    """Their indices among the documents, in the order of the text."""
+    texts: list[str]
+    """Their texts, in which passages that follow each other are joined."""
+
+    def overlap(self, text: str) -> float:
+        """The share of the 13-grams of `text` that the passages contain together."""
+        return overlap(text, self.texts)
+
+
+def by_parent(documents: Sequence[Document]) -> list[Passages]:
+    """The documents by the document that they were cut from."""
+    places = defaultdict[object, list[int]](list)
+    for place, document in enumerate(documents):
+        places[parent(document)].append(place)
+    return [_passages(documents, group) for group in places.values()]
+
+
+def parent(document: Document) -> object:
+    """Id of the document that `document` was cut from; its own if it is whole."""
+    is_passage = "parent" in document.meta and "span" in document.meta
+    return document.meta["parent"] if is_passage else document.id
+
+
+def overlap(text: str, others: Iterable[str]) -> float:
+    """The share of the distinct 13-grams of `text` that `others` contain together.
+
+    Words are compared without case. A shorter text counts as one gram of all its words.
+
+    >>> overlap("to be or not to be", ["To be or not to be?"])
+    0.0
+    >>> overlap("to be or not to be", ["he said to be or not to be"])
+    1.0
+    """
+    words = text.casefold().split()
+    size = min(GRAM, len(words))
+    grams, vocabulary = set(_grams(words, size)), set(words)
+    found = set[tuple[str | None, ...]]()
+    for other in others:
+        known = [word if word in vocabulary else None for word in other.casefold().split()]
+        found |= grams.intersection(_grams(known, size))
+    return len(found) / len(grams) if grams else 0.0
+
+
+def find_copy(
+    space: "DataSpace", prompt: str, rows: "Int[Array, ' k']", min_overlap: float
+) -> list[Document]:
+    """The document that repeats the prompt: its passages in `rows`, and those that follow.
+
+    That is the document whose passages in `rows` contain the largest share of the prompt's
+    13-grams of words, at least `min_overlap`; of its passages, those that contain one of these,
+    and the two that follow the last. Prompts of fewer than 26 words have no copy.
+
+    Reads and compares the texts of `rows`, some milliseconds for 200 passages.
+
+    Args:
+        space: Where the passages are.
+        prompt: The text that may be repeated.
+        rows: Candidates of the prompt.
+        min_overlap: Share of the 13-grams, above 0 and at most 1.
+
+    Returns:
+        Passages in the order of the text, none if no document repeats the prompt. Passages that
+        the data space does not show, because of a filter or a label, are never among them.
+    """
+    if len(prompt.split()) < MIN_WORDS:
+        return []
+    documents = space.documents(rows)
+    groups = by_parent(documents)
+    overlaps = [group.overlap(prompt) for group in groups]
+    best = int(np.argmax(overlaps))
+    if overlaps[best] < min_overlap:
+        return []
+    repeated = [i for i in groups[best].places if overlap(prompt, [documents[i].text])]
+    repeated = repeated or groups[best].places  # cut where they meet, so that no gram is in one
+    return [documents[i] for i in repeated] + _following(space, int(rows[repeated[-1]]))
+
+
+def _following(space: "DataSpace", row: int) -> list[Document]:
+    """The passages after that in `row`, of the same document: their rows follow each other."""
+    visible = space.rows
+    wanted = np.arange(row + 1, row + 1 + FOLLOWING)
+    [first, *others] = space.documents([row, *wanted[np.isin(wanted, visible)].tolist()])
+    following, end = list[Document](), first.meta.get("span", [None, None])[1]
+    for document in others:
+        if end is None or parent(document) != parent(first) or document.meta["span"][0] != end:
+            break
+        following.append(document)
+        end = document.meta["span"][1]
+    return following
+
+
+def _passages(documents: Sequence[Document], places: list[int]) -> Passages:
+    """The texts of passages by their position; those that follow each other are one text."""
+    spans = [documents[place].meta.get("span") for place in places]
+    if any(span is None for span in spans):
+        return Passages(places, [documents[place].text for place in places])
+    texts, order, end = list[str](), list[int](), -1
+    for (start, stop), place in sorted(zip(spans, places, strict=True)):
+        if start == end:
+            texts[-1] += documents[place].text
+        else:
+            texts.append(documents[place].text)
+        order.append(place)
+        end = stop
+    return Passages(order, texts)
+
+
+def _grams(words: list[str] | list[str | None], size: int) -> Iterable[tuple[str | None, ...]]:
+    return zip(*(words[i:] for i in range(size)), strict=False)
