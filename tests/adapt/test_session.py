@@ -2,10 +2,18 @@ import pytest
 import torch
 from support import reference_slot, tiny_models
 
-from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig, adapter_config
+from whet.adapt.config import (
+    FullFineTuning,
+    LMHead,
+    LoRA,
+    OptimizerConfig,
+    TrainingConfig,
+    adapter_config,
+)
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import adapted
 from whet.adapt.tuners.lora import linear_layers
+from whet.adapt.updates import plan_updates
 from whet.errors import AdaptationError, ModelError
 
 ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
@@ -171,3 +179,23 @@ def test_every_optimizer_lowers_the_loss(model, kind):
 def test_options_out_of_range_are_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.6, 0.9])
+def test_repeats_of_a_learned_text_are_skipped(model, ratio):
+    texts = [("a", "first text"), ("b", "another one"), ("a", "first text")] * 10
+    training = TrainingConfig(learned_ratio=ratio)
+    updates = plan_updates(texts, model, training)
+    expected, last, first = [], {}, {}
+    with adapted(model, FullFineTuning(lr=1e-2)) as session:  # the same, written out
+        for id, text in texts:
+            if id in last and last[id] < ratio * first[id]:
+                continue
+            last[id] = session.step(text)
+            first.setdefault(id, last[id])
+            expected.append((id, last[id]))
+    with adapted(model, FullFineTuning(lr=1e-2), training=training) as session:
+        reason = session.train(updates)
+        assert [(step.id, step.loss) for step in session.steps] == expected
+    assert reason == ("learned" if len(expected) < len(texts) else None)
+    assert (len(expected) < len(texts)) == (ratio > 0)

@@ -11,10 +11,9 @@ from support import eval_fixtures
 
 from whet.adapt.config import AdapterOptions
 from whet.errors import SourceError
-from whet.evaluate.config import EvalConfig
+from whet.evaluate.config import PLAIN_SELECTION, EvalConfig
 from whet.evaluate.dataset import EvalData, Experiment
 from whet.evaluate.tasks import ScoringTask
-from whet.select.config import SelectionConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -217,7 +216,7 @@ def test_a_file_and_lines_over_it_are_values_of_their_fields(tmp_path):
     config = Experiment.read(file, ['where=set == "github"', "data.space=b", "eval_steps=[1, 2]"])
     assert config.config == EvalConfig(
         eval_steps=(1, 2),
-        selection=SelectionConfig(n=3, where='set == "github"'),
+        selection=replace(PLAIN_SELECTION, n=3, where='set == "github"'),
         adapter=AdapterOptions(lr=1.0),
     )
     assert config.data == EvalData(space="b", sets=("github",))

@@ -91,3 +91,26 @@ def test_losses_and_scores_of_evaluator_and_engine_are_equal(eval_folder, model,
     else:
         assert [row["document"] for row in rows[1:]] == steps
         assert [row["loss"] for row in rows[1:]] == [step.loss for step in output.trace]
+
+
+def test_the_method_whet_is_the_engine_with_its_defaults(eval_folder, model, tmp_path):
+    words = eval_fixtures.text(100, 80)
+    documents = [*(eval_fixtures.text(i, 60) for i in range(20)), words[: len(words) * 2 // 3]]
+    space = DataSpace.build(documents, tmp_path / "space")
+    config = eval_fixtures.config(eval_folder, methods=("whet", "sift"))
+    evaluator = Evaluator(space, model, config)
+    prompt = Document("p", words, {})
+    columns = evaluator.record(Prompt(prompt, "a"))["rows"]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    bits = {row["method"]: row["bits"] for row in rows if row["step"] == 4}
+    [task] = ScoringTask.of(words, config)
+    engine = Engine(
+        space,
+        model,
+        model.adapter_config("full", lr=1e-2),
+        selection=SelectionConfig(n=4, k=10),
+        training=TrainingConfig(seed=prompt_seed(0, prompt.id)),
+    )
+    output = engine.submit(Request(task.query, text=task.text)).result()
+    assert {step.id for step in output.trace} == {"20"} and output.retrieval.copy
+    assert bits["whet"] == output.score.bits != bits["sift"]

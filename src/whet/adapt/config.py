@@ -56,6 +56,9 @@ class TrainingConfig:
     long_texts: Literal["first", "chunks", "random"] = "first"
     """Texts longer than the model's context: train on the first tokens, on each chunk in turn, or
     on a random window."""
+    learned_ratio: float = 0.03
+    """A text is learned, and its further repeats are skipped, when its loss has fallen below this
+    share of its first loss; 0 turns this off."""
     persist_optimizer: bool = False
     """Keep the optimizer's state from prompt to prompt, so that results depend on earlier prompts:
     only to reproduce work that did so."""
@@ -66,6 +69,8 @@ class TrainingConfig:
         check_choices(self)
         as_count(self.batch_size, "batch_size")
         as_count(self.gradient_reuse, "gradient_reuse")
+        if not 0 <= self.learned_ratio < 1:
+            raise ValueError(f"learned_ratio is {self.learned_ratio}: expected 0 or more, below 1")
         if self.batch_size > 1 and self.gradient_reuse > 1:
             raise ValueError(
                 f"batch_size is {self.batch_size} and gradient_reuse is {self.gradient_reuse}: "

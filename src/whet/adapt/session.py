@@ -19,7 +19,9 @@ from whet.adapt.slots import Slots
 from whet.adapt.updates import TrainExample, Update, lr_scale
 from whet.errors import AdaptationError, ModelError
 
-StopReason = Literal["n", "alpha", "deadline", "cancelled"]
+StopReason = Literal["n", "alpha", "learned", "deadline", "cancelled"]
+BeforeUpdate = Callable[[Update], StopReason | None]
+AfterUpdate = Callable[[Update, int], None]
 ID_LENGTH = 40  # characters of a text that stand for its id
 
 
@@ -46,14 +48,36 @@ class AdaptationTrace:
 
     steps: tuple[TrainStep, ...] = ()
     stop_reason: StopReason = "n"
-    """n: all n steps were taken; alpha: adaptive stopping; deadline: the time was up; cancelled:
-    the request was cancelled."""
+    """n: all n steps were taken; alpha: adaptive stopping; learned: repeats of learned texts were
+    skipped; deadline: the time was up; cancelled: the request was cancelled."""
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[TrainStep]:
         return iter(self.steps)
+
+
+class _Repeats:
+    """The first and the last loss of each text of one training."""
+
+    def __init__(self, learned_ratio: float) -> None:
+        self._ratio = learned_ratio
+        self._losses: dict[bytes, tuple[float, float]] = {}
+
+    def are_learned(self, update: Update) -> bool:
+        """Whether the last loss of every text was below the ratio of its first loss."""
+        losses = [self._losses.get(_content(example)) for example in update.examples]
+        return all(each is not None and each[1] < self._ratio * each[0] for each in losses)
+
+    def note(self, update: Update, losses: Sequence[float]) -> None:
+        for example, loss in zip(update.examples, losses, strict=True):
+            first, _ = self._losses.get(_content(example), (loss, loss))
+            self._losses[_content(example)] = first, loss
+
+
+def _content(example: TrainExample) -> bytes:
+    return example.tokens.numpy().tobytes()
 
 
 class AdaptationSession:
@@ -116,43 +140,48 @@ class AdaptationSession:
         self,
         updates: Sequence[Update],
         *,
-        should_stop: Callable[[], StopReason | None] = lambda: None,
-        after_update: Callable[[int], None] = lambda number: None,
+        before_update: BeforeUpdate = lambda update: None,
+        after_update: AfterUpdate = lambda update, number: None,
     ) -> Generator[Update, list[float], StopReason | None]:
         """The training loop as a coroutine: yields each update and is sent its losses.
 
         The caller computes the update: `train`, or a scheduler that computes those of many
-        sessions at once. For a reused gradient no losses are sent.
+        sessions at once. For a reused gradient no losses are sent. Updates on texts that are
+        learned are skipped, see `TrainingConfig.learned_ratio`.
 
         Args:
             updates: What to train on.
-            should_stop: Asked before each update; a reason ends the training.
-            after_update: Called after each update with the number of updates taken.
+            before_update: Called before each update; a reason that it returns ends the training.
+            after_update: Called after each update with the update and the number of those taken.
 
         Returns:
-            The reason of `should_stop`; None after the last update.
+            The reason of `before_update`; `learned` if updates were skipped; otherwise None.
 
         Raises:
             AdaptationError: If a loss is not finite; it carries the steps before.
         """
-        losses: list[float] = []
-        for number, update in enumerate(updates, start=1):
-            if (reason := should_stop()) is not None:
+        losses, number, repeats = list[float](), 0, _Repeats(self.training.learned_ratio)
+        for update in updates:
+            if repeats.are_learned(update):
+                continue
+            if (reason := before_update(update)) is not None:
                 return reason
-            if number == 1:
+            if number == 0:
                 self._slots.precompute([e.tokens for each in updates for e in each.examples])
             start = time.perf_counter()
             losses = (yield update) or losses
             self._record(update, losses, time.perf_counter() - start)
-            after_update(number)
-        return None
+            repeats.note(update, losses)
+            number += 1
+            after_update(update, number)
+        return "learned" if number < len(updates) else None
 
     def train(
         self,
         updates: Sequence[Update],
         *,
-        should_stop: Callable[[], StopReason | None] = lambda: None,
-        after_update: Callable[[int], None] = lambda number: None,
+        before_update: BeforeUpdate = lambda update: None,
+        after_update: AfterUpdate = lambda update, number: None,
     ) -> StopReason | None:
         """`run` to its end, in this thread.
 
@@ -160,7 +189,7 @@ class AdaptationSession:
             AdaptationError: If a loss is not finite.
             ModelError: If one text alone does not fit in memory.
         """
-        loop = self.run(updates, should_stop=should_stop, after_update=after_update)
+        loop = self.run(updates, before_update=before_update, after_update=after_update)
         try:
             update = next(loop)
             while True:

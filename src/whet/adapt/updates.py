@@ -25,6 +25,8 @@ class TrainExample:
     sigma: float | None
     """Relative standard deviation after the document was picked; None without a selection."""
     tokens: Tokens
+    is_last: bool = True
+    """Whether it ends its text; the chunks before it do not."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,9 +67,10 @@ def plan_updates(
     tokens = [model.training_tokens(text) for _, text in texts]
     sigmas = [None] * len(texts) if sigmas is None else sigmas
     examples = [
-        TrainExample(texts[i][0], sigmas[i], chunk)
+        TrainExample(texts[i][0], sigmas[i], chunk, chunk is chunks[-1])
         for i in _order([len(t) for t in tokens], training, random)
-        for chunk in _chunks(tokens[i], model.max_length, training, random)
+        for chunks in [_chunks(tokens[i], model.max_length, training, random)]
+        for chunk in chunks
     ]
     updates: list[Update] = []
     run = 0  # consecutive updates on one gradient

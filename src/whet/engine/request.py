@@ -100,10 +100,8 @@ class RequestRunner:
             texts = [(document.id, document.text) for document in request.documents[:limit]]
             return TrainingPlan(plan_updates(texts, self.model, self.training), "n", None)
         retrieval = self.retrieve(request)
-        texts = [(document.id, document.text) for document in retrieval.documents]
-        sigmas = retrieval.selection.sigma[1:].tolist()
-        updates = plan_updates(texts, self.model, self.training, sigmas=sigmas)
-        stopped = config.stop_alpha is not None and len(retrieval) < config.n
+        updates = plan_retrieval(retrieval, config.n, self.model, self.training)
+        stopped = config.stop_alpha is not None and not retrieval.copy and len(retrieval) < config.n
         reason: StopReason = "alpha" if stopped else "n"
         return TrainingPlan(updates, reason, retrieval, time.perf_counter() - start)
 
@@ -137,7 +135,7 @@ class RequestRunner:
         scores.add(0)
         reason = yield from session.run(
             clock.plan.updates,
-            should_stop=lambda: _stop_reason(state, step_time_s()),
+            before_update=lambda update: _stop_reason(state, step_time_s()),
             after_update=scores.after_update,
         )
         clock.end("train")
@@ -159,6 +157,15 @@ class RequestRunner:
             clock.seconds,
             0 if sequence is None else len(sequence.token_ids),
         )
+
+
+def plan_retrieval(
+    retrieval: Retrieval, n: int, model: LanguageModel, training: TrainingConfig
+) -> list[Update]:
+    """The updates on what was retrieved for a prompt, at most `n` texts."""
+    texts = [(document.id, document.text) for document in retrieval.training_documents(n)]
+    sigmas = None if retrieval.copy else retrieval.selection.sigma[1:].tolist()
+    return plan_updates(texts, model, training, sigmas=sigmas)
 
 
 class _Stages:
@@ -185,7 +192,7 @@ class _Scores:
         self.scores: dict[int, Score] = {}
         self.taken = 0
 
-    def after_update(self, number: int) -> None:
+    def after_update(self, update: Update, number: int) -> None:
         self.taken = number
         if number in self._request.eval_steps:
             self.add(number)

@@ -25,6 +25,9 @@ from whet.maths.arrays import as_count, as_positive
 from whet.select.config import SelectionConfig
 
 DYNAMIC = "dynamic"  # the short form of the method that trains on the query itself
+WHET = "whet"  # the short form of what the engine, the command line and the server do by default
+PLAIN_SELECTION = SelectionConfig(copy_overlap=0.0)  # other methods are compared as published
+PLAIN_TRAINING = TrainingConfig(learned_ratio=0.0)
 NESTED: dict[str, type] = {
     "selection": SelectionConfig,
     "training": TrainingConfig,
@@ -98,8 +101,8 @@ class EvalConfig:
     device: str | None = None
     """Device of the model, such as cpu or cuda:1 [default: a GPU if there is one]."""
     methods: tuple[str | MethodConfig, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
-    """Methods that are compared: names of selectors, `dynamic`, each with its own settings in
-    brackets, such as `sift(lam=0.1)`; or complete `MethodConfig`s."""
+    """Methods that are compared: names of selectors, `dynamic`, or `whet` (the engine's defaults),
+    each with its own settings in brackets, such as `sift(lam=0.1)`; or complete `MethodConfig`s."""
     eval_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
     """Steps after which the text is scored; those beyond n are skipped, n is always scored."""
     leakage: Literal["split", "whole", "score-first"] = "split"
@@ -116,9 +119,9 @@ class EvalConfig:
     near_cosine: float = 0.95
     """Two picks are marked as near-duplicates of each other on the page of a run if their cosine is
     at least this."""
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    selection: SelectionConfig = PLAIN_SELECTION
     """How documents are selected; each method names its own selector."""
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = PLAIN_TRAINING
     """How they become gradient steps. The seed is combined with the id of the prompt, and is also
     that of randomized selectors."""
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
@@ -168,7 +171,7 @@ class EvalConfig:
     def method(self, method: Any) -> MethodConfig:
         """The configuration of one method, with the run's defaults for what it leaves out.
 
-        The short form is the name of a selector, or `dynamic`, with settings in brackets, where a
+        The short form is the name of a selector, `dynamic` or `whet`, with settings in brackets, where a
         bare number is `lam`: `sift`, `sift(0.1)`, `sift(adapter=lora, lr=5e-4)`,
         `nearest(order=reversed)`. A table has a `name` and settings; with `selector` or `train_on`
         among them the name is free, otherwise it must be a short form.
@@ -327,7 +330,7 @@ def _parse_short_form(text: str) -> dict[str, Any]:
     match = SHORT_FORM.fullmatch(text)
     if not match:
         raise ValueError(f"method is {text!r}: expected a selector, such as sift or sift(0.1)")
-    settings = {"train_on": "query"} if match[1] == DYNAMIC else {"selector": match[1]}
+    settings = _method_settings(match[1])
     for item in SETTING.findall(match[2] or ""):
         line = item.strip() if "=" in item else f"lam={item.strip()}"
         setting = flat_settings(parse_override(line, text), f"method {text!r}", MethodConfig)
@@ -335,6 +338,20 @@ def _parse_short_form(text: str) -> dict[str, Any]:
             raise ValueError(f"method {text!r} sets {twice[0]} twice")
         settings |= setting
     return settings
+
+
+def _method_settings(name: str) -> dict[str, Any]:
+    """The settings that the name of a short form stands for."""
+    if name == DYNAMIC:
+        return {"train_on": "query"}
+    if name != WHET:
+        return {"selector": name}
+    selection, training = SelectionConfig(), TrainingConfig()
+    return {
+        "selector": selection.selector,
+        "copy_overlap": selection.copy_overlap,
+        "learned_ratio": training.learned_ratio,
+    }
 
 
 def _parsed(

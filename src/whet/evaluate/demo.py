@@ -11,17 +11,17 @@ import random
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from whet.data.documents import Document
-from whet.evaluate.config import EvalConfig
+from whet.evaluate.config import PLAIN_SELECTION, EvalConfig
 from whet.evaluate.dataset import EvalData
 from whet.evaluate.report.render import curves
 from whet.evaluate.results import Run
 from whet.evaluate.runner import evaluate
-from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "__pycache__"}
@@ -42,7 +42,7 @@ def demo(
     Writes a data space, the prompts, a run and its curves to `out`; an interrupted demo resumes.
     """
     config = EvalConfig(
-        model=model, eval_steps=(0, 1, 2, 5, 10, 20), selection=SelectionConfig(n=n)
+        model=model, eval_steps=(0, 1, 2, 5, 10, 20), selection=replace(PLAIN_SELECTION, n=n)
     )
     library = Path(sysconfig.get_path("stdlib"))
     held_out = choose(library, files)

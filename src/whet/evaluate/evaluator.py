@@ -6,8 +6,7 @@ Definitions: docs/protocol.md.
 import hashlib
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -73,48 +72,38 @@ class _Picks:
         return plan_updates(texts, model, self.training)
 
 
-@dataclass(frozen=True, slots=True)
 class _Steps:
-    """The steps on the picks of a task: one row per document, in the order of training."""
+    """The steps on the picks of a task: one row per text, in the order of training."""
 
-    rows: list[Row]
-    texts: list[str]
-    updates: list[Update]
-    step_of: Mapping[str, int]
-    """Step of each example, by its id."""
+    def __init__(self, blank: Row, picks: _Picks) -> None:
+        self.rows: list[Row] = []
+        self.texts: list[str] = []
+        self.completed = 0
+        """Number of rows of which every chunk was trained on."""
+        self._blank, self._picks = blank, picks
+        self._row_of: dict[str, Row] = {}
 
-    @classmethod
-    def plan(cls, blank: Row, picks: _Picks, updates: list[Update]) -> "_Steps":
-        places = list(dict.fromkeys(e.id for update in updates for e in update.examples))
-        rows, texts, count = list[Row](), list[str](), Counter[str]()
-        for step, place in enumerate(places, start=1):
-            document = picks.documents[int(place)]
-            count[document.id] += 1
-            rows.append(
-                replace(
-                    blank,
-                    step=step,
-                    document=document.id,
-                    sigma=picks.sigma[step],
-                    multiplicity=count[document.id],
-                )
+    def add(self, place: str) -> Row:
+        """The row of the pick at `place`, which is new if it was not trained on before."""
+        if place not in self._row_of:
+            document = self._picks.documents[int(place)]
+            step = len(self.rows) + 1
+            row = replace(
+                self._blank,
+                step=step,
+                document=document.id,
+                sigma=self._picks.sigma[step],
+                multiplicity=1 + sum(row.document == document.id for row in self.rows),
             )
-            texts.append(document.text)
-        return cls(rows, texts, updates, {place: i for i, place in enumerate(places, start=1)})
-
-    def reached(self, taken: int) -> int:
-        """The last step that is complete after `taken` updates.
-
-        An update of several documents is taken at the last of them.
-        """
-        if taken == len(self.updates):
-            return len(self.rows)
-        return self.step_of[self.updates[taken].examples[-1].id] - 1
+            self._row_of[place] = row
+            self.rows.append(row)
+            self.texts.append(document.text)
+        return self._row_of[place]
 
     def note(self, update: Update, losses: Sequence[float]) -> None:
         """Write the losses and tokens of `update` into its rows; of chunks, their mean loss."""
         for example, loss in zip(update.examples, losses, strict=True):
-            row = self.rows[self.step_of[example.id] - 1]
+            row = self.add(example.id)
             before = row.tokens
             row.tokens += 0 if update.reused else len(example.tokens)
             if before and row.tokens > before:
@@ -216,7 +205,11 @@ class Evaluator:
         if method.duplicates == "drop":
             retrieval = self._drop_duplicates(retrieval, retriever, task, document.text)
         seconds = {f"{name}_s": retrieval.seconds[name] for name in ("embed", "search", "select")}
-        return _Picks(retrieval.documents, retrieval.selection.sigma.tolist(), seconds, training)
+        documents = retrieval.training_documents(method.selection.n)
+        sigma: list[float | None] = list(retrieval.selection.sigma.tolist())
+        if retrieval.copy:
+            sigma = [sigma[0], *[None] * len(documents)]
+        return _Picks(documents, sigma, seconds, training)
 
     def _drop_duplicates(
         self, retrieval: Retrieval, retriever: Retriever, task: ScoringTask, whole: str
@@ -238,36 +231,47 @@ class Evaluator:
     def _use(self, blank: Row, method: MethodConfig, picks: _Picks, task: ScoringTask) -> list[Row]:
         """Train on each document, put it into the context, or both; score at the chosen steps."""
         start = time.perf_counter()
-        steps = _Steps.plan(blank, picks, picks.updates(self._model))
+        updates, steps = picks.updates(self._model), _Steps(blank, picks)
         in_context = None if method.use == "steps" else InContext(self._model, task)
-        done = 0
+        scored = 0
 
-        def score_reached(taken: int, session: AdaptationSession | None) -> None:
-            nonlocal done, start
-            reached = steps.reached(taken) if session else len(steps.rows)
-            for row in steps.rows[done:reached]:
+        def score(session: AdaptationSession | None, *, is_end: bool = False) -> None:
+            nonlocal scored, start
+            for row in steps.rows[scored : steps.completed]:
                 if session:
                     row.train_s = time.perf_counter() - start
-                if row.step in self._config.steps or row is steps.rows[-1]:
+                if row.step in self._config.steps or (is_end and row is steps.rows[-1]):
                     start = time.perf_counter()
                     row.bits = _score(self._model, session, in_context, task, steps, row).bits
                     row.score_s = time.perf_counter() - start
                 start = time.perf_counter()
-            done = max(done, reached)
+            scored = max(scored, steps.completed)
 
         if method.use == "context":
-            score_reached(0, None)
+            for example in (example for update in updates for example in update.examples):
+                steps.add(example.id)
+            steps.completed = len(steps.rows)
+            score(None, is_end=True)
             return steps.rows
         with self._session(method, picks.training) as session:
 
-            def after_update(number: int) -> None:
-                update = steps.updates[number - 1]
+            def before_update(update: Update) -> None:
+                """An update on several texts is taken at the last of them."""
+                for example in update.examples[:-1]:
+                    steps.add(example.id)
+                    steps.completed += example.is_last
+                score(session)
+
+            def after_update(update: Update, number: int) -> None:
                 taken = session.steps[-len(update.examples) :]
                 steps.note(update, [step.loss for step in taken])
-                score_reached(number, session)
+                steps.completed += update.examples[-1].is_last
+                score(session)
 
-            score_reached(0, session)
-            session.train(steps.updates, after_update=after_update)
+            session.train(updates, before_update=before_update, after_update=after_update)
+            if steps.rows and steps.rows[-1].bits is None:  # ended early
+                scored = len(steps.rows) - 1
+                score(session, is_end=True)
         return steps.rows
 
     @contextmanager

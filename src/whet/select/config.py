@@ -38,6 +38,10 @@ class SelectionConfig:
     metric: Metric = "auto"
     """Similarity of candidates to the prompt: `cosine`, `abs_cosine` (opposite embeddings count
     too), or `auto` (`cosine` for the nearest-neighbor selectors, otherwise `abs_cosine`)."""
+    copy_overlap: float = 0.5
+    """Share of the prompt's 13-grams of words that a document must contain to be a copy of it: the
+    model is then trained on the passages of that document alone, and on the one that follows them;
+    0 turns this off."""
     where: Filter | str | None = None
     """Filter that a candidate must pass, such as `set == "github" and year >= 2010`."""
 
@@ -51,6 +55,8 @@ class SelectionConfig:
             as_positive(self.lam, "lam")
         if self.stop_alpha not in (None, "auto"):
             as_positive(self.stop_alpha, "stop_alpha")
+        if not 0 <= self.copy_overlap <= 1:
+            raise ValueError(f"copy_overlap is {self.copy_overlap}: expected 0 to 1")
         check_choices(self)
         as_filter(self.where)
 
@@ -71,6 +77,7 @@ class ResolvedSelection:
     stop_alpha: float | None
     retriever: RetrieverName
     metric: Metric
+    copy_overlap: float
     where: Filter | None
 
     @classmethod

@@ -17,12 +17,13 @@ from whet.data.documents import Document
 if TYPE_CHECKING:
     from jaxtyping import Int
 
+    from whet.data.filters import Filter
     from whet.maths.arrays import Array
     from whet.space.space import DataSpace
 
 GRAM = 13  # words
 MIN_WORDS = 2 * GRAM  # of a prompt that can have a copy: documents repeat shorter texts by chance
-FOLLOWING = 2  # passages that are read on after a copy
+FOLLOWING = 1  # passages that are read on after a copy; 2 were worse: benchmarks/LOG.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +75,17 @@ def overlap(text: str, others: Iterable[str]) -> float:
 
 
 def find_copy(
-    space: "DataSpace", prompt: str, rows: "Int[Array, ' k']", min_overlap: float
+    space: "DataSpace",
+    prompt: str,
+    rows: "Int[Array, ' k']",
+    min_overlap: float,
+    where: "Filter | None" = None,
 ) -> list[Document]:
     """The document that repeats the prompt: its passages in `rows`, and those that follow.
 
     That is the document whose passages in `rows` contain the largest share of the prompt's
     13-grams of words, at least `min_overlap`; of its passages, those that contain one of these,
-    and the two that follow the last. Prompts of fewer than 26 words have no copy.
+    and the one that follows the last. Prompts of fewer than 26 words have no copy.
 
     Reads and compares the texts of `rows`, some milliseconds for 200 passages.
 
@@ -89,6 +94,7 @@ def find_copy(
         prompt: The text that may be repeated.
         rows: Candidates of the prompt.
         min_overlap: Share of the 13-grams, above 0 and at most 1.
+        where: Filter that the passage that follows must pass, too.
 
     Returns:
         Passages in the order of the text, none if no document repeats the prompt. Passages that
@@ -104,21 +110,26 @@ def find_copy(
         return []
     repeated = [i for i in groups[best].places if overlap(prompt, [documents[i].text])]
     repeated = repeated or groups[best].places  # cut where they meet, so that no gram is in one
-    return [documents[i] for i in repeated] + _following(space, int(rows[repeated[-1]]))
+    return [documents[i] for i in repeated] + _following(space, int(rows[repeated[-1]]), where)
 
 
-def _following(space: "DataSpace", row: int) -> list[Document]:
+def _following(space: "DataSpace", row: int, where: "Filter | None") -> list[Document]:
     """The passages after that in `row`, of the same document: their rows follow each other."""
-    visible = space.rows
+    visible = space.store.ids(where)
     wanted = np.arange(row + 1, row + 1 + FOLLOWING)
     [first, *others] = space.documents([row, *wanted[np.isin(wanted, visible)].tolist()])
-    following, end = list[Document](), first.meta.get("span", [None, None])[1]
+    following = [first]
     for document in others:
-        if end is None or parent(document) != parent(first) or document.meta["span"][0] != end:
+        if not _continues(document, following[-1]):
             break
         following.append(document)
-        end = document.meta["span"][1]
-    return following
+    return following[1:]
+
+
+def _continues(document: Document, previous: Document) -> bool:
+    span, previous_span = document.meta.get("span"), previous.meta.get("span")
+    adjacent = span and previous_span and span[0] == previous_span[1]
+    return bool(adjacent) and parent(document) == parent(previous)
 
 
 def _passages(documents: Sequence[Document], places: list[int]) -> Passages:
@@ -126,14 +137,13 @@ def _passages(documents: Sequence[Document], places: list[int]) -> Passages:
     spans = [documents[place].meta.get("span") for place in places]
     if any(span is None for span in spans):
         return Passages(places, [documents[place].text for place in places])
-    texts, order, end = list[str](), list[int](), -1
-    for (start, stop), place in sorted(zip(spans, places, strict=True)):
-        if start == end:
+    order = [place for _, place in sorted(zip(spans, places, strict=True))]
+    texts = list[str]()
+    for previous, place in zip([None, *order], order, strict=False):
+        if previous is not None and _continues(documents[place], documents[previous]):
             texts[-1] += documents[place].text
         else:
             texts.append(documents[place].text)
-        order.append(place)
-        end = stop
     return Passages(order, texts)
 
 

@@ -6,6 +6,7 @@ Source: SIFT, arXiv 2410.08020, Algorithm 1 on the k nearest neighbors of Sectio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from whet.select.registry import selector as selector_of
 from whet.select.selection import Selection, Selector
 from whet.select.selectors.baselines import nearest, nearest_repeated
 from whet.space.context import Context, context
+from whet.space.passages import find_copy
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Metric, Neighbors
 
@@ -51,6 +53,16 @@ class Retrieval:
     """Embedding of the prompt."""
     seconds: dict[str, float]
     """Wall time of the stages `embed`, `search` and `select`."""
+    copy: tuple[Document, ...] = ()
+    """Passages of a document that repeats the prompt, which are trained on instead: see
+    `whet.space.passages.find_copy`."""
+
+    def training_documents(self, n: int) -> list[Document]:
+        """The texts of up to `n` gradient steps, in order: the passages of the copy in turn, if
+        there is one, otherwise the selected documents."""
+        if self.copy:
+            return list(islice(cycle(self.copy), n))
+        return list(self.documents[:n])
 
     def stop_at(self, alpha: float) -> "Retrieval":
         """Only the picks that adaptive stopping with `alpha` keeps: see `Selection.stop_at`."""
@@ -163,6 +175,7 @@ class Retriever:
         candidates = self._candidates(prompt, query)
         searched = time.perf_counter()
         selection = self.selector(query[0], candidates.vectors, n, lam=self.config.lam)
+        copy = self._copy(prompt, candidates)
         seconds = {
             "embed": embedded - start,
             "search": searched - embedded,
@@ -172,7 +185,7 @@ class Retriever:
         distinct, places = np.unique(rows, return_inverse=True)
         stored = self.space.documents(distinct)
         documents = tuple(stored[i] for i in places)
-        retrieval = Retrieval(documents, rows, selection, candidates, query[0], seconds)
+        retrieval = Retrieval(documents, rows, selection, candidates, query[0], seconds, copy)
         alpha = self.config.stop_alpha
         return retrieval if alpha is None else retrieval.stop_at(alpha)
 
@@ -187,6 +200,12 @@ class Retriever:
             ValueError: If the prompt is not a string.
         """
         return self._candidates(prompt, self._embed(prompt))
+
+    def _copy(self, prompt: str, candidates: Neighbors) -> tuple[Document, ...]:
+        overlap, where = self.config.copy_overlap, self.config.where
+        if not overlap:
+            return ()
+        return tuple(find_copy(self.space, prompt, candidates.rows, overlap, where))
 
     def _embed(self, prompt: str) -> Float[Array, "1 d"]:
         if not isinstance(prompt, str):

@@ -23,9 +23,9 @@ from whet.adapt.config import AdapterOptions
 from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import adapted
-from whet.adapt.updates import plan_updates
 from whet.config import config_fields, parse_fields, unknown_name
 from whet.engine import Engine, Request
+from whet.engine.request import plan_retrieval
 from whet.errors import NoMatchError, require
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.tasks import ScoringTask
@@ -192,12 +192,12 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         """The score of each of `texts` after `context`, by the model adapted to `query`."""
         engine = self.engine
         try:
-            documents = engine.retrieve(query).documents if engine.selection.n and query else ()
+            retrieval = engine.retrieve(query) if engine.selection.n and query else None
         except NoMatchError:  # nothing to train on
-            documents = ()
-        if not documents:
+            retrieval = None
+        if not retrieval:
             return [engine.model.score(text, context=context) for text in texts]
-        updates = plan_updates([(d.id, d.text) for d in documents], engine.model, engine.training)
+        updates = plan_retrieval(retrieval, engine.selection.n, engine.model, engine.training)
         with adapted(engine.model, engine.adapter, engine.optimizer, engine.training) as session:
             session.train(updates)
             return [session.score(text, context=context) for text in texts]
