@@ -1,8 +1,11 @@
 """The cache of adapters."""
 
+import json
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import serving
 
 from whet.adapt.adapters import Adapter
 from whet.adapt.config import LoRA
@@ -55,3 +58,34 @@ def test_stale_adapters_are_evicted():
     adapters.put(cached("a", "ad_4", rows=(3,), build="another"))
     adapters.evict_stale("docs", "one", {1, 3})
     assert [item.id for item in adapters.list_for("a")] == ["ad_3", "ad_2"]
+
+
+def test_folder_for_other_engines_has_the_cached_adapters(llama_folder, tmp_path):
+    place, folder = serving.space(tmp_path / "docs.whet"), tmp_path / "adapters"
+    (folder / f"ad_{'0' * 32}").mkdir(parents=True)  # left by an earlier run
+    (folder / "mine").mkdir()
+    names = lambda: sorted(path.name for path in folder.iterdir())  # noqa: E731
+    with serving.running(
+        serving.app(llama_folder, place, keys=None, adapter_folder=folder)
+    ) as client:
+        assert names() == ["mine"]
+        create = lambda prompt: client.post(  # noqa: E731
+            "/v1/adapters", {"model": "tiny", "prompt": prompt}
+        ).json()["id"]
+        name = create("bee honey")
+        assert names() == [name, "mine"] and create("bee honey") == name
+        config = json.loads((folder / name / "adapter_config.json").read_text())
+        assert config["peft_type"] == "LORA"
+        assert config["base_model_name_or_path"] == str(llama_folder)
+        assert (folder / name / "adapter_model.safetensors").exists()
+        client.send("DELETE", f"/v1/adapters/{name}")
+        assert names() == ["mine"]
+        (folder / "mine").rmdir()
+        folder.rmdir()
+        folder.write_text("in the way")
+        other = create("wax")  # nothing is lost
+        assert client.get(f"/v1/adapters/{other}/peft").status == 200
+        folder.unlink()
+        folder.mkdir()
+        assert create("wax") == other and names() == [other]
+    assert names() == []

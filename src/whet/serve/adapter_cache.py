@@ -12,7 +12,7 @@ import tempfile
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,8 +67,14 @@ class AdapterCache:
     owner can empty another's share or learn of it.
     """
 
-    def __init__(self, capacity: int, owners: int = 1) -> None:
-        """`capacity` is in bytes, for all of the `owners` together."""
+    def __init__(
+        self, capacity: int, owners: int = 1, on_remove: Callable[[str], None] = lambda name: None
+    ) -> None:
+        """`capacity` is in bytes, for all of the `owners` together.
+
+        `on_remove` is called with the id of an adapter that is no longer cached.
+        """
+        self._on_remove = on_remove
         self.capacity, self.num_bytes = capacity, 0
         self.share = capacity // max(1, owners)
         self._adapters: OrderedDict[tuple[str, str], CachedAdapter] = OrderedDict()
@@ -89,7 +95,7 @@ class AdapterCache:
         with self._lock:
             if cached.num_bytes > self.share:
                 return False
-            self._remove((cached.owner, cached.id))
+            self._pop((cached.owner, cached.id))  # the same adapter
             own = [item for item in self._adapters.values() if item.owner == cached.owner]
             used = sum(item.num_bytes for item in own) + cached.num_bytes
             for item in own:
@@ -120,6 +126,12 @@ class AdapterCache:
                     self._remove(key)
 
     def _remove(self, key: tuple[str, str]) -> bool:
+        cached = self._pop(key)
+        if cached is not None:
+            self._on_remove(cached.id)
+        return cached is not None
+
+    def _pop(self, key: tuple[str, str]) -> CachedAdapter | None:
         cached = self._adapters.pop(key, None)
         self.num_bytes -= cached.num_bytes if cached else 0
-        return cached is not None
+        return cached

@@ -84,6 +84,9 @@ class ServeConfig:
     """Requests that may wait; the next one is answered with status 429."""
     cache_mib: int = 256
     """Memory for cached adapters in MiB, of which each API key has an equal share."""
+    adapter_folder: Path | None = None
+    """Folder in which each cached adapter is also written in PEFT's format, in a folder that is named
+    by its id, for engines that look for adapters there: see docs/adapters.md."""
     max_body_kib: int = 1024
     """Largest request body, in KiB."""
     body_timeout_s: float = 10.0
@@ -229,8 +232,9 @@ class ServeConfig:
             if not isinstance(spaces, dict) or not all(isinstance(v, str) for v in spaces.values()):
                 raise ValueError(f"spaces is {spaces!r}: expected lines NAME = PATH")
             table["spaces"] = {name: path.parent / folder for name, folder in spaces.items()}
-            if isinstance(table.get("api_keys"), str):
-                table["api_keys"] = path.parent / table["api_keys"]
+            for name in ("api_keys", "adapter_folder"):
+                if isinstance(table.get(name), str):
+                    table[name] = path.parent / table[name]
         source = str(path or "configuration")
         _check_moved(table, source)
         for name, kind in TABLES.items():

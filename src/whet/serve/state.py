@@ -16,6 +16,7 @@ from whet.engine.fair_queue import FairPool
 from whet.serve.access.auth import ANONYMOUS, APIKey, APIKeyStore
 from whet.serve.access.rate_limit import RateLimiter
 from whet.serve.adapter_cache import AdapterCache
+from whet.serve.adapter_folder import AdapterFolder
 from whet.serve.chat.template import apply_chat_template, template_tokenizer
 from whet.serve.config import ServeConfig
 from whet.serve.errors import APIError
@@ -54,7 +55,11 @@ class AppState:
         self.name = config.served_name
         self.metrics = Metrics()
         self.rate_limiter = RateLimiter(config.limits)
-        self.adapters = AdapterCache(config.cache_mib * 2**20, 1 if keys is None else len(keys))
+        folder = config.adapter_folder
+        self._adapter_folder = None if folder is None else AdapterFolder(folder)
+        self.adapters = AdapterCache(
+            config.cache_mib * 2**20, 1 if keys is None else len(keys), self._on_removed_adapter
+        )
         self.spaces = SpaceRegistry(
             config.spaces, self._on_new_version, config.selection, self._on_unavailable
         )
@@ -157,6 +162,8 @@ class AppState:
         self._writer.shutdown()
         self._reloader.shutdown()
         self._pool.shutdown()
+        if self._adapter_folder is not None:
+            self._adapter_folder.clear()
 
     def _add_gauges(self) -> None:
         add_gauge = self.metrics.add_gauge
@@ -166,6 +173,20 @@ class AppState:
             "whet_cached_adapter_bytes", "Memory of cached adapters",
             lambda: self.adapters.num_bytes,
         )  # fmt: skip
+
+    async def export_adapter(self, owner: str, name: str | None) -> None:
+        """Write a cached adapter to the folder for other engines, if there is one."""
+        folder = self._adapter_folder
+        if folder is None or name is None:
+            return
+        if (cached := self.adapters.get(owner, name)) is not None:
+            await asyncio.to_thread(folder.write, cached)
+            if self.adapters.get(owner, name) is None:  # deleted meanwhile
+                folder.remove(name)
+
+    def _on_removed_adapter(self, name: str) -> None:
+        if self._adapter_folder is not None:
+            self._adapter_folder.remove(name)
 
     def _on_new_version(self, name: str) -> None:
         """Evict adapters that were trained on a document that no longer exists."""

@@ -84,7 +84,9 @@ class RequestRunner:
             output = base = await self._submit(engine_request)
             if cached and request.text is not None:
                 base = await self._submit(replace(engine_request, init_adapter=None))
-            return self._completed(output, base, cached)
+            completed = self._completed(output, base, cached)
+            await self._state.export_adapter(request.context.key.id, completed.adapt.adapter_id)
+            return completed
 
     @property
     def _cacheable(self) -> bool:
