@@ -8,6 +8,7 @@ from whet.data.documents import Document
 from whet.errors import EmbedderMismatchError, SourceError, SpaceError
 from whet.io import exclusive_lock
 from whet.space.space import DataSpace
+from whet.space.store.segments.records import BATCH_ROWS
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
 
@@ -86,12 +87,12 @@ def test_texts_that_tell_nothing_are_kept_and_never_near(tmp_path):
     assert len(space) == 25 and candidates.rows.tolist() == list(range(5, 25))
 
 
-def test_rows_are_found_across_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("whet.space.store.segments.records.BATCH_ROWS", 7)
-    space = DataSpace.build(documents(23), tmp_path / "s", HashingEmbedder())
-    assert space.documents(range(23)) == documents(23)
+def test_rows_are_found_across_batches(tmp_path):
+    space = DataSpace.build(documents(1100), tmp_path / "s", HashingEmbedder())
+    assert len(space.documents(range(1100))) == 1100 > BATCH_ROWS
+    assert space.documents([1099, 0, 1024]) == [documents(1100)[i] for i in (1099, 0, 1024)]
     with pytest.raises(IndexError):
-        space.text(23)
+        space.text(1100)
 
 
 def test_extending_adds_what_is_new_and_twice_is_once(space):

@@ -39,12 +39,9 @@ GPU_TOKENS = 4096  # per pass when scoring, of several windows
 class LanguageModel:
     """A Hugging Face causal language model with its tokenizer, in evaluation mode.
 
-    >>> import whet
-    >>> model = whet.LanguageModel.from_pretrained("whet-pico", device="cpu")
+    >>> model = LanguageModel.from_pretrained("whet-pico", device="cpu")
     >>> model.score(" sat on the mat.", context="The cat").bits_per_byte
     3.4...
-    >>> model.generate("Once upon a", max_tokens=3)
-    ' new system of'
 
     Its weights change only during adaptation, which restores them bit for bit.
 

@@ -242,7 +242,7 @@ class Evaluator:
                     row.train_s = time.perf_counter() - start
                 if row.step in self._config.steps or (is_end and row is steps.rows[-1]):
                     start = time.perf_counter()
-                    row.bits = _score(self._model, session, in_context, task, steps, row).bits
+                    row.bits = _score(session, in_context, task, steps, row).bits
                     row.score_s = time.perf_counter() - start
                 start = time.perf_counter()
             scored = max(scored, steps.completed)
@@ -294,7 +294,6 @@ def prompt_seed(seed: int, prompt: str) -> int:
 
 
 def _score(
-    model: LanguageModel,
     session: AdaptationSession | None,
     in_context: InContext | None,
     task: ScoringTask,
