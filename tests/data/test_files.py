@@ -65,7 +65,7 @@ def test_what_is_left_out_has_a_reason(tmp_path):
     write(tmp_path / "x/__pycache__/m.pyc")
     write(tmp_path / "draft.md")
     os.mkfifo(tmp_path / "pipe")
-    for name, target in (("gone", "nothing"), ("loop", "loop"), ("up", "."), ("twin", "a.md")):
+    for name, target in (("gone", "nothing"), ("loop", "loop"), ("up", "."), ("copy", "a.md")):
         (tmp_path / name).symlink_to(target)
     assert kept(tmp_path, FileOptions(exclude=("draft*",))) == ["a.md"]
     assert left_out(tmp_path, FileOptions(exclude=("draft*",))) == {
@@ -78,7 +78,7 @@ def test_what_is_left_out_has_a_reason(tmp_path):
         "gone": "broken link",
         "loop": "broken link",
         "up": "link to a folder",
-        "twin": "link to another file of the folder",
+        "copy": "link to another file of the folder",
     }
 
 

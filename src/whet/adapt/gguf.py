@@ -191,7 +191,7 @@ def _ollama_models(store: Path) -> Iterator[str]:
 
 
 def _packaged_file(package: str) -> Path | None:
-    """The GGUF file in an installed package, without importing it; None if there is none."""
+    """The GGUF file in an installed package, without importing it; None if there is no such file."""
     spec = importlib.util.find_spec(package)
     for folder in (spec and spec.submodule_search_locations) or ():
         for file in sorted(Path(folder).glob("*.gguf")):

@@ -64,7 +64,7 @@ class FairQueue(Generic[T]):
         self._size += 1
 
     def pop(self, is_ready: Callable[[T], bool] = lambda item: True) -> T | None:
-        """Remove and return the next item that is ready; None if there is none.
+        """Remove and return the next item that is ready; None if no item is ready.
 
         A client whose items are not ready is passed over, without losing its claim. O(clients).
         """
@@ -151,7 +151,9 @@ class FairPool:
                 result = call.function()
             except BaseException as raised:
                 error = raised
-        with self._lock:  # before the result, so that whoever waits for it finds a free thread
+        with (
+            self._lock
+        ):  # before the result, so that a client that waits for it finds a free thread
             self._running[call.client] -= 1
             if not self._running[call.client]:
                 del self._running[call.client]

@@ -18,7 +18,7 @@ def convert(text: str) -> Converted:
     """The readable text, with a section for each heading.
 
     Raises:
-        FormatError: If there is none.
+        FormatError: If the page has no readable text.
     """
     library: Any = require("html_to_markdown", "files")
     options = library.ConversionOptions(

@@ -22,7 +22,7 @@ Lines = Iterator[bytes | SourceError]
 
 
 def split_ending(name: str) -> tuple[str, str]:
-    """A file's name without the ending of its packing, and the packing; empty if there is none.
+    """A file's name without the ending of its packing, and the packing; empty if it is not packed.
 
     >>> split_ending("guide.md.gz"), split_ending("guide.md")
     (('guide.md', 'gz'), ('guide.md', ''))
@@ -33,7 +33,7 @@ def split_ending(name: str) -> tuple[str, str]:
 
 
 def packing_of(start: bytes) -> str:
-    """The packing of a file that begins so; empty if there is none."""
+    """The packing of a file that begins so; empty if it is not packed."""
     return next((packing for magic, packing in MAGIC.items() if start.startswith(magic)), "")
 
 

@@ -219,7 +219,7 @@ class DiskWriter:
     def replace_rows(
         self, batches: Batches, progress: Callable[[int], None], *, dimension: int, **changes: Any
     ) -> int:
-        """Write all rows with other vectors, in the place of the present segments.
+        """Write all rows with other vectors, instead of the present segments.
 
         Args:
             batches: All rows by ascending id, with their new vectors; called more than once.
