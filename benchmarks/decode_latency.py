@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
 from whet.adapt.config import LoRA
-from whet.adapt.decoding.sampling import SamplingParams, SequenceState
+from whet.adapt.decoding.sampling import SamplingParams, SequenceGroup
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.adapt.tuners.lora import LORA_A, LORA_B, linear_layers
@@ -69,14 +69,14 @@ def in_slots(slots: Slots, prompts: list[list[int]], tokens: int, together: int)
 
     def work() -> list[list[int]]:
         decoders = {
-            i: SequenceState(slots.model, prompt, sampling) for i, prompt in enumerate(prompts)
+            i: SequenceGroup(slots.model, prompt, sampling) for i, prompt in enumerate(prompts)
         }
         for first in range(0, len(prompts), together):
             part = {i: decoders[i] for i in range(first, min(first + together, len(prompts)))}
             while any(not decoder.finish_reason for decoder in part.values()):
                 slots.decode_step(part)
             slots.decode_step({})
-        return [decoder.token_ids for decoder in decoders.values()]
+        return [decoder.sequences[0].token_ids for decoder in decoders.values()]
 
     return work
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from whet.adapt.adapters import Adapter
 from whet.adapt.config import AdapterConfig, OptimizerConfig, TrainingConfig
-from whet.adapt.decoding.sampling import SequenceState
+from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.slots import Slots
 from whet.adapt.updates import TrainExample, Update, lr_scale
@@ -238,24 +238,24 @@ class AdaptationSession:
 
     def decode(
         self,
-        state: SequenceState,
+        group: SequenceGroup,
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        on_text: Callable[[str], None] = lambda piece: None,
-    ) -> Generator[SequenceState, str, None]:
-        """Generation as a coroutine: yields `state` for each token and is sent the new text.
+        on_text: Callable[[TextPiece], None] = lambda piece: None,
+    ) -> Generator[SequenceGroup, list[TextPiece], None]:
+        """Generation as a coroutine: yields `group` for each token and is sent the new text.
 
         Raises:
             AdaptationError: If the logits of the adapted model are not finite.
         """
-        while not (state.finish_reason or should_stop()):
+        while not (group.finish_reason or should_stop()):
             try:
-                piece = yield state
+                pieces = yield group
             except ModelError as error:
                 if not self._steps:  # the base model's fault
                     raise
                 raise AdaptationError(str(error), AdaptationTrace(self.steps)) from error
-            if piece:
+            for piece in filter(None, pieces):
                 on_text(piece)
 
     def generate(

@@ -18,7 +18,7 @@ from whet.adapt.batches import Batch, Tokens, group_by_length
 from whet.adapt.config import AdapterConfig, FullFineTuning, LMHead, LoRA, OptimizerConfig
 from whet.adapt.cuda_graphs import CUDAGraphRunner
 from whet.adapt.decoding.batch_decoding import BatchDecoder
-from whet.adapt.decoding.sampling import SequenceState
+from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
 from whet.adapt.flat_params import FlatParams, SlotIndex
 from whet.adapt.loss import OutputProjection, chunked_cross_entropy
 from whet.adapt.model import LanguageModel
@@ -89,7 +89,7 @@ class Slots:
         self._workspace = self._tuner.lm_head.workspace()
         self._bound: list[int] = []  # the slots whose rows the tuner computes with
         self._grad = self.params.gradients([0])
-        self._decoder = BatchDecoder(model, self._bind_no_grad)
+        self._decoder = BatchDecoder(model, self._bind_keys)
         if cuda_graphs is None:
             cuda_graphs = model.device.type == "cuda" and not isinstance(adapter, LMHead)
         self.graphs = CUDAGraphRunner(self._capturable_pass, model, count) if cuda_graphs else None
@@ -126,9 +126,28 @@ class Slots:
         self._bind_no_grad([slot])
         return self.model
 
-    def decode_step(self, sequences: Mapping[int, SequenceState]) -> dict[int, str | Exception]:
-        """Add one token to the sequence of each slot, in one pass: see `BatchDecoder.step`."""
-        return self._decoder.step(sequences)
+    def decode_step(
+        self, groups: Mapping[int, SequenceGroup]
+    ) -> dict[int, list[TextPiece] | Exception]:
+        """Add one token to the sequences of each slot that have not ended, in one pass.
+
+        Returns, for each slot, the text that became final, or why a sequence has no token: see
+        `BatchDecoder.step`.
+        """
+        sequences = {
+            (slot, index): sequence
+            for slot, group in groups.items()
+            for index, sequence in enumerate(group.sequences)
+            if not sequence.finish_reason
+        }
+        pieces: dict[int, list[TextPiece] | Exception] = {}
+        for (slot, _), piece in self._decoder.step(sequences).items():
+            before = pieces.setdefault(slot, [])
+            if isinstance(piece, Exception):
+                pieces[slot] = piece
+            elif isinstance(before, list):
+                before.append(piece)
+        return pieces
 
     def precompute(self, texts: Sequence[Tokens]) -> None:
         """Compute for all `texts` at once what does not depend on the steps on them."""
@@ -229,6 +248,9 @@ class Slots:
         self._bound = []
         self._tuner.bind(self.params.views(self.params.weights(slots)), None)
         return self._tuner.lm_head
+
+    def _bind_keys(self, keys: Sequence[tuple[int, int]]) -> OutputProjection:
+        return self._bind_no_grad([slot for slot, _ in keys])
 
     def _bind(self, slots: SlotIndex) -> None:
         """Compute with `slots`; if their rows are views, later passes need not bind them again."""

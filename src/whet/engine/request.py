@@ -1,7 +1,7 @@
 """A request's life cycle, as if it were alone: retrieve, train, then score or generate.
 
 `RequestRunner.run` is a coroutine: it yields an `Update` and is sent its losses, or a
-`SequenceState` and is sent the new text; it returns the `Output`.
+`SequenceGroup` and is sent the new text; it returns the `Output`.
 """
 
 import time
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whet.adapt.config import TrainingConfig
-from whet.adapt.decoding.sampling import SequenceState
+from whet.adapt.decoding.sampling import GeneratedText, SequenceGroup, TextPiece
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason, TrainStep
 from whet.adapt.slots import Slots
@@ -22,10 +22,10 @@ from whet.space.retrieve import Retrieval, retrieve
 from whet.space.space import DataSpace
 from whet.space.tuning import resolve
 
-Event = Retrieval | TrainStep | str
+Event = Retrieval | TrainStep | TextPiece
 """What is reported while a request runs: what was retrieved, each step, each piece of text."""
-Action = Update | SequenceState
-ActionResult = Any  # the losses of an update, none if it reuses a gradient; new text of a sequence
+Action = Update | SequenceGroup
+ActionResult = Any  # the losses of an update, none if it reuses a gradient; new text of sequences
 RequestCoroutine = Generator[Action, ActionResult, Output]
 
 
@@ -114,7 +114,7 @@ class RequestRunner:
             AdaptationError: If a loss, the score or the logits are not finite.
             ValueError: If prompt and generated text exceed the model's context.
         """
-        request, sequence = state.request, None
+        request, group = state.request, None
         session = AdaptationSession(
             slots,
             slot,
@@ -127,7 +127,7 @@ class RequestRunner:
             return Output(request, request.text or "", trace, finish_reason="cancelled")
         if request.text is None:  # a prompt that is too long is an error before the first step
             prompt = request.prompt if request.token_ids is None else request.token_ids
-            sequence = SequenceState(self.model, prompt, request.sampling)
+            group = SequenceGroup(self.model, prompt, request.sampling)
         clock = _Stages(state)
         if clock.plan.retrieval is not None:
             state.on_event(clock.plan.retrieval)
@@ -140,22 +140,26 @@ class RequestRunner:
         )
         clock.end("train")
         scores.add(scores.taken)
-        if sequence is not None:
+        if group is not None:
             yield from session.decode(
-                sequence, should_stop=lambda: state.cancelled, on_text=state.on_event
+                group, should_stop=lambda: state.cancelled, on_text=state.on_event
             )
         clock.end("generate")
         reason = "cancelled" if state.cancelled else reason or clock.plan.stop_reason
+        scored = GeneratedText(request.text or "", "score", 0)
+        texts = tuple(sequence.result for sequence in group.sequences) if group else (scored,)
         return Output(
             request,
-            (request.text or "") if sequence is None else sequence.text,
+            texts[0].text,
             AdaptationTrace(session.steps, reason),
             clock.plan.retrieval,
-            "score" if sequence is None else sequence.finish_reason or "cancelled",
+            texts[0].finish_reason,
             scores.scores,
             session.adapter if request.return_adapter else None,
             clock.seconds,
-            0 if sequence is None else len(sequence.token_ids),
+            sum(text.num_tokens for text in texts),
+            texts=texts if group else (),
+            prompt_logprobs=(group.sequences[0].prompt_logprobs or ()) if group else (),
         )
 
 

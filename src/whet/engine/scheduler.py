@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from functools import partial
 
-from whet.adapt.decoding.sampling import SequenceState
+from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
 from whet.adapt.slots import Slots
 from whet.adapt.updates import Update
 from whet.engine.fair_queue import FairPool, FairQueue
@@ -35,7 +35,7 @@ RETRIEVAL_THREADS, THREADS_PER_CLIENT = 8, 4
 STEP_TIME_DECAY = 0.9  # per request, so that one slow step does not end all training
 MAX_PREFETCH = 16  # waiting requests of a client that have a plan, which holds vectors
 
-Results = dict[int, list[float] | str | Exception]
+Results = dict[int, list[float] | list[TextPiece] | Exception]
 
 
 def set_niceness(niceness: int) -> None:
@@ -177,13 +177,13 @@ class Scheduler:
         results: Results = {}
         while True:
             updates: dict[int, Update] = {}
-            sequences: dict[int, SequenceState] = {}
+            groups: dict[int, SequenceGroup] = {}
             for slot in range(len(slots)):
                 match self._advance(slots, slot, results.get(slot), finished):
                     case Update() as update:
                         updates[slot] = update
-                    case SequenceState() as sequence:
-                        sequences[slot] = sequence
+                    case SequenceGroup() as group:
+                        groups[slot] = group
             while finished and (self._active or self._waiting):
                 finished.pop(0)()
             if not self._active:
@@ -191,7 +191,7 @@ class Scheduler:
                     return
                 continue
             start = time.perf_counter()
-            results = _train_step(slots, updates) | _decode_step(slots, sequences)
+            results = _train_step(slots, updates) | _decode_step(slots, groups)
             if updates:
                 self._step_time_s = time.perf_counter() - start
 
@@ -205,7 +205,7 @@ class Scheduler:
         self,
         slots: Slots,
         slot: int,
-        result: list[float] | str | Exception | None,
+        result: list[float] | list[TextPiece] | Exception | None,
         finished: list[Callable[[], None]],
     ) -> Action | None:
         """Send the request in `slot` its result, or start the next one; return its next action."""
@@ -264,12 +264,12 @@ def _train_step(slots: Slots, updates: dict[int, Update]) -> Results:
     return results
 
 
-def _decode_step(slots: Slots, sequences: dict[int, SequenceState]) -> Results:
+def _decode_step(slots: Slots, groups: dict[int, SequenceGroup]) -> Results:
     """One token of each sequence; if that fails, as when memory is short, all of them fail."""
     try:
-        return {**slots.decode_step(sequences)}
+        return {**slots.decode_step(groups)}
     except Exception as error:
-        return dict.fromkeys(sequences, error)
+        return dict.fromkeys(groups, error)
 
 
 _LIVE: weakref.WeakSet[Scheduler] = weakref.WeakSet()

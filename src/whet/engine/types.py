@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
 from whet.adapt.adapters import Adapter
-from whet.adapt.decoding.sampling import SamplingParams
+from whet.adapt.decoding.logprobs import TokenLogprob
+from whet.adapt.decoding.sampling import GeneratedText, SamplingParams
 from whet.adapt.model import Score
 from whet.adapt.session import AdaptationTrace
 from whet.config import Renamed, renamed_keywords
@@ -118,7 +119,11 @@ class Output:
     """Wall time of the stages `queue`, `select`, `train` and `generate`. Documents are selected
     while the request waits in the queue; that time counts as `select` only."""
     num_tokens: int = 0
-    """Number of generated tokens."""
+    """Number of generated tokens, of all texts together."""
+    texts: tuple[GeneratedText, ...] = ()
+    """All generated texts; `text` and `finish_reason` are those of the first."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Log-probabilities of the prompt's tokens, if the request's `sampling` asks for them."""
     error: WhetError | ValueError | None = None
     """Why the request failed. Only `Engine.generate_many` returns errors; other methods raise
     them."""
