@@ -15,7 +15,6 @@ PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 2}, "age": {"enum": [1, 2]}},
     "required": ["name", "age"],
-    "additionalProperties": False,
 }
 
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
-from support import eval_fixtures
+from support import eval_fixtures, serving
 from support.paths import DOCS
 
 from whet.engine import Engine
@@ -102,6 +103,25 @@ def test_generation_ends_before_a_stop_text_and_takes_the_end_of_a_long_context(
     assert long.endswith(ending) and len(engine.model.encode(ending)) == engine.model.max_length - 7
     [text] = model.generate_until([ask(long, {"max_gen_toks": 6})], disable_tqdm=True)
     assert text == engine.generate(ending, max_tokens=6).text
+
+
+def test_a_server_is_evaluated_as_local_completions(place, engine):
+    own = engine.model
+    app = serving.app_of(serving.config(place / "model", place / "space"))
+    with serving.running(app) as client:
+        remote = get_model("local-completions")(
+            base_url=f"{client.url}/v1/completions", model="tiny@base", batch_size=2,
+            tokenizer=str(place / "model"), tokenizer_backend="huggingface",
+            max_length=own.max_length - 1,
+        )  # fmt: skip
+        scores = remote.loglikelihood([ask(CONTEXT, c) for c in CHOICES], disable_tqdm=True)
+        for (value, greedy), choice in zip(scores, CHOICES, strict=True):
+            expected = own.score(choice, context=CONTEXT)
+            assert value == pytest.approx(nats(expected), rel=1e-4)
+            assert greedy == expected.is_greedy
+        sampling = {"max_gen_toks": 4, "temperature": 0}
+        [text] = remote.generate_until([ask(CONTEXT, sampling)], disable_tqdm=True)
+        assert text == own.generate(CONTEXT, max_tokens=4)
 
 
 def test_an_unknown_generation_option_is_refused(model):

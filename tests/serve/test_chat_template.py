@@ -31,7 +31,8 @@ def model():
 def tokens(model, template, messages):
     model.tokenizer.chat_template = HEAD + template + TAIL
     templates = template_tokenizer(model.tokenizer)
-    return [model.bos_token_id, *apply_chat_template(model.tokenizer, templates, messages)]
+    chat = [{"role": role, "content": content} for role, content in messages]
+    return [model.bos_token_id, *apply_chat_template(model.tokenizer, templates, chat)]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -56,9 +56,9 @@ def status_of(reply):
      b'{"model": "tiny", "prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}",
      b'{"model": "tiny", "prompt": "x", "temperature": 1e999}',
      b'{"model": "tiny", "prompt": "x", "temperature": NaN}',
-     b'{"model": "tiny", "prompt": ["a", "b"]}', b'{"model": "tiny", "prompt": [1, 2]}',
-     b'{"model": "tiny", "prompt": "x", "n": 2}', b'{"model": "tiny", "prompt": "x", "echo": true}',
-     b'{"model": "tiny", "prompt": "x", "surprise": 1}'],
+     b'{"model": "tiny", "prompt": ["a", 1]}', b'{"model": "tiny", "prompt": [1, 257]}',
+     b'{"model": "tiny", "prompt": "x", "n": 17}', b'{"model": "tiny", "prompt": "x", "suffix": "y"}',
+     b'{"model": "tiny", "prompt": "x", "temprature": 1}'],
     ids=lambda body: body[:24].decode("latin-1"),
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["completions", "select", "data_spaces/docs/documents"])
@@ -72,23 +72,21 @@ FAULTS = {
     b"[]": ("body is []: expected an object", None),
     b"": ("body is missing", None),
     b'{"prompt": "x"}': ("model is missing", "model"),
-    b'{"model": "tiny", "prompt": "x", "surprise": 1}': (
-        "unknown name 'surprise': expected model, stream,",
-        "surprise",
-    ),
     b'{"model": "tiny", "prompt": "x", "temprature": 1}': (
         "unknown name 'temprature': expected temperature",
         "temprature",
     ),
-    b'{"model": "tiny", "prompt": "x", "\\ud800": 1}': ("unknown name '?': expected", "?"),
+    b'{"model": "tiny", "prompt": "x", "adapt": {"\\ud800": 1}}': (
+        "unknown name '?': expected",
+        "adapt.?",
+    ),
     b'{"model": "tiny", "prompt": "x", "adapt": {"n": -1}}': (
         "adapt.n is -1: expected greater than or equal to 0",
         "adapt.n",
     ),
-    b'{"model": "tiny", "prompt": ["a", "b"]}': (
-        "prompt: prompt is a list of 2: expected one",
-        "prompt",
-    ),
+    b'{"model": "tiny", "prompt": []}': ("prompt: a list of 0 prompts: expected 1 to", "prompt"),
+    b'{"model": "tiny", "prompt": 5}': ("prompt is 5: expected a text, a list of", "prompt"),
+    b'{"model": "tiny", "prompt": "x", "suffix": "y"}': ("suffix is not supported: the", "suffix"),
     b'{"model": "tiny", "prompt": "x", "stop": 5}': ("stop is 5: expected a valid string", "stop"),
 }
 

@@ -11,7 +11,9 @@ SILENT = {"role": "assistant", "content": None, "tool_calls": None}
 
 @pytest.mark.parametrize(
     "more",
-    [{"stream": None}, {"stream_options": {"include_usage": None}}, {"adapt": {"lam": None}},
+    [{"stream": None}, {"stream_options": {"include_usage": None}}, {"n": None},
+     {"temperature": None}, {"tools": None},
+     {"tool_choice": None}, {"logit_bias": None}, {"response_format": None}, {"adapt": {"lam": None}},
      {"adapt": {"include": None}}, {"adapt": {"progress": None}}, {"adapt": {"cache": None}},
      {"top_p": 0}, {"safety_identifier": None}, {"prompt_cache_key": "a"},
      {"messages": [SILENT, *CHAT["messages"]]}],
@@ -28,9 +30,8 @@ def part(value):
 
 @pytest.mark.parametrize(
     "more, expected",
-    [({"stop": list("abcde")}, "at most 4"), ({"stop": ["a", None]}, "not None"),
+    [({"stop": ["a"] * 65}, "at most 64"), ({"stop": ["a", None]}, "not None"),
      (part({"type": "image_url", "image_url": {"url": "x"}}), "'image_url' is not supported"),
-     (part({"type": "text", "text": "a", "cache_control": {}}), "cache_control"),
      ({"messages": [{"role": "user", "content": None}]}, "content is null"),
      ({"model": None}, "valid string"), ({"stop": 5}, "valid string")],
     ids=str,

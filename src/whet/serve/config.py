@@ -111,6 +111,9 @@ class ServeConfig:
     """How often data spaces are checked for a new version, in seconds."""
     shutdown_timeout_s: float = 30.0
     """How long running requests may take to finish at shutdown, in seconds."""
+    strict: bool = False
+    """Whether a field that whet does not know is an error in every request; by default harmless
+    ones of completions and chats are ignored, with their names in the header `x-whet-ignored`."""
     ui: bool = True
     """Whether `/` serves the web page."""
     selection: SelectionConfig = field(default_factory=SelectionConfig)

@@ -17,9 +17,17 @@ from whet.serve.access.auth import ANONYMOUS, APIKey, APIKeyStore
 from whet.serve.access.rate_limit import RateLimiter
 from whet.serve.adapter_cache import AdapterCache
 from whet.serve.adapter_folder import AdapterFolder
-from whet.serve.chat.template import apply_chat_template, template_tokenizer
+from whet.serve.chat.template import (
+    Message,
+    apply_chat_template,
+    encode_template,
+    template_tokenizer,
+)
+from whet.serve.chat.tools import ToolFormat, tool_format
 from whet.serve.config import ServeConfig
 from whet.serve.errors import APIError
+from whet.serve.generation.grammars import Grammars
+from whet.serve.generation.logprobs import TokenBytes
 from whet.serve.metrics import Metrics
 from whet.serve.spaces.registry import SpaceRegistry
 from whet.serve.spaces.retrieval import warm_up
@@ -52,6 +60,7 @@ class AppState:
         self.engines, self.config, self.keys = engines, config, keys
         self.model: LanguageModel = engines[config.adapters[0]].model
         self._template_tokenizer = template_tokenizer(self.model.tokenizer)
+        self.grammars = Grammars(self.model)
         self.name = config.served_name
         self.metrics = Metrics()
         self.rate_limiter = RateLimiter(config.limits)
@@ -88,10 +97,43 @@ class AppState:
         """Run a `function` that writes, one after another."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, function, *args)
 
-    async def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Token ids of pairs of role and content: see `apply_chat_template`."""
+    async def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        prefix: str = "",
+    ) -> list[int]:
+        """Token ids of a chat, and of `prefix`, with which the answer begins.
+
+        See `apply_chat_template`.
+        """
         tokenizer, templates = self.model.tokenizer, self._template_tokenizer
-        return await asyncio.to_thread(apply_chat_template, tokenizer, templates, messages)
+
+        def encode() -> list[int]:
+            ids = apply_chat_template(tokenizer, templates, messages, tools)
+            return ids + encode_template(templates, prefix) if prefix else ids
+
+        return await asyncio.to_thread(encode)
+
+    def tool_format(self) -> ToolFormat:
+        """How the model writes function calls.
+
+        Raises:
+            APIError: 400 if its chat template does not show that.
+        """
+        templates = self._template_tokenizer
+        if not templates.chat_template:
+            raise APIError(400, "tools: the model has no chat template", param="tools")
+        try:
+            return tool_format(templates.get_chat_template(tools=[{}]))
+        except ValueError as error:
+            raise APIError(400, str(error), param="tools") from error
+
+    async def token_bytes(self) -> TokenBytes:
+        """A function that gives the bytes of a token of the model."""
+        compiler = await asyncio.to_thread(lambda: self.grammars.compiler)
+        return compiler.token_bytes
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` on the event loop; keeps the task alive until it ends."""

@@ -19,7 +19,8 @@ from whet.errors import ModelError
 
 Key = int | tuple[int, int]
 """What identifies a sequence: the slot of its weights, or that and its number in the slot."""
-Results = dict[Key, TextPiece | Exception]
+Results = dict[Any, TextPiece | Exception]
+"""What each sequence was given, by its key."""
 
 
 @runtime_checkable

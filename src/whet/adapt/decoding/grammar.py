@@ -16,6 +16,10 @@ from torch import Tensor
 
 from whet.errors import require
 
+DATA = {"const", "default", "enum", "examples"}
+"""Fields of a schema that contain values, not schemas."""
+OPEN = {"additionalProperties", "anyOf", "oneOf", "patternProperties", "$ref"}
+"""Fields of a schema that name further properties."""
 WHITESPACE = " ?"
 """Between the parts of JSON: small models would otherwise go on with blanks until the end."""
 
@@ -53,6 +57,9 @@ class GrammarCompiler:
     def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
         """Text that is JSON of this schema.
 
+        An object has only the properties that the schema names, unless it has
+        `additionalProperties`, or the schema combines several with `allOf`.
+
         Raises:
             ValueError: If the schema is invalid, or uses what llguidance does not support.
         """
@@ -61,6 +68,8 @@ class GrammarCompiler:
         options = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
         try:
             text = json.dumps(schema)
+            if '"allOf"' not in text:
+                text = json.dumps(_closed(schema))
         except RecursionError:
             raise ValueError("schema cannot be compiled: it is nested too deeply") from None
         source = LLMatcher.grammar_from_json_schema(text, overrides=options)
@@ -72,6 +81,21 @@ class GrammarCompiler:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token; for a special token, those of its name."""
         return bytes(self._tokenizer.decode_bytes([token_id]))
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects have no other properties than those that it names.
+
+    Small models would otherwise go on with properties of their own until the end.
+    """
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = {name: value if name in DATA else _closed(value) for name, value in schema.items()}
+    if isinstance(closed.get("properties"), dict) and not closed.keys() & OPEN:
+        closed["additionalProperties"] = False
+    return closed
 
 
 class GrammarMatcher:

@@ -11,7 +11,8 @@ never changes.
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -21,6 +22,9 @@ PLAIN = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 """For a model without a template: a base model continues a written dialogue."""
+Message = Mapping[str, Any]
+READ_BY_TEMPLATES = ("role", "type")
+"""Fields whose values templates compare with words of theirs."""
 _MARKER = re.compile("\uf8ff([0-9]+)\uf8fe")  # private-use characters, in no template
 
 
@@ -32,9 +36,12 @@ def template_tokenizer(tokenizer: Any) -> Any:
 
 
 def apply_chat_template(
-    tokenizer: Any, templates: Any, messages: Sequence[tuple[str, str]]
+    tokenizer: Any,
+    templates: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
-    """Token ids of (role, content) pairs, up to where the assistant's next message begins.
+    """Token ids of a chat, up to where the assistant's next message begins.
 
     The start-of-text token is left out, because the model adds it. Messages of the role `developer`
     have the role `system` if the template does not support `developer`.
@@ -42,35 +49,94 @@ def apply_chat_template(
     Args:
         tokenizer: The model's tokenizer, which treats special tokens in a text as plain text.
         templates: The tokenizer that `template_tokenizer` made of it.
-        messages: Pairs of role and content.
+        messages: The messages in OpenAI's format; the content of each is a text.
+        tools: The functions that the model may call, in OpenAI's format.
 
     Raises:
-        ValueError: If the model's template rejects the roles in this order, or omits a message.
+        ValueError: If the model's template rejects the roles in this order, omits a message, or
+            does not support tools.
     """
-    roles = [role for role, _ in messages]
+    chat = _Chat(messages, tools)
     try:
-        pieces = _pieces(templates, roles)
+        pieces = _pieces(templates, chat)
     except ValueError:
-        if "developer" not in roles:
+        if all(message["role"] != "developer" for message in messages):
             raise
-        roles = ["system" if role == "developer" else role for role in roles]
-        pieces = _pieces(templates, roles)
-    contents = [content for _, content in messages]
-    tokens = _encode_rendered(tokenizer, templates, roles, contents)
+        chat = chat.with_system_role()
+        pieces = _pieces(templates, chat)
+    if tools and _render(templates, chat) == _render(templates, replace(chat, tools=())):
+        raise ValueError("tools: the model's chat template does not support tools")
+    tokens = _encode_rendered(tokenizer, templates, chat)
     if tokens is None:  # a special token would consist of a message's text
+        if chat.has_tools:
+            raise ValueError("the messages and tools together form a special token: change them")
         tokens = []
         for i, piece in enumerate(pieces):
             if i % 2:
-                tokens += _encode(tokenizer, contents[int(piece)], split=True)
+                tokens += _encode(tokenizer, messages[int(piece)]["content"], split=True)
             else:
                 tokens += _encode(templates, piece, split=False)
     start = tokenizer.bos_token_id
     return tokens[1:] if tokens and tokens[0] == start else tokens
 
 
-def _encode_rendered(
-    tokenizer: Any, templates: Any, roles: Sequence[str], contents: Sequence[str]
-) -> list[int] | None:
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """The messages and tools that a template is rendered with."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]]
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether there is any text outside the contents of messages."""
+        return bool(self.tools) or any("tool_calls" in message for message in self.messages)
+
+    def with_system_role(self) -> "_Chat":
+        """The chat with the role `system` instead of `developer`."""
+        return replace(
+            self,
+            messages=[
+                {**message, "role": "system"} if message["role"] == "developer" else message
+                for message in self.messages
+            ],
+        )
+
+    def texts(self) -> Iterator[str]:
+        """Every text that the client wrote."""
+        found: list[str] = []
+        self.map(lambda text: found.append(text) or text)  # type: ignore[func-returns-value]
+        yield from found
+
+    def map(self, function: Callable[[str], str]) -> "_Chat":
+        """The chat with `function` applied to every text that the client wrote."""
+        return _Chat(
+            [_map_texts(message, function) for message in self.messages],
+            [_map_texts(tool, function) for tool in self.tools],
+        )
+
+
+def _map_texts(value: Any, function: Callable[[str], str], *, names: bool = False) -> Any:
+    """Apply `function` to the texts in a value, and with `names` to the names of its fields.
+
+    Templates read roles, types and the names of fields, except those within the arguments of a
+    function, which the client chooses.
+    """
+    if isinstance(value, str):
+        return function(value)
+    if isinstance(value, dict):
+        return {
+            (function(name) if names else name): item
+            if name in READ_BY_TEMPLATES and isinstance(item, str)
+            else _map_texts(item, function, names=name in ("arguments", "properties"))
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_map_texts(item, function) for item in value]
+    return value
+
+
+def _encode_rendered(tokenizer: Any, templates: Any, chat: _Chat) -> list[int] | None:
     """The tokens of the template rendered with the contents, as `apply_chat_template` gives them.
 
     Special tokens in contents are hidden from the template by a private-use character. None if a
@@ -80,16 +146,17 @@ def _encode_rendered(
     added = templates.added_tokens_decoder.values()
     special = {*templates.all_special_tokens, *(str(t) for t in added if t.special)} - {""}
     if not special:
-        return _encode(templates, _render(templates, roles, contents), split=False)
+        return _encode(templates, _render(templates, chat), split=False)
     longest_first = sorted(special, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest_first)))
-    unused = (chr(c) for c in range(0xF0000, 0xFFFFE) if not any(chr(c) in t for t in contents))
+    used = set().union(*chat.texts())
+    unused = (chr(c) for c in range(0xF0000, 0xFFFFE) if chr(c) not in used)
     hidden = {token: next(unused) for token in longest_first}
-    shielded = [pattern.sub(lambda match: hidden[match[0]], text) for text in contents]
-    rendered = _render(templates, roles, shielded)
+    shielded = chat.map(lambda text: pattern.sub(lambda match: hidden[match[0]], text))
+    rendered = _render(templates, shielded)
     ends = {token[0] for token in special} | {token[-1] for token in special}
     harmless = str.maketrans({end: "\uf8fd" for end in ends if not end.isspace()})
-    without = _render(templates, roles, [text.translate(harmless) for text in shielded])
+    without = _render(templates, shielded.map(lambda text: text.translate(harmless)))
     if pattern.findall(rendered) != pattern.findall(without):
         return None
     tokens: list[int] = []
@@ -102,32 +169,37 @@ def _encode_rendered(
     return tokens
 
 
-def _pieces(templates: Any, roles: Sequence[str]) -> list[str]:
+def _pieces(templates: Any, chat: _Chat) -> list[str]:
     """The rendered template in alternation with the numbers of messages."""
-    rendered = _render(templates, roles, [f"\uf8ff{i}\uf8fe" for i in range(len(roles))])
-    pieces = _MARKER.split(rendered)
+    marked = [{**message, "content": f"\uf8ff{i}\uf8fe"} for i, message in enumerate(chat.messages)]
+    pieces = _MARKER.split(_render(templates, replace(chat, messages=marked)))
     rendered_messages = {int(piece) for piece in pieces[1::2]}
-    for i, role in enumerate(roles):
-        if i not in rendered_messages:
+    for i, message in enumerate(chat.messages):
+        if i not in rendered_messages and not message.get("tool_calls"):
             raise ValueError(
-                f"the model's chat template omits message {i} of role {role!r}: use roles that the "
-                "template supports"
+                f"the model's chat template omits message {i} of role {message['role']!r}: use "
+                "roles that the template supports"
             )
     return pieces
 
 
-def _render(templates: Any, roles: Sequence[str], contents: Sequence[str]) -> str:
-    pairs = zip(roles, contents, strict=True)
+def _render(templates: Any, chat: _Chat) -> str:
     try:
         rendered: str = templates.apply_chat_template(
-            [{"role": role, "content": content} for role, content in pairs],
-            chat_template=templates.chat_template or PLAIN,
+            list(chat.messages),
+            tools=list(chat.tools) or None,
+            chat_template=None if templates.chat_template else PLAIN,
             tokenize=False,
             add_generation_prompt=True,
         )
     except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise ValueError(f"the model's chat template rejects these messages: {error}") from error
     return rendered
+
+
+def encode_template(templates: Any, text: str) -> list[int]:
+    """Token ids of a piece of the template, with its special tokens."""
+    return _encode(templates, text, split=False)
 
 
 def _encode(tokenizer: Any, text: str, *, split: bool) -> list[int]:

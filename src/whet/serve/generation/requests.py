@@ -28,7 +28,8 @@ class AdaptedRequest:
     text: str | None = None
     """Text to score; None to generate."""
     max_tokens: int | None = 1
-    """Longest answer; None for as many tokens as the context and the key's limit allow."""
+    """Longest answer; None for as many tokens as the context and the key's limit allow, 0 to read
+    the prompt only."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     params: AdaptParams
     query: str
@@ -75,7 +76,8 @@ def build_request(
     if params.deadline_s is not None:
         context.check_limit("deadline_s", params.deadline_s)
     if values.get("max_tokens") is not None:
-        context.check_limit("max_tokens", values["max_tokens"])
+        sampling = values.get("sampling") or SamplingParams()
+        context.check_limit("max_tokens", values["max_tokens"] * sampling.num_sequences)
     selection = selection_config(context, params)
     untrained = use_base or cached is not None or selection.n == 0
     return AdaptedRequest(

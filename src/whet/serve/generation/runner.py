@@ -5,8 +5,11 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
+from whet.adapt.decoding.sampling import GeneratedText, TextPiece
 from whet.engine import Event, Output, Request, SamplingParams, TrainStep
 from whet.serve.adapter_cache import CachedAdapter, adapter_id
 from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
@@ -26,9 +29,41 @@ from whet.space.retrieve import Retrieval
 
 def start_request(request: AdaptedRequest) -> EventStream:
     """Run a request in a task of its own."""
-    stream = EventStream()
-    request.context.state.start_task(_run(request, stream))
+    [stream] = start_requests([request])
     return stream
+
+
+def start_requests(requests: Sequence[AdaptedRequest]) -> list[EventStream]:
+    """Run the requests of one client in a task of their own; returns the stream of each.
+
+    At most as many run at once as the server has slots and room in its queue. The others wait for
+    these, so that either all are admitted or none is.
+    """
+    streams = [EventStream() for _ in requests]
+    requests[0].context.state.start_task(_run_all(requests, streams))
+    return streams
+
+
+async def _run_all(requests: Sequence[AdaptedRequest], streams: Sequence[EventStream]) -> None:
+    context, pending = requests[0].context, iter(list(zip(requests, streams, strict=True)))
+    state, key = context.state, context.key
+    most = min(len(requests), state.config.slots, context.limits.concurrent)
+
+    async def run_pending() -> None:
+        for request, stream in pending:
+            await _run(request, stream)
+
+    try:
+        with ExitStack() as admitted:
+            admitted.enter_context(state.admit(key))
+            tasks = 1
+            while tasks < most and state.has_place(key):
+                admitted.enter_context(state.admit(key))
+                tasks += 1
+            await asyncio.gather(*(run_pending() for _ in range(tasks)))
+    except Exception as error:  # raised by the readers of the streams
+        for stream in streams:
+            stream.publish(error)
 
 
 async def _run(request: AdaptedRequest, stream: EventStream) -> None:
@@ -54,39 +89,42 @@ class RequestRunner:
         """Run the request to its end.
 
         Raises:
-            APIError: 429 if the queue is full, 400 if the prompt is longer than the context, 499 if
-                the client has disconnected.
+            APIError: 400 if the prompt is longer than the context, 499 if the client has
+                disconnected.
             ValueError: If the selection is invalid.
             WhetError: If the engine fails.
         """
         request = self._request
-        with self._state.admit(request.context.key):
-            sampling = await asyncio.to_thread(self._fit_sampling)
-            if request.view is not None:
-                await request.context.run_in_pool(self._select)
-                self._stream.publish(self._selection_event())
-            if self._stream.is_cancelled:
-                raise APIError(CLIENT_CLOSED_REQUEST, "the client has disconnected")
-            cached = request.cached or self._find_cached()
-            retrieval = None if cached else self._retrieval
-            engine_request = Request(
-                prompt=request.prompt,
-                token_ids=request.token_ids,
-                text=request.text,
-                sampling=sampling,
-                selection=request.selection,
-                retrieval=retrieval,
-                adapt=retrieval is not None,
-                deadline_s=request.deadline_s,
-                init_adapter=cached.adapter if cached else None,
-                return_adapter=self._cacheable and not cached,
-            )
-            output = base = await self._submit(engine_request)
-            if cached and request.text is not None:
-                base = await self._submit(replace(engine_request, init_adapter=None))
-            completed = self._completed(output, base, cached)
-            await self._state.export_adapter(request.context.key.id, completed.adapt.adapter_id)
-            return completed
+        self._check_connected()
+        sampling = await asyncio.to_thread(self._fit_sampling)
+        if request.view is not None:
+            await request.context.run_in_pool(self._select)
+            self._stream.publish(self._selection_event())
+        self._check_connected()
+        cached = request.cached or self._find_cached()
+        retrieval = None if cached else self._retrieval
+        engine_request = Request(
+            prompt=request.prompt,
+            token_ids=request.token_ids,
+            text=request.text,
+            sampling=sampling,
+            selection=request.selection,
+            retrieval=retrieval,
+            adapt=retrieval is not None,
+            deadline_s=request.deadline_s,
+            init_adapter=cached.adapter if cached else None,
+            return_adapter=self._cacheable and not cached,
+        )
+        output = base = await self._submit(engine_request)
+        if cached and request.text is not None:
+            base = await self._submit(replace(engine_request, init_adapter=None))
+        completed = self._completed(output, base, cached)
+        await self._state.export_adapter(request.context.key.id, completed.adapt.adapter_id)
+        return completed
+
+    def _check_connected(self) -> None:
+        if self._stream.is_cancelled:
+            raise APIError(CLIENT_CLOSED_REQUEST, "the client has disconnected")
 
     @property
     def _cacheable(self) -> bool:
@@ -104,7 +142,8 @@ class RequestRunner:
         scored = 0 if request.text is None else len(model.encode(request.text))
         self._prompt_tokens = read + scored
         available = model.max_length - read
-        wanted = request.max_tokens or min(available, request.context.limits.max_tokens)
+        most = request.context.limits.max_tokens // request.sampling.num_sequences
+        wanted = min(available, most) if request.max_tokens is None else max(1, request.max_tokens)
         if request.text is None and not 0 < wanted <= available:
             raise APIError(
                 400, f"the prompt has {read} tokens and max_tokens is {wanted}, but the context of "
@@ -159,8 +198,9 @@ class RequestRunner:
     def _on_event(self, event: Event) -> None:
         """Publish an event of the engine; called in its thread."""
         match event:
-            case str(text):
-                self._stream.publish(TextDelta(text=text))
+            case TextPiece() as piece:
+                if self._request.max_tokens != 0:
+                    self._stream.publish(TextDelta(piece, self._prompt_tokens))
             case TrainStep(id=name, loss=loss):
                 self._losses.append(loss)
                 self._stream.publish(
@@ -178,10 +218,13 @@ class RequestRunner:
     ) -> CompletedEvent:
         new = None if cached else self._cache_adapter(output)
         trained_on = sum(step.num_tokens for step in output.trace.steps)
+        texts, generated = output.texts, output.num_tokens
+        if self._request.max_tokens == 0:
+            texts, generated = tuple(GeneratedText("", "length", 0) for _ in texts), 0
         usage = Usage(
             prompt_tokens=self._prompt_tokens,
-            completion_tokens=output.num_tokens,
-            total_tokens=self._prompt_tokens + output.num_tokens,
+            completion_tokens=generated,
+            total_tokens=self._prompt_tokens + generated,
             adapt_tokens=trained_on,
         )
         self._request.context.usage.tokens.level -= usage.total_tokens + trained_on
@@ -189,8 +232,8 @@ class RequestRunner:
         self._count(output, info)
         base_score, adapted_score = base.base, output.score
         return CompletedEvent(
-            text=output.text,
-            finish_reason="length" if output.finish_reason == "length" else "stop",
+            texts=texts,
+            prompt_logprobs=output.prompt_logprobs,
             usage=usage,
             adapt=info,
             scores=(base_score, adapted_score) if base_score and adapted_score else None,

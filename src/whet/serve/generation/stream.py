@@ -1,13 +1,14 @@
 """Async stream of a request's events, ending with its result."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
 
 from pydantic import BaseModel
 
+from whet.adapt.decoding.logprobs import TokenLogprob
+from whet.adapt.decoding.sampling import GeneratedText, TextPiece
 from whet.adapt.model import Score
 from whet.serve.schemas.adapt import AdaptInfo, SelectedText, Usage
 
@@ -36,18 +37,28 @@ class StepEvent(BaseModel):
     """Time since the request arrived."""
 
 
-class TextDelta(BaseModel):
-    """More of the generated text."""
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More of a generated text."""
 
-    text: str
+    piece: TextPiece
+    prompt_tokens: int
+    """Number of tokens of the prompt."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return str(self.piece)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletedEvent:
     """The result of the request."""
 
-    text: str
-    finish_reason: Literal["stop", "length"]
+    texts: tuple[GeneratedText, ...]
+    """The generated texts; none for a score."""
+    prompt_logprobs: tuple[TokenLogprob, ...]
+    """Those of the prompt's tokens, if the request asks for them."""
     usage: Usage
     adapt: AdaptInfo
     scores: tuple[Score, Score] | None
@@ -55,6 +66,43 @@ class CompletedEvent:
 
 
 Event = SelectionEvent | StepEvent | TextDelta | CompletedEvent
+
+
+async def merged(
+    streams: Sequence["EventStream"], comment_s: float
+) -> AsyncIterator[tuple[int, Event | str]]:
+    """The events of several requests as they happen, each with the number of its stream.
+
+    Comments, as of `EventStream.with_comments`, are those of one stream at a time. Raises the first
+    error of any of them.
+    """
+    events: asyncio.Queue[tuple[int, Event | str] | Exception | None] = asyncio.Queue()
+    unfinished = set(range(len(streams)))
+
+    async def forward(number: int, stream: EventStream) -> None:
+        try:
+            async for event in stream.with_comments(comment_s):
+                if not isinstance(event, str) or number == min(unfinished):
+                    events.put_nowait((number, event))
+        except Exception as error:
+            events.put_nowait(error)
+        unfinished.discard(number)
+        events.put_nowait(None)
+
+    tasks = [asyncio.create_task(forward(*item)) for item in enumerate(streams)]
+    running = len(tasks)
+    try:
+        while running:
+            event = await events.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                running -= 1
+            else:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class EventStream:

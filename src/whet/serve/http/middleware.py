@@ -35,7 +35,7 @@ HEADERS = [
         b"img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 ]
-EXPOSED = ("x-request-id", "retry-after", "x-whet-ignored-fields")
+EXPOSED = ("x-request-id", "retry-after", "x-whet-ignored")
 """Headers of responses that pages of allowed origins can read."""
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("whet.serve")

@@ -5,26 +5,36 @@ With `stream` and `adapt.progress`, chunks without choices report the progress o
 client that uses neither receives a plain OpenAI stream, with comments while nothing is generated.
 """
 
+import asyncio
 import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from whet.adapt.decoding.sampling import SamplingParams
 from whet.errors import WhetError
-from whet.serve.dependencies import ContextDep, cancel_on_disconnect
+from whet.serve.dependencies import ContextDep, RequestContext, cancel_on_disconnect
 from whet.serve.errors import APIError, error_responses, to_api_error
+from whet.serve.generation.formats import ChatFormat, CompletionFormat, Echo, TextFormat
 from whet.serve.generation.requests import AdaptedRequest, build_request
-from whet.serve.generation.runner import start_request
-from whet.serve.generation.stream import FIRST_BYTE_S, CompletedEvent, EventStream, TextDelta
-from whet.serve.schemas.adapt import ScoreRequest, ScoreResponse
-from whet.serve.schemas.chat import ChatCompletion, ChatRequest
+from whet.serve.generation.runner import start_request, start_requests
+from whet.serve.generation.stream import (
+    FIRST_BYTE_S,
+    CompletedEvent,
+    EventStream,
+    TextDelta,
+    merged,
+)
+from whet.serve.schemas.adapt import ScoreRequest, ScoreResponse, Usage
+from whet.serve.schemas.chat import ChatCompletion, ChatRequest, NamedTool
+from whet.serve.schemas.client import ignored_header
 from whet.serve.schemas.completions import Completion, CompletionParams, CompletionRequest
 
 router = APIRouter(prefix="/v1", tags=["completions"])
@@ -32,69 +42,65 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for completions."""
 
 
-class CompletionFormat(Protocol):
-    """How one of the two kinds of completion is written."""
-
-    id_prefix: str
-    object: str
-    chunk_object: str
-
-    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
-        """The choice of a complete response."""
-        ...
-
-    def delta(
-        self, text: str | None, finish_reason: str | None, *, first: bool = False
-    ) -> dict[str, Any]:
-        """The choice of one chunk of a stream."""
-        ...
-
-
-class TextFormat:
-    """The format of `/v1/completions`."""
-
-    id_prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
-
-    def delta(
-        self, text: str | None, finish_reason: str | None, *, first: bool = False
-    ) -> dict[str, Any]:
-        return {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish_reason}
-
-    choice = delta
-
-
-class ChatFormat:
-    """The format of `/v1/chat/completions`."""
-
-    id_prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
-
-    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-
-    def delta(
-        self, text: str | None, finish_reason: str | None, *, first: bool = False
-    ) -> dict[str, Any]:
-        delta = {"role": "assistant"} if first else {}  # clients concatenate the deltas
-        delta |= {} if text is None else {"content": text}
-        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-
 @router.post("/completions", response_model=Completion, responses=error_responses(403, 404, 503))
 async def create_completion(
     body: CompletionRequest, request: Request, context: ContextDep
 ) -> Response:
-    """Continue a prompt with the model adapted to it."""
-    limit = context.limits.max_tokens
-    adapted = build_request(
-        context,
-        body.model,
-        body.prompt,
-        body.adapt,
-        max_tokens=min(DEFAULT_MAX_TOKENS, limit) if body.max_tokens is None else body.max_tokens,
-        sampling=_sampling(body),
+    """Continue prompts, each with the model adapted to it."""
+    headers = ignored_header(body, strict=context.state.config.strict)
+    limit = context.limits.max_tokens // body.n
+    max_tokens = (
+        max(1, min(DEFAULT_MAX_TOKENS, limit)) if body.max_tokens is None else body.max_tokens
     )
-    return await _respond(request, body, adapted, TextFormat())
+    sampling = replace(
+        _sampling(body),
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+    )
+    prompts = [_read_prompt(context, prompt) for prompt in body.prompt]
+    context.usage.requests.level -= len(prompts) - 1
+    requests = [
+        build_request(
+            context,
+            body.model,
+            prompt.text,
+            body.adapt,
+            token_ids=prompt.token_ids,
+            max_tokens=None if max_tokens < 0 else max_tokens,
+            sampling=sampling,
+        )
+        for prompt in prompts
+    ]
+    format = TextFormat(
+        [prompt.echo for prompt in prompts] if body.echo else (),
+        None if body.logprobs is None else await context.state.token_bytes(),
+    )
+    return await _respond(request, body, requests, format, headers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A prompt of a completion."""
+
+    text: str
+    token_ids: tuple[int, ...] | None
+    """The tokens if the client sent those, without a start-of-text token, which the model adds."""
+    echo: Echo
+
+
+def _read_prompt(context: RequestContext, prompt: str | list[int]) -> _Prompt:
+    if isinstance(prompt, str):
+        return _Prompt(prompt, None, Echo(prompt, ""))
+    model = context.state.model
+    if (largest := max(prompt)) >= model.vocab_size:
+        raise APIError(
+            400, f"prompt contains the token id {largest}: {context.state.name} has 0 to "
+            f"{model.vocab_size - 1}", param="prompt",
+        )  # fmt: skip
+    start, decode = prompt[0] == model.bos_token_id, model.tokenizer.decode
+    echo = Echo(str(decode(prompt)), str(decode(prompt[:1])) if start else "")
+    token_ids = tuple(prompt[1:] if start else prompt)
+    return _Prompt(str(decode(token_ids, skip_special_tokens=True)), token_ids, echo)
 
 
 @router.post(
@@ -104,19 +110,51 @@ async def create_chat_completion(
     body: ChatRequest, request: Request, context: ContextDep
 ) -> Response:
     """Answer a conversation with the model adapted to it."""
-    messages = [(message.role, message.text) for message in body.messages]
-    query = "\n".join(text for role, text in messages if role in ("user", "assistant"))
+    state = context.state
+    headers = ignored_header(body, strict=state.config.strict)
+    sent = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+    texts = [(message.role, message.text) for message in body.messages]
+    query = "\n".join(text for role, text in texts if role in ("user", "assistant"))
     adapted = build_request(
         context,
         body.model,
-        "".join(text for _, text in messages),
+        "".join(text for _, text in texts),
         body.adapt,
         query=query,
-        max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
-        sampling=_sampling(body),
+        max_tokens=None if sent == -1 else sent,
+        sampling=replace(_sampling(body), logprobs=body.top_logprobs if body.logprobs else None),
     )
-    token_ids = await context.state.encode_chat(messages)
-    return await _respond(request, body, replace(adapted, token_ids=tuple(token_ids)), ChatFormat())
+    adapted, format = await _prepare_chat(context, body, adapted)
+    return await _respond(request, body, [adapted], format, headers)
+
+
+async def _prepare_chat(
+    context: RequestContext, body: ChatRequest, adapted: AdaptedRequest
+) -> tuple[AdaptedRequest, ChatFormat]:
+    """The request with the tokens of the chat and the grammar of its answer, and their format."""
+    state, schema, param = context.state, body.answer_schema, "response_format"
+    tools = [tool.for_template() for tool in body.callable_tools]
+    tool_format = state.tool_format() if tools else None
+    forced = bool(tools) and (
+        body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
+    )
+    prefix, sampling = "", adapted.sampling
+    if tool_format is not None and forced:
+        prefix, schema, param = tool_format.prefix, tool_format.call_schema(tools), "tools"
+    elif tool_format is not None and tool_format.end and not body.parallel_tool_calls:
+        sampling = replace(sampling, stop=(*sampling.stop, tool_format.end))
+    if schema is not None:
+        sampling = replace(sampling, grammar=await state.grammars.compile(schema, param))
+    messages = [message.for_template() for message in body.messages]
+    token_ids = await state.encode_chat(messages, tools, prefix=prefix)
+    format = ChatFormat(
+        tools=tool_format,
+        forced=forced,
+        parallel=body.parallel_tool_calls,
+        token_bytes=await state.token_bytes() if body.logprobs else None,
+        top_logprobs=body.top_logprobs,
+    )
+    return replace(adapted, token_ids=tuple(token_ids), sampling=sampling), format
 
 
 @router.post("/score", tags=["score"], responses=error_responses(403, 404, 503))
@@ -133,68 +171,151 @@ async def score(body: ScoreRequest, request: Request, context: ContextDep) -> Sc
 
 def _sampling(body: CompletionParams) -> SamplingParams:
     return SamplingParams(
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),  # 0: the likeliest token
+        temperature=body.temperature,
+        top_p=max(body.top_p, 1e-9),  # 0: the likeliest token
+        top_k=max(body.top_k, 0),
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=body.logit_bias,
         seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
         stop=body.stop_texts,
+        num_sequences=body.n,
     )
 
 
 async def _respond(
-    request: Request, body: CompletionParams, adapted: AdaptedRequest, format: CompletionFormat
+    request: Request,
+    body: CompletionParams,
+    adapted: Sequence[AdaptedRequest],
+    format: CompletionFormat,
+    headers: dict[str, str],
 ) -> Response:
-    stream = start_request(adapted)
+    streams = start_requests(adapted)
+
+    def cancel() -> None:
+        for stream in streams:
+            stream.cancel()
+
     head = {"id": f"{format.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time())}
     head |= {"model": body.model}
     if not body.stream:
-        completed = await cancel_on_disconnect(request, stream.result(), stream.cancel)
-        choices = [format.choice(completed.text, completed.finish_reason)]
-        head |= {"object": format.object, "choices": choices}
-        usage = completed.usage.model_dump()
-        return JSONResponse(head | {"usage": usage} | _adapt(body, completed))
+        results = asyncio.gather(*(stream.result() for stream in streams))
+        try:
+            completed = await cancel_on_disconnect(request, results, cancel)
+        except BaseException:  # one prompt failed: the others are not needed
+            cancel()
+            raise
+        head |= {"object": format.object}
+        return JSONResponse(head | _answer(body, completed, format), headers=headers)
     # an early error still has a status of its own
-    await cancel_on_disconnect(request, stream.wait_started(FIRST_BYTE_S), stream.cancel)
+    await cancel_on_disconnect(request, streams[0].wait_started(FIRST_BYTE_S), cancel)
     head |= {"object": format.chunk_object}
-    comment_s = adapted.context.state.config.stream_comment_s
-    chunks = _chunks(stream, body, head, format, request.state.id, comment_s)
-    return StreamingResponse(chunks, media_type="text/event-stream")
+    comment_s = adapted[0].context.state.config.stream_comment_s
+    chunks = _chunks(streams, body, head, format, request.state.id, comment_s)
+    return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
+
+
+def _answer(
+    body: CompletionParams, completed: Sequence[CompletedEvent], format: CompletionFormat
+) -> dict[str, Any]:
+    """The choices, the usage, and how the model was adapted: to each prompt, if there are several."""
+    choices = [
+        format.choice(prompt * body.n + sequence, prompt, text, event.prompt_logprobs)
+        | (_adapt(body, event) if len(completed) > 1 else {})
+        for prompt, event in enumerate(completed)
+        for sequence, text in enumerate(event.texts)
+    ]
+    usage = {"usage": _total([event.usage for event in completed])}
+    return (
+        {"choices": choices} | usage | (_adapt(body, completed[0]) if len(completed) == 1 else {})
+    )
+
+
+def _total(usages: Sequence[Usage]) -> dict[str, int]:
+    return {name: sum(getattr(usage, name) for usage in usages) for name in Usage.model_fields}
+
+
+class _UsageSoFar:
+    """The usage of a stream while it runs."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[int, int] = {}
+        self._generated: dict[tuple[int, int], int] = {}
+
+    def add(self, prompt: int, delta: TextDelta) -> None:
+        """Count the tokens of a piece."""
+        self._prompts[prompt] = delta.prompt_tokens
+        self._generated[prompt, delta.piece.sequence] = delta.piece.num_tokens
+
+    def complete(self, prompt: int, usage: Usage) -> None:
+        """Replace the counts of a prompt by those of its result."""
+        self._generated = {k: count for k, count in self._generated.items() if k[0] != prompt}
+        self._prompts[prompt] = usage.prompt_tokens
+        self._generated[prompt, 0] = usage.completion_tokens
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The tokens so far."""
+        read, generated = sum(self._prompts.values()), sum(self._generated.values())
+        counts = {"prompt_tokens": read, "completion_tokens": generated}
+        return counts | {"total_tokens": read + generated}
 
 
 async def _chunks(
-    stream: EventStream,
+    streams: Sequence[EventStream],
     body: CompletionParams,
     head: dict[str, Any],
     format: CompletionFormat,
     request_id: str,
     comment_s: float,
 ) -> AsyncIterator[str]:
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    no_usage = {"usage": None} if include_usage else {}
+    options, so_far = body.stream_options, _UsageSoFar()
+    include_usage = options is not None and options.include_usage
+    continuous = options is not None and options.continuous_usage_stats
 
     def chunk(choices: list[dict[str, Any]], **more: Any) -> str:
-        return f"data: {json.dumps(head | {'choices': choices} | no_usage | more)}\n\n"
+        usage: dict[str, Any] = {"usage": None} if include_usage else {}
+        usage = {"usage": so_far.usage} if continuous else usage
+        return f"data: {json.dumps(head | {'choices': choices} | usage | more)}\n\n"
 
+    choices = [
+        [format.stream(prompt * body.n + i, prompt) for i in range(body.n)]
+        for prompt in range(len(streams))
+    ]
+    completed: list[CompletedEvent] = []
     try:
-        yield chunk([format.delta("", None, first=True)])
-        async for event in stream.with_comments(comment_s):
-            match event:
-                case str(comment):
-                    yield comment
-                case TextDelta(text=text):
-                    yield chunk([format.delta(text, None)])
-                case CompletedEvent() as completed:
-                    last = format.delta(None, completed.finish_reason)
-                    yield chunk([last], **_adapt(body, completed))
-                    if include_usage:
-                        yield chunk([], usage=completed.usage.model_dump())
-                case progress if body.adapt and body.adapt.progress:
-                    yield chunk([], adapt_progress=progress.model_dump(exclude_none=True))
+        for choice in [choice for each in choices for choice in each]:
+            yield chunk([choice.begin()])
+        async with aclosing(merged(streams, comment_s)) as events:
+            async for prompt, event in events:
+                match event:
+                    case str(comment):
+                        yield comment
+                    case TextDelta(piece=piece) as delta:
+                        so_far.add(prompt, delta)
+                        for part in choices[prompt][piece.sequence].delta(piece):
+                            yield chunk([part])
+                    case CompletedEvent(texts=texts):
+                        completed.append(event)
+                        so_far.complete(prompt, event.usage)
+                        pairs = zip(choices[prompt], texts, strict=True)
+                        *parts, last = [part for choice, text in pairs for part in choice.end(text)]
+                        for part in parts:
+                            yield chunk([part])
+                        yield chunk([last], **_adapt(body, event))
+                    case progress if body.adapt and body.adapt.progress:
+                        yield chunk([], adapt_progress=progress.model_dump(exclude_none=True))
+        if include_usage:
+            yield chunk([], usage=_total([event.usage for event in completed]))
         yield "data: [DONE]\n\n"
     except (APIError, WhetError, ValueError) as error:  # the status was sent already
         api_error = error if isinstance(error, APIError) else to_api_error(error, request_id)
         yield f"data: {json.dumps(api_error.body())}\n\n"
     finally:
-        stream.cancel()
+        for stream in streams:
+            stream.cancel()
 
 
 def _adapt(body: CompletionParams, completed: CompletedEvent) -> dict[str, Any]:

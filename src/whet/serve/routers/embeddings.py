@@ -58,8 +58,8 @@ async def tokenize(body: TokenizeRequest, context: ContextDep) -> TokenizeRespon
     """Convert a prompt, or a chat by the model's template, to the tokens that the model reads."""
     model = _model(context, body.model)
     if body.messages is not None:
-        messages = [(message.role, message.text) for message in body.messages]
-        context.check_prompt("".join(text for _, text in messages))
+        context.check_prompt("".join(message.text for message in body.messages))
+        messages = [message.for_template() for message in body.messages]
         tokens = await context.state.encode_chat(messages)
     else:
         context.check_prompt(prompt := body.prompt or "")

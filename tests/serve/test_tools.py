@@ -1,0 +1,197 @@
+"""Function calls: which formats are known, and how calls are read from text and written."""
+
+import json
+import re
+import shutil
+
+import pytest
+from openai import BadRequestError, OpenAI
+from support import serving
+from support.paths import DOCS
+
+from whet.serve.chat.template import apply_chat_template, template_tokenizer
+from whet.serve.chat.tools import FORMATS, FunctionCall, ToolCallParser, tool_format
+
+TEMPLATE = (  # after Qwen2.5's
+    "{% if tools %}Tools:{% for tool in tools %}{{ tool.function.name }} {% endfor %}"
+    "{# <tool_call> #}{% endif %}"
+    "{% for m in messages %}<|endoftext|>{{ m.role }} {{ m.content }}"
+    "{% for call in m.tool_calls %}{{ call.function.name }}{{ call.function.arguments | tojson }}"
+    "{% endfor %}{% endfor %}<|endoftext|>"
+)
+PLACE = {
+    "type": "object",
+    "properties": {"place": {"$ref": "#/$defs/Place"}},
+    "required": ["place"],
+    "$defs": {"Place": {"enum": ["hive", "meadow"]}},
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "fly", "parameters": PLACE, "strict": True}},
+    {"type": "function", "function": {"name": "sting", "strict": True}},
+]
+CALL = '<tool_call>\n{"name": "fly", "arguments": {"place": "hive"}}\n</tool_call>'
+
+
+def read(format, pieces, **options):
+    """The parts of an answer, with text joined and calls as pairs."""
+    parser, parts = ToolCallParser(FORMATS[format], **options), []
+    for piece in pieces:
+        parts += parser.feed(piece)
+    parts += parser.finish()
+    texts = "".join(part for part in parts if isinstance(part, str))
+    return texts, [
+        (part.name, json.loads(part.arguments)) for part in parts if isinstance(part, FunctionCall)
+    ]
+
+
+FLY = ("fly", {"place": "hive"})
+CASES = [
+    ("hermes", CALL, ("", [FLY])),
+    ("hermes", f"I go. {CALL}\n{CALL}", ("I go. \n", [FLY, FLY])),
+    ("hermes", CALL.removesuffix("\n</tool_call>"), ("", [FLY])),
+    ("hermes", "<tool_call>{broken</tool_call> a", ("<tool_call>{broken</tool_call> a", [])),
+    ("hermes", "a <tool", ("a <tool", [])),
+    ("hermes", "1 < 2", ("1 < 2", [])),
+    ("llama3", '{"name": "fly", "parameters": {"place": "hive"}}', ("", [FLY])),
+    ("llama3", '{"name": "fly"}', ('{"name": "fly"}', [])),
+    (
+        "llama3",
+        'So {"name": "fly", "parameters": {}}',
+        ('So {"name": "fly", "parameters": {}}', []),
+    ),
+    ("mistral", '[TOOL_CALLS] [{"name": "fly", "arguments": {"place": "hive"}}]', ("", [FLY])),
+    ("mistral", '[{"name": "fly", "arguments": {"place": "hive"}}]', ("", [FLY])),
+    ("mistral", "[1] is a list", ("[1] is a list", [])),
+    ("mistral", "Bees", ("Bees", [])),
+]
+
+
+@pytest.mark.parametrize("format, text, expected", CASES)
+def test_calls_are_read_whatever_the_pieces(format, text, expected):
+    for size in (1, 3, 1000):
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        assert read(format, pieces) == expected
+
+
+def test_text_is_returned_as_soon_as_it_cannot_be_a_call():
+    for name in FORMATS:
+        assert ToolCallParser(FORMATS[name]).feed("Bees ") == ["Bees "]
+    parser = ToolCallParser(FORMATS["hermes"])
+    assert parser.feed("a <tool_") == ["a "] and parser.feed("x") == ["<tool_x"]
+
+
+@pytest.mark.parametrize(
+    "template, name",
+    [("a <tool_call> b", "hermes"), ("'[TOOL_CALLS] ['", "mistral"),
+     ('{"name": function name, "parameters": dictionary of', "llama3")],
+)  # fmt: skip
+def test_format_is_known_by_the_template(template, name):
+    assert tool_format(template).name == name
+    for other in ("nothing", "<tool_call><function=", "[TOOL_CALLS]x[ARGS]"):
+        with pytest.raises(ValueError, match="is not known to whet"):
+            tool_format(other)
+
+
+@pytest.fixture(scope="module")
+def folder(llama_folder, tmp_path_factory):
+    """The tiny Llama with a chat template for tools and a longer context."""
+    folder = shutil.copytree(llama_folder, tmp_path_factory.mktemp("tools") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder, labeled_space):
+    with serving.running(serving.app(folder, labeled_space, keys=None)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def openai(server):
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_requests_of_the_documentation_are_answered(server):
+    page = (DOCS / "serving.md").read_text(encoding="utf-8")
+    requests = re.findall(r"curl -s http://127.0.0.1:8000(/\S+) .*? -d '(.*?)'", page, re.DOTALL)
+    assert len(requests) >= 5
+    for path, body in requests:
+        body = json.loads(body)
+        model = {"my": "docs"}.get(body.get("model"), "tiny")  # a data space, in some of them
+        reply = server.post(path, body | ({"model": model} if "model" in body else {}))
+        assert reply.status == 200, (body, reply.body)
+
+
+ASK = {"model": "tiny@base", "messages": [{"role": "user", "content": "go"}], "tools": TOOLS}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "fly"}}])
+def test_required_call_matches_the_tool(openai, choice):
+    ask = ASK | {"tool_choice": choice, "temperature": 1.0, "max_tokens": 100}
+    names = set()
+    for seed in range(3):
+        chosen = openai.chat.completions.create(**ask, seed=seed).choices[0]
+        assert chosen.finish_reason == "tool_calls" and chosen.message.content is None
+        [call] = chosen.message.tool_calls
+        names.add(call.function.name)
+        arguments = json.loads(call.function.arguments)
+        assert call.function.name == "sting" or arguments["place"] in ("hive", "meadow")
+    assert names <= ({"fly"} if choice != "required" else {"fly", "sting"})
+    messages = [
+        *ASK["messages"], chosen.message,
+        {"role": "tool", "tool_call_id": call.id, "content": "done"},
+    ]  # fmt: skip
+    openai.chat.completions.create(**ASK | {"messages": messages}, max_tokens=1)
+
+
+def test_streamed_call_is_that_of_the_complete_answer(openai):
+    ask = ASK | {"tool_choice": "required", "temperature": 1.0, "max_tokens": 100, "seed": 1}
+    [call] = openai.chat.completions.create(**ask).choices[0].message.tool_calls
+    with openai.chat.completions.stream(**ask) as stream:
+        for _ in stream:
+            pass
+        streamed = stream.current_completion_snapshot.choices[0]
+    [again] = streamed.message.tool_calls
+    assert streamed.finish_reason == "tool_calls"
+    assert (again.function.name, again.function.arguments) == (
+        call.function.name,
+        call.function.arguments,
+    )
+
+
+def test_call_that_is_cut_off_is_text(openai):
+    ask = ASK | {"tool_choice": "required", "max_tokens": 5}
+    chosen = openai.chat.completions.create(**ask).choices[0]
+    assert chosen.finish_reason == "length" and chosen.message.tool_calls is None
+    assert chosen.message.content.startswith("{")
+
+
+def test_schema_of_a_tool_that_cannot_be_compiled_is_rejected(openai):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "no"}}}]
+    with pytest.raises(BadRequestError, match="tools: schema cannot be compiled"):
+        openai.chat.completions.create(**ASK | {"tools": tools}, tool_choice="required")
+
+
+def test_tools_in_the_prompt_are_those_of_the_template(folder):
+    from whet.adapt.model import LanguageModel
+
+    tokenizer = LanguageModel.from_pretrained(folder).tokenizer
+    templates = template_tokenizer(tokenizer)
+    call = {"type": "function", "function": {"name": "fly", "arguments": {"a": "<|endoftext|>"}}}
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "<|endoftext|>"},
+    ]
+    tokens = apply_chat_template(tokenizer, templates, messages, TOOLS)
+    assert tokens.count(256) == 4  # the template's own
+    assert tokenizer.decode(tokens) == (
+        'Tools:fly sting <|endoftext|>user go<|endoftext|>assistant fly{"a": "<|endoftext|>"}'
+        "<|endoftext|>tool <|endoftext|><|endoftext|>"
+    )
+    templates.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="does not support tools"):
+        apply_chat_template(tokenizer, templates, messages[:1], TOOLS)
