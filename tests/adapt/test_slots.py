@@ -1,5 +1,6 @@
 """Many prompts at once equal each alone: every mode, on every kind of network."""
 
+import copy
 import math
 import os
 import random
@@ -9,6 +10,7 @@ import pytest
 import torch
 from support import reference_slot, tiny_models
 
+from whet.adapt.adapters import Adapter
 from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
@@ -16,8 +18,12 @@ from whet.adapt.tuners.head import HeadTuner
 from whet.errors import ModelError
 
 KINDS = [*tiny_models.CONFIGS, *tiny_models.MORE]
-ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
-MANY = [LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
+LAST_LORA, LAST_FULL = (
+    LoRA(lr=1e-2, r=4, layers="last:1"),
+    FullFineTuning(lr=1e-3, layers="last:1"),
+)
+ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4), LMHead(lr=1e-2), LAST_LORA, LAST_FULL]
+MANY = [LoRA(lr=1e-2, r=4), LMHead(lr=1e-2), LAST_LORA]
 TEXTS = [
     ["a first text", "another one, longer by far", "a first text", "x"],
     ["Ünïcode, of 26 bytes or so", "Ünïcode, of 26 bytes or so", "then this"],
@@ -292,7 +298,7 @@ def test_the_cache_of_hidden_states_is_bounded(some_model):
     tuner = HeadTuner(some_model, 16 * 4 * 30, False)
     for text in TEXTS[0]:
         tuner.precompute([some_model.training_tokens(text)])
-        assert 0 < tuner.cached_tokens <= 30
+        assert 0 < tuner.cache.num_tokens <= 30
 
 
 def test_bfloat16_trains_float32_masters(tmp_path):
@@ -329,3 +335,41 @@ def test_one_slot_reads_several_rows_at_once(some_model, mode):
         both = slots.activate(0).hf_model(input_ids=ids).logits
         one = [some_model.hf_model(input_ids=row[None]).logits[0] for row in ids]
     torch.testing.assert_close(both, torch.stack(one), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", [LAST_LORA, LAST_FULL], ids=name)
+def test_cached_states_give_the_losses_of_uncached_ones(model, mode):
+    runs = []
+    for cache_bytes in (0, 2**20):
+        slots = Slots(model, mode, cache_bytes=cache_bytes)
+        with slots.attached():
+            runs.append(learn(slots, {0: TEXTS[0] * 2})[0])
+    assert runs[0] == runs[1] and runs[0][4] < runs[0][0]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
+def test_an_adapter_of_the_last_layers_loads_in_peft_with_equal_logits(some_model, tmp_path):
+    import peft
+
+    slots = Slots(some_model, LAST_LORA)
+    ids = torch.arange(20)[None]
+    with slots.attached(), torch.no_grad():
+        with torch.enable_grad():
+            learn(slots, {0: TEXTS[0]})
+        ours = slots.activate(0).hf_model(input_ids=ids).logits
+        Adapter.from_slot(slots, 0).save_pretrained(tmp_path / "adapter")
+    base = some_model.hf_model(input_ids=ids).logits
+    wrapped = peft.PeftModel.from_pretrained(
+        copy.deepcopy(some_model.hf_model), tmp_path / "adapter"
+    )
+    theirs = wrapped(input_ids=ids).logits
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(base, ours, atol=1e-3)
+
+
+def test_more_layers_than_there_are_and_other_words_are_errors(some_model):
+    with pytest.raises(ValueError, match="layers is 'last:9', but .* has 2 layers: lower"):
+        Slots(some_model, LoRA(layers="last:9"))
+    for layers in ("first:1", "last:0", "last:", "2"):
+        with pytest.raises(ValueError, match="expected all, or last:N with N of at least 1"):
+            LoRA(layers=layers)

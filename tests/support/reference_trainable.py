@@ -5,6 +5,7 @@ weights, buffers, ties and `requires_grad` are as they were, bit for bit.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,7 +27,7 @@ def trainable(network: nn.Module, adaptation: AdapterConfig) -> Iterator[Paramet
         stack.enter_context(_frozen(network))
         match adaptation:
             case FullFineTuning():
-                yield stack.enter_context(_full(network))
+                yield stack.enter_context(_full(network, adaptation))
             case LoRA():
                 yield stack.enter_context(_lora(network, adaptation))
             case LMHead():
@@ -46,12 +47,14 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _full(network: nn.Module) -> Iterator[Parameters]:
+def _full(network: nn.Module, options: FullFineTuning) -> Iterator[Parameters]:
     state: list[Tensor] = [*network.parameters(), *network.buffers()]
     saved = [tensor.detach().clone() for tensor in state]
     try:
-        network.requires_grad_()
-        yield list(network.parameters())
+        trained = [p for n, p in network.named_parameters() if _is_trained(network, n, options)]
+        for parameter in trained:
+            parameter.requires_grad_()
+        yield trained
     finally:
         with torch.no_grad():
             for tensor, old in zip(state, saved, strict=True):
@@ -76,7 +79,8 @@ def _lora(network: nn.Module, options: LoRA) -> Iterator[Parameters]:
     generator = torch.Generator().manual_seed(0)
     parameters: Parameters = []
     with ExitStack() as hooks:
-        for module in linear_layers(network, options.target_modules).values():
+        layers = linear_layers(network, options.target_modules).items()
+        for module in [m for n, m in layers if _is_trained(network, n + ".", options)]:
             width_in, width_out = in_out_features(module)
             bound = 1 / math.sqrt(width_in)
             start = torch.empty(options.r, width_in).uniform_(-bound, bound, generator=generator)
@@ -87,6 +91,14 @@ def _lora(network: nn.Module, options: LoRA) -> Iterator[Parameters]:
             hook = _beside(down, up, options.lora_alpha / options.r)
             hooks.callback(module.register_forward_hook(hook).remove)
         yield parameters
+
+
+def _is_trained(network: Any, name: str, options: LoRA | FullFineTuning) -> bool:
+    if options.layers == "all":
+        return True
+    number = re.search(r"\.(\d+)\.", name)
+    first = network.config.num_hidden_layers - int(options.layers.removeprefix("last:"))
+    return number is not None and int(number[1]) >= first
 
 
 def _beside(down: Tensor, up: Tensor, scale: float) -> Any:

@@ -5,7 +5,8 @@ Source: the format of the `peft` library, which vLLM and SGLang can read: `adapt
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ class Adapter:
             "target_modules": sorted({n.split(".")[-2] for n in self.weights}), "bias": "none",
             "fan_in_fan_out": self.transposed, "inference_mode": True,
         }  # fmt: skip
+        if self.config.layers != "all":
+            config |= _layers_to_transform(self.weights)
         write_json(folder / CONFIG_FILE, config)
 
     @torch.no_grad()
@@ -202,6 +205,16 @@ class Adapter:
                 f"adapter was made for {self.base_model}, not for {model.name}: {reason}. "
                 "Load the model that it was made for"
             )
+
+
+def _layers_to_transform(names: Iterable[str]) -> dict[str, object]:
+    """The numbers of the layers with weights, and the name of their list, as PEFT stores them."""
+    parts = [re.fullmatch(r"(?:.*\.)?(\w+)\.(\d+)\..*", name) for name in names]
+    numbers = sorted({int(match[2]) for match in parts if match})
+    return {
+        "layers_to_transform": numbers,
+        "layers_pattern": sorted({m[1] for m in parts if m}),
+    }
 
 
 def _check_tensors(folder: str | Path, weights: Mapping[str, Tensor], rank: int) -> None:

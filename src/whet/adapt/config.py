@@ -80,13 +80,17 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullFineTuning:
-    """Train every weight."""
+    """Train every weight, or every weight of the last layers."""
 
     lr: float = 5e-5
     """Learning rate."""
+    layers: str = "all"
+    """Layers that are trained: `all`, or `last:N` for the last N. What is below them is computed
+    once per text and cached."""
 
     def __post_init__(self) -> None:
         as_positive(self.lr, "lr")
+        check_layers(self.layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +106,13 @@ class LoRA:
     target_modules: tuple[str, ...] = ()
     """Last parts of the names of the layers to adapt; empty for all linear layers except the
     output head."""
+    layers: str = "all"
+    """Layers of the network that are adapted: `all`, or `last:N` for the last N. What is below
+    them is computed once per text and cached."""
 
     def __post_init__(self) -> None:
         as_positive(self.lr, "lr")
+        check_layers(self.layers)
         as_count(self.r, "r")
         as_positive(self.lora_alpha, "lora_alpha")
 
@@ -118,6 +126,13 @@ class LMHead:
 
     def __post_init__(self) -> None:
         as_positive(self.lr, "lr")
+
+
+def check_layers(layers: str) -> None:
+    """Raises ValueError unless `layers` is `all` or `last:N` with N of at least 1."""
+    kind, _, count = str(layers).partition(":")
+    if layers != "all" and not (kind == "last" and count.isdecimal() and int(count) > 0):
+        raise ValueError(f"layers is {layers!r}: expected all, or last:N with N of at least 1")
 
 
 AdapterConfig = FullFineTuning | LoRA | LMHead
@@ -166,6 +181,9 @@ class AdapterOptions:
     target_modules: tuple[str, ...] | None = None
     """Layers that LoRA adapts, by the last parts of their names [default: all linear layers except
     the output head]."""
+    layers: str | None = None
+    """Layers of the network that are trained: `all`, or `last:N` for the last N, which is faster
+    because what is below them is computed once per text [default: all]."""
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -91,9 +91,10 @@ class Slots:
         self._grad = self.params.gradients([0])
         self._decoder = BatchDecoder(model, self._bind_keys)
         if cuda_graphs is None:
-            cuda_graphs = model.device.type == "cuda" and not isinstance(adapter, LMHead)
+            uses_cache = isinstance(adapter, LMHead) or adapter.layers != "all"
+            cuda_graphs = model.device.type == "cuda" and not uses_cache
         self.graphs = CUDAGraphRunner(self._capturable_pass, model, count) if cuda_graphs else None
-        """Runs small passes as CUDA graphs; by default on a GPU, except for the head."""
+        """Runs small passes as CUDA graphs; by default on a GPU, except with cached states."""
 
     def __len__(self) -> int:
         return len(self.params)
@@ -287,9 +288,9 @@ def _make_tuner(
 ) -> Tuner:
     match adapter:
         case FullFineTuning():
-            return FullTuner(model, torch_compile)
+            return FullTuner(model, adapter, cache_bytes, torch_compile)
         case LoRA():
-            return LoRATuner(model, adapter)
+            return LoRATuner(model, adapter, cache_bytes)
         case LMHead():
             return HeadTuner(model, cache_bytes, torch_compile)
 

@@ -7,7 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whet.adapt.batches import Batch, Tokens
+from whet.adapt.config import FullFineTuning
 from whet.adapt.model import LanguageModel
+from whet.adapt.tuners.state_cache import last_layers
 
 
 class FullTuner:
@@ -16,21 +18,29 @@ class FullTuner:
     The network's own tensors are never written, so they are restored bit for bit.
     """
 
-    def __init__(self, model: LanguageModel, torch_compile: bool) -> None:
+    def __init__(
+        self, model: LanguageModel, config: FullFineTuning, cache_bytes: int, torch_compile: bool
+    ) -> None:
         self._model, self._trunk = model, model.compiled_trunk() if torch_compile else None
-        self._parameters: dict[str, nn.Parameter] = dict(model.hf_model.named_parameters())
+        self._last = last_layers(model, config.layers, cache_bytes)
+        self._parameters: dict[str, nn.Parameter] = {
+            name: parameter
+            for name, parameter in model.hf_model.named_parameters()
+            if self._last is None or name.startswith(self._last.prefixes)
+        }
         self.initial = {name: p.detach() for name, p in self._parameters.items()}
         self.lm_head = model.lm_head()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
+        if self._last is not None:
+            self._last.cache.refresh()
         for parameter in self._parameters.values():
             parameter.requires_grad_()
         embedding = self._model.hf_model.get_input_embeddings()
         dense = embedding.sparse
-        embedding.sparse = (
-            embedding.weight.is_cpu
-        )  # its gradient has the rows of the text's tokens only
+        # its gradient has the rows of the text's tokens only
+        embedding.sparse = self._last is None and embedding.weight.is_cpu
         try:
             yield
         finally:
@@ -43,10 +53,12 @@ class FullTuner:
         for name, parameter in self._parameters.items():
             parameter.data = params[name][0].detach()
             parameter.grad = None if grad is None else grad[name][0]
-        self.lm_head = self._model.lm_head(trained=grad is not None)
+        self.lm_head = self._model.lm_head(trained=grad is not None and self._last is None)
 
     def hidden_states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
-        return self._model.hidden_states(batch.ids, self._trunk)
+        if self._last is None:
+            return self._model.hidden_states(batch.ids, self._trunk)
+        return self._last.hidden_states(texts, batch.ids.shape[1])
 
     def precompute(self, texts: Sequence[Tokens]) -> None:
-        """Does nothing: everything depends on the steps before."""
+        """Does nothing: a step computes what it needs, and caches it."""

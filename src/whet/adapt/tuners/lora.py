@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from whet.adapt.batches import Batch, Tokens
 from whet.adapt.config import LoRA
 from whet.adapt.model import LanguageModel
+from whet.adapt.tuners.state_cache import last_layers, restore_forward
 from whet.errors import ModelError
 
 LORA_A, LORA_B = ".lora_A", ".lora_B"
@@ -40,10 +41,17 @@ class LoRAWeights:
 class LoRATuner:
     """Trains A and B of each linear layer: see `whet.adapt.slots.Tuner`."""
 
-    def __init__(self, model: LanguageModel, config: LoRA) -> None:
+    def __init__(self, model: LanguageModel, config: LoRA, cache_bytes: int) -> None:
         self._model = model
         self._scale = config.lora_alpha / config.r
         self._layers = linear_layers(model.hf_model, config.target_modules)
+        self._last = last_layers(model, config.layers, cache_bytes)
+        if self._last is not None:
+            self._layers = {
+                name: module
+                for name, module in self._layers.items()
+                if name.startswith(self._last.prefixes)
+            }
         self._weights: dict[str, LoRAWeights] = {}
         self.lm_head = model.lm_head()
         generator = torch.Generator().manual_seed(0)
@@ -60,9 +68,11 @@ class LoRATuner:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
+        if self._last is not None:
+            self._last.cache.refresh()
         with ExitStack() as stack:
             for name, module in self._layers.items():
-                stack.callback(_restore_forward, module, vars(module).get("forward"))
+                stack.callback(restore_forward, module, vars(module).get("forward"))
                 module.forward = self._forward(name, module)
             yield
 
@@ -82,10 +92,12 @@ class LoRATuner:
                 )
 
     def hidden_states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
-        return self._model.hidden_states(batch.ids)
+        if self._last is None:
+            return self._model.hidden_states(batch.ids)
+        return self._last.hidden_states(texts, batch.ids.shape[1])
 
     def precompute(self, texts: Sequence[Tokens]) -> None:
-        """Does nothing: everything depends on the steps before."""
+        """Does nothing: a step computes what it needs, and caches it."""
 
     def _forward(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:
         base = module.forward
@@ -139,13 +151,6 @@ class LoRALinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             before = (slope @ ctx.matrix.mT).baddbmm_(inner_slope, weights.lora_A)
         return before, None, None, None, None, None
-
-
-def _restore_forward(module: Any, forward: Any) -> None:
-    if forward is None:
-        del module.forward  # that of its class applies again
-    else:
-        module.forward = forward
 
 
 def linear_layers(hf_model: Any, target_modules: tuple[str, ...] = ()) -> dict[str, Any]:
