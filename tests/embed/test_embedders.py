@@ -94,7 +94,7 @@ def test_an_unknown_embedder_is_told_those_that_exist(spec):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("depth=1", "no option 'depth': expected layer, pool, dtype, context, normalize"),
+        ("depth=1", "no option 'depth': expected layer, pool, dtype, context, normalize, device"),
         ("layer=x", "layer is 'x': invalid literal"),
         ("normalize=no", "normalize is 'no': expected true or false"),
         ("pool=max", "pool is 'max': expected mean or last"),

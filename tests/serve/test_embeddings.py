@@ -8,6 +8,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from support import serving
 
 from whet.adapt.model import LanguageModel
+from whet.embed.registry import get_embedder
 from whet.space.space import DataSpace
 
 
@@ -28,6 +29,14 @@ def test_embeddings_are_the_data_spaces_own_in_both_formats(openai, labeled_spac
         assert [d.index for d in created.data] == [0, 1, 2]
         assert created.usage.total_tokens == created.usage.prompt_tokens > 0
     assert not expected[2].any()  # a text without a known term
+
+
+def test_a_data_space_can_be_the_embedder_of_another(server, labeled_space, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", serving.token("legal"))
+    texts = ["bee honey dance", " ", "wax"]
+    remote = get_embedder(f"openai:{server.url}/v1#docs")
+    expected = DataSpace.open(labeled_space).embedder.encode(texts)
+    np.testing.assert_allclose(remote.encode(texts), expected, atol=1e-6)
 
 
 def test_embedding_of_a_text_is_that_of_a_list_of_one(server):

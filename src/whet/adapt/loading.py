@@ -46,6 +46,7 @@ def load(
     *,
     device: str | None,
     dtype: torch.dtype,
+    trust_remote_code: bool = False,
     local_files_only: bool = False,
 ) -> Loaded:
     """Load `name` with the class `kind` of transformers; by default on a GPU if there is one.
@@ -60,11 +61,15 @@ def load(
     source, local = source_of(name), {"local_files_only": local_files_only}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, **local
+            source, trust_remote_code=trust_remote_code, **local
         )
         config, _ = transformers.PretrainedConfig.get_config_dict(source, **local)
         network, info = getattr(transformers, kind).from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True, **local
+            source,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **local,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import quote
 
 from jaxtyping import Float
 
 from whet.maths.arrays import Array
+
+WRITTEN = " :;.!?'\"()/+_-"  # characters of an option's value that are written as they are
 
 
 @runtime_checkable
@@ -51,6 +54,30 @@ def has_fingerprint(embedder: Embedder, fingerprint: str) -> bool:
     """Whether `embedder` has this fingerprint, or had it in an older version of whet."""
     former: Sequence[str] = getattr(embedder, "former_fingerprints", ())
     return fingerprint == embedder.fingerprint or fingerprint in former
+
+
+def encode_queries(embedder: Embedder, texts: Sequence[str]) -> Float[Array, "n d"]:
+    """The vectors of texts that documents are selected for: by its `encode_queries` if it has one.
+
+    Some embedders, such as E5 and BGE, put other words in front of queries than of documents.
+    """
+    encode = getattr(embedder, "encode_queries", embedder.encode)
+    rows: Float[Array, "n d"] = encode(texts)
+    return rows
+
+
+def spec_of(kind: str, model: str, **options: object) -> str:
+    """The specification of an embedder, with the options that are not None.
+
+    >>> spec_of("st", "e5", query_prompt="query: ", truncate_dim=None)
+    'st:e5@query_prompt=query: '
+    """
+    written = ",".join(
+        f"{key}={quote(str(value), safe=WRITTEN)}"
+        for key, value in options.items()
+        if value is not None
+    )
+    return f"{kind}:{model}" + (f"@{written}" if written else "")
 
 
 def check_embedder(embedder: Any) -> None:

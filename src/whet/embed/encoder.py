@@ -54,6 +54,7 @@ class TextEncoder:
         dtype: str,
         context: int | None,
         device: str | None,
+        trust_remote_code: bool = False,
         local_files_only: bool = False,
     ) -> None:
         """Load `model`, by default onto a GPU if there is one.
@@ -66,6 +67,7 @@ class TextEncoder:
             dtype: Precision of the weights.
             context: Tokens of a text that are read, by default at most 2,048.
             device: Where the network runs.
+            trust_remote_code: Run the code that the model brings.
             local_files_only: Never download.
 
         Raises:
@@ -75,8 +77,9 @@ class TextEncoder:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}: expected {' or '.join(DTYPES)}")
         loaded = load(
-            model, kind, device=device, dtype=DTYPES[dtype], local_files_only=local_files_only
-        )
+            model, kind, device=device, dtype=DTYPES[dtype],
+            trust_remote_code=trust_remote_code, local_files_only=local_files_only,
+        )  # fmt: skip
         self.tokenizer, self._config = loaded.tokenizer, loaded.config
         self.network: Any = loaded.network.requires_grad_(False)
         self.network.config.use_cache = False  # keys and values are for generation
@@ -184,12 +187,6 @@ class TextEncoder:
 
 def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def embedder_name(kind: str, model: str, **options: object) -> str:
-    """The specification of an embedder, with the options that are not None."""
-    written = ",".join(f"{key}={value}" for key, value in options.items() if value is not None)
-    return f"{kind}:{model}" + (f"@{written}" if written else "")
 
 
 def _max_tokens(config: Any, tokenizer: Any) -> int:

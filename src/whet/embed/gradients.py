@@ -27,7 +27,8 @@ from torch.nn import functional
 
 from whet.adapt.loading import start_token
 from whet.adapt.tuners.lora import in_out_features, linear_layers
-from whet.embed.encoder import EncodedBatch, TextEncoder, embedder_name
+from whet.embed.embedder import spec_of
+from whet.embed.encoder import EncodedBatch, TextEncoder
 from whet.maths.arrays import Array, as_count
 
 DIMENSION = 2048
@@ -93,6 +94,7 @@ class LossGradients:
         context: int | None = None,
         normalize: bool = True,
         device: str | None = None,
+        trust_remote_code: bool = False,
         local_files_only: bool = False,
     ) -> None:
         """Load `model`: bundled, a folder or a hub id.
@@ -109,6 +111,7 @@ class LossGradients:
                 most 2,048.
             normalize: Whether vectors are scaled to length 1.
             device: By default a GPU if there is one.
+            trust_remote_code: Run the code that the model brings.
             local_files_only: Never download.
 
         Raises:
@@ -125,6 +128,7 @@ class LossGradients:
             dtype=dtype,
             context=context,
             device=device,
+            trust_remote_code=trust_remote_code,
             local_files_only=local_files_only,
         )
         options = {
@@ -135,7 +139,7 @@ class LossGradients:
             "context": context,
             "normalize": None if normalize else "false",
         }
-        self.name = embedder_name(kind, model, **options)
+        self.name = spec_of(kind, model, **options)
         self.fingerprint, former = self._encoder.fingerprints(kind=kind, **options)
         self.former_fingerprints = (former,)
         network = self._encoder.network

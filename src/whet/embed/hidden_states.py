@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whet.embed.encoder import EncodedBatch, TextEncoder, embedder_name
+from whet.embed.embedder import spec_of
+from whet.embed.encoder import EncodedBatch, TextEncoder
 from whet.errors import ModelError
 from whet.maths.arrays import Array
 
@@ -27,6 +28,7 @@ class HiddenStates:
         context: int | None = None,
         normalize: bool = True,
         device: str | None = None,
+        trust_remote_code: bool = False,
         local_files_only: bool = False,
     ) -> None:
         """Load `model`: bundled, a folder or a hub id.
@@ -41,6 +43,7 @@ class HiddenStates:
                 most 2,048.
             normalize: Whether vectors are scaled to length 1.
             device: By default a GPU if there is one.
+            trust_remote_code: Run the code that the model brings.
             local_files_only: Never download.
 
         Raises:
@@ -51,7 +54,7 @@ class HiddenStates:
             raise ValueError(f"pool is {pool!r}: expected mean or last")
         self._encoder = TextEncoder(
             model, "AutoModel", add_special_tokens=True, dtype=dtype, context=context,
-            device=device, local_files_only=local_files_only,
+            device=device, trust_remote_code=trust_remote_code, local_files_only=local_files_only,
         )  # fmt: skip
         options = {
             "layer": layer,
@@ -60,7 +63,7 @@ class HiddenStates:
             "context": context,
             "normalize": None if normalize else "false",
         }
-        self.name = embedder_name("hf", model, **options)
+        self.name = spec_of("hf", model, **options)
         self.normalized = normalize
         self.fingerprint, former = self._encoder.fingerprints(kind="hf", **options)
         self.former_fingerprints = (former,)

@@ -5,12 +5,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
+from urllib.parse import unquote
 
 from whet.embed.embedder import Embedder
 
-LOADABLE = ("st", "hf", "ntk", "influence")  # kinds that are loaded by name
+LOADABLE = ("st", "hf", "ntk", "influence", "openai")  # kinds that are loaded by name
 KINDS = """lsa, st:NAME (sentence-transformers), hf:NAME (the hidden states of a Hugging Face \
-model), ntk:NAME (the gradient at its head) or influence:NAME (the gradient at its layers)"""
+model), ntk:NAME (the gradient at its head), influence:NAME (the gradient at its layers) or \
+openai:URL#MODEL (a server)"""
+NOT_STORED = ("device", "trust_remote_code")
+"""Options that belong to this machine and its user: specifications in data spaces lack them."""
 
 
 def get_embedder(spec: str, *, local_files_only: bool = False) -> Embedder | None:
@@ -36,6 +40,8 @@ def get_embedder(spec: str, *, local_files_only: bool = False) -> Embedder | Non
     if not model:
         raise ValueError(f"embedder is {spec!r}: expected {KINDS}")
     factory = _factory(kind, spec)
+    if kind == "openai":
+        return factory(model, **_parse_options(options, factory, spec))  # type: ignore[no-any-return]
     embedder: Embedder = factory(
         model, local_files_only=local_files_only, **_parse_options(options, factory, spec)
     )
@@ -51,7 +57,7 @@ def is_hub_id(spec: str) -> bool:
     _, model, _ = _split(spec)
     bundled = (Path(__file__).parents[1] / "assets" / model).is_dir()
     absolute = Path(model).is_absolute() or PureWindowsPath(model).is_absolute()
-    return bool(model) and not bundled and not absolute
+    return bool(model) and not (spec.startswith("openai:") or bundled or absolute)
 
 
 def base_spec(spec: str) -> str:
@@ -87,7 +93,21 @@ def _factory(kind: str, spec: str) -> Callable[..., Any]:
         from whet.embed.gradients import LossGradients
 
         return partial(LossGradients, kind="ntk" if kind == "ntk" else "influence")
+    if kind == "openai":
+        from whet.embed.remote import RemoteEmbedder
+
+        return RemoteEmbedder
     raise ValueError(f"embedder is {spec!r}: expected {KINDS}")
+
+
+def stored_options(spec: str) -> list[str]:
+    """Names of the options of `spec` that a data space must not set by itself.
+
+    >>> stored_options("hf:gpt2@layer=6,trust_remote_code=true")
+    ['trust_remote_code']
+    """
+    names = [option.partition("=")[0] for option in _split(spec)[2].split(",")]
+    return [name for name in names if name in NOT_STORED]
 
 
 def _parse_options(written: str, factory: Callable[..., Any], spec: str) -> dict[str, Any]:
@@ -100,7 +120,7 @@ def _parse_options(written: str, factory: Callable[..., Any], spec: str) -> dict
                 f"embedder {spec!r} has no option {key!r}: expected {', '.join(known)}"
             )
         try:
-            options[key] = PARSERS[key](value)
+            options[key] = PARSERS[key](unquote(value))
         except ValueError as error:
             raise ValueError(f"embedder {spec!r}: {key} is {value!r}: {error}") from error
     return options
@@ -120,5 +140,10 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "dtype": str,
     "context": int,
+    "query_prompt": str,
+    "passage_prompt": str,
+    "truncate_dim": int,
     "normalize": _parse_bool,
+    "device": str,
+    "trust_remote_code": _parse_bool,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from whet.embed.embedder import spec_of
 from whet.embed.lsa import MIN_NORM
 from whet.embed.model_files import model_folder, modules_fingerprint
 from whet.errors import ModelError, require
@@ -42,45 +43,90 @@ class SentenceEncoder:
         self,
         model: str,
         *,
+        query_prompt: str | None = None,
+        passage_prompt: str | None = None,
+        truncate_dim: int | None = None,
         normalize: bool = True,
         device: str | None = None,
+        trust_remote_code: bool = False,
         local_files_only: bool = False,
     ) -> None:
         """Load `model`, by default onto a GPU if there is one.
 
         Args:
-            model: Name or folder.
+            model: Name or folder; also of a static model of model2vec.
+            query_prompt: Text in front of every query, or the name of one of the model's own
+                prompts; by default what the model itself puts in front of any text.
+            passage_prompt: The same for documents.
+            truncate_dim: Numbers of a vector that are used, for models trained for that
+                (Matryoshka); by default all.
             normalize: Whether vectors are scaled to length 1.
             device: By default a GPU if there is one.
+            trust_remote_code: Run the code that the model brings.
             local_files_only: Never download.
 
         Raises:
-            ModelError: If it cannot be loaded, or needs code of its own.
+            ModelError: If it cannot be loaded, needs code of its own, or its vectors are shorter
+                than `truncate_dim`.
         """
         library = require("sentence_transformers", "embed")
         from whet.adapt.loading import default_device, weights_fingerprint
 
-        _refuse_custom_modules(Path(model))
+        if not trust_remote_code:
+            _refuse_custom_modules(Path(model))
         try:
             self._model = library.SentenceTransformer(
                 model,
                 device=device or default_device(),
-                trust_remote_code=False,
+                trust_remote_code=trust_remote_code,
                 local_files_only=local_files_only,
             )
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ModelError(f"sentence encoder {model!r} cannot be loaded: {reason}") from error
-        self.name = f"st:{model}" + ("" if normalize else "@normalize=false")
+        options = {
+            "query_prompt": query_prompt,
+            "passage_prompt": passage_prompt,
+            "truncate_dim": truncate_dim,
+            "normalize": None if normalize else "false",
+        }
+        self.name = spec_of("st", model, **options)
         self.normalized = normalize
+        self._truncate_dim = truncate_dim
+        self._query_prompt, self._passage_prompt = (
+            self._text(query_prompt),
+            self._text(passage_prompt),
+        )
         self._batch = CPU_BATCH if self._model.device.type == "cpu" else GPU_BATCH
-        self.dimension = int(self._model.encode(["length"], show_progress_bar=False).shape[1])
+        length = int(self._model.encode(["length"], show_progress_bar=False).shape[1])
+        if truncate_dim is not None and not 1 <= truncate_dim <= length:
+            raise ModelError(
+                f"truncate_dim is {truncate_dim}, but the vectors of {model} have {length} numbers"
+            )
+        self.dimension = truncate_dim or length
         weights = weights_fingerprint(self._model.state_dict())
         former = f"st {weights} {self._model.max_seq_length} {normalize}"
         self.fingerprint = f"{former} {modules_fingerprint(model_folder(model))}"
         self.former_fingerprints = (former,)
+        if changes := [query_prompt and self._query_prompt, passage_prompt and self._passage_prompt,
+                       truncate_dim]:  # fmt: skip
+            if any(change is not None for change in changes):
+                self.fingerprint += f" {changes}"
+                self.former_fingerprints = ()
+
+    def _text(self, prompt: str | None) -> str | None:
+        """The text of a prompt that may be the name of one of the model's."""
+        return prompt and self._model.prompts.get(prompt, prompt)
 
     def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
+        """Embed documents; see `encode_queries` for queries."""
+        return self._encode(texts, self._passage_prompt)
+
+    def encode_queries(self, texts: Sequence[str]) -> Float[Array, "n d"]:
+        """Embed queries, with `query_prompt` in front of each."""
+        return self._encode(texts, self._query_prompt)
+
+    def _encode(self, texts: Sequence[str], prompt: str | None) -> Float[Array, "n d"]:
         """Embed texts; blank texts get zero rows, long ones are truncated as the model does.
 
         Raises:
@@ -93,7 +139,11 @@ class SentenceEncoder:
             texts[i].encode()  # an unpaired surrogate is a ValueError with its position
         if not_blank:
             rows[not_blank] = self._model.encode(
-                [texts[i] for i in not_blank], batch_size=self._batch, show_progress_bar=False
+                [texts[i] for i in not_blank],
+                prompt=prompt,
+                batch_size=self._batch,
+                show_progress_bar=False,
+                truncate_dim=self._truncate_dim,
             )
         if not np.isfinite(rows).all():
             text = texts[int(np.argmin(np.isfinite(rows).all(axis=1)))]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whet.embed.embedder import encode_queries
 from whet.maths.arrays import Array, as_positive
 from whet.maths.irreducible import irreducible_variance
 from whet.select.sift import sift
@@ -111,7 +112,7 @@ def diagnose(
     distinct = np.unique(texts)
     not_blank = [prompt for prompt in prompts if prompt.strip()]
     empty = np.zeros((0, space.dimension), np.float32)
-    queries = space.embedder.encode(not_blank) if not_blank else empty
+    queries = encode_queries(space.embedder, not_blank) if not_blank else empty
     matched = np.flatnonzero(queries.any(axis=1))
     sigmas, limits, near_matches = [], [], 0
     for start in range(0, len(matched), BATCH):

@@ -10,10 +10,11 @@ import logging
 import os
 from pathlib import Path, PureWindowsPath
 from typing import Protocol, cast
+from urllib.parse import urlsplit
 
 from whet.embed.embedder import Embedder, has_fingerprint
 from whet.embed.lsa import LSA
-from whet.embed.registry import LOADABLE, base_spec, get_embedder, is_hub_id
+from whet.embed.registry import LOADABLE, base_spec, get_embedder, is_hub_id, stored_options
 from whet.errors import EmbedderMismatchError, ModelError, SpaceError
 from whet.space.store.manifest import Labels, Manifest, read_manifest
 from whet.space.store.opening import ManifestReplaced
@@ -126,8 +127,16 @@ def _load_stored(path: Path, spec: str) -> Embedder | None:
 
     Raises:
         ModelError: If its model cannot be loaded, or is not on this machine.
-        SpaceError: If it names a relative path.
+        SpaceError: If it names a relative path, a server, or options that only a user may set.
     """
+    if spec.startswith("openai:"):
+        _refuse_unknown_server(path, spec)
+        return get_embedder(spec)
+    if options := stored_options(spec):
+        raise SpaceError(
+            f"data space {path} names the embedder {spec} with {options[0]}, which a data space "
+            f"cannot set: if you trust it, name it, as `DataSpace.open(path, {spec!r})`"
+        )
     _refuse_relative(path, spec)
     if not is_hub_id(spec) or os.environ.get(ALLOW_DOWNLOAD) == "1":
         return get_embedder(spec)
@@ -140,6 +149,22 @@ def _load_stored(path: Path, spec: str) -> Embedder | None:
             f"that model, name it, as `DataSpace.open(path, {spec!r})`, or set {ALLOW_DOWNLOAD}=1 "
             f"({error})"
         ) from error
+
+
+def _refuse_unknown_server(path: Path, spec: str) -> None:
+    """Check that prompts and an API key are sent to nobody whom only the data space names.
+
+    Raises:
+        SpaceError: If the server is neither on this machine, nor OpenAI's, nor OPENAI_BASE_URL.
+    """
+    host = urlsplit(spec.partition(":")[2]).hostname
+    trusted = {"localhost", "127.0.0.1", "::1", "api.openai.com"}
+    trusted.add(urlsplit(os.environ.get("OPENAI_BASE_URL", "")).hostname or "")
+    if host not in trusted:
+        raise SpaceError(
+            f"data space {path} names the embedder {spec}, a server that would receive your prompts: "
+            f"if you trust it, name it, as `DataSpace.open(path, {spec!r})`, or set OPENAI_BASE_URL"
+        )
 
 
 def _refuse_relative(path: Path, spec: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whet.data.documents import Document
+from whet.embed.embedder import encode_queries
 from whet.errors import NoMatchError
 from whet.maths.arrays import Array, as_count
 from whet.select.config import ResolvedSelection, SelectionConfig
@@ -212,7 +213,7 @@ class Retriever:
             raise ValueError(f"prompt is {prompt!r}: expected one text")
         if not prompt.strip():
             raise NoMatchError(f"prompt is {prompt!r}: expected a text")
-        query = self.space.embedder.encode([prompt])
+        query = encode_queries(self.space.embedder, [prompt])
         if not query.any():
             raise NoMatchError(
                 "prompt shares no term with the data space according to "

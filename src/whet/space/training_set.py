@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whet.data.documents import Document, reject_str
+from whet.embed.embedder import encode_queries
 from whet.errors import require
 from whet.io import as_json, atomic_write
 from whet.maths.arrays import Array, as_count, as_positive
@@ -178,7 +179,7 @@ def _embed(space: DataSpace, targets: Sequence[str]) -> Float[Array, "m d"]:
     for i, text in enumerate(targets):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"target {i} is {text!r}: expected a text")
-    queries = space.embedder.encode(targets)
+    queries = encode_queries(space.embedder, targets)
     unmatched = np.flatnonzero(~queries.any(axis=1))
     if len(unmatched):
         text = " ".join(targets[unmatched[0]].split())[:40]

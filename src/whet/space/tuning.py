@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from whet.embed.embedder import encode_queries
 from whet.io import progress_bar
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.config import ResolvedSelection, SelectionConfig
@@ -172,7 +173,7 @@ def _held_out(space: DataSpace, prompts: int, k: int, metric: Metric, seed: int)
     for start in range(0, len(order), prompts):
         rows = order[start : start + prompts]
         halves = [_halves(text) for text in space.texts(rows)]
-        queries = space.embedder.encode([left for left, _ in halves])
+        queries = encode_queries(space.embedder, [left for left, _ in halves])
         responses = space.embedder.encode([right for _, right in halves])
         usable = np.flatnonzero(queries.any(axis=1) & responses.any(axis=1))
         usable = usable[: prompts - len(held_out)]
