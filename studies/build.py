@@ -10,9 +10,11 @@ from studies.study import Study
 from whet.adapt.loading import BUNDLED
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.provenance import provenance
+from whet.evaluate.report.summary import protocol_name
 
 FEW_PROMPTS = 30  # captions of artifacts with fewer prompts carry a warning
 STAND_IN = "whet's models and data stand in for GPT-2, Phi-3 and the Pile"
+CUT = "texts longer than the model's context are trained on up to it"
 SPLIT = "queries are the first halves of the prompts, the second halves are scored"
 
 
@@ -64,6 +66,7 @@ def write_caption(spec: ArtifactSpec, artifact: Artifact, config: EvalConfig) ->
     differences = [
         STAND_IN if config.model in BUNDLED else "",
         SPLIT if spec.runs and config.leakage == "split" else "",
+        CUT if spec.runs and config.training.long_texts == "first" else "",
         spec.differences,
     ]
     if any(differences):
@@ -81,4 +84,5 @@ def describe(study: Study) -> dict[str, Any]:
         "fingerprint": study.prompts.fingerprint,
         "n": study.config.selection.n,
         "leakage": study.config.leakage,
+        "protocol": protocol_name(study.config),
     }

@@ -3,6 +3,7 @@
 Source: SIFT, arXiv 2410.08020, Section 6 and Appendix I.3.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,70 +12,104 @@ from jaxtyping import Float, Int
 
 from studies import plotting
 from studies.artifact import Artifact, Rows
-from studies.metrics import check_methods, paired_difference, present
+from studies.metrics import check_methods, paired_difference, percent_of_base, present
 from whet.evaluate.report.costs import Cost, costs
+from whet.evaluate.report.uncertainty import (
+    ALPHAS,
+    adaptive_steps,
+    calibration,
+    correlation,
+    pooled_pearson,
+    stopped_at,
+    stops,
+)
 from whet.evaluate.results import PHASES, Run
-from whet.evaluate.uncertainty import ALPHAS, calibration, correlation, stopped_at, stops
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate, resampled
 
 COMPARED = (
     "sift", "sift(0.1)", "nearest", "hull", "hull(gradient_reuse=2)", "mmr", "random",
-    "uncertainty",
+    "uncertainty", "streaming",
 )  # fmt: skip
+ALPHA = 0.15  # of adaptive SIFT in Figure 8; the paper's value was not available
 MIN_DENSITY = 400  # from this many points on, a density is drawn instead of the points
 
 
 def uncertainty_reliability(run: Run) -> Artifact:
-    """Figure 8: σ̂ against bits per byte, its reliability, and the gain by adaptive steps."""
+    """Figure 8: σ̂ against bits per byte, its reliability, and the gain of prompts still trained."""
     base = run.column("base_bits") / run.column("bytes")
     steps = run.steps[1:]
-    predicted = np.concatenate([run.sigma("sift", step) * base for step in steps])
-    measured = np.concatenate([run.bits("sift", step) / run.column("bytes") for step in steps])
+    sigma = np.stack([run.sigma("sift", step) for step in steps], axis=1)
+    measured = np.stack([run.bits("sift", step) / run.column("bytes") for step in steps], axis=1)
+    predicted = sigma * base[:, None]
     reliability = calibration(run, "sift")
-    taken, percents = adaptive_stops(run)
-    groups = {int(n): mean_estimate(percents[taken == n]) for n in np.unique(taken)}
+    trained = still_trained(run, ALPHA)
     rows: Rows = [
-        ("reliability", b.n, b.predicted, b.bits_per_byte, None) for b in reliability.bins
+        ("reliability", b.n, b.predicted, b.bits_per_byte, None, None) for b in reliability.bins
     ]
-    rows += [("adaptive", e.n, float(n), None, e) for n, e in groups.items()]
+    rows += [
+        ("still trained", e.n, float(step), None, e, percent_of_base(run, "sift", step))
+        for step, e in trained.items()
+    ]
     last = run.bits("sift") / run.column("bytes")
+    numbers = {
+        "σ̂ with bits per byte": correlation(run.sigma("sift") * base, last, "Pearson"),
+        "σ with bits per byte, all steps": pooled_pearson(sigma, measured),
+        "σ̂ with bits per byte, all steps": pooled_pearson(predicted, measured),
+    }
+    if steps[-1] in trained:
+        at = adaptive_steps(run.trajectories("sift"), ALPHA) >= steps[-1]
+        numbers["still trained − all"] = still_trained_minus_all(run, at)
     return Artifact(
-        columns=("part", "n", "σ̂, or steps taken", "bits per byte", "% of base"),
+        columns=("part", "n", "σ̂, or steps", "bits per byte", "% of base", "% of base of all"),
         rows=tuple(rows),
         n=len(run),
         draw=partial(
             _uncertainty_reliability,
-            predicted=predicted,
-            measured=measured,
+            predicted=predicted.ravel(),
+            measured=measured.ravel(),
             reliability=reliability,
-            groups=groups,
+            trained=trained,
         ),
         panels=3,
         width=4.2,
-        numbers={"σ̂ with bits per byte": correlation(run.sigma("sift") * base, last, "Pearson")},
+        numbers=numbers,
         note=(
             f"The left panel has the {len(steps)} scored steps of every prompt; the line is a "
-            "least-squares fit."
+            "least-squares fit. The right panel has, at each step, the prompts that adaptive SIFT "
+            f"with α = {ALPHA:g} still trains; `still trained − all` compares them with all "
+            "prompts after the last step."
         ),
     )
 
 
-def adaptive_stops(run: Run) -> tuple[Array, Array]:
-    """Return the steps that adaptive SIFT takes for each α and prompt, and the percent of base.
+def still_trained(run: Run, alpha: float) -> dict[int, Estimate]:
+    """Percent of base at every scored step, of the prompts that adaptive SIFT still trains then."""
+    taken = adaptive_steps(run.trajectories("sift"), alpha)
+    return {
+        step: mean_estimate(run.ratio("sift", step)[taken >= step])
+        for step in run.steps
+        if (taken >= step).any()
+    }
 
-    Steps are rounded down to a scored step, as in `stops`. A prompt that stops at the same step for
-    several α is counted once.
-    """
-    rows = np.tile(np.arange(len(run)), len(ALPHAS))
-    positions = np.concatenate([stopped_at(run, "sift", alpha) for alpha in ALPHAS])
-    rows, positions = np.unique(np.stack([rows, positions]), axis=1)
-    percent = np.stack([run.ratio("sift", step) for step in run.steps], axis=1)
-    return np.array(run.steps)[positions], percent[rows, positions]
+
+def still_trained_minus_all(run: Run, mask: Array) -> Estimate:
+    """Mean percent of base after the last step of the prompts in `mask`, minus that of all."""
+    percent = run.ratio("sift")
+
+    def difference(draws: Int[Array, "r n"]) -> Float[Array, " r"]:
+        chosen = mask[draws]
+        sums, counts = (percent[draws] * chosen).sum(axis=1), chosen.sum(axis=1)
+        means = percent[draws].mean(axis=1)
+        result: Float[Array, " r"] = np.where(counts > 0, sums / np.maximum(counts, 1) - means, 0)
+        return result
+
+    estimate = resampled(len(run), difference)
+    return replace(estimate, n=int(mask.sum()))
 
 
 def _uncertainty_reliability(
-    axes: Any, predicted: Array, measured: Array, reliability: Any, groups: Any
+    axes: Any, predicted: Array, measured: Array, reliability: Any, trained: dict[int, Estimate]
 ) -> None:
     density, bins, adaptive = axes
     if len(predicted) >= MIN_DENSITY:
@@ -90,14 +125,18 @@ def _uncertainty_reliability(
     bins.plot(line, reliability.intercept + reliability.slope * line, color=plotting.RED, lw=1)
     bins.set(xlabel="σ̂, bins of equal size", ylabel="bits per byte")
     bins.set_title(f"reliability, slope {reliability.slope:.2f}")
-    points = list(groups.values())
+    points = list(trained.values())
     adaptive.errorbar(
-        list(groups), [p.value for p in points], yerr=plotting.error_bars(points), fmt="o", ms=4,
+        list(trained), [p.value for p in points], yerr=plotting.error_bars(points), fmt="o-", ms=4,
         color=plotting.RED, ecolor=plotting.RED, elinewidth=1,
     )  # fmt: skip
+    for step, point in trained.items():
+        adaptive.annotate(
+            str(point.n), (step, point.value), xytext=(4, 5), textcoords="offset points"
+        )
     plotting.reference_line(adaptive, 100, "base")
-    adaptive.set(xlabel="steps taken before adaptive stopping", ylabel="bits per byte, % of base")
-    adaptive.set_title("compute-proportional")
+    adaptive.set(xlabel="gradient steps", ylabel="bits per byte, % of base")
+    adaptive.set_title(f"prompts still trained, α = {ALPHA:g}")
 
 
 def stopping_rules(run: Run) -> Artifact:

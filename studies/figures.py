@@ -23,7 +23,7 @@ from studies.metrics import (
     present,
     steps_of,
 )
-from studies.run_specs import CORE
+from studies.run_specs import CORE, NEAREST_PRODUCT
 from whet.evaluate.report.table import SHORT
 from whet.evaluate.results import Run, align_runs
 from whet.maths.arrays import Array
@@ -220,12 +220,15 @@ def _by_data_share(axes: Any, names: list[str], ratios: list[Estimate]) -> None:
 
 
 def effect_of_normalization(unit: Run, raw: Run) -> Artifact:
-    """Figure 11: NN and SIFT with normalized and with unnormalized embeddings."""
+    """Figure 11: NN by inner product and SIFT, with normalized and with unnormalized embeddings.
+
+    On unit vectors, NN by inner product is NN by cosine.
+    """
     unit, raw = align_runs(unit, raw)
-    methods = ("nearest", "sift")
+    methods = {"NN by inner product": ("nearest", NEAREST_PRODUCT), "SIFT": ("sift", "sift")}
     values = {
-        name: [percent_of_base(run, m) for m in methods]
-        for name, run in {"normalized": unit, "not normalized": raw}.items()
+        "normalized": [percent_of_base(unit, method) for method, _ in methods.values()],
+        "not normalized": [percent_of_base(raw, method) for _, method in methods.values()],
     }
     return Artifact(
         columns=("embeddings", "NN", "SIFT"),
@@ -233,8 +236,8 @@ def effect_of_normalization(unit: Run, raw: Run) -> Artifact:
         n=len(unit),
         draw=partial(_effect_of_normalization, values=values),
         numbers={
-            f"normalized − not, {SHORT[m]}": mean_estimate(unit.ratio(m) - raw.ratio(m))
-            for m in methods
+            f"normalized − not, {name}": mean_estimate(unit.ratio(one) - raw.ratio(other))
+            for name, (one, other) in methods.items()
         },
         note=f"Embedder: {unit.meta['space']['embedder']}.",
     )

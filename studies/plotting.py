@@ -23,7 +23,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
 COLORS = {
     "sift": RED, "nearest": INK, "nearest-repeated": MUTED, "uncertainty": BLUE, "random": SKY,
     "mmr": GREEN, "hull": PURPLE, "dynamic": ORANGE, "sift(0.1)": ORANGE, "sift(10)": "#8a2be2",
-    "hull(gradient_reuse=2)": "#8c4a6e",
+    "hull(gradient_reuse=2)": "#8c4a6e", "streaming": "#5a7d2a",
 }  # fmt: skip
 MAX_OPAQUE_BANDS = 3  # more overlapping bands are drawn paler, to keep them distinguishable
 SERIES = (RED, BLUE, GREEN, ORANGE, PURPLE, SKY, INK, MUTED)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from studies import cost_figures, figures, retrieval_figures, tables
+from studies import cost_figures, figures, retrieval_figures, tables, two_facts
 from studies.artifact import Artifact
 from studies.retrieval_figures import QuerySet
 from studies.study import Study
@@ -56,7 +56,10 @@ REGISTRY = {
         title="Table 2: base models and the same models after test-time fine-tuning",
         view=tables.by_model,
         runs=("core", "small"),
-        differences=f"{TWO_MODELS} instead of a leaderboard",
+        differences=(
+            f"{TWO_MODELS} instead of a leaderboard; `Pile weights` uses estimated numbers of "
+            "documents"
+        ),
     ),
     "table3": ArtifactSpec(
         title="Table 3: effect of λ, η and ρ on diversity",
@@ -70,11 +73,22 @@ REGISTRY = {
         runs=("small",),
         differences="a smaller model than in Table 1 instead of a larger one",
     ),
+    "table5": ArtifactSpec(
+        title="Table 5: bits per byte by set, LoRA",
+        view=tables.by_set,
+        runs=("lora",),
+        differences=(
+            f"{NO_TABLE}; the main model instead of Phi-3, LoRA of rank 32 on all linear layers"
+        ),
+    ),
     "table6": ArtifactSpec(
         title="Table 6: in context or fine-tuned, main model",
         view=tables.context_or_training,
-        runs=("core+context",),
-        differences="the context budget is exact and every window contains the documents",
+        runs=("core+context+paper-context",),
+        differences=(
+            "the context budget is exact and every window contains the documents; by default the "
+            "first pick stands next to the prompt, and one column has the paper's order"
+        ),
     ),
     "table7": ArtifactSpec(
         title="Table 7: in context or fine-tuned, small model",
@@ -107,6 +121,12 @@ REGISTRY = {
         ),
         runs=("core",),
     ),
+    "fig3": ArtifactSpec(
+        title="Figure 3: a prompt that asks for two facts",
+        view=two_facts.two_facts,
+        queries=True,
+        differences="the three texts of the figure, in the embedding of the data space",
+    ),
     "fig4": ArtifactSpec(
         title="Figure 4: overhead of SIFT's selection over NN's",
         view=retrieval_figures.selection_overhead,
@@ -135,10 +155,7 @@ REGISTRY = {
         title="Figure 8: uncertainty as a predictor of the error",
         view=cost_figures.uncertainty_reliability,
         runs=("core",),
-        differences=(
-            "with few prompts, points instead of a density; adaptive stopping is rounded down to "
-            "scored steps"
-        ),
+        differences="with few prompts, points instead of a density; α is our choice",
     ),
     "fig9": ArtifactSpec(
         title="Figure 9: λ' and diversity, σ_∞ and data size, diminishing returns",
@@ -153,7 +170,7 @@ REGISTRY = {
     "fig11": ArtifactSpec(
         title="Figure 11: effect of normalizing the embeddings",
         view=figures.effect_of_normalization,
-        runs=("unit", "raw"),
+        runs=("unit", "unnormalized"),
         differences="hidden states of the model; at most 1,000 documents",
     ),
     "fig12": ArtifactSpec(
@@ -222,7 +239,7 @@ REGISTRY = {
     "plane": ArtifactSpec(
         title="HullFT's plane: quality against seconds",
         view=cost_figures.quality_against_seconds,
-        runs=("core+lambda+rivals",),
+        runs=("core+lambda+rivals+streaming",),
         differences="from arXiv 2605.30337; without its padding",
     ),
     "corpus": ArtifactSpec(
@@ -233,7 +250,7 @@ REGISTRY = {
     "cost": ArtifactSpec(
         title="Appendix I.3: seconds per prompt",
         view=cost_figures.seconds_by_phase,
-        runs=("core+context+rivals",),
+        runs=("core+context+rivals+streaming",),
         differences="CPU seconds of this machine, which may have been busy",
     ),
     "scaling": ArtifactSpec(

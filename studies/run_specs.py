@@ -10,6 +10,8 @@ from typing import Literal
 CORE = ("uncertainty", "nearest", "nearest-repeated", "sift")
 LAMBDAS = ("sift(1e-08)", "sift(0.0001)", "sift(0.1)", "sift(1)", "sift(10)")
 FEW_LAMBDAS = ("sift(0.0001)", "sift(0.1)", "sift(10)")
+CONTEXT = "sift(use=context, context_order=selected)"  # in the paper's order
+NEAREST_PRODUCT = "nearest-product"  # with all documents as candidates: cosines choose none
 BY_SHARE = ("nearest", "nearest-repeated", "sift")
 
 
@@ -20,6 +22,8 @@ class RunSpec:
     methods: tuple[str, ...]
     model: Literal["main", "small"] = "main"
     """Whether the run uses the study's main model or its small one."""
+    adapter: str = ""
+    """What is trained, for all methods; empty for the study's own setting."""
     share: float = 1.0
     """Share of the data space's documents, selected by a hash of their ids. A smaller share is a
     subset of a larger one."""
@@ -36,7 +40,10 @@ RUN_SPECS = {
     "core": RunSpec(methods=CORE),
     "lambda": RunSpec(methods=LAMBDAS),
     "context": RunSpec(methods=("sift(use=context)", "sift(use=both)")),
+    "paper-context": RunSpec(methods=(CONTEXT,)),
     "rivals": RunSpec(methods=("random", "mmr", "hull", "hull(gradient_reuse=2)", "dynamic")),
+    "streaming": RunSpec(methods=("streaming",)),
+    "lora": RunSpec(methods=CORE, adapter="lora"),
     "order": RunSpec(methods=("nearest(order=reversed)",)),
     "adapters": RunSpec(methods=("sift(adapter=lora)", "sift(adapter=head)")),
     "candidates": RunSpec(methods=("sift(k=50)", "sift(k=100)", "sift(k=1000)")),
@@ -44,7 +51,9 @@ RUN_SPECS = {
     "thirtieth": RunSpec(methods=BY_SHARE, share=0.03),
     "gradient": RunSpec(methods=("nearest", "sift", "sift(metric=cosine)"), embedder=GRADIENTS),
     "unit": RunSpec(methods=("nearest", "sift"), embedder=HIDDEN_STATES),
-    "raw": RunSpec(methods=("nearest", "sift"), embedder=f"{HIDDEN_STATES}@normalize=false"),
+    "unnormalized": RunSpec(
+        methods=(NEAREST_PRODUCT, "sift"), embedder=f"{HIDDEN_STATES}@normalize=false"
+    ),
     "small": RunSpec(methods=CORE, model="small"),
     "small-lambda": RunSpec(methods=FEW_LAMBDAS, model="small"),
     "small-context": RunSpec(methods=("sift(use=context)", "sift(adapter=lora)"), model="small"),

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from studies.run_specs import MAX_EMBEDDED, RUN_SPECS, RunSpec
+from studies.run_specs import MAX_EMBEDDED, NEAREST_PRODUCT, RUN_SPECS, RunSpec
 from whet.data.documents import Document
 from whet.embed.lsa import LSA
 from whet.errors import RunFolderError, SourceError
-from whet.evaluate.config import DYNAMIC, EvalConfig
+from whet.evaluate.config import DYNAMIC, EvalConfig, MethodConfig
 from whet.evaluate.dataset import EvalData, Prompts, fraction
 from whet.evaluate.demo import LONGEST, SHORTEST, modules, parts, source
 from whet.evaluate.provenance import space_record
@@ -63,10 +63,20 @@ class Study:
                     f"small model {self.small_model!r} is the main model too: pass another --small"
                 )
             data = replace(self.data, space=str(self.space_path(spec)))
+            common = (
+                self.config.with_settings(adapter=spec.adapter) if spec.adapter else self.config
+            )
             model = self.small_model if spec.model == "small" else self.config.model
             whole = self.config.leakage == "whole"  # then the query is the scored text
-            methods = tuple(m for m in spec.methods if not (whole and m == DYNAMIC))
-            config = replace(self.config, model=model, methods=methods)
+            methods: tuple[str | MethodConfig, ...] = tuple(
+                m for m in spec.methods if not (whole and m == DYNAMIC)
+            )
+            if NEAREST_PRODUCT in methods:
+                all_documents = len(DataSpace.open(data.space))
+                product = {"name": NEAREST_PRODUCT, "selector": NEAREST_PRODUCT}
+                ranked = common.method(product | {"k": all_documents})
+                methods = tuple(ranked if m == NEAREST_PRODUCT else m for m in methods)
+            config = replace(common, model=model, methods=methods)
             evaluate(data, folder, config, workers=self.pool, progress=self.progress)
             self._runs[name] = Run.open(folder)
         return self._runs[name]

@@ -10,11 +10,13 @@ from studies.artifact import Artifact, Rows
 from studies.metrics import (
     ALL,
     LAMBDAS,
+    PILE_DOCUMENTS,
     bits_and_bytes,
     check_methods,
     lambda_of,
     macro_average,
     model_of,
+    over_pile,
     paired_difference,
     percent_of_base,
     percent_of_method,
@@ -22,9 +24,16 @@ from studies.metrics import (
     sets_and_all,
     split_by_set,
 )
-from whet.evaluate.report.table import BASELINES, SHORT, report
+from studies.run_specs import CONTEXT
+from whet.evaluate.report.table import BASELINES, MIN_N, SHORT, report
+from whet.evaluate.report.uncertainty import (
+    BASE_ALONE,
+    KINDS,
+    correlations,
+    pearson_difference,
+    predictors,
+)
 from whet.evaluate.results import Run, align_runs
-from whet.evaluate.uncertainty import KINDS, correlations
 from whet.maths.statistics import Estimate
 
 HARD_SETS = ("dm_math", "github", "arxiv", "freelaw")  # of Insight 10, or our stand-ins for them
@@ -51,6 +60,7 @@ def by_set(run: Run) -> Artifact:
     values = {SHORT[m]: [line.methods[m] for line in lines] for m in methods}
     colors = {SHORT[m]: plotting.COLORS[m] for m in methods}
     overall = next((line for line in lines if line.name == ALL), lines[0])
+    numbers = {"SIFT − NN": overall.paired["sift"], "SIFT": overall.methods["sift"]}
     return Artifact(
         columns=("set", "n", "base", *(SHORT[m] for m in methods), "Δ", "SIFT − NN"),
         rows=tuple(rows),
@@ -58,8 +68,30 @@ def by_set(run: Run) -> Artifact:
         draw=partial(_dots, names=[line.name for line in lines], values=values, colors=colors),
         width=7.2,
         height=HEIGHT + ROW_HEIGHT * len(rows),
-        numbers={"SIFT − NN": overall.paired["sift"], "SIFT": overall.methods["sift"]},
+        numbers=numbers | _worst_sets(run),
     )
+
+
+def _worst_sets(run: Run) -> dict[str, Estimate]:
+    """The sets on which SIFT is worst, for claims about all sets; each must have `MIN_N` prompts."""
+    parts = [part for part in split_by_set(run).values() if len(part) >= MIN_N]
+    if not parts:
+        return {}
+    best = [min(BASELINES, key=lambda m: percent_of_base(p, m).value) for p in parts]
+    over_best = [
+        paired_difference(part, "sift", method) for part, method in zip(parts, best, strict=True)
+    ]
+    over_nearest = [paired_difference(part, "sift", "nearest") for part in parts]
+    percent = [percent_of_base(part, "sift") for part in parts]
+
+    def worst(estimates: list[Estimate]) -> Estimate:
+        return max(estimates, key=lambda estimate: estimate.value)
+
+    return {
+        "worst set, SIFT": worst(percent),
+        "worst set, SIFT − NN": worst(over_nearest),
+        "worst set, SIFT − best baseline": worst(over_best),
+    }
 
 
 def _dots(axes: Any, names: list[str], values: Any, colors: Any) -> None:
@@ -69,10 +101,14 @@ def _dots(axes: Any, names: list[str], values: Any, colors: Any) -> None:
 
 
 def by_model(main: Run, small: Run) -> Artifact:
-    """Table 2: bits per byte of base models and of the same models fine-tuned with SIFT."""
+    """Table 2: bits per byte of base models and of the same models fine-tuned with SIFT.
+
+    The paper weighs sets by their share of the Pile; that column is empty if a set is not of it.
+    """
     main, small = align_runs(main, small)
     rows: Rows = []
     averages: dict[str, Estimate] = {}
+    weighted = PILE_DOCUMENTS.keys() >= set(main.column("set").tolist())
     for run in (small, main):
         others = run.column("set") != ENCYCLOPEDIA
         part = run.filter(others) if others.any() and not others.all() else None
@@ -80,10 +116,11 @@ def by_model(main: Run, small: Run) -> Artifact:
             name = model_of(run) + (" + SIFT" if method else "")
             averages[name] = macro_average(run, bits_and_bytes(run, method))
             without = macro_average(part, bits_and_bytes(part, method)) if part else None
-            rows.append((name, averages[name], without))
+            pile = over_pile(run, bits_and_bytes(run, method)) if weighted else None
+            rows.append((name, averages[name], without, pile))
     difference = macro_average(main, bits_and_bytes(small, "sift"), bits_and_bytes(main, None))
     return Artifact(
-        columns=("model", "bits per byte", "without Wikipedia"),
+        columns=("model", "bits per byte", "without Wikipedia", "Pile weights"),
         rows=tuple(rows),
         n=len(main),
         draw=partial(_model_bars, names=list(averages), values=list(averages.values())),
@@ -103,7 +140,9 @@ def context_or_training(run: Run, *, trained: str = "sift") -> Artifact:
     """Tables 6 to 8: the same documents in the context or trained on, set by set."""
     context, both = "sift(use=context)", "sift(use=both)"
     check_methods(run, context, trained)
-    names = {context: "in context", trained: "steps", both: "both"}
+    names = {
+        context: "in context", CONTEXT: "in the paper's order", trained: "steps", both: "both",
+    }  # fmt: skip
     methods = present(run, list(names))
     parts = sets_and_all(run)
     rows: Rows = [
@@ -116,12 +155,20 @@ def context_or_training(run: Run, *, trained: str = "sift") -> Artifact:
         for name, part in parts.items()
     ]
     numbers = {"steps − in context": paired_difference(run, trained, context)}
+    if CONTEXT in methods:
+        numbers["steps − in context, paper's order"] = paired_difference(run, trained, CONTEXT)
     hard = np.isin(run.column("set").astype(str), HARD_SETS)
     if hard.any():
         difference = paired_difference(run.filter(hard), trained, context)
         numbers["steps − in context, hard sets"] = difference
     values = {names[m]: [percent_of_base(part, m) for part in parts.values()] for m in methods}
-    colors = {"in context": plotting.BLUE, "steps": plotting.RED, "both": plotting.PURPLE}
+    colors = dict(
+        zip(
+            names.values(),
+            (plotting.BLUE, plotting.SKY, plotting.RED, plotting.PURPLE),
+            strict=True,
+        )
+    )
     return Artifact(
         columns=("set", "n", *(names[m] for m in methods), "steps − in context"),
         rows=tuple(rows),
@@ -181,7 +228,8 @@ def _lambda_curves(
 def uncertainty_correlations(run: Run) -> Artifact:
     """Table 12: correlations of σ, and of σ scaled by the base loss, with error and gain."""
     check_methods(run, "sift")
-    results = correlations(run, "sift")
+    results, values_of = correlations(run, "sift"), predictors(run, "sift")
+    after = run.bits("sift") / run.column("bytes")
     cells = {(c.predictor, c.target, c.kind): c.estimate for c in results}
     pairs = list(dict.fromkeys((c.predictor, c.target) for c in results))
     rows: Rows = [(p, t, *(cells[p, t, kind] for kind in KINDS)) for p, t in pairs]
@@ -197,6 +245,10 @@ def uncertainty_correlations(run: Run) -> Artifact:
             "σ with bits per byte": cells["σ", "bits per byte", "Pearson"],
             "σ̂ with bits per byte": cells["σ̂ of the text", "bits per byte", "Pearson"],
             "σ with gain": cells["σ", "gain", "Spearman"],
+            "base bits per byte with bits per byte": cells[BASE_ALONE, "bits per byte", "Pearson"],
+            "σ̂ − base bits per byte": pearson_difference(
+                values_of["σ̂ of the text"], values_of[BASE_ALONE], after
+            ),
         },
         note=f"After {run.steps[-1]} steps.",
     )

@@ -111,6 +111,12 @@ def test_a_method_has_settings_of_its_own():
     assert both.adapter == AdapterOptions(name="lora", r=4)
     dynamic = run.method("dynamic(lr=1e-3)")
     assert dynamic.train_on == "query" and dynamic.adapter.lr == 1e-3
+    streaming = run.method("streaming(stream_tokens=8, adapter=lora)")
+    assert (streaming.train_on, streaming.stream_tokens) == ("scored", 8)
+    stored = replace(run, methods=(streaming,)).to_table()
+    assert EvalConfig.from_table(stored).method_configs == (streaming,)
+    with pytest.raises(ValueError, match="use is 'context': expected steps"):
+        run.method("streaming(use=context)")
     where = run.method("""sift(0.1, where='kind in ["a", "(b)"]')""").selection
     assert where.where == 'kind in ["a", "(b)"]' and where.lam == 0.1
     assert run.method("sift(lam=auto, stop_alpha=auto)").selection.has_auto

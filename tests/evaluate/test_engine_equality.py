@@ -10,7 +10,8 @@ from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
 from whet.engine import Engine, Request
 from whet.evaluate.dataset import Prompt
-from whet.evaluate.evaluator import Evaluator, prompt_seed
+from whet.evaluate.evaluator import Evaluator
+from whet.evaluate.picks import prompt_seed
 from whet.evaluate.tasks import ScoringTask
 from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace

@@ -20,7 +20,7 @@ from whet.evaluate.config import EvalConfig
 from whet.evaluate.contamination import find_contamination, near_duplicates
 from whet.evaluate.dataset import Prompt
 from whet.evaluate.evaluator import Evaluator
-from whet.evaluate.tasks import InContext, ScoringTask
+from whet.evaluate.tasks import InContext, ScoringTask, Stream
 from whet.select.config import SelectionConfig
 from whet.space.passages import overlap
 from whet.space.retrieve import Retriever
@@ -268,8 +268,61 @@ def test_in_context_texts_fit_the_budget_and_the_first_is_nearest(model):
     assert context.budget == 16
     made = context.examples(["aaaa", "aaaa", "b" * 12, "cc"])
     assert model.tokenizer.decode(made) == "bbbbbbbb\n\naaaa\n\n" and len(made) == 16
+    selected = InContext(model, task, "selected").examples(["aaaa", "aaaa", "b" * 12, "cc"])
+    assert model.tokenizer.decode(selected) == "aaaa\n\nbbbbbbbb\n\n"
     short = InContext(model, ScoringTask("q", "", "z" * 4))
     assert short.budget == 32 - 1 - 4
+
+
+@pytest.mark.parametrize("context", ["", "some words before the text "])
+def test_chunks_of_a_stream_add_up_to_the_score(model, context):
+    """Of a text that is longer than the window, whatever the borders of the chunks."""
+    task = ScoringTask("", context, "the second half, which is longer than one window of 32")
+    expected = model.score(task.text, context=context).bits
+    for size in (1, 7, 32, 100):
+        stream = Stream(model, task, size)
+        assert torch.cat(stream.chunks).tolist() == model.encode(task.text).tolist()
+        parts = [stream.bits(i, i + 1) for i in range(len(stream.chunks))]
+        assert sum(parts) == pytest.approx(expected, rel=1e-5)
+        assert stream.bits(0) == pytest.approx(expected, rel=1e-5)
+        assert sum(parts[:2]) + stream.bits(min(2, len(parts))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_streaming_learns_from_each_chunk_after_its_score(here, model):
+    """Against a loop over the tokens, each by the weights before the step on its chunk."""
+    method = "streaming(stream_tokens=9)"
+    made = rows(here, model, PROMPT, methods=(method,), eval_steps=(2,), leakage="whole")
+    ids = [model.bos_token_id, *model.encode(PROMPT.text).tolist()]
+    chunks = [ids[1:][i : i + 9] for i in range(0, len(ids) - 1, 9)][:5]
+    rest = len(ids) - 1
+
+    def bits(start, stop):
+        total, windows = 0.0, range(0, rest, model.max_length)
+        for i in range(start, stop):  # the window of a target: full ones are disjoint
+            first = max(w for w in windows if w <= i)
+            first = first if first + model.max_length <= rest else max(0, rest - model.max_length)
+            with torch.no_grad():
+                logits = model.hf_model(torch.tensor([ids[first : i + 1]])).logits[0, -1]
+            total -= torch.log2(torch.softmax(logits[: model.vocab_size].double(), -1)[ids[i + 1]])
+        return float(total)
+
+    seen, expected = 0.0, {0: bits(0, rest)}
+    with adapted(model, FullFineTuning(lr=1e-2)) as slot:
+        for step, chunk in enumerate(chunks[:4], start=1):
+            _ = slot.model
+            seen += bits(9 * (step - 1), 9 * step)
+            loss = slot.step(model.tokenizer.decode(chunk))
+            assert made[method, 0, step]["loss"] == loss
+            assert made[method, 0, step]["tokens"] == 9
+            _ = slot.model
+            expected[step] = seen + bits(9 * step, rest)
+    for step in (0, 2, 4):
+        assert made[method, 0, step]["bits"] == pytest.approx(expected[step], rel=1e-5)
+    assert made[method, 0, 4]["bits"] != made[method, 0, 0]["bits"]
+    assert made[method, 0, 4]["document"] == "streaming" and made[method, 0, 4]["sigma"] is None
+    short = Document("s", "alpha", {})  # one chunk: nothing to learn from
+    made = rows(here, model, short, methods=(method,), leakage="whole")
+    assert made[method, 0, 4]["bits"] == made[method, 0, 0]["bits"]
 
 
 def test_in_context_bits_are_those_of_a_loop_over_bytes(model):

@@ -48,6 +48,11 @@ def test_the_numbers_of_the_page_are_those_of_the_run(run):
             assert everything["values"][i][j] == pytest.approx(triple, abs=1e-3)
             bits = [prompt["bits"][i][j] for prompt in data["prompts"]]
             assert bits == pytest.approx(run.bits(method, step), abs=0.06)
+    for each, made in zip(ours.summary, data["summary"], strict=True):
+        center = each.minus_nearest
+        assert made["percent"][1] == pytest.approx(each.percent.median.value, abs=1e-3)
+        expected = None if center is None else pytest.approx(center.trimmed.value, abs=1e-3)
+        assert made["difference"][2] == expected
     line = data["table"][-1]
     assert line["base"] == pytest.approx(ours.lines[-1].base)
     assert line["paired"][3][0] == pytest.approx(ours.lines[-1].paired["sift"].value, abs=1e-3)

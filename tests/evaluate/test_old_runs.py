@@ -9,8 +9,8 @@ from support import eval_fixtures
 from support.paths import ROOT
 
 from whet.errors import RunFolderError
-from whet.evaluate.old_runs import translated_meta, translated_method
 from whet.evaluate.results import Run, join
+from whet.evaluate.run_storage import translated_meta, translated_method
 
 SWITCHES = {
     "model": "whet-nano", "dtype": "fp32", "device": None, "n": 4, "score_at": [0, 2],

@@ -17,9 +17,7 @@ from whet.evaluate.report.costs import costs
 from whet.evaluate.report.render import caption, curves, markdown, table
 from whet.evaluate.report.summary import by_protocol, comparison_table
 from whet.evaluate.report.table import Center, Report, report
-from whet.evaluate.results import Run
-from whet.evaluate.run_storage import append, pack
-from whet.evaluate.uncertainty import (
+from whet.evaluate.report.uncertainty import (
     KINDS,
     adaptive_steps,
     calibration,
@@ -27,6 +25,8 @@ from whet.evaluate.uncertainty import (
     correlations,
     stops,
 )
+from whet.evaluate.results import Run
+from whet.evaluate.run_storage import append, pack
 from whet.maths.statistics import bootstrap
 from whet.select.selection import Selection
 
@@ -249,7 +249,7 @@ def test_the_interval_of_a_correlation_is_that_of_resamples_one_by_one(kind):
 
 def test_correlations_pair_sigma_with_what_was_reached(run):
     made = {(c.predictor, c.target, c.kind): c.estimate for c in correlations(run, "sift", 3)}
-    assert len(made) == 18
+    assert len(made) == 24
     rows, prompts = cells(run, "sift", 3), run.prompts.to_pylist()
     sigma = [r["sigma"] for r in rows]
     after = [r["bits"] / r["bytes"] for r in rows]
@@ -260,6 +260,9 @@ def test_correlations_pair_sigma_with_what_was_reached(run):
         ("σ", "bits per byte"): (sigma, after), ("σ", "gain"): (sigma, gain),
         ("σ̂ of the text", "bits per byte"): (text, after),
         ("σ̂ of the prompt", "gain"): (asked, gain),
+        ("base bits per byte", "bits per byte"): (
+            [r["base_bits"] / r["bytes"] for r in rows], after,
+        ),
     }  # fmt: skip
     for key, (x, y) in expected.items():
         assert made[(*key, "Pearson")].value == pytest.approx(slow_pearson(x, y))

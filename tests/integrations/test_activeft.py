@@ -36,7 +36,7 @@ def flat(rows, metric=faiss.METRIC_INNER_PRODUCT):
 
 
 def assert_greedy(targets, rows, indices, lam=0.01):
-    """Every pick is the best one could do then: Eq. (3) by the d x d posterior, in float64."""
+    """Every pick is the best one could do then: SIFT(λ') by the d x d posterior, in float64."""
     targets, rows = np.float64(np.atleast_2d(targets)), np.float64(rows)
     for step, pick in enumerate(indices):
         seen = rows[indices[:step]]

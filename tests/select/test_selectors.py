@@ -8,13 +8,13 @@ from support.vectors import BAD_ARGUMENTS, unit
 
 import whet
 from whet.select.registry import REMOVED, SELECTORS, selector
-from whet.select.selectors.baselines import mmr
+from whet.select.selectors.baselines import mmr, nearest_product
 from whet.select.selectors.hull import hull, reconstruct, round_to_counts
 
 seeds = st.integers(0, 2**32 - 1)
 lams = st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0])
 sizes = dict(seed=seeds, k=st.integers(1, 9), d=st.integers(2, 6), n=st.integers(1, 7))
-ONCE = ["nearest", "random", "mmr"]
+ONCE = ["nearest", "nearest-product", "random", "mmr"]
 every = pytest.mark.parametrize("name", SELECTORS)
 
 
@@ -181,3 +181,15 @@ def test_the_lazy_queue_is_exact_where_gains_never_rise():
     for n in (1, 4, 9):
         exact, lazy = whet.sift(query, np.eye(4), n), whet.sift_lazy(query, np.eye(4), n)
         np.testing.assert_array_equal(exact.indices, lazy.indices)
+
+
+def test_the_largest_products_are_picked_whatever_their_cosines():
+    query, candidates = [1.0, 0.0], [[0.9, 0.0], [3.0, 4.0], [-9.0, 0.0], [2.0, 0.0]]
+    made = nearest_product(query, candidates, 3)
+    assert made.indices.tolist() == [1, 3, 0]
+    assert whet.nearest(query, candidates, 3).indices.tolist() == [0, 3, 1]
+    rows = np.random.default_rng(0).normal(size=(20, 5))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert (
+        nearest_product(rows[0], unit, 9).indices == whet.nearest(rows[0], unit, 9).indices
+    ).all()

@@ -12,6 +12,7 @@ from studies.claims import (
     HOLDS_WEAKLY,
     NOT_MEASURED,
     NOT_SEEN,
+    TOO_FEW,
     Claim,
     collect,
     page,
@@ -30,11 +31,12 @@ STUDY = {
     ("measured", "verdict"),
     [
         (Estimate(-2.0, -3.0, -1.0, 10), HOLDS),
-        (Estimate(-2.0, -3.0, -1.0, 9), HOLDS_WEAKLY),
-        (Estimate(-2.0, -3.0, 0.5, 9), HOLDS_WEAKLY),
-        (Estimate(-2.0, -2.0, -2.0, 1), HOLDS_WEAKLY),
-        (Estimate(0.5, -3.0, 1.0, 9), NOT_SEEN),
-        (Estimate(math.nan, math.nan, math.nan, 9), NOT_SEEN),
+        (Estimate(-2.0, -3.0, -1.0, 9), TOO_FEW),
+        (Estimate(-2.0, -3.0, 0.5, 10), HOLDS_WEAKLY),
+        (Estimate(-2.0, -2.0, -2.0, 1), TOO_FEW),
+        (Estimate(0.5, -3.0, 1.0, 10), NOT_SEEN),
+        (Estimate(0.5, -3.0, 1.0, 9), TOO_FEW),
+        (Estimate(math.nan, math.nan, math.nan, 10), NOT_SEEN),
         (None, NOT_MEASURED),
     ],
 )
@@ -45,7 +47,7 @@ def test_the_verdict_follows_from_value_and_interval(measured, verdict):
 def test_a_claim_of_equality_needs_the_whole_interval_in_the_range():
     claim = Claim("12", "the order does not matter", "fig13", "x", low=-1, high=1)
     assert claim.verdict(Estimate(0.1, -0.5, 0.9, 30)) == HOLDS
-    assert claim.verdict(Estimate(0.1, -1.5, 0.9, 9)) == HOLDS_WEAKLY
+    assert claim.verdict(Estimate(0.1, -1.5, 0.9, 19)) == HOLDS_WEAKLY
     assert claim.range == "-1 … 1"
 
 

@@ -16,7 +16,7 @@ def variance(query, observed, lam):
 
 
 def sift(query, candidates, n, lam):
-    """Eq. (3): try every candidate at every step, keep the one that leaves the least variance."""
+    """SIFT(λ') of Section 4: at every step, keep the candidate that leaves the least variance."""
     chosen = []
     for _ in range(n):
         after = [variance(query, candidates[[*chosen, j]], lam) for j in range(len(candidates))]

@@ -28,6 +28,8 @@ DYNAMIC = "dynamic"  # the short form of the method that trains on the query its
 WHET = "whet"  # the short form of what the engine, the command line and the server do by default
 PLAIN_SELECTION = SelectionConfig(copy_overlap=0.0)  # other methods are compared as published
 PLAIN_TRAINING = TrainingConfig(learned_ratio=0.0)
+STREAMING = "streaming"  # that of the method that trains on the scored text after scoring it
+TRAIN_ON = {DYNAMIC: "query", STREAMING: "scored"}
 NESTED: dict[str, type] = {
     "selection": SelectionConfig,
     "training": TrainingConfig,
@@ -38,9 +40,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "paper": {"leakage": "whole", "long_texts": "chunks"},
     "held-out": {"leakage": "split", "left_context": True, "long_texts": "chunks"},
 }
-"""The settings, by their flat names, that `protocol = NAME` stands for. `paper`: the scored text is
-the query, as in SIFT (arXiv 2410.08020). `held-out`: the second half is scored, the first is the
-query. Both take a step on each sub-sequence of a text."""
+"""What `protocol = NAME` stands for: `paper` asks with the scored text, as SIFT (arXiv 2410.08020)
+does; `held-out` scores the second half of a document and asks with the first."""
 SHORT_FORM = re.compile(r"([\w-]+)(?:\((.+)\))?")
 SETTING = re.compile(r"""(?:[^,"']|"[^"]*"|'[^']*')+""")  # between commas that are not quoted
 
@@ -71,11 +72,20 @@ class MethodConfig:
     both."""
     duplicates: Duplicates = "keep"
     """Whether near-duplicates of the prompt stay among the candidates: `keep` or `drop`."""
-    train_on: Literal["documents", "query"] = "documents"
-    """Train on the selected documents, or on the query itself (dynamic evaluation)."""
+    context_order: Literal["nearest-last", "selected"] = "nearest-last"
+    """Order of the documents in the context: the first pick next to the prompt, or the order of the
+    selection (the paper's)."""
+    train_on: Literal["documents", "query", "scored"] = "documents"
+    """Train on the selected documents, on the query itself (dynamic evaluation), or on the scored
+    text, each chunk after it was scored (dynamic evaluation in its streaming form)."""
+    stream_tokens: int = 64
+    """Tokens per chunk of the scored text when training on it."""
 
     def __post_init__(self) -> None:
         check_choices(self)
+        as_count(self.stream_tokens, "stream_tokens")
+        if self.train_on == "scored" and self.use != "steps":
+            raise ValueError(f"use is {self.use!r}: expected steps for the scored text")
         if not self.name:
             raise ValueError("name of a method is empty: expected a text")
         if not isinstance(self.selection.where, str | None):
@@ -101,8 +111,8 @@ class EvalConfig:
     device: str | None = None
     """Device of the model, such as cpu or cuda:1 [default: a GPU if there is one]."""
     methods: tuple[str | MethodConfig, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
-    """Methods that are compared: names of selectors, `dynamic`, or `whet` (the engine's defaults),
-    each with its own settings in brackets, such as `sift(lam=0.1)`; or complete `MethodConfig`s."""
+    """Methods that are compared: names of selectors, `dynamic`, `streaming`, or `whet` (the engine's
+    defaults), each with settings in brackets, such as `sift(lam=0.1)`; or `MethodConfig`s."""
     eval_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
     """Steps after which the text is scored; those beyond n are skipped, n is always scored."""
     leakage: Literal["split", "whole", "score-first"] = "split"
@@ -171,8 +181,8 @@ class EvalConfig:
     def method(self, method: Any) -> MethodConfig:
         """The configuration of one method, with the run's defaults for what it leaves out.
 
-        The short form is the name of a selector, `dynamic` or `whet`, with settings in brackets, where a
-        bare number is `lam`: `sift`, `sift(0.1)`, `sift(adapter=lora, lr=5e-4)`,
+        The short form is the name of a selector, `dynamic`, `streaming` or `whet`, with settings in
+        brackets, where a bare number is `lam`: `sift`, `sift(0.1)`, `sift(adapter=lora, lr=5e-4)`,
         `nearest(order=reversed)`. A table has a `name` and settings; with `selector` or `train_on`
         among them the name is free, otherwise it must be a short form.
 
@@ -206,18 +216,10 @@ class EvalConfig:
 
     @property
     def protocol(self) -> str | None:
-        """The protocol whose settings the run has; None if it has those of none.
-
-        >>> EvalConfig.from_table({"protocol": "held-out"}).protocol
-        'held-out'
-        """
+        """The protocol whose settings the run has; None if it has those of none."""
         values = flat_values(self)
-        matching = (
-            name
-            for name, preset in PROTOCOLS.items()
-            if all(values[key] == value for key, value in preset.items())
-        )
-        return next(matching, None)
+        same = (name for name, preset in PROTOCOLS.items() if preset.items() <= values.items())
+        return next(same, None)
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -250,7 +252,8 @@ class EvalConfig:
         return {name: _as_json(value) for name, value in table.items()}
 
     def _own_settings(self, method: MethodConfig) -> dict[str, Any]:
-        common, settings = flat_values(self) | {"train_on": "documents"}, flat_values(method)
+        own = {f.name: f.default for f in fields(MethodConfig)}
+        common, settings = own | flat_values(self), flat_values(method)
         changed = {name: value for name, value in settings.items() if common[name] != value}
         return {"name": method.name, "selector": method.selection.selector} | changed
 
@@ -294,21 +297,16 @@ def flat_settings(table: Mapping[str, Any], source: str, kind: type = EvalConfig
 
 
 def with_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat `settings` in which the values of a `protocol` replace its name.
-
-    Settings that are given next to the protocol keep their values.
-
-    >>> with_protocol({"protocol": "paper", "long_texts": "first"})
-    {'leakage': 'whole', 'long_texts': 'first'}
+    """Flat `settings`, in which those of a `protocol` replace its name where they are not given.
 
     Raises:
         ValueError: If there is no such protocol.
     """
-    if "protocol" not in settings:
-        return dict(settings)
-    check_choice(settings["protocol"], tuple(PROTOCOLS), "protocol")
-    own = {name: value for name, value in settings.items() if name != "protocol"}
-    return PROTOCOLS[settings["protocol"]] | own
+    own = dict(settings)
+    if (name := own.pop("protocol", None)) is None:
+        return own
+    check_choice(name, tuple(PROTOCOLS), "protocol")
+    return PROTOCOLS[name] | own
 
 
 def flat_values(config: EvalConfig | MethodConfig) -> dict[str, Any]:
@@ -342,8 +340,8 @@ def _parse_short_form(text: str) -> dict[str, Any]:
 
 def _method_settings(name: str) -> dict[str, Any]:
     """The settings that the name of a short form stands for."""
-    if name == DYNAMIC:
-        return {"train_on": "query"}
+    if name in TRAIN_ON:
+        return {"train_on": TRAIN_ON[name]}
     if name != WHET:
         return {"selector": name}
     selection, training = SelectionConfig(), TrainingConfig()

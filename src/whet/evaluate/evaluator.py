@@ -3,14 +3,12 @@
 Definitions: docs/protocol.md.
 """
 
-import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -19,17 +17,16 @@ from whet.adapt.config import TrainingConfig
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession
 from whet.adapt.slots import Slots
-from whet.adapt.updates import Update, plan_updates
+from whet.adapt.updates import TrainExample, Update
 from whet.data.documents import Document
 from whet.errors import AdaptationError, ModelError
-from whet.evaluate.config import DYNAMIC, EvalConfig, MethodConfig
-from whet.evaluate.contamination import find_contamination, near_duplicates
+from whet.evaluate.config import STREAMING, EvalConfig, MethodConfig
+from whet.evaluate.contamination import find_contamination
 from whet.evaluate.dataset import Prompt
+from whet.evaluate.picks import Picker, Picks, prompt_seed
 from whet.evaluate.provenance import peak_mib
-from whet.evaluate.tasks import InContext, ScoringTask
-from whet.select.config import ResolvedSelection
+from whet.evaluate.tasks import InContext, ScoringTask, Stream
 from whet.select.sift import sift
-from whet.space.retrieve import Retrieval, Retriever
 from whet.space.space import DataSpace
 
 
@@ -55,27 +52,10 @@ class Row:
     score_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Picks:
-    """The documents that a method selects for a task, in the order of the selection."""
-
-    documents: Sequence[Document]
-    sigma: Sequence[float | None]
-    """σ after 0, 1, … picks of the selection, whatever the order of the steps."""
-    seconds: dict[str, Any]
-    """Seconds of embedding, searching and selecting, by the names of the columns."""
-    training: TrainingConfig
-
-    def updates(self, model: LanguageModel) -> list[Update]:
-        """The updates of the engine; the id of an example is its document's place in the picks."""
-        texts = [(str(place), document.text) for place, document in enumerate(self.documents)]
-        return plan_updates(texts, model, self.training)
-
-
-class _Steps:
+class Steps:
     """The steps on the picks of a task: one row per text, in the order of training."""
 
-    def __init__(self, blank: Row, picks: _Picks) -> None:
+    def __init__(self, blank: Row, picks: Picks) -> None:
         self.rows: list[Row] = []
         self.texts: list[str] = []
         self.completed = 0
@@ -111,6 +91,65 @@ class _Steps:
             row.loss = loss
 
 
+class ScoredSteps:
+    """Scores the task of a session after the chosen steps, while the session trains.
+
+    `before_update` and `after_update` are those of `AdaptationSession.run`; call `finish` after it.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        chosen: Collection[int],
+        score: Callable[[Row], Score],
+        session: AdaptationSession | None = None,
+    ) -> None:
+        self._steps, self._chosen, self._score, self._session = steps, chosen, score, session
+        self._scored = 0
+        self._start = time.perf_counter()
+
+    def before_update(self, update: Update) -> None:
+        """An update on several texts is taken at the last of them."""
+        for example in update.examples[:-1]:
+            self._steps.add(example.id)
+            self._steps.completed += example.is_last
+        self.score()
+
+    def after_update(self, update: Update, number: int) -> None:
+        """Write the losses of the update, and score the step that it completes."""
+        assert self._session is not None
+        taken = self._session.steps[-len(update.examples) :]
+        self._steps.note(update, [step.loss for step in taken])
+        self._steps.completed += update.examples[-1].is_last
+        self.score()
+
+    def finish(self) -> None:
+        """Score the last step, if the training ended before its own."""
+        rows = self._steps.rows
+        if rows and rows[-1].bits is None:
+            self._scored = len(rows) - 1
+            self.score(is_end=True)
+
+    def score(self, *, is_end: bool = False) -> None:
+        """Score the completed steps that have not been scored; with `is_end`, also the last one."""
+        rows = self._steps.rows
+        for row in rows[self._scored : self._steps.completed]:
+            if self._session:
+                row.train_s = time.perf_counter() - self._start
+            if row.step in self._chosen or (is_end and row is rows[-1]):
+                self._start = time.perf_counter()
+                row.bits = self._score(row).bits
+                row.score_s = time.perf_counter() - self._start
+            self._start = time.perf_counter()
+        self._scored = max(self._scored, self._steps.completed)
+
+
+def remaining_rows(blank: Row, last: Row, steps: Collection[int]) -> list[Row]:
+    """Rows of the chosen steps after the last one that was taken, where the score stays the same."""
+    later = (step for step in steps if step > last.step)
+    return [replace(blank, step=step, bits=last.bits, sigma=last.sigma) for step in later]
+
+
 class Evaluator:
     """Evaluates prompts under one configuration; writes nothing to disk."""
 
@@ -127,12 +166,7 @@ class Evaluator:
             name: model.adapter_config(method.adapter.name, **method.adapter.options)
             for name, method in self._methods.items()
         }
-        self._retrievers = {
-            name: Retriever(space, ResolvedSelection.of(method.selection))
-            for name, method in self._methods.items()
-            if method.train_on == "documents"
-        }
-        space.resolve_k(config.selection.k)
+        self._picker = Picker(space, config)
         sample = space.vectors(space.rows[:200])
         sift(np.ones(space.dimension), sample, 1)  # compiled before any prompt is timed
         self._slots: dict[object, Slots] = {}
@@ -157,7 +191,8 @@ class Evaluator:
                 rows += self._run_method(blank, method, document, task)
         query, text = tasks[-1].query, "".join(task.text for task in tasks)
         contamination = find_contamination(self._space, query, text, document.text, self._config)
-        query_score = self._model.score(query)
+        is_scored = query == tasks[-1].text and not tasks[-1].context
+        query_score = bases[-1] if is_scored else self._model.score(query)
         return {
             "parts": len(tasks),
             "bytes": sum(base.num_bytes for base in bases),
@@ -179,99 +214,70 @@ class Evaluator:
     ) -> list[Row]:
         """One method on one task, from the row of step 0 to that of step n."""
         rows = [replace(blank, bits=blank.base_bits)]
-        if task.query:
-            picks = self._pick(method, document, task)
+        if method.train_on == "scored":
+            rows += self._stream(blank, method, document, task)
+        elif task.query:
+            picks = self._picker.pick(method, document, task)
             rows = [replace(rows[0], sigma=picks.sigma[0], **picks.seconds)]
             rows += self._use(blank, method, picks, task)
-        last = rows[-1]
-        for step in self._config.steps:  # after an early stop the score stays the same
-            if step > last.step:
-                rows.append(replace(blank, step=step, bits=last.bits, sigma=last.sigma))
-        return rows
+        return rows + remaining_rows(blank, rows[-1], self._config.steps)
 
-    def _pick(self, method: MethodConfig, document: Document, task: ScoringTask) -> _Picks:
-        seed = prompt_seed(method.training.seed, document.id)
-        training = replace(method.training, seed=seed)
-        if method.train_on == "query":
-            n = method.selection.n
-            return _Picks([Document(DYNAMIC, task.query, {})] * n, [None] * (n + 1), {}, training)
-        retriever = self._retrievers[method.name]
-        if "seed" in signature(retriever.selector).parameters:
-            seeded: Any = retriever.selector
-            retriever = Retriever(
-                self._space, retriever.config, selector=partial(seeded, seed=seed)
-            )
-        retrieval = retriever.select(task.query)
-        if method.duplicates == "drop":
-            retrieval = self._drop_duplicates(retrieval, retriever, task, document.text)
-        seconds = {f"{name}_s": retrieval.seconds[name] for name in ("embed", "search", "select")}
-        documents = retrieval.training_documents(method.selection.n)
-        sigma: list[float | None] = list(retrieval.selection.sigma.tolist())
-        if retrieval.copy:
-            sigma = [sigma[0], *[None] * len(documents)]
-        return _Picks(documents, sigma, seconds, training)
-
-    def _drop_duplicates(
-        self, retrieval: Retrieval, retriever: Retriever, task: ScoringTask, whole: str
-    ) -> Retrieval:
-        """Selects again, among the candidates that are not near-duplicates of the prompt."""
-        candidates, config = retrieval.candidates, retriever.config
-        near = near_duplicates(self._space, candidates, task.text, whole, self._config)
-        remaining, start = np.flatnonzero(~near), time.perf_counter()
-        vectors = candidates.vectors[remaining]
-        selection = retriever.selector(retrieval.query, vectors, config.n, lam=config.lam)
-        seconds = retrieval.seconds | {"select": time.perf_counter() - start}
-        rows = candidates.rows[remaining][selection.indices]
-        documents = tuple(self._space.documents(rows))
-        again = replace(
-            retrieval, documents=documents, rows=rows, selection=selection, seconds=seconds
-        )
-        return again if config.stop_alpha is None else again.stop_at(config.stop_alpha)
-
-    def _use(self, blank: Row, method: MethodConfig, picks: _Picks, task: ScoringTask) -> list[Row]:
+    def _use(self, blank: Row, method: MethodConfig, picks: Picks, task: ScoringTask) -> list[Row]:
         """Train on each document, put it into the context, or both; score at the chosen steps."""
-        start = time.perf_counter()
-        updates, steps = picks.updates(self._model), _Steps(blank, picks)
-        in_context = None if method.use == "steps" else InContext(self._model, task)
-        scored = 0
-
-        def score(session: AdaptationSession | None, *, is_end: bool = False) -> None:
-            nonlocal scored, start
-            for row in steps.rows[scored : steps.completed]:
-                if session:
-                    row.train_s = time.perf_counter() - start
-                if row.step in self._config.steps or (is_end and row is steps.rows[-1]):
-                    start = time.perf_counter()
-                    row.bits = _score(session, in_context, task, steps, row).bits
-                    row.score_s = time.perf_counter() - start
-                start = time.perf_counter()
-            scored = max(scored, steps.completed)
-
+        updates, steps = picks.updates(self._model), Steps(blank, picks)
+        in_context = None
+        if method.use != "steps":
+            in_context = InContext(self._model, task, method.context_order)
+        scored = partial(_score, in_context, task, steps)
         if method.use == "context":
             for example in (example for update in updates for example in update.examples):
                 steps.add(example.id)
             steps.completed = len(steps.rows)
-            score(None, is_end=True)
+            ScoredSteps(steps, self._config.steps, partial(scored, None)).score(is_end=True)
             return steps.rows
         with self._session(method, picks.training) as session:
+            scores = ScoredSteps(steps, self._config.steps, partial(scored, session), session)
+            session.train(
+                updates, before_update=scores.before_update, after_update=scores.after_update
+            )
+            scores.finish()
+        return steps.rows
 
-            def before_update(update: Update) -> None:
-                """An update on several texts is taken at the last of them."""
-                for example in update.examples[:-1]:
-                    steps.add(example.id)
-                    steps.completed += example.is_last
-                score(session)
+    def _stream(
+        self, blank: Row, method: MethodConfig, document: Document, task: ScoringTask
+    ) -> list[Row]:
+        """Train on each chunk of the scored text after its score.
+
+        The bits at a step are those of the chunks so far, each before its own step, and those of
+        the rest by the model as it is then.
+        """
+        stream = Stream(self._model, task, method.stream_tokens)
+        chunks = stream.chunks[:-1][: method.selection.n]  # nothing follows the last one
+        seed = prompt_seed(method.training.seed, document.id)
+        training = replace(method.training, seed=seed)
+        examples = [TrainExample(str(place), None, chunk) for place, chunk in enumerate(chunks)]
+        names = [Document(STREAMING, "", {})] * len(chunks)
+        steps = Steps(blank, Picks(names, [None] * (len(chunks) + 1), {}, training))
+        start = time.perf_counter()
+        with self._session(method, training) as session:
+            seen = stream.bits(0, 1)
 
             def after_update(update: Update, number: int) -> None:
-                taken = session.steps[-len(update.examples) :]
-                steps.note(update, [step.loss for step in taken])
-                steps.completed += update.examples[-1].is_last
-                score(session)
+                nonlocal seen, start
+                steps.note(update, [session.steps[-1].loss])
+                row = steps.rows[-1]
+                row.train_s = time.perf_counter() - start
+                start = time.perf_counter()
+                _ = session.model  # computes with the session's weights
+                if number in self._config.steps or number == len(chunks):
+                    bits = seen + stream.bits(number)
+                    score = Score(bits, blank.bytes, stream.starts[-1], is_greedy=False)
+                    row.bits = session.check(score).bits
+                seen += stream.bits(number, number + 1)
+                row.score_s = time.perf_counter() - start
+                start = time.perf_counter()
 
-            session.train(updates, before_update=before_update, after_update=after_update)
-            if steps.rows and steps.rows[-1].bits is None:  # ended early
-                scored = len(steps.rows) - 1
-                score(session, is_end=True)
+            session.train([Update((each,)) for each in examples], after_update=after_update)
         return steps.rows
 
     @contextmanager
@@ -288,16 +294,11 @@ class Evaluator:
             yield AdaptationSession(slots, training=training)
 
 
-def prompt_seed(seed: int, prompt: str) -> int:
-    """The seed of one prompt: of the run's `seed` and the prompt's id."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8])
-
-
 def _score(
-    session: AdaptationSession | None,
     in_context: InContext | None,
     task: ScoringTask,
-    steps: _Steps,
+    steps: Steps,
+    session: AdaptationSession | None,
     row: Row,
 ) -> Score:
     """The score of the task at the step of `row`.

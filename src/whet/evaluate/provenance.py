@@ -6,7 +6,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def space_record(space: DataSpace) -> dict[str, Any]:
     }
 
 
-def same_space(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def same_space(one: Any, other: Any) -> bool:
     """Whether two descriptions are of one data space.
 
     Fingerprints are compared if both have one: earlier versions did not record it.
@@ -50,6 +49,8 @@ def same_space(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     >>> same_space({"sha256": "0"}, {"sha256": "0", "fingerprint": "1"})
     True
     """
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return bool(one == other)
     if "fingerprint" in one and "fingerprint" in other:
         return one == other
     return {**one, "fingerprint": None} == {**other, "fingerprint": None}

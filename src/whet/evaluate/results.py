@@ -16,9 +16,16 @@ from jaxtyping import Bool, Float
 
 from whet.errors import RunFolderError
 from whet.evaluate.config import EvalConfig, flat_values
-from whet.evaluate.old_runs import is_old, translated_meta, translated_rows
 from whet.evaluate.provenance import same_space
-from whet.evaluate.run_storage import column, read_meta, strings, tables
+from whet.evaluate.run_storage import (
+    column,
+    is_old,
+    read_meta,
+    strings,
+    tables,
+    translated_meta,
+    translated_rows,
+)
 from whet.maths.arrays import Array
 
 PHASES = ("embed_s", "search_s", "select_s", "train_s", "score_s")

@@ -23,9 +23,8 @@ from whet.errors import RunFolderError
 from whet.evaluate.config import EvalConfig, MethodConfig, flat_values
 from whet.evaluate.dataset import EvalData, Prompt
 from whet.evaluate.evaluator import Evaluator
-from whet.evaluate.old_runs import translated_meta
 from whet.evaluate.provenance import provenance, same_space, space_record
-from whet.evaluate.run_storage import FORMAT, META, append, pack, read_meta, repair
+from whet.evaluate.run_storage import FORMAT, META, append, pack, read_meta, repair, translated_meta
 from whet.io import exclusive_lock, progress_bar, write_json
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
@@ -208,8 +207,7 @@ def _check_same(folder: Path, stored: dict[str, Any], meta: dict[str, Any]) -> N
     old, new = _compared(config), _compared(EvalConfig.from_table(meta["config"]))
     pairs |= {name: (old[name], value) for name, value in new.items()}
     for name, (before, value) in pairs.items():
-        same = same_space(before, value) if name == "space" and before else before == value
-        if not same:
+        if not (same_space(before, value) if name == "space" else before == value):
             raise RunFolderError(
                 f"{folder} holds a run with {name} {before!r}, not {value!r}: "
                 "choose another --out, or delete that folder"

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -20,6 +21,7 @@ from whet.evaluate.config import EvalConfig
 SEPARATOR = "\n\n"
 
 Tokens = Int[Tensor, " t"]
+ContextOrder = Literal["nearest-last", "selected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,14 @@ class InContext:
 
     The budget is what the task leaves free of the window, or half the window if that is more, so
     that every window of a long document has the documents in front of it. The first pick stands
-    nearest the text; Hardt & Sun (arXiv 2305.18466) put the last picks there, and give long
-    documents none.
+    nearest the text, or with `order` "selected" farthest from it, as in SIFT (arXiv 2410.08020,
+    Section 5); Hardt & Sun (arXiv 2305.18466) give long documents no context.
     """
 
-    def __init__(self, model: LanguageModel, task: ScoringTask) -> None:
-        self._model = model
+    def __init__(
+        self, model: LanguageModel, task: ScoringTask, order: ContextOrder = "nearest-last"
+    ) -> None:
+        self._model, self._order = model, order
         self._bytes = len(task.text.encode())
         self._left, self._text = model.encode(task.context), model.encode(task.text)
         free = model.max_length - 1 - len(self._left) - len(self._text)
@@ -73,7 +77,10 @@ class InContext:
         """Tokens of documents that fit; the start token takes one more of the window."""
 
     def examples(self, texts: Sequence[str]) -> Tokens:
-        """The distinct `texts`, the first of them last; the one that exceeds the budget is cut."""
+        """The distinct `texts`, the first of them last, or first with the order "selected".
+
+        The one that exceeds the budget is cut, and those after it in `texts` are left out.
+        """
         separator = self._model.encode(SEPARATOR)
         parts: list[Tokens] = []
         free = self.budget
@@ -82,7 +89,8 @@ class InContext:
             if free <= 0:
                 break
             tokens = self._model.encode(text)[:free]
-            parts = [tokens, separator, *parts]
+            selected = self._order == "selected"
+            parts = [*parts, tokens, separator] if selected else [tokens, separator, *parts]
             free -= len(tokens)
         return torch.cat(parts) if parts else separator[:0]
 
@@ -103,3 +111,42 @@ class InContext:
             nats += functional.cross_entropy(predicted, targets, reduction="sum").item()
             greedy = greedy and bool((predicted.argmax(-1) == targets).all())
         return Score(nats / math.log(2), self._bytes, len(self._text), greedy)
+
+
+class Stream:
+    """Scores a task chunk by chunk, so that a model can learn from each chunk after its score.
+
+    Source: dynamic evaluation, Krause et al. (arXiv 1709.07432). The windows are those of
+    `LanguageModel.score`, so the bits of all chunks under one model are the score of the task.
+    """
+
+    def __init__(self, model: LanguageModel, task: ScoringTask, size: int) -> None:
+        self._model = model
+        left, text = model.encode(task.context), model.encode_after(task.context, task.text)
+        self._skip, self._count = len(left), len(text)
+        self._sequence = functional.pad(torch.cat([left, text]), (1, 0), value=model.bos_token_id)
+        starts = range(0, self._count, size)
+        self.chunks = [text[start : start + size].cpu() for start in starts]
+        """Tokens of every chunk."""
+        self.starts = [*starts, self._count]
+        """Position in the text at which every chunk starts, and the length of the text."""
+
+    @torch.no_grad()
+    def bits(self, first: int, last: int | None = None) -> float:
+        """Bits of chunks `first` to `last` (excluded, by default to the end), by the present model.
+
+        0 if there are none.
+        """
+        start, stop = self.starts[first], self.starts[last if last is not None else -1]
+        total, nats = self._skip + self._count, 0.0
+        for window in windows(total, self._model.max_length, skip=self._skip + start):
+            end = min(window.stop, self._skip + stop)  # later tokens change nothing before them
+            targets = window.targets - (window.stop - end)
+            if targets <= 0:
+                break
+            inputs = self._sequence[window.start : end]
+            logits = self._model.hf_model(input_ids=inputs[None], use_cache=False).logits
+            predicted = logits[0, -targets:, : self._model.vocab_size].float()
+            expected = self._sequence[end + 1 - targets : end + 1]
+            nats += functional.cross_entropy(predicted, expected, reduction="sum").item()
+        return nats / math.log(2)

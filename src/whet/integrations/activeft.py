@@ -5,7 +5,7 @@
 It accepts the arguments of activeft 0.1.1 (`llambda`) and of its development version (`lambda_`,
 `alpha`), and returns the same tuple. Where activeft 0.1.1 is correct (unit vectors, K ≤ 1000, one
 thread, a new object), the picks are the same; otherwise they are those that SIFT defines (arXiv
-2410.08020, Eq. 3).
+2410.08020, SIFT(λ') of Section 4).
 
 Intended differences:
 

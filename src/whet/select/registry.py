@@ -4,6 +4,7 @@ from whet.select.selection import Selector
 from whet.select.selectors.baselines import (
     mmr,
     nearest,
+    nearest_product,
     nearest_repeated,
     random_selection,
     sift_lazy,
@@ -16,6 +17,7 @@ SELECTORS: dict[str, Selector] = {
     "sift": sift,
     "sift-lazy": sift_lazy,
     "nearest": nearest,
+    "nearest-product": nearest_product,
     "nearest-repeated": nearest_repeated,
     "uncertainty": uncertainty,
     "random": random_selection,

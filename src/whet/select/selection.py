@@ -130,6 +130,10 @@ class GreedyState:
         np.divide(self._products, lengths, out=cosines, where=lengths > 0)
         return cosines
 
+    def products(self) -> Float[Array, " k"]:
+        """Return the inner product of every candidate with the query, before any pick."""
+        return self._products
+
     def pick_best(self, values: Float[Array, " k"]) -> None:
         """Pick the candidate with the largest value; among identical candidates the first.
 

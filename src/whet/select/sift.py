@@ -1,6 +1,6 @@
 """SIFT: pick the candidates that leave the least uncertainty about the response to a query.
 
-Source: arXiv 2410.08020, Eq. (3) and Algorithm 1; λ' of Section 4; Section 6 for stopping.
+Source: arXiv 2410.08020, SIFT(λ') of Section 4 and Algorithm 1; Section 6 for stopping.
 """
 
 import importlib.util

@@ -21,13 +21,13 @@ from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.select.explain import Explanation, explain
 from whet.select.registry import selector as selector_of
 from whet.select.selection import Selection, Selector
-from whet.select.selectors.baselines import nearest, nearest_repeated
+from whet.select.selectors.baselines import nearest, nearest_product, nearest_repeated
 from whet.space.context import Context, context
 from whet.space.passages import find_copy
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Metric, Neighbors
 
-NEAREST: tuple[Selector, ...] = (nearest, nearest_repeated)  # they rank by signed cosine
+NEAREST: tuple[Selector, ...] = (nearest, nearest_product, nearest_repeated)  # by signed cosine
 
 
 def check_space(space: Any) -> None:

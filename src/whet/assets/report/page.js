@@ -87,6 +87,19 @@ function drawCosts() {
     (m) => mean((prompt) => prompt.tokens[m.i])));
 }
 
+
+function drawSummary() {
+  const head = ["method", "% of base", "median", "trimmed mean", "− NN", "median", "trimmed mean", "sets better : worse"];
+  const rows = run.summary.filter((each) => !state.hidden.has(each.method)).map(({ method, percent, difference, sets }) =>
+    make("tr", {}, make("th", { scope: "row" }, methods[method].short),
+      percent.map((value) => make("td", {}, value.toFixed(1))),
+      difference.map((value) => make("td", {}, value === null ? "" : signed(value))), make("td", {}, sets)));
+  place("summary").replaceChildren(
+    make("caption", {}, `All prompts, after ${run.step} steps`),
+    make("thead", {}, make("tr", {}, head.map((name) => make("th", { scope: "col" }, name)))),
+    make("tbody", {}, rows));
+}
+
 const ORDERS = [
   [`largest gain of ${lead.short}`, (prompt) => percent(prompt, lead.i, state.step)],
   [`smallest gain of ${lead.short}`, (prompt) => -percent(prompt, lead.i, state.step)],
@@ -176,7 +189,7 @@ function pickedBy(prompt, method, picks, part) {
 }
 
 function draw() {
-  for (const part of [drawCurves, drawSets, drawTable, drawCosts, drawPrompts, drawPrompt]) part();
+  for (const part of [drawCurves, drawSets, drawTable, drawSummary, drawCosts, drawPrompts, drawPrompt]) part();
 }
 
 place("methods").append(...methods.map((method) => make("button", { type: "button", class: "toggle", "aria-pressed": "true", title: method.name,

@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from whet.errors import RunFolderError
 from whet.evaluate.provenance import same_space, space_record
 from whet.evaluate.report.render import caption, format_estimate, short
-from whet.evaluate.report.table import Line, Report, report
+from whet.evaluate.report.table import Line, MethodSummary, Report, report
 from whet.evaluate.results import PHASES, Run
 from whet.maths.arrays import Array, normalize_rows
 from whet.maths.statistics import Estimate, mean_estimate
@@ -114,7 +114,19 @@ def _contents(run: Run, results: Report, lead: str) -> dict[str, Any]:
         "pairs": [i for i, m in enumerate(methods) if m.startswith("sift") and m in
                   results.lines[0].paired],
         "delta": any(line.delta is not None for line in results.lines),
+        "summary": [_summary(i, each) for i, each in enumerate(results.summary)],
     }  # fmt: skip
+
+
+def _summary(index: int, each: MethodSummary) -> dict[str, Any]:
+    """The averages of a method and of its difference to nearest, which is null for nearest."""
+    centers = each.percent, each.minus_nearest
+    averages = [
+        [round(e.value, 3) for e in (c.mean, c.median, c.trimmed)] if c else [None] * 3
+        for c in centers
+    ]
+    sets = f"{each.better_sets} : {each.worse_sets}" if each.minus_nearest else ""
+    return {"method": index, "percent": averages[0], "difference": averages[1], "sets": sets}
 
 
 def _line(line: Line, is_set: bool) -> dict[str, Any]:

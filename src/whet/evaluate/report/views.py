@@ -10,8 +10,8 @@ from rich.table import Table
 from whet.errors import RunFolderError
 from whet.evaluate.report.costs import costs
 from whet.evaluate.report.render import format_estimate, text_table
+from whet.evaluate.report.uncertainty import calibration, correlations, stops
 from whet.evaluate.results import Run
-from whet.evaluate.uncertainty import calibration, correlations, stops
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 Source: SIFT, arXiv 2410.08020, Section 6, Figure 8 and Table 12. σ̂ is σ times the base model's
 bits per byte, either on the scored text (as in the paper; an oracle) or on the prompt (known before
-any step).
+any step). The base model's bits per byte alone show what σ adds to them.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,8 @@ from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, mean_estimate, resampled
 
 KINDS = ("Pearson", "Spearman", "Kendall")
-PREDICTORS = ("σ", "σ̂ of the text", "σ̂ of the prompt")
+BASE_ALONE = "base bits per byte"
+PREDICTORS = ("σ", "σ̂ of the text", "σ̂ of the prompt", BASE_ALONE)
 ALPHAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
 BINS = 10
 
@@ -84,10 +85,10 @@ def correlations(run: Run, method: str, step: int | None = None) -> list[Correla
 
 
 def predictors(run: Run, method: str, step: int | None = None) -> dict[str, Float[Array, " n"]]:
-    """σ and both σ̂ of every prompt after `step` picks."""
+    """σ and both σ̂ of every prompt after `step` picks, and the base bits per byte of its text."""
     sigma = run.sigma(method, step)
-    prompt = run.column("query_bits") / run.column("query_bytes")
-    return dict(zip(PREDICTORS, (sigma, sigma * _base(run), sigma * prompt), strict=True))
+    prompt, base = run.column("query_bits") / run.column("query_bytes"), _base(run)
+    return dict(zip(PREDICTORS, (sigma, sigma * base, sigma * prompt, base), strict=True))
 
 
 def correlation(x: Float[Array, " n"], y: Float[Array, " n"], kind: str) -> Estimate:
@@ -98,6 +99,29 @@ def correlation(x: Float[Array, " n"], y: Float[Array, " n"], kind: str) -> Esti
         return resampled(len(x), partial(_kendall, x, y))
     ranked = kind == "Spearman"
     return resampled(len(x), partial(_pearson, x, y, ranked=ranked))
+
+
+def pearson_difference(
+    x: Float[Array, " n"], other: Float[Array, " n"], y: Float[Array, " n"]
+) -> Estimate:
+    """Pearson coefficient of `x` with `y` minus that of `other` with `y`, over the same prompts."""
+
+    def difference(draws: Int[Array, "r n"]) -> Float[Array, " r"]:
+        ours, theirs = (_pearson(side, y, draws, ranked=False) for side in (x, other))
+        result: Float[Array, " r"] = ours - theirs
+        return result
+
+    return resampled(len(x), difference)
+
+
+def pooled_pearson(x: Float[Array, "n s"], y: Float[Array, "n s"]) -> Estimate:
+    """Pearson coefficient over all steps of all prompts; its interval resamples prompts."""
+
+    def pooled(draws: Int[Array, "r n"]) -> Float[Array, " r"]:
+        rows = np.arange(x.size).reshape(x.shape)[draws].reshape(len(draws), -1)
+        return _pearson(x.ravel(), y.ravel(), rows, ranked=False)
+
+    return resampled(len(x), pooled)
 
 
 def _pearson(
