@@ -13,7 +13,15 @@ from whet.serve.access.auth import APIKeyStore
 from whet.serve.config import ServeConfig
 from whet.serve.errors import register_exception_handlers
 from whet.serve.http.middleware import RequestMiddleware
-from whet.serve.routers import adapters, completions, embeddings, models, operations, spaces
+from whet.serve.routers import (
+    adapters,
+    completions,
+    embeddings,
+    models,
+    operations,
+    responses,
+    spaces,
+)
 from whet.serve.state import AppState
 
 PAGE = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
@@ -42,7 +50,7 @@ def create_app(
     )  # fmt: skip
     app.state.server = state
     register_exception_handlers(app)
-    for module in (completions, embeddings, spaces, adapters, models, operations):
+    for module in (completions, responses, embeddings, spaces, adapters, models, operations):
         app.include_router(module.router)
     if config.ui:
         app.include_router(_page())

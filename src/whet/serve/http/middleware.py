@@ -22,6 +22,7 @@ from whet.serve.access.auth import bearer_token
 from whet.serve.access.browser_guard import BrowserGuard, has_body
 from whet.serve.dependencies import authenticate
 from whet.serve.errors import CLIENT_CLOSED_REQUEST, APIError
+from whet.serve.schemas.client import HEADER
 from whet.serve.state import AppState
 
 HEADERS = [
@@ -35,7 +36,7 @@ HEADERS = [
         b"img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 ]
-EXPOSED = ("x-request-id", "retry-after", "x-whet-ignored")
+EXPOSED = ("x-request-id", "retry-after", HEADER)
 """Headers of responses that pages of allowed origins can read."""
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("whet.serve")

@@ -7,7 +7,6 @@ client that uses neither receives a plain OpenAI stream, with comments while not
 
 import asyncio
 import json
-import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -18,11 +17,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from whet.adapt.decoding.sampling import SamplingParams
 from whet.errors import WhetError
 from whet.serve.dependencies import ContextDep, RequestContext, cancel_on_disconnect
 from whet.serve.errors import APIError, error_responses, to_api_error
-from whet.serve.generation.formats import ChatFormat, CompletionFormat, Echo, TextFormat
+from whet.serve.generation.chats import prepare_chat, sampling_params
+from whet.serve.generation.formats import CompletionFormat, Echo, TextFormat
 from whet.serve.generation.requests import AdaptedRequest, build_request
 from whet.serve.generation.runner import start_request, start_requests
 from whet.serve.generation.stream import (
@@ -33,7 +32,7 @@ from whet.serve.generation.stream import (
     merged,
 )
 from whet.serve.schemas.adapt import ScoreRequest, ScoreResponse, Usage
-from whet.serve.schemas.chat import ChatCompletion, ChatRequest, NamedTool
+from whet.serve.schemas.chat import ChatCompletion, ChatRequest
 from whet.serve.schemas.client import ignored_header
 from whet.serve.schemas.completions import Completion, CompletionParams, CompletionRequest
 
@@ -53,7 +52,7 @@ async def create_completion(
         max(1, min(DEFAULT_MAX_TOKENS, limit)) if body.max_tokens is None else body.max_tokens
     )
     sampling = replace(
-        _sampling(body),
+        sampling_params(body),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
@@ -110,51 +109,9 @@ async def create_chat_completion(
     body: ChatRequest, request: Request, context: ContextDep
 ) -> Response:
     """Answer a conversation with the model adapted to it."""
-    state = context.state
-    headers = ignored_header(body, strict=state.config.strict)
-    sent = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    texts = [(message.role, message.text) for message in body.messages]
-    query = "\n".join(text for role, text in texts if role in ("user", "assistant"))
-    adapted = build_request(
-        context,
-        body.model,
-        "".join(text for _, text in texts),
-        body.adapt,
-        query=query,
-        max_tokens=None if sent == -1 else sent,
-        sampling=replace(_sampling(body), logprobs=body.top_logprobs if body.logprobs else None),
-    )
-    adapted, format = await _prepare_chat(context, body, adapted)
+    headers = ignored_header(body, strict=context.state.config.strict)
+    adapted, format = await prepare_chat(context, body)
     return await _respond(request, body, [adapted], format, headers)
-
-
-async def _prepare_chat(
-    context: RequestContext, body: ChatRequest, adapted: AdaptedRequest
-) -> tuple[AdaptedRequest, ChatFormat]:
-    """The request with the tokens of the chat and the grammar of its answer, and their format."""
-    state, schema, param = context.state, body.answer_schema, "response_format"
-    tools = [tool.for_template() for tool in body.callable_tools]
-    tool_format = state.tool_format() if tools else None
-    forced = bool(tools) and (
-        body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
-    )
-    prefix, sampling = "", adapted.sampling
-    if tool_format is not None and forced:
-        prefix, schema, param = tool_format.prefix, tool_format.call_schema(tools), "tools"
-    elif tool_format is not None and tool_format.end and not body.parallel_tool_calls:
-        sampling = replace(sampling, stop=(*sampling.stop, tool_format.end))
-    if schema is not None:
-        sampling = replace(sampling, grammar=await state.grammars.compile(schema, param))
-    messages = [message.for_template() for message in body.messages]
-    token_ids = await state.encode_chat(messages, tools, prefix=prefix)
-    format = ChatFormat(
-        tools=tool_format,
-        forced=forced,
-        parallel=body.parallel_tool_calls,
-        token_bytes=await state.token_bytes() if body.logprobs else None,
-        top_logprobs=body.top_logprobs,
-    )
-    return replace(adapted, token_ids=tuple(token_ids), sampling=sampling), format
 
 
 @router.post("/score", tags=["score"], responses=error_responses(403, 404, 503))
@@ -166,22 +123,6 @@ async def score(body: ScoreRequest, request: Request, context: ContextDep) -> Sc
     assert completed.scores is not None
     return ScoreResponse.from_scores(
         body.model, *completed.scores, completed.usage, completed.adapt
-    )
-
-
-def _sampling(body: CompletionParams) -> SamplingParams:
-    return SamplingParams(
-        temperature=body.temperature,
-        top_p=max(body.top_p, 1e-9),  # 0: the likeliest token
-        top_k=max(body.top_k, 0),
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        logit_bias=body.logit_bias,
-        seed=secrets.randbits(63) if body.seed is None else body.seed % 2**63,
-        stop=body.stop_texts,
-        num_sequences=body.n,
     )
 
 
