@@ -19,6 +19,18 @@ def test_only_line_breaks_and_tabs_remain():
     assert not set(controls) & set(printable("".join(controls)))
 
 
+@pytest.mark.parametrize("charset", ["ascii", "cp1252"])
+def test_characters_that_a_terminal_lacks_are_escaped(tmp_path, charset):
+    (tmp_path / "a.jsonl").write_text('{"text": "é 漢 bees 🐝"}\n{"text": "漢 ants"}\n', "utf-8")
+    folder = str(tmp_path / "s 漢")
+    for command in (["index", str(tmp_path / "a.jsonl"), folder], ["select", folder, "bees"],
+                    ["space", "info", folder], ["space", "delete", folder, "漢"]):  # fmt: skip
+        result = CliRunner(charset=charset).invoke(main, command)
+        assert result.exit_code == 0, result.output
+    selected = CliRunner(charset=charset).invoke(main, ["select", folder, "bees", "-n", "1"])
+    assert "\\u6f22 bees \\U0001f41d" in selected.output
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")

@@ -138,3 +138,20 @@ def test_a_space_can_be_opened_while_it_is_fitted_again(tmp_path):
         one.store.close()
         opened += 1
     assert child.returncode == 0 and opened > 3
+
+
+def test_a_server_follows_a_space_that_is_fitted_again(tmp_path):
+    pytest.importorskip("fastapi", reason="extra serve is missing")
+    from whet.serve.spaces.registry import SpaceRegistry
+
+    path, changed = build(tmp_path / "s").path, []
+    registry = SpaceRegistry({"s": path}, changed.append)
+    old = registry.latest("s")
+    refit(path)
+    registry.refresh("s")
+    new = registry.latest("s")
+    assert changed == ["s"] and new.embedder.fingerprint != "" and new.manifest.version == 2
+    assert new.manifest.embedder_folder == "embedder-00000002" != old.manifest.embedder_folder
+    DataSpace.open(path).delete(ids=["leak"]).refit()
+    registry.refresh("s")
+    assert not registry.latest("s").embedder.encode(["xyzzycorp"]).any()

@@ -97,7 +97,7 @@ class Adapter:
             ModelError: If `folder` contains no adapter, or more than plain LoRA on linear layers.
         """
         try:
-            config = json.loads((Path(folder) / CONFIG_FILE).read_text())
+            config = json.loads((Path(folder) / CONFIG_FILE).read_text("utf-8"))
             rank, alpha = as_count(config["r"], "r"), config["lora_alpha"]
             if isinstance(alpha, str | bool):
                 raise TypeError(f"lora_alpha is {alpha!r}: expected a number")

@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. Exit code 2 is for usage er
 errors.
 """
 
+import io
 import logging
 import sys
 from typing import Any
@@ -39,6 +40,16 @@ def _log_to_stderr(ctx: click.Context) -> None:
     ctx.call_on_close(lambda: logger.removeHandler(handler))
 
 
+def _escape_what_cannot_be_printed() -> None:
+    """Print characters that the stream's encoding lacks as escapes, such as `\\u6f22`.
+
+    A pipe on Windows has the encoding of the region, and a name of a file need not be valid UTF-8.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class PrintableFormatter(logging.Formatter):
     """Formats a log record for a terminal."""
 
@@ -53,6 +64,7 @@ class ErrorHandlingGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         _log_to_stderr(ctx)
+        _escape_what_cannot_be_printed()
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()

@@ -57,6 +57,7 @@ def connect(address: str) -> Any:
 def _check_reachable(address: str) -> None:
     """Fail fast: Ray itself would retry for minutes."""
     if address == LOCAL:
+        _check_loopback()
         return
     host, _, port = address.rpartition(":")
     if not port.isdecimal():
@@ -68,6 +69,19 @@ def _check_reachable(address: str) -> None:
             f"no Ray cluster answers at {address} ({error}): start one with "
             "`RAY_AUTH_MODE=token ray start --head`"
         ) from error
+
+
+def _check_loopback(address: str = LOOPBACK) -> None:
+    """Check that this machine has the address: Linux has all of 127.0.0.0/8, macOS only one."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise WhetError(
+                f"this machine lacks the address {address}, to which whet binds a local Ray cluster: "
+                f"add it (on macOS: `sudo ifconfig lo0 alias {address}`), or start a cluster yourself "
+                "and pass its HOST:PORT"
+            ) from error
 
 
 def map_unordered(
