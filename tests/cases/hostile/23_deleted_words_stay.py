@@ -7,10 +7,9 @@ from whet.space.store.manifest import Labels
 d=scratch("23"); p=d/"docs.whet"
 DataSpace.build([{"id":f"public:{i}","text":t,"label":"public"} for i,t in enumerate(texts(40))]+[{"id":"public:leak","text":"honey takeover of xyzzycorp","label":"public"}],p,labels=Labels(field="label",public="public")).store.close()
 run([WHET,"space","delete",p,"public:leak"]); run([WHET,"space","compact",p])
-# docs/space.md, "Words of deleted documents": the embedder is fitted again in a new folder
-run([WHET,"space","export",p,"--out",d/"docs.jsonl"]); run([WHET,"index",d/"docs.jsonl",d/"new"/"docs.whet","--label-field","label","--public-label","public","--quiet"]); p=d/"new"/"docs.whet"
+run([WHET,"space","refit",p])  # docs/space.md, "Words of deleted documents"
 K=run([WHET,"keys","create",d/"keys.toml","n"]).stdout.strip()
 with serving(p,keys=d/"keys.toml") as sv:
     ask=lambda w: len(sv.req(K).post("/v1/search",{"prompt":w,"k":5}).json()["data"])
     a,b=ask("xyzzycorp"),ask("abcdecorp")
-    (fault if a and not b else ok)(f"found for the deleted word {a}, for a word that never was {b}; in terms.json: {'xyzzycorp' in (p/'embedder/terms.json').read_text()}")
+    (fault if a and not b else ok)(f"found for the deleted word {a}, for a word that never was {b}; in terms.json: {'xyzzycorp' in next(p.glob('embedder*/terms.json')).read_text()}")

@@ -21,7 +21,7 @@ def serving(space=None, config=None, keys=None, env=None, nofile=None, log=None,
                 r=Req(port).go("GET","/health")
                 if r.status==200: break
             except OSError: pass
-            if time.time()-t>120: raise RuntimeError("no start")
+            if time.time()-t>600: raise RuntimeError("no start")
             time.sleep(.2)
         yield S(port,p,logf.name)
     finally:
