@@ -10,7 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -226,14 +226,18 @@ def _check_manifest(path: Path, values: dict[str, Any]) -> None:
     if _SELF in values:
         if values[_SELF] != manifest_checksum(values):
             raise SpaceError(f"{path} is broken: {DAMAGED}")
-    elif unknown := set(values) - (set(Manifest.__annotations__) - _NEW_FIELDS):
+    elif unknown := set(values) - (set(_field_types()) - _NEW_FIELDS):
         raise SpaceError(
             f"{path} is broken: it has {min(unknown)!r}, but not the checksum that belongs to it"
         )
 
 
+def _field_types() -> dict[str, Any]:
+    return {field.name: field.type for field in fields(Manifest)}
+
+
 def _parse(folder: Path, values: dict[str, Any]) -> Manifest:
-    types = {name: type_ for name, type_ in Manifest.__annotations__.items() if name != "labels"}
+    types = {name: type_ for name, type_ in _field_types().items() if name != "labels"}
     types = {name: getattr(type_, "__origin__", type_) for name, type_ in types.items()}
     types = {
         name: type_ for name, type_ in types.items() if name in values or name not in _NEW_FIELDS
