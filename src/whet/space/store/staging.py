@@ -106,9 +106,9 @@ class Staging:
         if not staged_plan(self.folder.parent).get("checksums"):
             return []
         expected: dict[str, list[int]] = {}
-        for path in self.folder.glob(f"*{_SUMS}"):
-            with suppress(ValueError):
-                expected |= json.loads(path.read_text("utf-8"))
+        for sums in self.folder.glob(f"*{_SUMS}"):
+            with suppress(ValueError, TypeError):  # damaged: its file then counts as damaged
+                expected |= json.loads(sums.read_text("utf-8"))
         written = [
             p.name for p in self.folder.iterdir() if p.suffix in (".arrow", ".npy", ".failed")
         ]
@@ -119,7 +119,8 @@ class Staging:
             written += [f"{EMBEDDER_FOLDER}/{path.name}" for path in staged.iterdir()]
         if staged.is_dir() or (self.folder.parent / EMBEDDER_FOLDER).is_dir():
             written += [name for name in expected if name.startswith(f"{EMBEDDER_FOLDER}/")]
-        return [path for name in sorted(set(written)) if (path := self._changed(name, expected))]
+        changed = [self._changed(name, expected) for name in sorted(set(written))]
+        return [path for path in changed if path is not None]
 
     def _changed(self, name: str, expected: dict[str, list[int]]) -> Path | None:
         path = self.folder / name
