@@ -48,7 +48,7 @@ Texts = list[Tensor]  # the tokens of the texts of one prompt
 
 def workload(model: LanguageModel, space: Path, prompts: int, texts: int) -> list[Texts]:
     """Return the tokens of the `texts` nearest documents of the first `prompts` of valid."""
-    data_space = DataSpace.build(CORPUS / "space.jsonl.gz", space)
+    data_space = DataSpace.build(CORPUS / "space.jsonl.gz", space, chunks="whole")
     options = SelectionConfig(selector="nearest", n=texts, k=max(texts, 20))
     documents = list(read_documents(CORPUS / "valid.jsonl.gz"))[:prompts]
     return [

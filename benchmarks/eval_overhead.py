@@ -65,7 +65,9 @@ def library(folder: Path, held_out: int) -> tuple[DataSpace, list[Document]]:
     root = Path(sysconfig.get_path("stdlib"))
     prompts = choose(root, held_out)
     others = (path for path in modules(root) if path not in prompts)
-    space = DataSpace.build((part for path in others for part in parts(path, root)), folder)
+    space = DataSpace.build(
+        (part for path in others for part in parts(path, root)), folder, chunks="whole"
+    )
     return space, [Document(path.name, source(path)[:LONGEST], {}) for path in prompts]
 
 

@@ -169,7 +169,7 @@ def _relative_throughput(embedder: Embedder, source: list[Document], rounds: int
 
     def build_space() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            DataSpace.build(documents, Path(folder) / "s", embedder)
+            DataSpace.build(documents, Path(folder) / "s", embedder, chunks="whole")
 
     bare = lambda: embedder.encode([document.text for document in documents])  # noqa: E731
     seconds = _timed({"bare": bare, "build": build_space}, rounds)

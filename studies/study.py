@@ -27,6 +27,7 @@ from whet.space.store.manifest import EMBEDDER_FOLDER
 
 QUICK_STEPS, QUICK_PROMPTS = 10, 12
 PER_SET = 20
+PAPER_LAM = 0.01  # λ' of a method called `sift`, as in the paper
 LIBRARY_SETS = ("encodings", "packages", "modules")  # the sets of the standard library
 
 
@@ -66,6 +67,8 @@ class Study:
             common = (
                 self.config.with_settings(adapter=spec.adapter) if spec.adapter else self.config
             )
+            if common.selection.lam == "embedder":
+                common = common.with_settings(lam=PAPER_LAM)
             model = self.small_model if spec.model == "small" else self.config.model
             whole = self.config.leakage == "whole"  # then the query is the scored text
             methods: tuple[str | MethodConfig, ...] = tuple(
@@ -103,7 +106,10 @@ class Study:
             embedder = spec.embedder or self.space.embedder
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as folder:
-                DataSpace.build(sample(self.space, share), folder, embedder, progress=self.progress)
+                DataSpace.build(
+                    sample(self.space, share), folder, embedder, chunks="whole",
+                    progress=self.progress,
+                )  # fmt: skip
                 if isinstance(embedder, LSA):  # a build saves only an embedder that it has fitted
                     embedder.save(folder / EMBEDDER_FOLDER)
         return path
@@ -165,7 +171,7 @@ def standard_library(folder: Path, per_set: int, progress: bool) -> EvalData:
             if path not in prompts_of
             for part in parts(path, library)
         )
-        DataSpace.build(documents, space, progress=progress)
+        DataSpace.build(documents, space, chunks="whole", progress=progress)
     with prompts.open("w", encoding="utf-8") as file:
         for path, name in prompts_of.items():
             record = {"id": str(path.relative_to(library)), "text": source(path)[:LONGEST]}

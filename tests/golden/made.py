@@ -120,6 +120,7 @@ def evaluate(folder):
         "model": MODEL,
         "device": "cpu",
         "methods": METHODS,
+        "lam": 0.01,
     }
     words = ["eval", SPACE, "--prompts", prompts, "--out", folder, "--quiet", "--json"]
     for name, value in switches.items():

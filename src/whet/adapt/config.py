@@ -53,9 +53,9 @@ class TrainingConfig:
     batch size for sgd and by its square root for Adam."""
     gradient_reuse: int = 1
     """Consecutive steps on one text that reuse the first one's gradient (HullFT)."""
-    long_texts: Literal["first", "chunks", "random"] = "first"
-    """Texts longer than the model's context: train on the first tokens, on each chunk in turn, or
-    on a random window."""
+    long_texts: Literal["first", "chunks", "random"] = "chunks"
+    """Texts longer than the model's context: a step on each chunk in turn, on the first tokens only
+    (`first`), or on a random window (`random`). With `chunks`, `n` counts texts, not steps."""
     learned_ratio: float = 0.03
     """A text is learned, and its further repeats are skipped, when its loss has fallen below this
     share of its first loss; 0 turns this off."""

@@ -46,7 +46,7 @@ def generate(
     """
     prompt = read_text(prompt)
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": values["seed"]}
-    engine = _engine(space, values)
+    engine = _engine(space, values, quiet)
     base = engine.model.generate(prompt, **sampling) if compare else None
     output = engine.generate(prompt, **sampling)
     _report(output, quiet or as_json)
@@ -78,7 +78,7 @@ def score(
     if prompt is None:
         (task,) = ScoringTask.of(text, EvalConfig())
         prompt, text = task.context, task.text
-    output = _engine(space, values).score(text, prompt=prompt)
+    output = _engine(space, values, quiet).score(text, prompt=prompt)
     before, after = output.base.bits_per_byte, output.score.bits_per_byte
     _report(output, quiet or as_json)
     plain = f"{before:.4f} bits per byte, after adaptation {after:.4f}"
@@ -86,7 +86,7 @@ def score(
     emit({"base": before, "adapted": after, **_record(output)}, as_json, plain)
 
 
-def _engine(space: Path | str, values: dict[str, Any]) -> Any:
+def _engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
     """The engine that the options `values` configure."""
     adapter = take_config(AdapterOptions, values)
     training = take_config(TrainingConfig, values)
@@ -95,10 +95,13 @@ def _engine(space: Path | str, values: dict[str, Any]) -> Any:
     require("torch", "adapt")
     from whet.adapt.model import LanguageModel
     from whet.engine import Engine
+    from whet.space.long_texts import count_long_texts
     from whet.space.space import DataSpace
 
     model = LanguageModel.from_pretrained(values["model"], device=values["device"])
     opened = DataSpace.open(space)
+    if not quiet and (line := str(count_long_texts(opened, model))):
+        print(printable(line), file=sys.stderr)
     return Engine(
         opened,
         model,
@@ -117,6 +120,8 @@ def _report(output: Any, quiet: bool) -> None:
     ids = list(dict.fromkeys(step.id for step in steps))
     listed = ", ".join([*ids[:3], *["…"] * (len(ids) > 3)]) or "nothing"
     numbers = [f"{len(steps)} step" + ("s" if len(steps) != 1 else "")]
+    if output.retrieval is not None and len(steps) > len(output.retrieval):
+        numbers[0] += f" on {len(output.retrieval)} texts, of which some exceed the model's context"
     if steps and steps[-1].sigma is not None:
         numbers.append(f"σ {steps[-1].sigma:.2f}")
     numbers.append(f"{sum(output.seconds.values()):.1f} s")

@@ -1,11 +1,13 @@
 """`whet index`: build a data space, or add to it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from whet.cli.options import JSON, QUIET, RAY, SPACE, Command, emit
+from whet.io import printable
 
 
 @click.command(cls=Command)
@@ -20,9 +22,11 @@ from whet.cli.options import JSON, QUIET, RAY, SPACE, Command, emit
 @click.option("--text-field", default="text", show_default=True, help="Field with the text.")
 @click.option(
     "--chunks",
-    default="whole",
+    default="auto",
     show_default=True,
-    help="How long texts are cut: whole, tokens:N or paragraph:N (characters).",
+    help="How long texts are cut: whole, passages:N (words), tokens:N or paragraph:N (characters); "
+    "auto is the rule of an existing SPACE, and for a new one passages of at most 300 words that "
+    "the embedder reads entirely.",
 )
 @click.option("--label-field", help="Metadata field with a document's access label.")
 @click.option("--public-label", help="Label of public documents; `lsa` is fitted on these only.")
@@ -39,6 +43,7 @@ def index(source: str, space: Path, as_json: bool, quiet: bool, **options: Any) 
     an interrupted run resumes.
     Documents that cannot be added are listed in SPACE/failed.jsonl.
     """
+    from whet.space.long_texts import count_long_texts
     from whet.space.space import DataSpace, format_count
     from whet.space.store.manifest import Labels
 
@@ -48,6 +53,8 @@ def index(source: str, space: Path, as_json: bool, quiet: bool, **options: Any) 
     labels = None if label_field is None else Labels(field=label_field, public=public_label)
     embedder = options.pop("embedder")
     built = DataSpace.build(source, space, embedder, labels=labels, progress=not quiet, **options)
+    if line := str(count_long_texts(built)):
+        print(printable(line), file=sys.stderr)
     failed = built.manifest.failed
     record = {"space": str(space), "documents": len(built), "embedder": built.embedder.name}
     record |= {"dimension": built.dimension, "failed": failed}

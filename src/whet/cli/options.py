@@ -74,7 +74,7 @@ class NumberOrWord(click.ParamType):  # type: ignore[type-arg]  # generic since 
             self.fail(f"{value!r} is not a valid number or {' or '.join(self.words)}", param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return self.name.upper().replace("AUTO", "auto")
+        return self.name.replace("number", "NUMBER")
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2

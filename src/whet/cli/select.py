@@ -116,8 +116,8 @@ def _select_training_set(
     if config.where is not None:
         opened = opened.filter(config.where)
     selected = training_set(
-        opened, texts, config.n, k=config.k, lam=float(config.lam), repeats=repeats,
-        selector=config.selector,
+        opened, texts, config.n, k=config.k, repeats=repeats, selector=config.selector,
+        lam=None if config.lam == "embedder" else float(config.lam),
     )  # fmt: skip
     sigma = float(selected.selection.sigma[-1])
     record: dict[str, Any] = {"targets": len(texts), "candidates": len(selected.candidates)}

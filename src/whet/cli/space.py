@@ -43,7 +43,7 @@ def info(space: Path, as_json: bool) -> None:
 
     record = describe(space)
     shown = record if record["index"]["segments"] else record | {"index": "none: exact search"}
-    lines = [f"{name:<10} {_plain(value)}" for name, value in shown.items()]
+    lines = [f"{name:<12}{_plain(value)}" for name, value in shown.items()]
     emit(record, as_json, "\n".join(lines))
 
 

@@ -5,24 +5,60 @@ stable. Blank pieces are dropped.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 TOKEN = re.compile(r"\w{1,16}|[^\w\s]")  # a word (16 letters of a long one), or one symbol
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 
+AUTO, PASSAGES = "auto", "passages"
+PASSAGE_WORDS = 300  # of a passage: some 400 tokens of a language model, so it fits small contexts
+TOKENS_PER_WORD = 1.5  # of embedders' tokenizers, for prose with some symbols and rare words
+WORD = re.compile(r"[A-Za-z_]{1,12}|\d{1,3}|[^\W\d_\u0e00-\u0eff\u1000-\uffff]{1,3}|[^\s]")
+"""What `passages:N` counts: a word (12 letters of a long one), three digits or three letters of
+another alphabet, one letter of a script such as Chinese, or one symbol. It costs a tokenizer about
+1.3 tokens, in any language."""
+BREAKS = (
+    re.compile(r"\n[^\S\n]*\n(?:[^\S\n]*\n)*(?=[^\s)\]}])"),  # before a paragraph or definition
+    re.compile(r"\n[^\S\n]*\n(?:[^\S\n]*\n)*"),  # before an indented paragraph
+    re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[^\W\d_a-z])|[。！？]\s*"),  # before a sentence
+    re.compile(r"\n"),
+    re.compile(r"\s+"),
+)
+"""Where `passages:N` may cut, the best places first."""
+
 Spans = list[tuple[int, int]]
 
 
-def get_chunker(rule: str) -> Callable[[str], Spans] | None:
+@dataclass(frozen=True, slots=True)
+class Chunker:
+    """A function from a text to the spans of its chunks."""
+
+    boundaries: Callable[[str, int], Iterator[int]]
+    size: int
+    keeps_short_texts: bool
+    """Whether a text that need not be cut remains the document that it is, with its own id."""
+
+    def __call__(self, text: str) -> Spans:
+        """The spans, in order."""
+        ends = [*self.boundaries(text, self.size), len(text)]
+        pairs = zip([0, *ends], ends, strict=False)
+        return [(start, end) for start, end in pairs if text[start:end].strip()]
+
+
+def get_chunker(rule: str) -> Chunker | None:
     """The function from a text to the spans of its chunks; None for the rule `whole`.
 
     >>> get_chunker("paragraph:12")("First.\\n\\nSecond.")
     [(0, 8), (8, 15)]
 
     Args:
-        rule: `tokens:N`: N words or symbols, about 1.3 N tokens of a language model in English
-            prose. `paragraph:N`: as many whole paragraphs as fit in N characters; a longer
-            paragraph is cut after its last line, or otherwise its last word, that ends within N.
+        rule: `passages:N`: at most N words or symbols, cut between paragraphs, otherwise sentences,
+            lines or words, without a small rest at the end. `tokens:N`: N words or symbols, about
+            1.3 N tokens of a language model in English prose. `paragraph:N`: as many whole
+            paragraphs as fit in N characters; a longer paragraph is cut after its last line, or
+            otherwise its last word, that ends within N.
 
     Raises:
         ValueError: If `rule` is something else.
@@ -30,18 +66,47 @@ def get_chunker(rule: str) -> Callable[[str], Spans] | None:
     if rule == "whole":
         return None
     kind, _, size = rule.partition(":")
-    if kind not in ("tokens", "paragraph") or not size.isdecimal() or int(size) < 1:
+    if kind not in _BOUNDARIES or not size.isdecimal() or int(size) < 1:
         raise ValueError(
-            f"chunks is {rule!r}: expected whole, tokens:N or paragraph:N, with N of 1 or more"
+            f"chunks is {rule!r}: expected whole, passages:N, tokens:N or paragraph:N, with N of 1 "
+            "or more"
         )
-    boundaries = _token_boundaries if kind == "tokens" else _paragraph_boundaries
+    return Chunker(_BOUNDARIES[kind], int(size), kind == PASSAGES)
 
-    def spans(text: str) -> Spans:
-        ends = [*boundaries(text, int(size)), len(text)]
-        pairs = zip([0, *ends], ends, strict=False)
-        return [(start, end) for start, end in pairs if text[start:end].strip()]
 
-    return spans
+def passage_rule(max_tokens: int | None) -> str:
+    """The rule for passages of at most 300 words that an embedder reads entirely.
+
+    >>> passage_rule(None), passage_rule(256)
+    ('passages:300', 'passages:170')
+
+    Args:
+        max_tokens: Number of tokens of a text that the embedder reads; None if it reads all.
+    """
+    words = PASSAGE_WORDS if max_tokens is None else int(max_tokens / TOKENS_PER_WORD)
+    return f"{PASSAGES}:{max(1, min(PASSAGE_WORDS, words))}"
+
+
+def _passage_boundaries(text: str, size: int) -> Iterator[int]:
+    words = [match.end() for match in WORD.finditer(text)]
+    start = 0  # words before the passage
+    while (rest := len(words) - start) > size:
+        last = start + max(1, min(size, rest - size // 4))  # at least a quarter remains
+        cut = _best_break(text, words[start + (last - start) // 2 - 1], words[last - 1])
+        yield cut
+        start = bisect_left(words, cut + 1)
+
+
+def _best_break(text: str, first: int, last: int) -> int:
+    """The last of the best places to cut between two ends of words."""
+    stop = last
+    while stop < len(text) and text[stop].isspace():
+        stop += 1
+    for pattern in BREAKS:
+        ends = [match.end() for match in pattern.finditer(text, first, stop)]
+        if ends:
+            return ends[-1]
+    return last
 
 
 def _token_boundaries(text: str, size: int) -> Iterator[int]:
@@ -68,3 +133,10 @@ def _cut(text: str, start: int, stop: int) -> int:
     if line_end > start:
         return line_end
     return next((i for i in range(stop, start, -1) if text[i - 1].isspace()), stop)
+
+
+_BOUNDARIES: dict[str, Callable[[str, int], Iterator[int]]] = {
+    PASSAGES: _passage_boundaries,
+    "tokens": _token_boundaries,
+    "paragraph": _paragraph_boundaries,
+}

@@ -7,12 +7,12 @@ the caller can go on.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whet.data.chunking import Spans, get_chunker
+from whet.data.chunking import Chunker, get_chunker
 from whet.data.formats.sections import Section
 from whet.data.messages import MESSAGES, holds_conversation, read_conversation
 from whet.data.sources import records
@@ -142,9 +142,10 @@ def read_documents(
     Args:
         source: Where to read.
         text_field: Field of a record that holds the text.
-        chunks: `whole`, `tokens:N` or `paragraph:N` (characters): see `whet.data.chunking`. The
-            chunks of document `id` are named `id#0`, `id#1`, …; their `meta` has `parent` and
-            `span` in addition.
+        chunks: `whole`, `passages:N` (words), `tokens:N` or `paragraph:N` (characters): see
+            `whet.data.chunking`. The chunks of document `id` are named `id#0`, `id#1`, …; their
+            `meta` has `parent` and `span` in addition. With `passages:N`, a text that need not be
+            cut stays the document `id`.
 
     Raises:
         SourceError: While iterating, if there is nothing to read or a record cannot be read.
@@ -186,7 +187,7 @@ def _raise_error(item: Document | SourceError) -> Document:
 def _read(
     source: str,
     text_field: str,
-    split: Callable[[str], Spans] | None,
+    split: Chunker | None,
     files: FileOptions | None,
     on_left_out: Callable[[LeftOut], None] | None,
 ) -> Iterator[Document | SourceError]:
@@ -208,7 +209,7 @@ def _read(
 
 
 def from_records(
-    found: Records, text_field: str, split: Callable[[str], Spans] | None
+    found: Records, text_field: str, split: Chunker | None
 ) -> Iterator[Document | SourceError]:
     """The documents of records, cut by `split`; errors stay in their places."""
     items = (
@@ -219,13 +220,17 @@ def from_records(
 
 
 def _chunked(
-    items: Iterable[Document | SourceError], split: Callable[[str], Spans] | None
+    items: Iterable[Document | SourceError], split: Chunker | None
 ) -> Iterator[Document | SourceError]:
     for item in items:
         if split is None or isinstance(item, SourceError):
             yield item
             continue
-        for number, (start, stop) in enumerate(split(item.text)):
+        spans = split(item.text)
+        if len(spans) <= 1 and split.keeps_short_texts:
+            yield item
+            continue
+        for number, (start, stop) in enumerate(spans):
             meta = item.meta | {"parent": item.id, "span": [start, stop]}
             yield Document(f"{item.id}#{number}", item.text[start:stop], meta)
 

@@ -15,7 +15,9 @@ WRITTEN = " :;.!?'\"()/+_-"  # characters of an option's value that are written 
 class Embedder(Protocol):
     """Maps texts to unit vectors; a text without any known term becomes the zero vector.
 
-    An embedder whose vectors do not have length 1 has an attribute `normalized = False`. One whose
+    An embedder whose vectors do not have length 1 has an attribute `normalized = False`. One that
+    reads only the beginning of long texts has `max_tokens`, the number of tokens that it reads, and
+    a method `count_truncated(texts)`, which returns how many of the texts are longer. One whose
     fingerprints were computed in another way before lists these as `former_fingerprints`.
 
     >>> import numpy as np

@@ -156,7 +156,12 @@ class TextEncoder:
             yield self._batch(order[start:stop], tokens)
             start = stop
 
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def count_truncated(self, texts: Sequence[str]) -> int:
+        """How many of the texts have more than `context` tokens. Tokenizes the long ones."""
+        long = [text for text in texts if len(text.encode()) > self.context - 2]
+        return sum(len(ids) > self.context for ids in self._tokenize(long, truncate=False))
+
+    def _tokenize(self, texts: Sequence[str], *, truncate: bool = True) -> list[list[int]]:
         tokens: list[list[int]] = [[] for _ in texts]
         not_blank = [i for i, text in enumerate(texts) if text.strip()]
         if not not_blank:
@@ -165,8 +170,9 @@ class TextEncoder:
             texts[i].encode()  # an unpaired surrogate is a ValueError with its position
         token_ids = self.tokenizer(
             [texts[i] for i in not_blank],
-            truncation=True,
-            max_length=self.context,
+            truncation=truncate,
+            max_length=self.context if truncate else None,
+            verbose=False,
             add_special_tokens=self._add_special_tokens,
             split_special_tokens=not self._add_special_tokens,
             return_attention_mask=False,

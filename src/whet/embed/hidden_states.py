@@ -71,6 +71,15 @@ class HiddenStates:
         self._layer = None if layer is None else _drop_blocks(self._encoder, layer)
         self._pool = pool
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are read."""
+        return self._encoder.context
+
+    def count_truncated(self, texts: Sequence[str]) -> int:
+        """How many of the texts have more tokens."""
+        return self._encoder.count_truncated(texts)
+
     def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
         """Embed texts, truncated to the context; those without a token get zero rows.
 

@@ -13,6 +13,7 @@ from whet.embed.model_files import model_folder, modules_fingerprint
 from whet.errors import ModelError, require
 from whet.maths.arrays import Array, normalize_rows
 
+UNBOUNDED = 10**9  # tokens: more means no limit
 CPU_BATCH, GPU_BATCH = 8, 32  # texts; more of some hundred tokens would not fit a CPU's caches
 
 
@@ -113,10 +114,27 @@ class SentenceEncoder:
             if any(change is not None for change in changes):
                 self.fingerprint += f" {changes}"
                 self.former_fingerprints = ()
+        limit = self._model.max_seq_length
+        self.max_tokens = None if limit is None or limit >= UNBOUNDED else int(limit)
+        """Tokens of a text that are read, special ones included; None for all."""
 
     def _text(self, prompt: str | None) -> str | None:
         """The text of a prompt that may be the name of one of the model's."""
         return prompt and self._model.prompts.get(prompt, prompt)
+
+    def count_truncated(self, texts: Sequence[str]) -> int:
+        """How many of the texts have more than `max_tokens` tokens. Tokenizes the long ones."""
+        if self.max_tokens is None:
+            return 0
+        before = self._passage_prompt or ""
+        texts = [before + text for text in texts]
+        long = [text for text in texts if len(text.encode()) > self.max_tokens - 2]
+        tokens = (
+            self._model.tokenizer(long, truncation=False, verbose=False)["input_ids"]
+            if long
+            else []
+        )
+        return sum(len(ids) > self.max_tokens for ids in tokens)
 
     def encode(self, texts: Sequence[str]) -> Float[Array, "n d"]:
         """Embed documents; see `encode_queries` for queries."""

@@ -23,6 +23,8 @@ class EvalData:
     """Source to build the data space from if it does not exist, as for `whet index`."""
     embedder: str = "lsa"
     """Embedder for that build."""
+    chunks: str = "auto"
+    """How texts are cut in that build, as for `whet index`."""
     prompts: str = ""
     """Documents to score: a JSONL or Parquet file, a folder, or hf:DATASET:SPLIT."""
     text_field: str = "text"
@@ -56,7 +58,7 @@ class EvalData:
         if self.source and not Path(self.space).exists():
             DataSpace.build(
                 self.source, self.space, self.embedder, text_field=self.text_field,
-                progress=progress,
+                chunks=self.chunks, progress=progress,
             )  # fmt: skip
         return DataSpace.open(self.space)
 

@@ -51,7 +51,7 @@ def demo(
     if not space.exists():
         indexed = (path for path in modules(library) if path not in held_out)
         documents = (part for path in indexed for part in parts(path, library))
-        DataSpace.build(documents, space, progress=progress)
+        DataSpace.build(documents, space, chunks="whole", progress=progress)
     with prompts.open("w", encoding="utf-8") as file:
         for path in held_out:
             name = str(path.relative_to(library))

@@ -5,6 +5,7 @@ another configuration is refused.
 """
 
 import json
+import logging
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -28,10 +29,12 @@ from whet.evaluate.run_storage import FORMAT, META, append, pack, read_meta, rep
 from whet.io import exclusive_lock, progress_bar, write_json
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
+from whet.space.long_texts import count_long_texts
 from whet.space.ray.client import connect, map_unordered
 from whet.space.space import DataSpace
 from whet.space.tuning import resolve
 
+LOGGER = logging.getLogger(__name__)
 AutoValues = dict[str, dict[str, float]]
 
 
@@ -71,7 +74,10 @@ def evaluate(
     space, prompts = data.open_space(progress), data.read_prompts()
     chosen = _stored_auto_values(folder, config) or auto_values(space, config, progress=progress)
     resolved = with_auto_values(config, chosen)
-    evaluator = Evaluator(space, _load_model(config), resolved)
+    model = _load_model(config)
+    if progress and (line := str(count_long_texts(space, model))):
+        LOGGER.warning(line)
+    evaluator = Evaluator(space, model, resolved)
     begin(
         folder,
         {
@@ -106,7 +112,7 @@ def evaluate(
 
 
 def auto_values(space: DataSpace, config: EvalConfig, *, progress: bool = False) -> AutoValues:
-    """`lam` and `stop_alpha` of every method that has `auto`, chosen on the data space.
+    """`lam` and `stop_alpha` of every method whose value is a word, chosen on the data space.
 
     A method that takes `auto` from the run's defaults gets the values chosen for the default
     selector, so that methods are compared at the same ones.
@@ -115,7 +121,7 @@ def auto_values(space: DataSpace, config: EvalConfig, *, progress: bool = False)
     values: AutoValues = {}
     for method in config.method_configs:
         selection, common = method.selection, config.selection
-        if method.train_on == "query" or not selection.has_auto:
+        if method.train_on == "query" or not (selection.has_auto or selection.lam == "embedder"):
             continue
         if (selection.lam, selection.stop_alpha) == (common.lam, common.stop_alpha):
             selection = replace(selection, selector=common.selector)
@@ -124,14 +130,14 @@ def auto_values(space: DataSpace, config: EvalConfig, *, progress: bool = False)
             results[selection] = {
                 name: getattr(resolved, name)
                 for name in ("lam", "stop_alpha")
-                if getattr(selection, name) == "auto"
+                if isinstance(getattr(selection, name), str)
             }
         values[method.name] = results[selection]
     return values
 
 
 def with_auto_values(config: EvalConfig, values: AutoValues) -> EvalConfig:
-    """The configuration with numbers for every `auto`."""
+    """The configuration with numbers for `auto` and for λ' from the embedder."""
     methods = tuple(
         _with_numbers(config.method(m), values[n]) if n in values else m
         for m, n in zip(config.methods, config.method_names, strict=True)

@@ -9,6 +9,7 @@ from whet.maths.arrays import as_count, as_positive
 from whet.select.registry import selector
 
 Auto = Literal["auto"]
+FromEmbedder = Literal["embedder"]
 RetrieverName = Literal["dense", "bm25", "hybrid"]
 Metric = Literal["auto", "abs_cosine", "cosine"]
 
@@ -27,9 +28,10 @@ class SelectionConfig:
     """Number of gradient steps, one on each selected text, repeats included; 0 for the base model."""
     k: int | None = None
     """Number of candidates that the retriever proposes [default: 200, or all documents if fewer]."""
-    lam: float | Auto = 0.01
-    """λ', the variance of the observation noise: small favors diversity, large favors relevance;
-    `auto` chooses it on held-out documents of the data space."""
+    lam: float | FromEmbedder | Auto = "embedder"
+    """λ', the variance of the observation noise: small favors diversity, large favors relevance.
+    `embedder` is 0.13 (1 − ā), where ā is the mean cosine of two documents of the data space;
+    `auto` chooses it on held-out documents."""
     stop_alpha: float | Auto | None = None
     """Adaptive stopping: stop before step m if σ_m > 1 / (α m); `auto` chooses α
     [default: take all n steps]."""
@@ -51,7 +53,7 @@ class SelectionConfig:
             as_count(self.n, "n")
         if self.k is not None:
             as_count(self.k, "k")
-        if self.lam != "auto":
+        if self.lam not in ("auto", "embedder"):
             as_positive(self.lam, "lam")
         if self.stop_alpha not in (None, "auto"):
             as_positive(self.stop_alpha, "stop_alpha")
@@ -62,7 +64,7 @@ class SelectionConfig:
 
     @property
     def has_auto(self) -> bool:
-        """Whether `lam` or `stop_alpha` has yet to be chosen on a data space."""
+        """Whether `lam` or `stop_alpha` has yet to be chosen on held-out documents."""
         return "auto" in (self.lam, self.stop_alpha)
 
 
@@ -81,14 +83,23 @@ class ResolvedSelection:
     where: Filter | None
 
     @classmethod
-    def of(cls, config: SelectionConfig, **chosen: Any) -> "ResolvedSelection":
-        """`config` with the `chosen` values in place of `auto`.
+    def of(
+        cls, config: SelectionConfig, *, embedder_lam: float | None = None, **chosen: Any
+    ) -> "ResolvedSelection":
+        """`config` with numbers in place of words.
+
+        Args:
+            config: The configuration.
+            embedder_lam: The default λ' of the data space, in place of `embedder`.
+            chosen: Values in place of `auto`.
 
         Raises:
-            ValueError: If a value is still `auto`.
+            ValueError: If a value is still a word.
         """
         values = {field.name: getattr(config, field.name) for field in fields(config)} | chosen
+        if values["lam"] == "embedder" and embedder_lam is not None:
+            values["lam"] = embedder_lam
         for name in ("lam", "stop_alpha"):
-            if values[name] == "auto":
-                raise ValueError(f"{name} is 'auto': resolve it on a data space first")
+            if isinstance(values[name], str):
+                raise ValueError(f"{name} is {values[name]!r}: resolve it on a data space first")
         return cls(**(values | {"where": as_filter(config.where)}))

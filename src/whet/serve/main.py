@@ -18,6 +18,7 @@ from whet.serve.http.connections import build_server
 from whet.serve.metrics import log_to_stderr
 from whet.serve.spaces.retrieval import warm_up
 from whet.serve.state import BASE
+from whet.space.long_texts import count_long_texts
 from whet.space.space import DataSpace
 
 log = logging.getLogger("whet.serve")
@@ -65,6 +66,11 @@ def run(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT; running requests may then take `shutdown_timeout_s`."""
     log_to_stderr()
     app = build_app(config)
+    for name in config.spaces:
+        if line := str(
+            count_long_texts(app.state.server.spaces.latest(name), app.state.server.model)
+        ):
+            log.warning("long texts", extra={"space": name, "reason": line})
     server = build_server(app, config)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.create_server((config.host, config.port), family=family) as listener:
@@ -88,6 +94,9 @@ def check(config: ServeConfig) -> Iterator[str]:
     for name, space in spaces.items():
         yield f"space {name}: {len(space):,} documents, {space.embedder.name}, {_labels(space)}"
     for adapter, engine in build_engines(config).items():
+        if adapter == BASE:
+            lines = (str(count_long_texts(space, engine.model)) for space in spaces.values())
+            yield from filter(None, lines)
         with engine:
             for name, space in spaces.items():
                 start = time.perf_counter()

@@ -9,14 +9,14 @@ and what building an index needs.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from whet.data.chunking import get_chunker
+from whet.data.chunking import AUTO, get_chunker, passage_rule
 from whet.data.documents import (
     Document,
     DocumentLike,
@@ -58,13 +58,14 @@ class Addition:
 
     docs: Documents
     text_field: str = "text"
-    chunks: str = "whole"
+    chunks: str = AUTO
     resume_key: str = ""
     progress: bool = False
     ray: str | None = None
 
     def __post_init__(self) -> None:
-        get_chunker(self.chunks)
+        if self.chunks != AUTO:
+            get_chunker(self.chunks)
         if isinstance(self.docs, Mapping | Document):
             raise ValueError(f"docs is {str(self.docs)[:40]}: expected a list of them")
 
@@ -78,6 +79,28 @@ class Addition:
             return ""
         field = "" if self.text_field == "text" else f" by {self.text_field}"
         return key + field + ("" if self.chunks == "whole" else f" in {self.chunks}")
+
+    def for_embedder(self, embedder: Embedder | None) -> "Addition":
+        """With the rule for passages that `embedder` reads entirely in place of `auto`."""
+        if self.chunks != AUTO:
+            return self
+        return replace(self, chunks=passage_rule(getattr(embedder, "max_tokens", None)))
+
+    def for_space(self, manifest: Manifest, path: Path) -> "Addition":
+        """With the rule of the data space in place of `auto`.
+
+        Raises:
+            SpaceError: If another rule is chosen.
+        """
+        stored = manifest.chunking
+        if not (manifest.chunks or manifest.source):  # an older version was given documents
+            return replace(self, chunks="whole") if self.chunks == AUTO else self
+        if self.chunks not in (AUTO, stored):
+            raise SpaceError(
+                f"data space {path} has texts cut by chunks {stored}, not {self.chunks}: add to it "
+                f"without --chunks, or build a new data space with {self.chunks}"
+            )
+        return replace(self, chunks=stored)
 
     def documents(self, first: int) -> Iterator[Document | SourceError]:
         """The documents; those without an id are numbered from `first`."""
@@ -95,8 +118,11 @@ def create(
             "lsa would be fitted on restricted texts: name the label of the public ones "
             "(`Labels(public=…)`, --public), or choose a pretrained embedder (st:NAME or hf:NAME)"
         )
-    existed = path.exists()
-    new = Manifest(embedder="", fingerprint="", dimension=0, source=addition.source, labels=labels)
+    existed, addition = path.exists(), addition.for_embedder(embedder)
+    new = Manifest(
+        embedder="", fingerprint="", dimension=0, source=addition.source, labels=labels,
+        chunks=addition.chunks,
+    )  # fmt: skip
     try:
         with DiskWriter(path, new=new) as writer:
             try:
@@ -122,7 +148,7 @@ def add(addition: Addition, path: Path, embedder: Embedder) -> int:
         made_by = writer.manifest.fingerprint
         expected = made_by if has_fingerprint(embedder, made_by) else embedder.fingerprint
         DiskReader.open(path, fingerprint=expected).close()
-        return _add(writer, addition, embedder)
+        return _add(writer, addition.for_space(writer.manifest, path), embedder)
 
 
 def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> int:
@@ -140,7 +166,7 @@ def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> i
                 _spool(addition, staging, writer)
             used = embedder or _fit_lsa(writer, staging, addition.progress)
             _embed(staging, used, addition)
-            updated = _commit(writer, staging, used, addition.progress)
+            updated = _commit(writer, staging, used, addition)
         except (ValueError, SourceError):
             staging.remove()
             raise
@@ -299,7 +325,7 @@ def _embed_or_bisect(
     return rows, {}
 
 
-def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: bool) -> int:
+def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, addition: Addition) -> int:
     """Seal the parts as segments and name these in the manifest.
 
     A document with other metadata than before gets a new row; the old one is deleted in the same
@@ -317,7 +343,7 @@ def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: 
     failures = list(staging.failures(FAILED_FILE))
     if not total and not first:
         raise _no_documents(failures)
-    with progress_bar("writing", total, show=progress) as advance:
+    with progress_bar("writing", total, show=addition.progress) as advance:
         names = seal(
             staging.folder, "sealed-{:05d}".format, lambda: staging.batches(first, stored),
             embedder.dimension, labels, advance, indexed=_normalized(embedder),
@@ -329,6 +355,8 @@ def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, progress: 
     if not total and not len(replaced) and failed == writer.manifest.failed:
         return 0
     changes: dict[str, Any] = {"next": first + total, "failed": failed, "addition": staging.id}
+    if not writer.manifest.chunks:
+        changes["chunks"] = addition.chunks
     if not first:
         changes |= {"embedder": embedder.name, "fingerprint": embedder.fingerprint,
                     "dimension": embedder.dimension,

@@ -86,7 +86,7 @@ def diagnose(
     *,
     n: int = 50,
     k: int = DEFAULT_K,
-    lam: float = 0.01,
+    lam: float | None = None,
 ) -> Diagnosis:
     """Examine all documents of `space`, and how informative they are about `prompts`.
 
@@ -101,12 +101,12 @@ def diagnose(
         prompts: Texts like those that will be asked; blank ones count as unmatched.
         n: Picks per prompt.
         k: Candidates per prompt; all documents if there are fewer.
-        lam: λ' of SIFT.
+        lam: λ' of SIFT; by default that of the data space, `space.kernel`.
 
     Raises:
         ValueError: If a number is not positive.
     """
-    as_positive(lam, "lam")
+    lam = space.kernel.lam if lam is None else as_positive(lam, "lam")
     rows = space.rows
     texts, blank = _text_hashes_and_blank(space)
     distinct = np.unique(texts)

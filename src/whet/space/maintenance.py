@@ -9,6 +9,7 @@ from whet.data.filters import Filter, as_filter
 from whet.data.values import read_meta
 from whet.errors import SpaceError
 from whet.io import as_json
+from whet.space.store.kernel import KernelScale, measure_kernel
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
     FAILED_FILE,
@@ -35,6 +36,7 @@ def describe(path: Path) -> dict[str, Any]:
     manifest = store.manifest
     indexes = [s.index_stats for s in store.segments if s.index_stats is not None]
     rows = sum(segment.count for segment in store.segments)
+    kernel = KernelScale.of_record(manifest.kernel) or measure_kernel(store)
     facts: dict[str, Any] = {
         "documents": store.count(),
         "deleted": rows - store.count(),
@@ -42,6 +44,9 @@ def describe(path: Path) -> dict[str, Any]:
         "version": manifest.version,
         "embedder": manifest.embedder,
         "dimension": manifest.dimension,
+        "mean_cosine": round(kernel.mean_cosine, 4),
+        "lam": kernel.lam,
+        "chunks": manifest.chunking,
         "source": manifest.source,
         "segments": len(store.segments),
         "bytes": size(path),

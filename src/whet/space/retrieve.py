@@ -38,6 +38,17 @@ def check_space(space: Any) -> None:
         raise ValueError(f"space is {shown}: expected a DataSpace{advice}")
 
 
+def resolve_lam(space: DataSpace, config: SelectionConfig) -> ResolvedSelection:
+    """`config` with the data space's own λ' in place of `embedder`; takes no time.
+
+    Raises:
+        ValueError: If `lam` or `stop_alpha` is `auto`: see `whet.space.tuning.resolve`.
+    """
+    return ResolvedSelection.of(
+        config, embedder_lam=space.kernel.lam if config.lam == "embedder" else None
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Retrieval:
     """The documents selected for a prompt. Notebooks show it as a table."""
@@ -135,7 +146,7 @@ class Retriever:
 
         Args:
             space: Where to retrieve from.
-            config: How to select. `lam` and `stop_alpha` must be numbers: for `auto`, call
+            config: How to select. `lam` and `stop_alpha` must not be `auto`: then call
                 `whet.space.tuning.resolve` first.
             selector: A function that selects, instead of the one that `config` names.
 
@@ -145,7 +156,7 @@ class Retriever:
         """
         check_space(space)
         if not isinstance(config, ResolvedSelection):
-            config = ResolvedSelection.of(config or SelectionConfig())
+            config = resolve_lam(space, config or SelectionConfig())
         self.space, self.config = space, config
         self.selector = selector_of(config.selector) if selector is None else selector
         self.k = space.resolve_k(config.k, config.where)

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxtyping import Float, Int
 
+from whet.data.chunking import AUTO
 from whet.data.documents import Document, reject_str
 from whet.data.filters import Filter, as_filter, both
 from whet.data.values import read_meta
@@ -18,6 +19,7 @@ from whet.space.bm25 import BM25
 from whet.space.build import Addition, Documents
 from whet.space.opening import embedder_for_adding, is_folder, open_with_embedder
 from whet.space.refit import refit
+from whet.space.store.kernel import KernelScale, measure_kernel
 from whet.space.store.manifest import MANIFEST_FILE, Labels, Manifest
 from whet.space.store.protocol import Metric, Neighbors, Reader
 from whet.space.store.segments.vectors import cosines, normalize_queries
@@ -57,6 +59,7 @@ class DataSpace:
         self.updated = 0
         """After `build` or `add`: number of known documents whose metadata was replaced."""
         self._count = store.count()
+        self._kernel = None if where is not None else KernelScale.of_record(manifest.kernel)
         self._bm25: dict[Filter | None, tuple[Int[Array, " n"], BM25]] = {}
 
     @classmethod
@@ -67,7 +70,7 @@ class DataSpace:
         embedder: str | Embedder = "lsa",
         *,
         text_field: str = "text",
-        chunks: str = "whole",
+        chunks: str = AUTO,
         labels: Labels | None = None,
         progress: bool = False,
         resume_key: str = "",
@@ -93,7 +96,9 @@ class DataSpace:
                 `st:NAME`, `hf:NAME@layer=6` or another specification of docs/embedders.md; or an
                 object that implements `Embedder`.
             text_field: Field of a record that holds the text.
-            chunks: How texts are split: `whole`, `tokens:N` or `paragraph:N`.
+            chunks: How texts are cut: `whole`, `passages:N` (words), `tokens:N` or `paragraph:N`
+                (characters); `auto` is the rule of the existing data space, and for a new one
+                passages of at most 300 words, or of what the embedder reads if that is less.
             labels: Access labels of the documents; nothing is then fitted across labels.
             progress: Draw progress bars on stderr.
             resume_key: Identifies `docs` when an interrupted call is resumed; by default the
@@ -105,8 +110,8 @@ class DataSpace:
 
         Raises:
             SourceError: If there are no documents, or the source fails.
-            SpaceError: If `path` holds anything else, cannot be written, has other labels, or
-                another process is writing.
+            SpaceError: If `path` holds anything else, cannot be written, has other labels or
+                another rule of `chunks`, or another process is writing.
             EmbedderMismatchError: If the existing data space was made by another embedder.
             ValueError: If an argument is invalid, or `lsa` would be fitted on documents that are
                 not public.
@@ -193,7 +198,7 @@ class DataSpace:
         docs: Documents,
         *,
         text_field: str = "text",
-        chunks: str = "whole",
+        chunks: str = AUTO,
         progress: bool = False,
         resume_key: str = "",
         ray: str | None = None,
@@ -206,8 +211,8 @@ class DataSpace:
 
         Raises:
             SourceError: If the source fails.
-            SpaceError: If the data space cannot be written, was opened with a filter, or another
-                process is writing.
+            SpaceError: If the data space cannot be written, was opened with a filter, has another
+                rule of `chunks`, or another process is writing.
             ValueError: If an argument is invalid.
         """
         self._require_writable()
@@ -262,6 +267,17 @@ class DataSpace:
     def dimension(self) -> int:
         """Length of the vectors."""
         return self.store.dimension
+
+    @property
+    def kernel(self) -> KernelScale:
+        """The scale of the vectors: mean cosine of two documents, and the default λ'.
+
+        Stored by `build`; measured on first use in data spaces of older versions, and wherever a
+        filter hides documents, so that it reveals nothing about these.
+        """
+        if self._kernel is None:
+            self._kernel = measure_kernel(self.store)
+        return self._kernel
 
     @property
     def rows(self) -> Int[Array, " n"]:

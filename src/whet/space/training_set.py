@@ -88,7 +88,7 @@ def training_set(
     n: int,
     *,
     k: int | None = None,
-    lam: float = 0.01,
+    lam: float | None = None,
     repeats: bool = True,
     selector: str = "sift",
 ) -> TrainingSet:
@@ -113,7 +113,7 @@ def training_set(
         n: Number of picks. Beyond the number of candidates, further picks repeat documents where
             that helps most.
         k: Candidates per target; by default 200, or all documents if there are fewer.
-        lam: λ' of SIFT: small favors diversity.
+        lam: λ' of SIFT: small favors diversity; by default that of the data space, `space.kernel`.
         repeats: Whether a document can be picked several times.
         selector: `sift`; or, for comparison, `nearest` (by the mean cosine to the targets) or
             `random` (a draw from the same candidates), which pick each document once.
@@ -127,6 +127,7 @@ def training_set(
             the candidates without repeats.
     """
     as_count(n, "n")
+    lam = space.kernel.lam if lam is None else as_positive(lam, "lam")
     queries = _embed(space, targets)
     rows = _candidates(space, queries, k)
     if selector not in ("sift", "nearest", "random"):
@@ -141,7 +142,7 @@ def training_set(
             order = np.random.default_rng(0).permutation(len(rows))[:n]
         else:
             order = np.argsort(-cosines(queries.mean(axis=0), vectors), kind="stable")[:n]
-        selection = _with_gains(order, vectors, _condense(queries), as_positive(lam, "lam"))
+        selection = _with_gains(order, vectors, _condense(queries), lam)
     else:
         selection = sift(_condense(queries), space.vectors(rows), n, lam=lam, repeats=repeats)
     picked, first, place = np.unique(selection.indices, return_index=True, return_inverse=True)

@@ -19,7 +19,7 @@ from whet.io import progress_bar
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.select.selection import Selection, Selector
-from whet.space.retrieve import Retriever
+from whet.space.retrieve import Retriever, resolve_lam
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Metric, Neighbors
 
@@ -62,15 +62,17 @@ class TunedSelection:
 def resolve(
     space: DataSpace, config: SelectionConfig, *, prompts: int = 256, progress: bool = False
 ) -> ResolvedSelection:
-    """The configuration with numbers in place of `auto`, chosen by `tune_selection`.
+    """The configuration with numbers in place of words: `auto` is chosen by `tune_selection`.
 
     The result is not cached; keep it to select for several prompts.
 
     Raises:
-        ValueError: If too few documents of the data space can be held out.
+        ValueError: If too few documents of the data space can be held out for `auto`.
     """
     if not config.has_auto:
-        return ResolvedSelection.of(config)
+        return resolve_lam(space, config)
+    if config.lam == "embedder":
+        config = replace(config, lam=space.kernel.lam)
     tuned = tune_selection(
         space,
         config,

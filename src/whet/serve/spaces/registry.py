@@ -18,6 +18,7 @@ from whet.errors import SpaceError
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.serve.access.auth import APIKey
 from whet.serve.errors import APIError
+from whet.space.retrieve import resolve_lam
 from whet.space.space import DEFAULT_K, DataSpace
 from whet.space.store.manifest import SEGMENTS, Manifest, read_manifest
 from whet.space.tuning import resolve
@@ -70,16 +71,16 @@ class SpaceView:
         return None if value is None else str(value)
 
     def resolve(self, config: SelectionConfig) -> ResolvedSelection:
-        """`config` with numbers in place of `auto`.
+        """`config` with numbers in place of words.
 
-        They are chosen on all documents of this view, without the filter of `config` and for the
-        server's `n` and `k`, once per version of the data space.
+        They come from all documents of this view, without the filter of `config`; those for `auto`
+        are chosen for the server's `n` and `k`, once per version of the data space.
 
         Raises:
             ValueError: If the view has too few documents to choose.
         """
         if not config.has_auto:
-            return ResolvedSelection.of(config)
+            return resolve_lam(self.space, config)
         k = max(1, min(self.default.k or DEFAULT_K, len(self.space) - 1))
         general = replace(config, n=max(1, self.default.n), k=k, where=None, retriever="dense")
         tuned = self._tuned.get(self.space, general)

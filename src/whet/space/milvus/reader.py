@@ -74,6 +74,10 @@ class CollectionRecord:
     """Idempotency keys of the additions made so far."""
     fields: dict[str, list[str]] = field(default_factory=dict)
     """Fields that filters can use, with the kinds of value of any row."""
+    chunks: str = ""
+    """How texts of the data space that was copied are cut."""
+    kernel: dict[str, float] = field(default_factory=dict)
+    """Mean products of its vectors, as `KernelScale`; empty if they are not measured."""
 
 
 class MilvusReader:
@@ -134,6 +138,7 @@ class MilvusReader:
             embedder=record.embedder, fingerprint=record.fingerprint, dimension=record.dimension,
             source=record.source, version=record.version, next=record.next, keys=record.keys,
             labels=None if record.labels is None else Labels(**record.labels),
+            chunks=record.chunks, kernel=record.kernel,
         )  # fmt: skip
 
     def load_lsa(self) -> LSA:

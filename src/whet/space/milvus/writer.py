@@ -220,7 +220,8 @@ def copy_space(
     labels = None if manifest.labels is None else asdict(manifest.labels)
     copy = copy_rows(
         source, uri, collection, progress=progress, embedder=manifest.embedder,
-        source=str(Path(path).resolve()), labels=labels, lists=lists,
+        source=str(Path(path).resolve()), labels=labels, lists=lists, chunks=manifest.chunking,
+        kernel=manifest.kernel,
     )  # fmt: skip
     return copy.count()
 

@@ -35,6 +35,8 @@ _NEW_FIELDS = {
     "addition",
     "dropped",
     "embedder_folder",
+    "chunks",
+    "kernel",
 }  # absent in older data spaces
 
 
@@ -91,6 +93,21 @@ class Manifest:
     """Segments that were named before, and whose folders may still exist."""
     embedder_folder: str = EMBEDDER_FOLDER
     """Folder of the `lsa` embedder that was fitted on the data space itself, if it has one."""
+    chunks: str = ""
+    """How texts are cut: a rule of `whet.data.chunking`; empty if an older version wrote it."""
+    kernel: dict[str, float] = field(default_factory=dict)
+    """Mean products of the vectors, see `KernelScale`; empty if they are not measured."""
+
+    @property
+    def chunking(self) -> str:
+        """The rule by which texts were cut; `whole` where an older version did not store it.
+
+        Those wrote any other rule at the end of the source.
+        """
+        if self.chunks:
+            return self.chunks
+        rule = self.source.rpartition(" in ")[2]
+        return rule if re.fullmatch(r"(tokens|paragraph):[1-9]\d*", rule) else "whole"
 
     def write(self, folder: Path) -> None:
         """Replace `meta.json` atomically; the files it names must be on the disk already."""
