@@ -146,7 +146,8 @@ def test_select_with_targets_writes_or_prints_a_training_set(folder, tmp_path):
 def test_generate_prints_the_answer_and_its_trace(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
     answer = json.loads(whet(*words, "--max-tokens", 4, "--json"))
-    assert len(answer["trace"]) == 3 and {"id", "sigma", "loss"} <= answer["trace"][0].keys()
+    assert len(answer["trace"]) == 6  # each of three texts exceeds the model's context of 32
+    assert {"id", "sigma", "loss"} <= answer["trace"][0].keys()
     assert whet(*words, "--max-tokens", 4) == printable(answer["text"]) + "\n"
 
 
@@ -162,8 +163,9 @@ def test_generate_compares_with_the_base_model(folder):
 
 def test_the_documents_trained_on_are_printed_on_stderr_unless_quiet(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
-    line = run(*words, "--max-tokens", 2).stderr
-    assert line.startswith("trained on d") and "(3 steps, σ 0." in line
+    long, line = run(*words, "--max-tokens", 2).stderr.splitlines()
+    assert "20 of its 20 (100 %) texts have more than the 32 tokens that" in long
+    assert line.startswith("trained on d") and "(6 steps on 3 texts, of which some" in line
     assert run(*words, "--max-tokens", 2, "--quiet").stderr == ""
     refused = run(*words, "--device", "nowhere")
     assert refused.exit_code != 0 and "nowhere" in refused.stderr

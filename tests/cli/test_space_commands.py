@@ -41,8 +41,8 @@ def test_info_describes_the_data_space(space):
     assert info["fields"] == {"id": "text", "year": "number", "set": "text"}
     assert info["index"] == {"kind": "flat", "segments": 0, "recall": 1.0, "probe_fraction": 1.0}
     plain = whet("space", "info", space)
-    assert "documents  40" in plain.stdout and plain.exit_code == 0
-    assert "index      none: exact search\n" in plain.stdout
+    assert "documents   40" in plain.stdout and plain.exit_code == 0
+    assert "index       none: exact search\n" in plain.stdout
 
 
 def test_a_source_is_recorded_by_its_full_path(space, tmp_path, monkeypatch):

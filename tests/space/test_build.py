@@ -133,7 +133,9 @@ def test_an_unfinished_addition_does_not_go_on_by_another_rule_of_chunks(tmp_pat
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(LSA, "encode", stop)
         DataSpace.build(source, path, chunks="paragraph:20")
-    with pytest.raises(SpaceError, match=r"a\.txt in paragraph:20, .*txt in passages:300, "):
+    with pytest.raises(
+        SpaceError, match=r"a\.txt in paragraph:20, .* not of source \S+a\.txt, chunks pass"
+    ):
         DataSpace.build(source, path)
     made = DataSpace.build(source, path, chunks="paragraph:20")
     assert made.manifest.source == f"{source} in paragraph:20"

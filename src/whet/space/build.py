@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from whet.data.chunking import AUTO, get_chunker, passage_rule
+from whet.data.chunking import AUTO, PASSAGES, get_chunker, passage_rule
 from whet.data.documents import (
     Document,
     DocumentLike,
@@ -78,7 +78,8 @@ class Addition:
         if not key:
             return ""
         field = "" if self.text_field == "text" else f" by {self.text_field}"
-        return key + field + ("" if self.chunks == "whole" else f" in {self.chunks}")
+        usual = self.chunks == "whole" or self.chunks.startswith(PASSAGES)
+        return key + field + ("" if usual else f" in {self.chunks}")
 
     def for_embedder(self, embedder: Embedder | None) -> "Addition":
         """With the rule for passages that `embedder` reads entirely in place of `auto`."""
@@ -159,6 +160,7 @@ def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> i
     """
     name, fingerprint = (embedder.name, embedder.fingerprint) if embedder else (LSA.name, "")
     plan = {"source": addition.source, "embedder": name, "fingerprint": fingerprint}
+    plan["chunks"] = addition.chunks
     with translate_disk_errors(writer.path):
         staging = Staging(writer.path, plan, writer.manifest.id)
         try:

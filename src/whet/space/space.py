@@ -96,9 +96,8 @@ class DataSpace:
                 `st:NAME`, `hf:NAME@layer=6` or another specification of docs/embedders.md; or an
                 object that implements `Embedder`.
             text_field: Field of a record that holds the text.
-            chunks: How texts are cut: `whole`, `passages:N` (words), `tokens:N` or `paragraph:N`
-                (characters); `auto` is the rule of the existing data space, and for a new one
-                passages of at most 300 words, or of what the embedder reads if that is less.
+            chunks: How texts are cut: see `whet.data.chunking`. `auto` is the rule of the existing
+                data space, and passages that the embedder reads entirely for a new one.
             labels: Access labels of the documents; nothing is then fitted across labels.
             progress: Draw progress bars on stderr.
             resume_key: Identifies `docs` when an interrupted call is resumed; by default the
@@ -270,11 +269,7 @@ class DataSpace:
 
     @property
     def kernel(self) -> KernelScale:
-        """The scale of the vectors: mean cosine of two documents, and the default λ'.
-
-        Stored by `build`; measured on first use in data spaces of older versions, and wherever a
-        filter hides documents, so that it reveals nothing about these.
-        """
+        """Mean cosine of two documents, and the default λ'. With a filter, of those that pass it."""
         if self._kernel is None:
             self._kernel = measure_kernel(self.store)
         return self._kernel

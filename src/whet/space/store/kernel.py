@@ -8,13 +8,18 @@ the paper's 0.01 (arXiv 2410.08020, Section 5).
 """
 
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from whet.errors import SpaceError
 from whet.maths.arrays import Array
+from whet.space.store.manifest import Manifest
 from whet.space.store.protocol import Reader
+from whet.space.store.reader import DiskReader
 
 FACTOR = 0.13  # of λ'
 FLOOR = (
@@ -68,6 +73,17 @@ def measure_kernel(reader: Reader) -> KernelScale:
     spread over the store, so that the result is always the same.
     """
     return kernel_of(reader.vectors(_sample(reader.ids())))
+
+
+def kernel_record(path: Path, manifest: Manifest, deleted: Int[Array, " n"]) -> dict[str, float]:
+    """`Manifest.kernel` of a version whose manifest is not written yet; empty if a file is broken.
+
+    Whoever needs it then measures it, and gets the error.
+    """
+    with suppress(SpaceError):
+        with closing(DiskReader.open_shard(path, manifest, deleted)) as reader:
+            return measure_kernel(reader).as_record()
+    return {}
 
 
 def kernel_of(vectors: Float[Array, "n d"]) -> KernelScale:

@@ -100,14 +100,8 @@ class Manifest:
 
     @property
     def chunking(self) -> str:
-        """The rule by which texts were cut; `whole` where an older version did not store it.
-
-        Those wrote any other rule at the end of the source.
-        """
-        if self.chunks:
-            return self.chunks
-        rule = self.source.rpartition(" in ")[2]
-        return rule if re.fullmatch(r"(tokens|paragraph):[1-9]\d*", rule) else "whole"
+        """The rule by which texts are cut, also where an older version did not store it."""
+        return self.chunks or chunking_of(self.source)
 
     def write(self, folder: Path) -> None:
         """Replace `meta.json` atomically; the files it names must be on the disk already."""
@@ -164,6 +158,16 @@ def file_checksums(
         path = folder / name
         files[name] = known.get(name) or [path.stat().st_size, checksum(path)]
     return files
+
+
+def chunking_of(source: str) -> str:
+    """The rule that versions without `Manifest.chunks` wrote at the end of the source.
+
+    >>> chunking_of("texts.jsonl in tokens:256"), chunking_of("texts.jsonl")
+    ('tokens:256', 'whole')
+    """
+    rule = source.rpartition(" in ")[2]
+    return rule if re.fullmatch(r"(tokens|paragraph):[1-9]\d*", rule) else "whole"
 
 
 def segment_record(name: str) -> str:

@@ -29,6 +29,7 @@ from whet.space.store.manifest import (
     REMOVED,
     STAGING,
     Manifest,
+    chunking_of,
     new_id,
 )
 from whet.space.store.protocol import SCHEMA
@@ -51,7 +52,7 @@ class Staging:
 
         Args:
             space: The folder of the data space.
-            plan: Source, embedder and fingerprint of the addition.
+            plan: Source, embedder, fingerprint and chunks of the addition.
             space_id: `Manifest.id` of the data space.
 
         Raises:
@@ -61,6 +62,8 @@ class Staging:
         self.resumed = False
         """Whether the addition was begun by an earlier process."""
         unfinished = staged_plan(space)
+        if unfinished and "chunks" not in unfinished:  # an older version began it
+            unfinished["chunks"] = chunking_of(str(unfinished.get("source", "")))
         self.id = str(unfinished.get("id", ""))
         """Name of the addition, which the manifest lists once it is complete."""
         if unfinished.get("source") and self._is_intact():
@@ -401,5 +404,5 @@ def _remove(folder: Path) -> None:
 
 
 def _format_plan(plan: dict[str, Any]) -> str:
-    shown = {key: plan.get(key) for key in ("source", "embedder", "fingerprint")}
+    shown = {key: plan.get(key) for key in ("source", "chunks", "embedder", "fingerprint")}
     return ", ".join(f"{key} {value}" for key, value in shown.items() if value)

@@ -6,7 +6,7 @@ not name; the next writer removes them.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from whet.io import (
     translate_disk_errors,
 )
 from whet.maths.arrays import Array
-from whet.space.store.kernel import measure_kernel
+from whet.space.store.kernel import kernel_record
 from whet.space.store.manifest import (
     FAILED_FILE,
     MANIFEST_FILE,
@@ -300,7 +300,7 @@ class DiskWriter:
             manifest = replace(self.manifest, **changes)
             if deleted is None:
                 deleted = read_deleted_ids(self.path, manifest)
-            manifest = replace(manifest, kernel=self._measure_kernel(manifest, deleted))
+            manifest = replace(manifest, kernel=kernel_record(self.path, manifest, deleted))
             gone = {*self.manifest.segments, *self.manifest.dropped} - set(manifest.segments)
             manifest = replace(
                 manifest,
@@ -314,17 +314,6 @@ class DiskWriter:
             manifest.write(self.path)
             self.sweep()
         return version
-
-    def _measure_kernel(self, manifest: Manifest, deleted: Array) -> dict[str, float]:
-        """`Manifest.kernel` of a version that is not written yet; empty if a file is broken.
-
-        Whoever needs it then measures it, and gets the error.
-        """
-        with suppress(SpaceError):
-            reader = DiskReader.open_shard(self.path, manifest, deleted)
-            with closing(reader):
-                return measure_kernel(reader).as_record()
-        return {}
 
     def _checksums(self, manifest: Manifest) -> dict[str, list[int]]:
         """`Manifest.files`; only files without a checksum are read."""
