@@ -151,7 +151,7 @@ def test_a_configuration_is_stored_and_read_back(lines):
         (["chunks=1"], "chunks is 1: expected at least 2"),
         (["methods=['best']"], "selector is 'best': expected one of sift"),
         (["methods=['sift(0.1,0.2)']"], r"method 'sift\(0.1,0.2\)' sets lam twice"),
-        (["methods=['sift(x)']"], "lam is 'x': expected a number or auto"),
+        (["methods=['sift(x)']"], "lam is 'x': expected a number or embedder or auto"),
         (["methods=['sift(0)']"], "lam is 0"),
         (["methods=['sift(n=3)']"], r"method 'sift\(n=3\)' sets n, which applies to the whole run"),
         (["methods=['sift(model=x)']"], "sets model, which applies to the whole run"),
