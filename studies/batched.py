@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import click
 from studies.__main__ import PATH, Command
 from whet.adapt.config import LoRA, TrainingConfig
 from whet.adapt.loading import DTYPES
-from whet.adapt.model import LanguageModel
+from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession
 from whet.adapt.slots import Slots
 from whet.adapt.updates import Update
@@ -172,11 +172,13 @@ class _Prompt:
 
     record: Record
     task: ScoringTask
-    base_s: float
-    query: tuple[int, float]
-    """Bytes of the query and its bits under the base model."""
     missing: int
-    rows: list[Row]
+    rows: list[Row] = field(default_factory=list)
+    base: Score | None = None
+    """Score of the base model; LoRA changes nothing before its first step."""
+    query: Score | None = None
+    """Score of the query by the base model."""
+    base_s: float = 0.0
     error: str = ""
 
 
@@ -232,10 +234,10 @@ class Batched:
         for record in prompts:
             text = record.pop("text")
             if "error" in record:
-                yield _Prompt(record, ScoringTask("", "", text), 0, (0, 0), 0, [], "failed"), None
+                yield _Prompt(record, ScoringTask("", "", text), 0, error=record["error"]), None
                 continue
             [task] = ScoringTask.of(text, self._config)
-            prompt = _Prompt(record, task, 0.0, (0, 0.0), len(self.methods), [])
+            prompt = _Prompt(record, task, len(self.methods))
             for method in self.methods:
                 yield prompt, method
 
@@ -279,13 +281,13 @@ class Batched:
         training = _with_seed(method, chosen["seed"])
         picks = Picks(documents, chosen["sigma"], chosen["seconds"], training)
         session, task = AdaptationSession(self._slots, slot, training=training), prompt.task
-        start = time.perf_counter()
-        base = session.score(task.text, context=task.context)  # LoRA changes nothing before a step
-        if not prompt.base_s:
+        if prompt.base is None:
+            start = time.perf_counter()
+            prompt.base = session.score(task.text, context=task.context)  # before any step
             prompt.base_s = time.perf_counter() - start
-            whole = task.query == task.text
-            query = base if whole else session.score(task.query)
-            prompt.query = query.num_bytes, query.bits
+            is_scored = task.query == task.text
+            prompt.query = prompt.base if is_scored else session.score(task.query)
+        base = prompt.base
         blank = Row(method.name, 0, base.num_bytes, base.bits)
         steps = Steps(blank, picks)
         first = replace(blank, bits=base.bits, sigma=picks.sigma[0], **picks.seconds)
@@ -313,7 +315,8 @@ def _finished(prompt: _Prompt) -> Record:
     """The record of a prompt, as `Evaluator.record` makes it."""
     record: Record = {key: prompt.record[key] for key in ("prompt", "set")}
     if prompt.error:
-        return record | {"error": prompt.record.get("error", prompt.error)}
+        return record | {"error": prompt.error}
+    assert prompt.query is not None
     order = {name: i for i, name in enumerate(prompt.record["methods"])}
     rows = sorted(prompt.rows, key=lambda row: (order[row.method], row.step))
     return {
@@ -323,8 +326,8 @@ def _finished(prompt: _Prompt) -> Record:
         "bytes": rows[0].bytes,
         "base_bits": rows[0].base_bits,
         "base_s": prompt.base_s,
-        "query_bytes": prompt.query[0],
-        "query_bits": prompt.query[1],
+        "query_bytes": prompt.query.num_bytes,
+        "query_bits": prompt.query.bits,
         "peak_mib": peak_mib(),
         "rows": {f.name: [getattr(row, f.name) for row in rows] for f in fields(Row)},
     }
