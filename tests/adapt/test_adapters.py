@@ -158,3 +158,41 @@ def test_an_adapter_of_some_layers_loads(model, tmp_path):
         bits = slots.activate(0).score(TEXT).bits
     adapter.merge_into(model)
     assert model.score(TEXT).bits == pytest.approx(bits, rel=1e-5)
+
+
+CHOICES = {
+    "regex": {"target_modules": r".*layers\.[1-9]\.(self_attn\.[qv]|mlp\.up)_proj"},
+    "excluded": {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*layers\.0\..*"},
+    "layers": {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]},
+    "first layer": {"target_modules": ["v_proj"], "layers_to_transform": 0},
+    "all": {"target_modules": "all-linear"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
+@pytest.mark.parametrize("choice", list(CHOICES))
+def test_adapters_of_chosen_layers_load_and_export(tmp_path, choice):
+    import peft
+
+    folder = tiny_models.save(tmp_path / "model", "llama")
+    config = peft.LoraConfig(r=4, lora_alpha=8, **CHOICES[choice], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(LanguageModel.from_pretrained(folder).hf_model, config)
+    for name, weight in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    theirs.save_pretrained(tmp_path / "a")
+    model = LanguageModel.from_pretrained(folder)
+    expected = logits(theirs.eval(), model)
+    adapter = Adapter.from_pretrained(tmp_path / "a")
+    slots = Slots(model, adapter.config)
+    assert len(slots.initial) == len(adapter.weights)  # only the chosen layers are trained
+    with slots.attached():
+        adapter.load_into(slots, 0)
+        found = logits(slots.activate(0).hf_model, model)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        Adapter.from_slot(slots, 0).save_pretrained(tmp_path / "b")
+    again = peft.PeftModel.from_pretrained(
+        LanguageModel.from_pretrained(folder).hf_model, tmp_path / "b"
+    )
+    torch.testing.assert_close(logits(again, model), expected, rtol=1e-5, atol=1e-5)
+    assert len(peft.get_peft_model_state_dict(again)) == len(adapter.weights)

@@ -1,13 +1,18 @@
 """Checkpoints that do not hold the whole network are refused: nothing runs with random weights."""
 
+import json
+
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 
-from whet.adapt.loading import computes_correctly, default_device
+from whet.adapt.config import LoRA
+from whet.adapt.loading import computes_correctly, default_device, fast_dtype, usable_cpus
 from whet.adapt.model import LanguageModel
+from whet.adapt.session import adapted
+from whet.adapt.tuners.lora import linear_layers
 from whet.embed.hidden_states import HiddenStates
 from whet.errors import ModelError
 
@@ -118,3 +123,114 @@ def test_an_encoder_without_its_pooler_embeds(tmp_path):
     )
     with pytest.raises(ModelError, match=r"encoder\.layer\.0"):
         HiddenStates(str(tmp_path))
+
+
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+TEXT = {"vocab_size": 257, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "max_position_embeddings": 32, "sliding_window": 16}  # fmt: skip
+
+
+def multimodal(kind):
+    common = {"text_config": TEXT | {"bos_token_id": 256, "eos_token_id": 256}}
+    if kind == "gemma3":
+        return transformers.Gemma3Config(
+            **common, vision_config=VISION, mm_tokens_per_image=4, image_token_index=250,
+            boi_token_index=251, eoi_token_index=252, initializer_range=0.3,
+        )  # fmt: skip
+    text = common["text_config"] | {"model_type": "mistral"}
+    vision = VISION | {"model_type": "pixtral", "head_dim": 8}
+    return transformers.Mistral3Config(
+        text_config=text, vision_config=vision, image_token_index=250, spatial_merge_size=2
+    )
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
+def test_the_text_model_in_a_multimodal_one_is_loaded(tmp_path, kind):
+    torch.manual_seed(0)
+    full = transformers.AutoModelForImageTextToText.from_config(multimodal(kind)).eval()
+    save(tmp_path, full)
+    model = LanguageModel.from_pretrained(tmp_path, device="cpu")
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        expected = full(input_ids=ids).logits
+        torch.testing.assert_close(model.hf_model(input_ids=ids).logits, expected)
+    assert len(linear_layers(model.hf_model)) == 7 * 2
+    with adapted(model, LoRA(r=2, lora_alpha=2, lr=1e-2)) as session:
+        assert session.step("some text") > session.step("some text")
+    change_weights(tmp_path, lambda ws: {n: w for n, w in ws.items() if "vision" not in n})
+    assert LanguageModel.from_pretrained(tmp_path).fingerprint == model.fingerprint
+    change_weights(tmp_path, lambda ws: {n: w for n, w in ws.items() if "down_proj" not in n})
+    with pytest.raises(ModelError, match=r"lacks weights .*down_proj"):
+        LanguageModel.from_pretrained(tmp_path)
+
+
+UNBOUNDED = {
+    "bloom": transformers.BloomConfig(vocab_size=257, hidden_size=16, n_layer=1, n_head=2,
+                                      bos_token_id=256, eos_token_id=256),
+    "mamba": transformers.MambaConfig(vocab_size=257, hidden_size=16, num_hidden_layers=1,
+                                      state_size=4, bos_token_id=256, eos_token_id=256),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(UNBOUNDED))
+def test_a_network_without_a_limit_needs_max_length(tmp_path, kind):
+    torch.manual_seed(0)
+    save(tmp_path, transformers.AutoModelForCausalLM.from_config(UNBOUNDED[kind]))
+    with pytest.raises(ModelError, match="no max_position_embeddings: set max_length"):
+        LanguageModel.from_pretrained(tmp_path)
+    model = LanguageModel.from_pretrained(tmp_path, max_length=24, device="cpu")
+    assert model.share_weights().max_length == 24
+    text = "a text that is longer than the context"
+    before = model.score(text).bits
+    with adapted(model, LoRA(r=2, lr=1e-2)) as session:
+        assert session.step("some text") > session.step("some text")
+        if kind == "mamba":
+            with pytest.raises(ModelError, match="no key-value cache, so it cannot generate"):
+                session.generate("some", max_tokens=3)
+        else:
+            assert len(session.generate("some", max_tokens=3)) <= 3
+    assert model.score(text).bits == before
+
+
+def test_max_length_is_at_most_the_limit(tmp_path):
+    mpt = transformers.MptConfig(vocab_size=257, d_model=16, n_layers=1, n_heads=2, max_seq_len=48)
+    torch.manual_seed(0)
+    save(tmp_path, transformers.AutoModelForCausalLM.from_config(mpt))
+    assert LanguageModel.from_pretrained(tmp_path).max_length == 48
+    assert LanguageModel.from_pretrained(tmp_path, max_length=16).max_length == 16
+    with pytest.raises(ModelError, match=r"max_length is 49, but .* a context of 48: lower it"):
+        LanguageModel.from_pretrained(tmp_path, max_length=49)
+    for length in (0, 1, -5):
+        with pytest.raises(ValueError, match="max_length is"):
+            LanguageModel.from_pretrained(tmp_path, max_length=length)
+
+
+def test_what_cannot_be_trained_is_named(tmp_path):
+    tiny_models.save(tmp_path, "llama")
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for changes, message in (
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized by gptq, .* a GGUF file"),
+        ({"model_type": "llama99"}, "an architecture that transformers does not know"),
+        (
+            {"model_type": "siglip_vision_model"},
+            "is a siglip_vision_model, not a causal .*vision towers",
+        ),
+    ):
+        path.write_text(json.dumps(config | changes))
+        with pytest.raises(ModelError, match=message):
+            LanguageModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("limit", "cpus"), [("50000 100000", 1), ("max 100000", None), ("", None)])
+def test_a_container_limits_the_threads(tmp_path, limit, cpus):
+    (tmp_path / "cpu.max").write_text(limit)
+    assert usable_cpus(tmp_path / "cpu.max") == (cpus or usable_cpus(tmp_path / "none"))
+    assert usable_cpus(tmp_path / "none") >= 1
+
+
+def test_the_precision_may_depend_on_the_processor(tmp_path):
+    model = LanguageModel.from_pretrained(tiny_models.save(tmp_path), dtype="auto", device="cpu")
+    assert model.hf_model.dtype == fast_dtype(torch.device("cpu"))

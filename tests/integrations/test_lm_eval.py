@@ -10,8 +10,9 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from support import eval_fixtures, serving
+from support import eval_fixtures, serving, tiny_models
 from support.paths import DOCS
 
 from whet.engine import Engine
@@ -195,3 +196,45 @@ def test_without_adaptation_the_base_model_answers(place):
     assert rolling == pytest.approx(nats(base.score("alpha beta")))
     [text] = lm.generate_until([ask(CONTEXT, {"max_gen_toks": 4})], disable_tqdm=True)
     assert text == base.generate(CONTEXT, max_tokens=4)
+
+
+@pytest.mark.parametrize("kind", list(tiny_models.TOKENIZERS))
+def test_without_adaptation_the_numbers_are_those_of_lm_eval_s_own_model(place, tmp_path, kind):
+    folder = str(tiny_models.save_llama(tmp_path, kind))
+    own = WhetLM(str(place / "space"), folder, n=0)
+    theirs = HFLM(folder, device="cpu", dtype="float32", add_bos_token=True)
+    pairs = [("the import", " of the value"), ("the list\n", "value"), ("a ", "list"), ("", "the"),
+             ("the list of the import " * 9, " a value")]  # fmt: skip
+    asked = [ask(*pair) for pair in pairs]
+    expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    found = own.loglikelihood(asked, disable_tqdm=True)
+    for pair, (ours, greedy), (value, same) in zip(pairs, found, expected, strict=True):
+        assert (ours, greedy) == (pytest.approx(value, rel=1e-5), same), pair
+    theirs.add_bos_token = False  # whole texts get their start token in any case
+    texts = [ask("the value of the list"), ask("the import of the list. " * 12)]
+    rolling = own.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert rolling == pytest.approx(theirs.loglikelihood_rolling(texts, disable_tqdm=True))
+    theirs.add_bos_token = True
+    for until in ([], ["a"], ["th", "\n"]):
+        options = {"max_gen_toks": 12, "until": until, "do_sample": False}
+        asked = [ask("the import of", options), ask("a value", options)]
+        answers = zip(
+            *(lm.generate_until(asked, disable_tqdm=True) for lm in (own, theirs)), strict=True
+        )
+        for ours, text in answers:
+            assert ours.removeprefix(" ") == text.removeprefix(" ")
+
+
+def test_chats_are_scored_as_by_lm_eval_s_own_model(place, tmp_path):
+    folder = tiny_models.save_llama(tmp_path, "byte-level")
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    own = WhetLM(str(place / "space"), str(folder), n=0)
+    theirs = HFLM(str(folder), device="cpu", dtype="float32", add_bos_token=True)
+    chat = [{"role": "user", "content": "the list"}]
+    texts = [lm.apply_chat_template(chat) for lm in (own, theirs)]
+    assert texts[0] == texts[1]
+    [[(ours, _)], [(value, _)]] = [
+        lm.loglikelihood([ask(texts[0], "a value")], disable_tqdm=True) for lm in (own, theirs)
+    ]
+    assert ours == pytest.approx(value, rel=1e-5)

@@ -1,7 +1,15 @@
 """Tiny models with random weights and a byte-level tokenizer, in the format of Hugging Face."""
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -43,6 +51,60 @@ def tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=byte_level, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
     )
+
+
+PIECES = ["the import of the value of the list", "the list of the import", "a value in the list"]
+
+
+def sentencepiece(style):
+    """A tokenizer of Llama 2's kind, which puts a space in front of what it reads.
+
+    With `prepend` the normalizer does it, as in the files of Llama 2 and Phi-3; with `always` the
+    pre-tokenizer, as transformers makes Llama's and Mistral's.
+    """
+    special = ["<unk>", "<s>", "</s>"]
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special + bytes_, show_progress=False
+    )
+    trained.train_from_iterator(PIECES * 4, trainer)
+    made = Tokenizer(trained.model)
+    if style == "prepend":
+        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        made.normalizer = normalizers.Sequence(steps)
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=style, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    made.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+TOKENIZERS = {
+    "byte-level": tokenizer,
+    "prepend": lambda: sentencepiece("prepend"),
+    "always": lambda: sentencepiece("always"),
+}
+
+
+def save_llama(folder, kind):
+    """A Llama of 64 tokens with one of `TOKENIZERS`, which adds the start token when asked to."""
+    made = TOKENIZERS[kind]()
+    start, number = made.bos_token, made.bos_token_id
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[start, "$A"], special_tokens=[(start, number)]
+    )
+    torch.manual_seed(0)
+    sizes = SIZES | {"max_position_embeddings": 64, "bos_token_id": number}
+    sizes |= {"eos_token_id": made.eos_token_id, "initializer_range": 0.3}
+    config = LlamaConfig(vocab_size=len(made), **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
 
 
 def save(folder, kind="gpt2"):

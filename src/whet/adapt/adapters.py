@@ -34,6 +34,8 @@ UNSUPPORTED = (
 )  # fmt: skip
 KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 """Values of PEFT's `init_lora_weights` that leave the weights of the model as they are."""
+CHOSEN = ("exclude_modules", "layers_to_transform")
+"""Options of PEFT by which layers of one name may have an adapter or not."""
 PREFIX, SUFFIX = "base_model.model.", ".weight"
 
 
@@ -128,8 +130,13 @@ class Adapter:
                 f"adapter {folder} contains {other[0]}: expected only lora_A and lora_B"
             )
         _check_tensors(folder, weights, rank)
-        layers = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in weights})
-        lora = LoRA(r=rank, lora_alpha=alpha, target_modules=tuple(layers))
+        layers = {name.rpartition(".")[0] for name in weights}
+        chosen = [config.get(name) for name in CHOSEN]
+        if not isinstance(config.get("target_modules"), str) and all(
+            c in (None, []) for c in chosen
+        ):
+            layers = {name.rpartition(".")[2] for name in layers}
+        lora = LoRA(r=rank, lora_alpha=alpha, target_modules=tuple(sorted(layers)))
         return cls(
             lora, weights, base, metadata.get("whet_base", ""), bool(config.get("fan_in_fan_out"))
         )
@@ -141,10 +148,13 @@ class Adapter:
         tensors = {PREFIX + name + SUFFIX: tensor.cpu() for name, tensor in self.weights.items()}
         with atomic_write(folder / WEIGHTS_FILE) as new:
             save_file(tensors, new, {"format": "pt", "whet_base": self.fingerprint})
+        layers = {name.rpartition(".")[0] for name in self.weights}
+        if not any("." in target for target in self.config.target_modules):
+            layers = {name.rpartition(".")[2] for name in layers}
         config = {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": self.base_model,
             "r": self.config.r, "lora_alpha": self.config.lora_alpha, "lora_dropout": 0.0,
-            "target_modules": sorted({n.split(".")[-2] for n in self.weights}), "bias": "none",
+            "target_modules": sorted(layers), "bias": "none",
             "fan_in_fan_out": self.transposed, "inference_mode": True,
         }  # fmt: skip
         if self.config.layers != "all":

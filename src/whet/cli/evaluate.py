@@ -126,7 +126,8 @@ def report(
 @click.command(cls=Command)
 @click.option("--out", default="runs/demo", show_default=True, type=PATH, help="Folder to write.")
 @click.option("--model", default="whet-nano", show_default=True,
-              help="Bundled model, folder, or Hugging Face id.")  # fmt: skip
+              help="Bundled model, smollm2, folder, .gguf file, ollama:NAME, or Hugging Face "
+              "id.")  # fmt: skip
 @click.option("--files", default=12, show_default=True, help="Number of held-out files.")
 @click.option("-n", "--n", "n", default=20, show_default=True, help="Gradient steps per file.")
 @JSON

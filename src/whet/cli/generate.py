@@ -98,7 +98,9 @@ def _engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
     from whet.space.long_texts import count_long_texts
     from whet.space.space import DataSpace
 
-    model = LanguageModel.from_pretrained(values["model"], device=values["device"])
+    model = LanguageModel.from_pretrained(
+        values["model"], device=values["device"], max_length=values["max_length"]
+    )
     opened = DataSpace.open(space)
     if not quiet and (line := str(count_long_texts(opened, model))):
         print(printable(line), file=sys.stderr)

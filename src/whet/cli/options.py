@@ -207,10 +207,12 @@ ADAPTATION = options(
         "--model",
         default="whet-nano",
         show_default=True,
-        help="Bundled model, folder, or Hugging Face id.",
+        help="Bundled model, smollm2, folder, .gguf file, ollama:NAME, or Hugging Face id.",
     ),
     click.option("--device", help="Device of the model, such as cpu or cuda [default: a GPU if "
                  "there is one]."),
+    click.option("--max-length", type=int, help="Tokens that the model reads at once [default: as "
+                 "many as it accepts]; required for models without a limit, such as Mamba."),
     config_options(AdapterOptions, "Adapter"),
     config_options(TrainingConfig, "Training", skip=("persist_optimizer", "seed")),
     config_options(OptimizerConfig, "Optimizer"),

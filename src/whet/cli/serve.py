@@ -13,7 +13,11 @@ from whet.cli.options import PATH, Command
 @click.command(cls=Command)
 @click.argument("space", type=PATH, required=False)
 @click.option("--config", "path", type=PATH, help="Configuration in TOML: see docs/serving.md.")
-@click.option("--model", help="Bundled model, folder, or Hugging Face id [default: whet-nano].")
+@click.option(
+    "--model",
+    help="Bundled model, smollm2, folder, .gguf file, ollama:NAME, or Hugging Face id "
+    "[default: whet-nano].",
+)
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
 @click.option("--port", type=int, help="Port to listen on, 0 for any free port [default: 8000].")
 @click.option("--api-keys", type=PATH, help="File of API keys, made by `whet keys create`.")

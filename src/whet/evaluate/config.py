@@ -105,11 +105,14 @@ class EvalConfig:
     """
 
     model: str = "whet-nano"
-    """Bundled model, folder, or Hugging Face id."""
+    """Bundled model, smollm2, folder, .gguf file, ollama:NAME, or Hugging Face id."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the model's computations; trained weights are kept in fp32."""
     device: str | None = None
     """Device of the model, such as cpu or cuda:1 [default: a GPU if there is one]."""
+    max_length: int | None = None
+    """Tokens that the model reads at once [default: as many as it accepts]; required for models
+    without a limit, such as Mamba."""
     methods: tuple[str | MethodConfig, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
     """Methods that are compared: names of selectors, `dynamic`, `streaming`, or `whet` (the engine's
     defaults), each with settings in brackets, such as `sift(lam=0.1)`; or `MethodConfig`s."""

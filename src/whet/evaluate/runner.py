@@ -170,7 +170,9 @@ def _worker_evaluator(space: str, config: EvalConfig) -> Evaluator:
 
 def _load_model(config: EvalConfig) -> LanguageModel:
     dtype = DTYPES[config.dtype]
-    return LanguageModel.from_pretrained(config.model, device=config.device, dtype=dtype)
+    return LanguageModel.from_pretrained(
+        config.model, device=config.device, dtype=dtype, max_length=config.max_length
+    )
 
 
 def _adapter_record(adapter: AdapterConfig) -> dict[str, Any]:

@@ -71,7 +71,9 @@ class InContext:
     ) -> None:
         self._model, self._order = model, order
         self._bytes = len(task.text.encode())
-        self._left, self._text = model.encode(task.context), model.encode(task.text)
+        self._task = task
+        self._left = model.encode_after(SEPARATOR, task.context)
+        self._text = model.encode_after(task.context or SEPARATOR, task.text)
         free = model.max_length - 1 - len(self._left) - len(self._text)
         self.budget = max(free, model.max_length // 2)
         """Tokens of documents that fit; the start token takes one more of the window."""
@@ -81,17 +83,20 @@ class InContext:
 
         The one that exceeds the budget is cut, and those after it in `texts` are left out.
         """
-        separator = self._model.encode(SEPARATOR)
+        model, selected = self._model, self._order == "selected"
+        separator = model.encode_after("a", SEPARATOR)
         parts: list[Tokens] = []
-        free = self.budget
+        first, free = "", self.budget
         for text in dict.fromkeys(texts):
-            free -= len(separator)
-            if free <= 0:
+            if free <= len(separator):
                 break
-            tokens = self._model.encode(text)[:free]
-            selected = self._order == "selected"
+            free -= len(separator)
+            first = first if selected and parts else text
+            tokens = model.encode_after(SEPARATOR, text, plain=True)[:free]
             parts = [*parts, tokens, separator] if selected else [tokens, separator, *parts]
             free -= len(tokens)
+        if parts:  # nothing precedes this one
+            parts[0] = model.encode(first, plain=True)[: len(parts[0]) + free]
         return torch.cat(parts) if parts else separator[:0]
 
     @torch.no_grad()
@@ -99,9 +104,12 @@ class InContext:
         """Score of the task's text with `texts` in front of it, with the model's present weights."""
         model, examples = self._model, self.examples(texts)
         front = functional.pad(examples, (1, 0), value=model.bos_token_id)
-        body = torch.cat([self._left, self._text])
+        task, left, text = self._task, self._left, self._text
+        if not len(examples):  # they begin the sequence
+            left, text = model.encode(task.context), model.encode_after(task.context, task.text)
+        body = torch.cat([left, text])
         nats, greedy = 0.0, True
-        for window in windows(len(body), model.max_length - len(front), skip=len(self._left)):
+        for window in windows(len(body), model.max_length - len(front), skip=len(left)):
             seen = body[max(window.start - 1, 0) : window.stop - 1]
             logits = model.hf_model(
                 input_ids=torch.cat([front, seen])[None], use_cache=False
@@ -110,7 +118,7 @@ class InContext:
             targets = body[window.stop - window.targets : window.stop]
             nats += functional.cross_entropy(predicted, targets, reduction="sum").item()
             greedy = greedy and bool((predicted.argmax(-1) == targets).all())
-        return Score(nats / math.log(2), self._bytes, len(self._text), greedy)
+        return Score(nats / math.log(2), self._bytes, len(text), greedy)
 
 
 class Stream:

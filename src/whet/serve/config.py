@@ -59,7 +59,10 @@ class ServeConfig:
     spaces: Mapping[str, Path]
     """Data spaces by the names that clients use; the first is the default."""
     model: str = "whet-nano"
-    """Bundled model, folder, or Hugging Face id."""
+    """Bundled model, smollm2, folder, .gguf file, ollama:NAME, or Hugging Face id."""
+    max_length: int | None = None
+    """Tokens that the model reads at once [default: as many as it accepts]; required for models
+    without a limit, such as Mamba."""
     name: str = ""
     """Name of the model for clients [default: the last part of `model`]."""
     adapters: tuple[str, ...] = ("lora",)

@@ -33,7 +33,7 @@ def build_engines(config: ServeConfig) -> dict[str, Engine]:
         ModelError: If the model cannot be loaded.
         ValueError: If an adapter has an invalid option.
     """
-    model = LanguageModel.from_pretrained(config.model)
+    model = _load_model(config)
     model.hf_model.requires_grad_(False)  # engines that run at once would each restore it
     adapters: dict[str, AdapterConfig] = {
         name: model.adapter_config(name, **config.adapter_options(name)) for name in config.adapters
@@ -42,9 +42,7 @@ def build_engines(config: ServeConfig) -> dict[str, Engine]:
     return {
         name: Engine(
             None,
-            LanguageModel.from_pretrained(config.model)
-            if name == "full"
-            else model.share_weights(),
+            _load_model(config) if name == "full" else model.share_weights(),
             adapter,
             optimizer=config.optimizer,
             training=config.training,
@@ -54,6 +52,10 @@ def build_engines(config: ServeConfig) -> dict[str, Engine]:
         )
         for name, adapter in adapters.items()
     }
+
+
+def _load_model(config: ServeConfig) -> LanguageModel:
+    return LanguageModel.from_pretrained(config.model, max_length=config.max_length)
 
 
 def build_app(config: ServeConfig) -> FastAPI:

@@ -154,11 +154,13 @@ class LoRALinear(torch.autograd.Function):
 
 
 def linear_layers(hf_model: Any, target_modules: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The linear layers of the trunk by name: those whose last name part is in `target_modules`,
-    or all.
+    """The linear layers of the trunk by name: all, or those whose name is in `target_modules`.
+
+    As in PEFT, a name is the last part of a layer's name (`q_proj`), its last parts, or all of it
+    (`model.layers.0.self_attn.q_proj`).
 
     Raises:
-        ValueError: If one of them names no layer; the message lists the names that exist.
+        ValueError: If one of them names no layer; the message lists the last parts that exist.
     """
     head = hf_model.get_output_embeddings()
     layers = {
@@ -166,14 +168,14 @@ def linear_layers(hf_model: Any, target_modules: tuple[str, ...] = ()) -> dict[s
         for name, module in hf_model.named_modules()
         if module is not head and (isinstance(module, nn.Linear) or is_conv1d(module))
     }
-    known = sorted({name.rpartition(".")[2] for name in layers})
-    if missing := [name for name in target_modules if name not in known]:
-        raise ValueError(
-            f"{missing[0]!r} in target_modules is not a linear layer: expected {', '.join(known)}"
-        )
-    if not target_modules:
-        return layers
-    return {name: m for name, m in layers.items() if name.rpartition(".")[2] in target_modules}
+    for target in target_modules:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise ValueError(
+                f"{target!r} in target_modules is not a linear layer: expected {', '.join(known)}"
+            )
+    ends = tuple(f".{target}" for target in target_modules)
+    return {n: m for n, m in layers.items() if not ends or f".{n}".endswith(ends)}
 
 
 def is_conv1d(module: nn.Module) -> bool:

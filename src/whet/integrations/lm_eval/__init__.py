@@ -65,6 +65,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         model: str = "whet-nano",
         chunks: int = 2,
         device: str | None = None,
+        max_length: int | None = None,
         batch_size: object = 1,
         max_batch_size: object = None,
         **options: Any,
@@ -73,11 +74,12 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
         Args:
             space: Folder of the data space.
-            model: Bundled model, folder, or Hugging Face id.
+            model: Bundled model, smollm2, folder, .gguf file, ollama:NAME, or Hugging Face id.
             chunks: Parts of a text that is scored as a whole.
             device: Device of the model; by default a GPU if there is one. lm-eval passes `cuda:0`;
                 without such a device the CPU is used, and a log line says so, as with lm-eval's
                 own models.
+            max_length: Tokens that the model reads at once, by default as many as it accepts.
             batch_size: Not used: each request has its own weights.
             max_batch_size: Not used.
             options: Fields of `whet.SelectionConfig` (`lam="auto"` is resolved once, here),
@@ -96,7 +98,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         adapter = AdapterOptions(
             name=options.get("adapter", "auto"), **_take(AdapterOptions, options, ADAPTER)
         )
-        loaded = LanguageModel.from_pretrained(model, device=_device(device))
+        loaded = LanguageModel.from_pretrained(model, device=_device(device), max_length=max_length)
         self._chunks = EvalConfig(leakage="score-first", chunks=as_count(chunks, "chunks"))
         self.engine = Engine(
             DataSpace.open(space),
