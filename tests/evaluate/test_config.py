@@ -302,3 +302,13 @@ def test_the_pile_is_read_by_the_layout_of_its_data_sets(tmp_path, monkeypatch):
     assert sorted({p.set for p in prompts}) == ["Github", "Pile-CC"] and len(prompts) == 8
     assert {p.document.text for p in prompts} <= {eval_fixtures.text(60 + i) for i in range(12)}
     assert len(data.open_space(progress=False)) == 12 and Path(data.space).exists()
+
+
+@pytest.mark.parametrize(("name", "count", "n"), [("nano", 8, 50), ("smollm2", 3, 20)])
+def test_the_headline_studies_have_both_protocols(name, count, n):
+    for protocol in ("paper", "held-out"):
+        path = EXAMPLES.parent / "studies" / f"{name}.toml"
+        config = Experiment.read(path, [f"protocol={protocol}"]).config
+        assert config.protocol == protocol and config.selection.n == n
+        assert len(config.method_names) == count and config.method_names[-1] == "whet"
+        assert {method.adapter.name for method in config.method_configs} <= {"auto", "lora"}
