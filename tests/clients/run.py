@@ -47,15 +47,10 @@ def openai_sync(url, model):
             "place"
         ],
     )
+    more = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 100}
     yield (
         "tools",
-        lambda: (
-            (
-                chat.create(**ask, tools=[TOOL], tool_choice="required")
-                .choices[0]
-                .message.tool_calls[0]
-            ).function.arguments
-        ),
+        lambda: chat.create(**ask | more).choices[0].message.tool_calls[0].function.arguments,
     )
 
 

@@ -2,23 +2,15 @@
 
 import json
 import re
-import shutil
 
 import pytest
 from openai import BadRequestError, OpenAI
-from support import serving
+from support import serving, tiny_models
 from support.paths import DOCS
 
 from whet.serve.chat.template import apply_chat_template, template_tokenizer
 from whet.serve.chat.tools import FORMATS, FunctionCall, ToolCallParser, tool_format
 
-TEMPLATE = (  # after Qwen2.5's
-    "{% if tools %}Tools:{% for tool in tools %}{{ tool.function.name }} {% endfor %}"
-    "{# <tool_call> #}{% endif %}"
-    "{% for m in messages %}<|endoftext|>{{ m.role }} {{ m.content }}"
-    "{% for call in m.tool_calls %}{{ call.function.name }}{{ call.function.arguments | tojson }}"
-    "{% endfor %}{% endfor %}<|endoftext|>"
-)
 PLACE = {
     "type": "object",
     "properties": {"place": {"$ref": "#/$defs/Place"}},
@@ -94,12 +86,7 @@ def test_format_is_known_by_the_template(template, name):
 
 @pytest.fixture(scope="module")
 def folder(llama_folder, tmp_path_factory):
-    """The tiny Llama with a chat template for tools and a longer context."""
-    folder = shutil.copytree(llama_folder, tmp_path_factory.mktemp("tools") / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
+    return tiny_models.with_tools(llama_folder, tmp_path_factory.mktemp("tools") / "model")
 
 
 @pytest.fixture(scope="module")

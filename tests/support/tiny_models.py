@@ -1,5 +1,8 @@
 """Tiny models with random weights and a byte-level tokenizer, in the format of Hugging Face."""
 
+import json
+import shutil
+
 import torch
 from tokenizers import (
     Tokenizer,
@@ -112,4 +115,22 @@ def save(folder, kind="gpt2"):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config((CONFIGS | MORE)[kind]).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+TOOLS_TEMPLATE = (  # after Qwen2.5's
+    "{% if tools %}Tools:{% for tool in tools %}{{ tool.function.name }} {% endfor %}"
+    "{# <tool_call> #}{% endif %}"
+    "{% for m in messages %}<|endoftext|>{{ m.role }} {{ m.content }}"
+    "{% for call in m.tool_calls %}{{ call.function.name }}{{ call.function.arguments | tojson }}"
+    "{% endfor %}{% endfor %}<|endoftext|>"
+)
+
+
+def with_tools(source, folder):
+    """A copy of a saved model with a chat template for tools and a longer context."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    (folder / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
     return folder

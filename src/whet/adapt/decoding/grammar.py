@@ -65,7 +65,7 @@ class GrammarCompiler:
         """
         from llguidance import LLMatcher
 
-        options = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
+        options: Any = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
         try:
             text = json.dumps(schema)
             if '"allOf"' not in text:

@@ -1,7 +1,7 @@
 """Async stream of a request's events, ending with its result."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -70,7 +70,7 @@ Event = SelectionEvent | StepEvent | TextDelta | CompletedEvent
 
 async def merged(
     streams: Sequence["EventStream"], comment_s: float
-) -> AsyncIterator[tuple[int, Event | str]]:
+) -> AsyncGenerator[tuple[int, Event | str], None]:
     """The events of several requests as they happen, each with the number of its stream.
 
     Comments, as of `EventStream.with_comments`, are those of one stream at a time. Raises the first
