@@ -149,7 +149,8 @@ def _picks_of(space: DataSpace, picker: Picker, document: Document, config: Eval
     contamination = asdict(found) | {"cosines": found.cosines.tolist()}
     methods = {
         name: {"ids": [d.id for d in each.documents], "sigma": each.sigma,
-               "seconds": each.seconds, "seed": each.training.seed}
+               "seconds": each.seconds, "seed": each.training.seed, "n": each.n,
+               "learned_ratio": each.learned_ratio}
         for name, each in picks.items()
     }  # fmt: skip
     texts = {d.id: d.text for each in picks.values() for d in each.documents}
@@ -279,7 +280,10 @@ class Batched:
         chosen, texts = prompt.record["methods"][method.name], prompt.record["texts"]
         documents = [Document(name, texts[name], {}) for name in chosen["ids"]]
         training = _with_seed(method, chosen["seed"])
-        picks = Picks(documents, chosen["sigma"], chosen["seconds"], training)
+        picks = Picks(
+            documents, chosen["sigma"], chosen["seconds"], training, chosen["n"],
+            chosen["learned_ratio"],
+        )  # fmt: skip
         session, task = AdaptationSession(self._slots, slot, training=training), prompt.task
         if prompt.base is None:
             start = time.perf_counter()
@@ -299,6 +303,7 @@ class Batched:
         )
         yield from session.run(
             picks.updates(self._model),
+            limit=picks.n,
             before_update=scores.before_update,
             after_update=scores.after_update,
         )

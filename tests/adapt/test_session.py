@@ -199,3 +199,16 @@ def test_repeats_of_a_learned_text_are_skipped(model, ratio):
         assert [(step.id, step.loss) for step in session.steps] == expected
     assert reason == ("learned" if len(expected) < len(texts) else None)
     assert (len(expected) < len(texts)) == (ratio > 0)
+
+
+def test_the_reserve_takes_the_place_of_repeats_that_are_skipped(model):
+    texts = [("a", "first text")] * 8 + [("b", "another"), ("c", "a third text"), ("d", "fourth")]
+    training = TrainingConfig(learned_ratio=0.9, order="reversed")
+    updates = plan_updates(texts, model, training, n=8)
+    with adapted(model, FullFineTuning(lr=1e-2), training=training) as session:
+        assert session.train(updates, limit=8) is None or len(session.steps) < 8
+        ids = [step.id for step in session.steps]
+    taken = ids.count("a")
+    assert taken < 8 and ids == [*"a" * taken, *"bcd"[: 8 - taken]]
+    plain = TrainingConfig(learned_ratio=0)
+    assert [e.id for u in plan_updates(texts, model, plain, n=8) for e in u.examples] == ["a"] * 8

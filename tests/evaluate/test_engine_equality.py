@@ -1,6 +1,7 @@
 """The evaluator measures what users run: its losses and scores are the engine's, bit for bit."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from support import eval_fixtures
@@ -9,6 +10,7 @@ from whet.adapt.config import TrainingConfig
 from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
 from whet.engine import Engine, Request
+from whet.evaluate.config import PLAIN_TRAINING
 from whet.evaluate.dataset import Prompt
 from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.picks import prompt_seed
@@ -75,7 +77,7 @@ def test_losses_and_scores_of_evaluator_and_engine_are_equal(eval_folder, model,
         model,
         model.adapter_config(adapter, lr=1e-2),
         selection=SelectionConfig(n=4, k=10, selector=selector),
-        training=TrainingConfig(seed=prompt_seed(0, PROMPT.id), **training),
+        training=replace(PLAIN_TRAINING, seed=prompt_seed(0, PROMPT.id), **training),
         slots=1,
     )
     single = "chunks" not in training.values() and "batch_size" not in training

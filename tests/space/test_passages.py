@@ -59,7 +59,7 @@ def space(tmp_path_factory):
 
 
 def copied(prompt, space, **config):
-    retrieval = Retriever(space, SelectionConfig(n=5, **config)).select(prompt)
+    retrieval = Retriever(space, SelectionConfig(n=5, **config)).select(prompt, for_training=True)
     return [document.id for document in retrieval.copy], retrieval
 
 
@@ -67,7 +67,7 @@ def test_the_passages_that_repeat_the_prompt_and_the_next_are_the_copy(space):
     prompt = " ".join(words(1, 200).split()[50:115])
     ids, retrieval = copied(prompt, space)
     assert ids == ["copied#1", "copied#2", "copied#3"]
-    texts = [document.id for document in retrieval.training_documents(5)]
+    texts = [document.id for document in retrieval.training_documents()]
     assert texts == ["copied#1", "copied#2", "copied#3", "copied#1", "copied#2"]
 
 
@@ -81,7 +81,7 @@ def test_other_prompts_short_ones_and_switched_off_have_no_copy(space):
     for prompt in (words(78, 60), half, short):
         ids, retrieval = copied(prompt, space)
         assert ids == []
-        assert retrieval.training_documents(3) == list(retrieval.documents[:3])
+        assert retrieval.training_documents()[:5] == list(retrieval.documents)
     assert copied(half, space, copy_overlap=0.2)[0] == ["copied#0", "copied#1"]
     assert copied(" ".join(words(1, 200).split()[:60]), space, copy_overlap=0)[0] == []
 

@@ -60,9 +60,10 @@ class TrainingConfig:
     long_texts: Literal["first", "chunks", "random"] = "chunks"
     """Texts longer than the model's context: a step on each chunk in turn, on the first tokens only
     (`first`), or on a random window (`random`). With `chunks`, `n` counts texts, not steps."""
-    learned_ratio: float = 0.03
-    """A text is learned, and its further repeats are skipped, when its loss has fallen below this
-    share of its first loss; 0 turns this off."""
+    learned_ratio: float = 0.8
+    """A selected text is learned, and its further repeats are skipped, when its loss has fallen
+    below this share of its first loss; the selector's further picks take their place. 0 turns this
+    off."""
     persist_optimizer: bool = False
     """Keep the optimizer's state from prompt to prompt, so that results depend on earlier prompts:
     only to reproduce work that did so."""

@@ -61,14 +61,14 @@ class AdaptationTrace:
 class _Repeats:
     """The first and the last loss of each text of one training."""
 
-    def __init__(self, learned_ratio: float) -> None:
-        self._ratio = learned_ratio
+    def __init__(self) -> None:
         self._losses: dict[bytes, tuple[float, float]] = {}
 
     def are_learned(self, update: Update) -> bool:
-        """Whether the last loss of every text was below the ratio of its first loss."""
+        """Whether the last loss of every text was below the update's share of its first loss."""
+        ratio = update.learned_ratio
         losses = [self._losses.get(_content(example)) for example in update.examples]
-        return all(each is not None and each[1] < self._ratio * each[0] for each in losses)
+        return all(each is not None and each[1] < ratio * each[0] for each in losses)
 
     def note(self, update: Update, losses: Sequence[float]) -> None:
         for example, loss in zip(update.examples, losses, strict=True):
@@ -140,6 +140,7 @@ class AdaptationSession:
         self,
         updates: Sequence[Update],
         *,
+        limit: int | None = None,
         before_update: BeforeUpdate = lambda update: None,
         after_update: AfterUpdate = lambda update, number: None,
     ) -> Generator[Update, list[float], StopReason | None]:
@@ -147,21 +148,25 @@ class AdaptationSession:
 
         The caller computes the update: `train`, or a scheduler that computes those of many
         sessions at once. For a reused gradient no losses are sent. Updates on texts that are
-        learned are skipped, see `TrainingConfig.learned_ratio`.
+        learned are skipped, see `Update.learned_ratio`.
 
         Args:
             updates: What to train on.
+            limit: Number of texts after which the training ends [default: all].
             before_update: Called before each update; a reason that it returns ends the training.
             after_update: Called after each update with the update and the number of those taken.
 
         Returns:
-            The reason of `before_update`; `learned` if updates were skipped; otherwise None.
+            The reason of `before_update`; `learned` if fewer texts than `limit` were not learned;
+            otherwise None.
 
         Raises:
             AdaptationError: If a loss is not finite; it carries the steps before.
         """
-        losses, number, repeats = list[float](), 0, _Repeats(self.training.learned_ratio)
+        losses, number, num_texts, repeats = list[float](), 0, 0, _Repeats()
         for update in updates:
+            if limit is not None and num_texts >= limit:
+                return None
             if repeats.are_learned(update):
                 continue
             if (reason := before_update(update)) is not None:
@@ -173,13 +178,16 @@ class AdaptationSession:
             self._record(update, losses, time.perf_counter() - start)
             repeats.note(update, losses)
             number += 1
+            num_texts += sum(example.is_last for example in update.examples)
             after_update(update, number)
-        return "learned" if number < len(updates) else None
+        is_complete = number == len(updates) or (limit is not None and num_texts >= limit)
+        return None if is_complete else "learned"
 
     def train(
         self,
         updates: Sequence[Update],
         *,
+        limit: int | None = None,
         before_update: BeforeUpdate = lambda update: None,
         after_update: AfterUpdate = lambda update, number: None,
     ) -> StopReason | None:
@@ -189,7 +197,9 @@ class AdaptationSession:
             AdaptationError: If a loss is not finite.
             ModelError: If one text alone does not fit in memory.
         """
-        loop = self.run(updates, before_update=before_update, after_update=after_update)
+        loop = self.run(
+            updates, limit=limit, before_update=before_update, after_update=after_update
+        )
         try:
             update = next(loop)
             while True:

@@ -15,6 +15,9 @@ from whet.adapt.batches import Tokens
 from whet.adapt.config import TrainingConfig
 from whet.adapt.model import LanguageModel
 
+COPY_LEARNED_RATIO = 0.03
+"""Of its first loss, below which a passage of a copy is learned; 0.1 is worse: benchmarks/LOG.md."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainExample:
@@ -36,6 +39,8 @@ class Update:
     examples: tuple[TrainExample, ...]
     reused: bool = False
     """Whether the gradient of the update before is used again instead of a new one."""
+    learned_ratio: float = 0.0
+    """It is skipped if the last loss of its texts was below this share of their first loss."""
 
 
 def plan_updates(
@@ -43,7 +48,9 @@ def plan_updates(
     model: LanguageModel,
     training: TrainingConfig,
     *,
+    n: int | None = None,
     sigmas: Sequence[float | None] | None = None,
+    learned_ratio: float | None = None,
 ) -> list[Update]:
     """The updates for one prompt, in order.
 
@@ -55,7 +62,10 @@ def plan_updates(
         model: The model, for its tokenizer and its context.
         training: How texts become updates. `shuffled` is NumPy's `default_rng(seed).permutation`,
             and `length` counts tokens.
+        n: Number of texts that are to be trained on [default: all]. Those after them take the
+            place of repeats that are skipped, and stay in their order.
         sigmas: Relative standard deviation after each pick.
+        learned_ratio: Replaces that of `training`.
 
     Returns:
         One update per `training.batch_size` examples.
@@ -64,11 +74,16 @@ def plan_updates(
         ValueError: If a text has no tokens.
     """
     random = np.random.default_rng(training.seed)
+    ratio = training.learned_ratio if learned_ratio is None else learned_ratio
+    n = len(texts) if n is None else n
+    if not ratio or training.batch_size > 1:  # nothing is skipped, or only whole batches
+        texts = texts[:n]
     tokens = [model.training_tokens(text) for _, text in texts]
     sigmas = [None] * len(texts) if sigmas is None else sigmas
+    places = [*_order([len(t) for t in tokens[:n]], training, random), *range(n, len(texts))]
     examples = [
         TrainExample(texts[i][0], sigmas[i], chunk, chunk is chunks[-1])
-        for i in _order([len(t) for t in tokens], training, random)
+        for i in places
         for chunks in [_chunks(tokens[i], model.max_length, training, random)]
         for chunk in chunks
     ]
@@ -78,7 +93,7 @@ def plan_updates(
         batch = tuple(examples[first : first + training.batch_size])
         same = bool(updates) and updates[-1].examples[0].tokens.equal(batch[0].tokens)
         run = run + 1 if same and run < training.gradient_reuse else 1
-        updates.append(Update(batch, reused=run > 1))
+        updates.append(Update(batch, reused=run > 1, learned_ratio=ratio))
     return updates
 
 

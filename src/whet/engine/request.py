@@ -15,7 +15,7 @@ from whet.adapt.decoding.sampling import GeneratedText, SequenceGroup, TextPiece
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason, TrainStep
 from whet.adapt.slots import Slots
-from whet.adapt.updates import Update, plan_updates
+from whet.adapt.updates import COPY_LEARNED_RATIO, Update, plan_updates
 from whet.engine.types import Output, Request
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.space.retrieve import Retrieval, retrieve
@@ -34,6 +34,8 @@ class TrainingPlan:
     """The updates for one request, before the first of them."""
 
     updates: Sequence[Update]
+    num_texts: int
+    """How many texts of the updates are to be trained on; the others are a reserve."""
     stop_reason: StopReason
     """Why there are no more updates."""
     retrieval: Retrieval | None
@@ -87,23 +89,26 @@ class RequestRunner:
         config = request.selection or self.selection
         if isinstance(config, SelectionConfig):
             config = resolve(space, config)
-        return retrieve(space, request.prompt if request.query is None else request.query, config)
+        query = request.prompt if request.query is None else request.query
+        return retrieve(space, query, config, for_training=True)
 
     def plan(self, state: RequestState) -> TrainingPlan:
         """Retrieve, and arrange the documents into updates."""
         request, start = state.request, time.perf_counter()
         config = request.selection or self.selection
         if state.cancelled or not request.adapt or config.n == 0:
-            return TrainingPlan((), "n", None)
+            return TrainingPlan((), 0, "n", None)
         if request.documents is not None:
             limit = None if request.selection is None else request.selection.n
             texts = [(document.id, document.text) for document in request.documents[:limit]]
-            return TrainingPlan(plan_updates(texts, self.model, self.training), "n", None)
+            return TrainingPlan(
+                plan_updates(texts, self.model, self.training), len(texts), "n", None
+            )
         retrieval = self.retrieve(request)
-        updates = plan_retrieval(retrieval, config.n, self.model, self.training)
+        updates = plan_retrieval(retrieval, self.model, self.training)
         stopped = config.stop_alpha is not None and not retrieval.copy and len(retrieval) < config.n
         reason: StopReason = "alpha" if stopped else "n"
-        return TrainingPlan(updates, reason, retrieval, time.perf_counter() - start)
+        return TrainingPlan(updates, len(retrieval), reason, retrieval, time.perf_counter() - start)
 
     def run(
         self, state: RequestState, slots: Slots, slot: int, step_time_s: Callable[[], float]
@@ -135,6 +140,7 @@ class RequestRunner:
         scores.add(0)
         reason = yield from session.run(
             clock.plan.updates,
+            limit=clock.plan.num_texts,
             before_update=lambda update: _stop_reason(state, step_time_s()),
             after_update=scores.after_update,
         )
@@ -164,12 +170,31 @@ class RequestRunner:
 
 
 def plan_retrieval(
-    retrieval: Retrieval, n: int, model: LanguageModel, training: TrainingConfig
+    retrieval: Retrieval, model: LanguageModel, training: TrainingConfig
 ) -> list[Update]:
-    """The updates on what was retrieved for a prompt, at most `n` texts."""
-    texts = [(document.id, document.text) for document in retrieval.training_documents(n)]
-    sigmas = None if retrieval.copy else retrieval.selection.sigma[1:].tolist()
-    return plan_updates(texts, model, training, sigmas=sigmas)
+    """The updates on what was retrieved, of which as many are to be taken as were selected."""
+    return plan_updates(
+        [(document.id, document.text) for document in retrieval.training_documents()],
+        model,
+        training,
+        n=len(retrieval),
+        sigmas=training_sigmas(retrieval),
+        learned_ratio=learned_ratio(retrieval, training),
+    )
+
+
+def training_sigmas(retrieval: Retrieval) -> list[float | None]:
+    """σ after each of the documents to train on; None for a copy and for the reserve."""
+    count = len(retrieval.training_documents())
+    sigmas = [] if retrieval.copy else retrieval.selection.sigma[1:].tolist()
+    return [*sigmas, *[None] * (count - len(sigmas))]
+
+
+def learned_ratio(retrieval: Retrieval, training: TrainingConfig) -> float:
+    """The share of its first loss below which a text is learned."""
+    return (
+        COPY_LEARNED_RATIO if retrieval.copy and training.learned_ratio else training.learned_ratio
+    )
 
 
 class _Stages:

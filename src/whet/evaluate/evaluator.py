@@ -231,14 +231,18 @@ class Evaluator:
         scored = partial(_score, in_context, task, steps)
         if method.use == "context":
             for example in (example for update in updates for example in update.examples):
-                steps.add(example.id)
+                if int(example.id) < picks.n:
+                    steps.add(example.id)
             steps.completed = len(steps.rows)
             ScoredSteps(steps, self._config.steps, partial(scored, None)).score(is_end=True)
             return steps.rows
         with self._session(method, picks.training) as session:
             scores = ScoredSteps(steps, self._config.steps, partial(scored, session), session)
             session.train(
-                updates, before_update=scores.before_update, after_update=scores.after_update
+                updates,
+                limit=picks.n,
+                before_update=scores.before_update,
+                after_update=scores.after_update,
             )
             scores.finish()
         return steps.rows
@@ -257,7 +261,7 @@ class Evaluator:
         training = replace(method.training, seed=seed)
         examples = [TrainExample(str(place), None, chunk) for place, chunk in enumerate(chunks)]
         names = [Document(STREAMING, "", {})] * len(chunks)
-        steps = Steps(blank, Picks(names, [None] * (len(chunks) + 1), {}, training))
+        steps = Steps(blank, Picks(names, [None] * (len(chunks) + 1), {}, training, len(chunks)))
         start = time.perf_counter()
         with self._session(method, training) as session:
             seen = stream.bits(0, 1)

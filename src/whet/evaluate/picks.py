@@ -14,6 +14,7 @@ from whet.adapt.config import TrainingConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.updates import Update, plan_updates
 from whet.data.documents import Document
+from whet.engine.request import learned_ratio, training_sigmas
 from whet.evaluate.config import DYNAMIC, EvalConfig, MethodConfig
 from whet.evaluate.contamination import near_duplicates
 from whet.evaluate.tasks import ScoringTask
@@ -31,11 +32,15 @@ class Picks:
     seconds: dict[str, Any]
     """Seconds of embedding, searching and selecting, by the names of the columns."""
     training: TrainingConfig
+    n: int
+    """How many of the documents are to be trained on; the others are a reserve."""
+    learned_ratio: float = 0.0
+    """See `TrainingConfig.learned_ratio`."""
 
     def updates(self, model: LanguageModel) -> list[Update]:
         """The updates of the engine; the id of an example is its document's place in the picks."""
         texts = [(str(place), document.text) for place, document in enumerate(self.documents)]
-        return plan_updates(texts, model, self.training)
+        return plan_updates(texts, model, self.training, n=self.n, learned_ratio=self.learned_ratio)
 
 
 class Picker:
@@ -66,22 +71,27 @@ class Picker:
         training = replace(method.training, seed=seed)
         if method.train_on == "query":
             n = method.selection.n
-            return Picks([Document(DYNAMIC, task.query, {})] * n, [None] * (n + 1), {}, training)
+            documents = [Document(DYNAMIC, task.query, {})] * n
+            return Picks(documents, [None] * (n + 1), {}, training, n)
         retriever = self._retrievers[method.name]
         if "seed" in signature(retriever.selector).parameters:
             seeded: Any = retriever.selector
             retriever = Retriever(
                 self._space, retriever.config, selector=partial(seeded, seed=seed)
             )
-        retrieval = retriever.select(task.query)
+        gated = bool(training.learned_ratio or method.selection.copy_overlap)
+        retrieval = retriever.select(task.query, for_training=gated)
         if method.duplicates == "drop":
             retrieval = self._drop_duplicates(retrieval, retriever, task, document.text)
         seconds = {f"{name}_s": retrieval.seconds[name] for name in ("embed", "search", "select")}
-        documents = retrieval.training_documents(method.selection.n)
-        sigma: list[float | None] = list(retrieval.selection.sigma.tolist())
-        if retrieval.copy:
-            sigma = [sigma[0], *[None] * len(documents)]
-        return Picks(documents, sigma, seconds, training)
+        return Picks(
+            retrieval.training_documents(),
+            [float(retrieval.selection.sigma[0]), *training_sigmas(retrieval)],
+            seconds,
+            training,
+            len(retrieval),
+            learned_ratio(retrieval, training),
+        )
 
     def _drop_duplicates(
         self, retrieval: Retrieval, retriever: Retriever, task: ScoringTask, whole: str

@@ -27,6 +27,7 @@ from whet.space.passages import find_copy
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Metric, Neighbors
 
+RESERVE = 4  # picks per step of which some may be skipped
 NEAREST: tuple[Selector, ...] = (nearest, nearest_product, nearest_repeated)  # by signed cosine
 
 
@@ -69,12 +70,15 @@ class Retrieval:
     """Passages of a document that repeats the prompt, which are trained on instead: see
     `whet.space.passages.find_copy`."""
 
-    def training_documents(self, n: int) -> list[Document]:
-        """The texts of up to `n` gradient steps, in order: the passages of the copy in turn, if
-        there is one, otherwise the selected documents."""
+    reserve: tuple[Document, ...] = ()
+    """Further picks of a selector that repeats itself, for steps on repeats that are skipped."""
+
+    def training_documents(self) -> list[Document]:
+        """What to train on, in order, of which as many are to be taken as were selected: the
+        passages of the copy in turn, otherwise the selected documents, then the reserve."""
         if self.copy:
-            return list(islice(cycle(self.copy), n))
-        return list(self.documents[:n])
+            return list(islice(cycle(self.copy), len(self.documents)))
+        return [*self.documents, *self.reserve]
 
     def stop_at(self, alpha: float) -> "Retrieval":
         """Only the picks that adaptive stopping with `alpha` keeps: see `Selection.stop_at`."""
@@ -164,7 +168,7 @@ class Retriever:
         if config.metric != "auto":
             self.metric = config.metric
 
-    def select(self, prompt: str, n: int | None = None) -> Retrieval:
+    def select(self, prompt: str, n: int | None = None, *, for_training: bool = False) -> Retrieval:
         """Select documents for `prompt`; a document can be selected several times.
 
         With `stop_alpha`, the result ends where adaptive stopping does.
@@ -172,6 +176,7 @@ class Retriever:
         Args:
             prompt: The text to select documents for.
             n: Number of picks; by default that of the configuration.
+            for_training: Also look for a copy of the prompt, and make further picks as a reserve.
 
         Returns:
             The documents in order, with the selection and the candidates.
@@ -187,7 +192,6 @@ class Retriever:
         candidates = self._candidates(prompt, query)
         searched = time.perf_counter()
         selection = self.selector(query[0], candidates.vectors, n, lam=self.config.lam)
-        copy = self._copy(prompt, candidates)
         seconds = {
             "embed": embedded - start,
             "search": searched - embedded,
@@ -197,7 +201,9 @@ class Retriever:
         distinct, places = np.unique(rows, return_inverse=True)
         stored = self.space.documents(distinct)
         documents = tuple(stored[i] for i in places)
-        retrieval = Retrieval(documents, rows, selection, candidates, query[0], seconds, copy)
+        retrieval = Retrieval(documents, rows, selection, candidates, query[0], seconds)
+        if for_training:
+            retrieval = self._for_training(prompt, retrieval)
         alpha = self.config.stop_alpha
         return retrieval if alpha is None else retrieval.stop_at(alpha)
 
@@ -213,11 +219,24 @@ class Retriever:
         """
         return self._candidates(prompt, self._embed(prompt))
 
-    def _copy(self, prompt: str, candidates: Neighbors) -> tuple[Document, ...]:
-        overlap, where = self.config.copy_overlap, self.config.where
-        if not overlap:
-            return ()
-        return tuple(find_copy(self.space, prompt, candidates.rows, overlap, where))
+    def _for_training(self, prompt: str, retrieval: Retrieval) -> Retrieval:
+        """Add the passages of a copy; without one, the reserve of a selector that repeats itself."""
+        start, config, n = time.perf_counter(), self.config, len(retrieval)
+        candidates, copy, reserve = retrieval.candidates, list[Document](), list[Document]()
+        if config.copy_overlap:
+            copy = find_copy(self.space, prompt, candidates.rows, config.copy_overlap, config.where)
+        if not copy and len(retrieval.selection.counts()) < n and config.stop_alpha is None:
+            further = self.selector(
+                retrieval.query, candidates.vectors, RESERVE * n, lam=config.lam
+            )
+            reserve = self.space.documents(candidates.rows[further.indices[n:]])
+        select = retrieval.seconds["select"] + time.perf_counter() - start
+        return replace(
+            retrieval,
+            copy=tuple(copy),
+            reserve=tuple(reserve),
+            seconds=retrieval.seconds | {"select": select},
+        )
 
     def _embed(self, prompt: str) -> Float[Array, "1 d"]:
         if not isinstance(prompt, str):
@@ -247,7 +266,11 @@ class Retriever:
 
 
 def retrieve(
-    space: DataSpace, prompt: str, config: SelectionConfig | ResolvedSelection | None = None
+    space: DataSpace,
+    prompt: str,
+    config: SelectionConfig | ResolvedSelection | None = None,
+    *,
+    for_training: bool = False,
 ) -> Retrieval:
     """Select documents of `space` for one prompt; for several, keep a `Retriever`.
 
@@ -255,4 +278,4 @@ def retrieve(
         NoMatchError: If the prompt is blank or has nothing in common with the data space.
         ValueError: As `Retriever`.
     """
-    return Retriever(space, config).select(prompt)
+    return Retriever(space, config).select(prompt, for_training=for_training)

@@ -199,9 +199,9 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
             retrieval = None
         if not retrieval:
             return [engine.model.score(text, context=context) for text in texts]
-        updates = plan_retrieval(retrieval, engine.selection.n, engine.model, engine.training)
+        updates = plan_retrieval(retrieval, engine.model, engine.training)
         with adapted(engine.model, engine.adapter, engine.optimizer, engine.training) as session:
-            session.train(updates)
+            session.train(updates, limit=len(retrieval))
             return [session.score(text, context=context) for text in texts]
 
 
