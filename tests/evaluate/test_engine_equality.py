@@ -19,6 +19,7 @@ from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace
 
 PROMPT = Document("p", eval_fixtures.text(100), {})
+SEED = prompt_seed(0, PROMPT.id)
 TRAINING = [
     {},
     {"order": "reversed"},
@@ -77,7 +78,7 @@ def test_losses_and_scores_of_evaluator_and_engine_are_equal(eval_folder, model,
         model,
         model.adapter_config(adapter, lr=1e-2),
         selection=SelectionConfig(n=4, k=10, selector=selector),
-        training=replace(PLAIN_TRAINING, seed=prompt_seed(0, PROMPT.id), **training),
+        training=replace(PLAIN_TRAINING, **{"seed": SEED, "long_texts": "first"} | training),
         slots=1,
     )
     single = "chunks" not in training.values() and "batch_size" not in training
@@ -112,7 +113,7 @@ def test_the_method_whet_is_the_engine_with_its_defaults(eval_folder, model, tmp
         model,
         model.adapter_config("full", lr=1e-2),
         selection=SelectionConfig(n=4, k=10),
-        training=TrainingConfig(seed=prompt_seed(0, prompt.id)),
+        training=TrainingConfig(seed=SEED, long_texts="first"),
     )
     output = engine.submit(Request(task.query, text=task.text)).result()
     assert {step.id for step in output.trace} == {"20"} and output.retrieval.copy

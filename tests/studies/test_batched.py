@@ -9,7 +9,15 @@ from support import eval_fixtures
 from studies.batched import main
 from whet.evaluate.results import Run
 
-SETTINGS = {"adapter": "lora", "lr": 1e-2, "r": 2, "n": 4, "eval_steps": (0, 2), "k": 10}
+SETTINGS = {
+    "long_texts": "first",
+    "adapter": "lora",
+    "lr": 1e-2,
+    "r": 2,
+    "n": 4,
+    "eval_steps": (0, 2),
+    "k": 10,
+}
 METHODS = ("nearest", "sift", "sift(stop_alpha=0.9)")
 
 

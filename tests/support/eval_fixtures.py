@@ -36,7 +36,7 @@ def write(path, records):
 def config(world, **settings):
     """A small configuration; `settings` by their flat names."""
     small = {"model": str(world / "model"), "n": 4, "k": 10, "eval_steps": (0, 2)}
-    small |= {"adapter": "full", "lr": 1e-2}
+    small |= {"adapter": "full", "lr": 1e-2, "long_texts": "first"}
     return EvalConfig.from_table(small | settings)
 
 

@@ -102,7 +102,10 @@ class RequestRunner:
             limit = None if request.selection is None else request.selection.n
             texts = [(document.id, document.text) for document in request.documents[:limit]]
             return TrainingPlan(
-                plan_updates(texts, self.model, self.training), len(texts), "n", None
+                plan_updates(texts, self.model, self.training, learned_ratio=0.0),
+                len(texts),
+                "n",
+                None,
             )
         retrieval = self.retrieve(request)
         updates = plan_retrieval(retrieval, self.model, self.training)
