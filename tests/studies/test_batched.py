@@ -10,7 +10,6 @@ from studies.batched import main
 from whet.evaluate.results import Run
 
 SETTINGS = {
-    "long_texts": "first",
     "adapter": "lora",
     "lr": 1e-2,
     "r": 2,
@@ -33,7 +32,13 @@ def test_a_batched_run_is_that_of_the_evaluator(tmp_path, protocol):
     lines[1]["text"] = "?"  # shares no term with the data space, and cannot be split
     prompts = eval_fixtures.write(tmp_path / "prompts.jsonl", lines)
     expected = eval_fixtures.run(
-        here, tmp_path / "one", prompts=prompts, methods=METHODS, protocol=protocol, **SETTINGS
+        here,
+        tmp_path / "one",
+        prompts=prompts,
+        methods=METHODS,
+        protocol=protocol,
+        long_texts="chunks",
+        **SETTINGS,
     )
     config = tmp_path / "run.toml"
     settings = {"model": str(here / "model"), "methods": list(METHODS)} | SETTINGS
