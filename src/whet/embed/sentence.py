@@ -108,12 +108,11 @@ class SentenceEncoder:
         weights = weights_fingerprint(self._model.state_dict())
         former = f"st {weights} {self._model.max_seq_length} {normalize}"
         self.fingerprint = f"{former} {modules_fingerprint(model_folder(model))}"
-        self.former_fingerprints = (former,)
-        if changes := [query_prompt and self._query_prompt, passage_prompt and self._passage_prompt,
-                       truncate_dim]:  # fmt: skip
-            if any(change is not None for change in changes):
-                self.fingerprint += f" {changes}"
-                self.former_fingerprints = ()
+        self.former_fingerprints: tuple[str, ...] = (former,)
+        changes = [self._query_prompt, self._passage_prompt, truncate_dim]
+        if changes != [None, None, None]:
+            self.fingerprint += f" {changes}"
+            self.former_fingerprints = ()
         limit = self._model.max_seq_length
         self.max_tokens = None if limit is None or limit >= UNBOUNDED else int(limit)
         """Tokens of a text that are read, special ones included; None for all."""
