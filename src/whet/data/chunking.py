@@ -5,9 +5,12 @@ stable. Blank pieces are dropped.
 """
 
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+from whet.data.formats.sections import Section
 
 TOKEN = re.compile(r"\w{1,16}|[^\w\s]")  # a word (16 letters of a long one), or one symbol
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
@@ -41,10 +44,16 @@ class Chunker:
     """Whether a text that need not be cut remains the document that it is, with its own id."""
 
     def __call__(self, text: str) -> Spans:
-        """The spans, in order."""
+        """The spans of a text without sections, in order."""
         ends = [*self.boundaries(text, self.size), len(text)]
         pairs = zip([0, *ends], ends, strict=False)
         return [(start, end) for start, end in pairs if text[start:end].strip()]
+
+    def cut(self, text: str, sections: Sequence[Section]) -> Spans:
+        """The spans, in order; `passages:N` cuts at the beginnings of sections first."""
+        if sections and self.keeps_short_texts:
+            return cut_at_sections(text, sections, self.size)
+        return self(text)
 
 
 def get_chunker(rule: str) -> Chunker | None:
@@ -74,6 +83,43 @@ def get_chunker(rule: str) -> Chunker | None:
     return Chunker(_BOUNDARIES[kind], int(size), kind == PASSAGES)
 
 
+def cut_at_sections(text: str, sections: Sequence[Section], size: int) -> Spans:
+    """Spans of passages of at most `size` words that begin where sections begin, if they can.
+
+    A text that is too long is cut before its sections of the lowest level, a section that is too
+    long before those in it, and one without any as by `passages:N`. A passage of less than half of
+    `size` words is put together with a neighbor if both fit.
+    """
+    words = [match.end() for match in WORD.finditer(text)]
+    starts = sorted({s.start: s for s in reversed(sections)}.values(), key=lambda s: s.start)
+    spans = _cut_part(text, words, starts, 0, len(text), size)
+    return [(start, stop) for start, stop in spans if text[start:stop].strip()]
+
+
+def _cut_part(
+    text: str, words: list[int], inner: Sequence[Section], start: int, stop: int, size: int
+) -> Spans:
+    def count(start: int, stop: int) -> int:
+        return bisect_right(words, stop) - bisect_right(words, start)
+
+    if count(start, stop) <= size:
+        return [(start, stop)]
+    inner = [section for section in inner if start < section.start < stop]
+    if not inner:
+        ends = [*(start + end for end in _passage_boundaries(text[start:stop], size)), stop]
+        return list(pairwise([start, *ends]))
+    top = min(section.level for section in inner)
+    cuts = [start, *(section.start for section in inner if section.level == top), stop]
+    spans: Spans = []
+    for first, last in pairwise(cuts):
+        for part in _cut_part(text, words, inner, first, last, size):
+            fits = bool(spans) and count(spans[-1][0], part[1]) <= size
+            if fits and 2 * min(count(*spans[-1]), count(*part)) < size:
+                part = (spans.pop()[0], part[1])
+            spans.append(part)
+    return spans
+
+
 def passage_rule(max_tokens: int | None) -> str:
     """The rule for passages of at most 300 words that an embedder reads entirely.
 
@@ -92,7 +138,7 @@ def _passage_boundaries(text: str, size: int) -> Iterator[int]:
     start = 0  # words before the passage
     while (rest := len(words) - start) > size:
         last = start + max(1, min(size, rest - size // 4))  # at least a quarter remains
-        cut = _best_break(text, words[start + (last - start) // 2 - 1], words[last - 1])
+        cut = _best_break(text, words[start + max(1, (last - start) // 2) - 1], words[last - 1])
         yield cut
         start = bisect_left(words, cut + 1)
 

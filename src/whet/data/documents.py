@@ -8,13 +8,13 @@ the caller can go on.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from whet.data.chunking import Chunker, get_chunker
-from whet.data.formats.sections import Section
-from whet.data.messages import MESSAGES, holds_conversation, read_conversation
+from whet.data.formats.sections import Section, passage_meta
+from whet.data.messages import MESSAGES, holds_conversation, passage_messages, read_conversation
 from whet.data.sources import records
 from whet.data.tables import Record, Records, has_text, table_rows
 from whet.data.values import is_missing, plain
@@ -226,12 +226,16 @@ def _chunked(
         if split is None or isinstance(item, SourceError):
             yield item
             continue
-        spans = split(item.text)
+        spans = split.cut(item.text, item.sections)
         if len(spans) <= 1 and split.keeps_short_texts:
-            yield item
+            meta = passage_meta(item.sections, 0, len(item.text)) | item.meta
+            yield replace(item, meta=meta)
             continue
         for number, (start, stop) in enumerate(spans):
-            meta = item.meta | {"parent": item.id, "span": [start, stop]}
+            meta = item.meta | passage_meta(item.sections, start, stop)
+            if MESSAGES in item.meta and item.sections:
+                meta[MESSAGES] = passage_messages(item.meta[MESSAGES], item.text, start, stop)
+            meta |= {"parent": item.id, "span": [start, stop]}
             yield Document(f"{item.id}#{number}", item.text[start:stop], meta)
 
 
