@@ -158,13 +158,12 @@ def instructor(url, model):
 
     yield "tools", lambda: create(instructor.Mode.TOOLS)
     yield "structured", lambda: create(instructor.Mode.JSON_SCHEMA)
-    yield "json", lambda: create(instructor.Mode.JSON)
 
 
 def llm(url, model):
     from llm.default_plugins.openai_models import Chat
 
-    chat = Chat("whet", model_name=model, api_base=f"{url}/v1")
+    chat = Chat("whet", model_name=model, api_base=f"{url}/v1", supports_schema=True)
     chat.key = "none"
     yield "chat", lambda: chat.prompt("Bees", stream=False, max_tokens=8).text()
     yield "stream", lambda: "".join(chat.prompt("Bees", max_tokens=8))
