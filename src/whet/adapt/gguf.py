@@ -71,18 +71,18 @@ def resolve(name: str) -> str:
     """
     if name in PACKAGED:
         package, hub_id = PACKAGED[name]
-        found = _packaged_file(package)
+        found = packaged_file(package)
         return hub_id if found is None else str(converted(found))
     if name.startswith(OLLAMA):
         return str(converted(ollama_file(name)))
-    path = Path(name)
-    if path.is_dir() and not (path / "config.json").exists():
+    path = Path(name)  # a name may be longer than any path, and a folder unreadable
+    if os.path.isdir(path) and not os.path.exists(path / "config.json"):
         files = sorted(path.glob("*.gguf"))
         if len(files) > 1:
             listed = ", ".join(file.name for file in files)
             raise ModelError(f"{path} contains {len(files)} models: choose one of {listed}")
         return str(converted(files[0])) if files else name
-    if path.is_file():
+    if os.path.isfile(path):
         return str(converted(path))
     if path.suffix.lower() == ".gguf":
         raise ModelError(f"there is no file {path}: expected a model in GGUF format")
@@ -109,14 +109,18 @@ def converted(path: Path) -> Path:
     """
     from filelock import FileLock
 
-    with path.open("rb") as file:
-        if (start := file.read(len(MAGIC))) != MAGIC:
-            raise ModelError(
-                f"{path} is not a GGUF file: it begins with {start!r}, expected {MAGIC!r}. Give a "
-                ".gguf file, or the folder of a Hugging Face model"
-            )
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}): check its access") from error
+    if start != MAGIC:
+        raise ModelError(
+            f"{path} is not a GGUF file: it begins with {start!r}, expected {MAGIC!r}. Give a .gguf "
+            "file, or the folder of a Hugging Face model"
+        )
     folder = cache_folder() / digest
     if is_converted(folder):
         return folder
@@ -133,6 +137,15 @@ def converted(path: Path) -> Path:
     return folder
 
 
+def packaged_file(package: str) -> Path | None:
+    """The GGUF file in an installed package, without importing it; None if there is no such file."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    return None
+
+
 def ollama_file(name: str) -> Path:
     """The GGUF file of the model `ollama:NAME[:TAG]` in Ollama's local store.
 
@@ -141,7 +154,7 @@ def ollama_file(name: str) -> Path:
     """
     stores = [Path(value)] if (value := os.environ.get("OLLAMA_MODELS")) else list(STORES)
     stores = [store.expanduser() for store in stores]
-    present = [store for store in stores if (store / "manifests").is_dir()]
+    present = [store for store in stores if os.path.isdir(store / "manifests")]
     if not present:
         raise ModelError(
             f"{name}: there is no store of Ollama in {' or '.join(map(str, stores))}. Run "
@@ -153,7 +166,7 @@ def ollama_file(name: str) -> Path:
     parts = [*prefix, last, tag or "latest"]
     for store in present:
         manifest = store.joinpath("manifests", *parts)
-        if all(map(NAME_PART.fullmatch, parts)) and manifest.is_file():
+        if all(map(NAME_PART.fullmatch, parts)) and os.path.isfile(manifest):
             return _model_layer(name, store, manifest)
     listed = ", ".join(sorted({each for store in present for each in _ollama_models(store)}))
     raise ModelError(
@@ -188,15 +201,6 @@ def _ollama_models(store: Path) -> Iterator[str]:
         *prefix, name, tag = manifest.relative_to(root).parts
         common = 2 if tuple(prefix) == REGISTRY else int(prefix[0] == REGISTRY[0])
         yield f"{'/'.join([*prefix[common:], name])}:{tag}"
-
-
-def _packaged_file(package: str) -> Path | None:
-    """The GGUF file in an installed package, without importing it; None if there is no such file."""
-    spec = importlib.util.find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for file in sorted(Path(folder).glob("*.gguf")):
-            return file
-    return None
 
 
 def is_converted(folder: str | Path) -> bool:
