@@ -65,6 +65,13 @@ def test_embeddings_that_would_not_be_the_embedders_are_refused(openai, values, 
         openai.embeddings.create(**{"model": "docs", "encoding_format": "float"} | values)
 
 
+def test_fields_of_other_servers_are_ignored_and_listed(openai):
+    reply = openai.embeddings.with_raw_response.create(
+        model="docs", input="bee", user="u", extra_body={"input_type": "query", "truncate": "END"}
+    )
+    assert reply.headers["x-whet-ignored"] == "input_type, truncate, user"
+
+
 def test_embedder_of_an_unreadable_or_unknown_data_space_does_not_exist(server, openai):
     with pytest.raises(NotFoundError, match="/v1/data_spaces") as caught:
         openai.embeddings.create(model="tiny", input="bee")

@@ -4,12 +4,13 @@ import base64
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from whet.adapt.model import LanguageModel
 from whet.serve.dependencies import ContextDep
 from whet.serve.errors import APIError, error_responses
 from whet.serve.generation.requests import resolve_model
+from whet.serve.schemas.client import ignored_header
 from whet.serve.schemas.embeddings import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -25,8 +26,11 @@ router = APIRouter(tags=["embeddings"])
 
 
 @router.post("/v1/embeddings", responses=error_responses(403, 404, 503))
-async def create_embeddings(body: EmbeddingRequest, context: ContextDep) -> EmbeddingList:
+async def create_embeddings(
+    body: EmbeddingRequest, context: ContextDep, response: Response
+) -> EmbeddingList:
     """Embed texts as the documents of a data space were embedded."""
+    response.headers.update(ignored_header(body, strict=context.state.config.strict))
     context.check_prompt(*body.input)
     view = context.state.spaces.view(body.model, context.key, param="model")
     embedder = view.space.embedder
@@ -54,8 +58,11 @@ async def create_embeddings(body: EmbeddingRequest, context: ContextDep) -> Embe
 
 
 @router.post("/tokenize", responses=error_responses(403, 404))
-async def tokenize(body: TokenizeRequest, context: ContextDep) -> TokenizeResponse:
+async def tokenize(
+    body: TokenizeRequest, context: ContextDep, response: Response
+) -> TokenizeResponse:
     """Convert a prompt, or a chat by the model's template, to the tokens that the model reads."""
+    response.headers.update(ignored_header(body, strict=context.state.config.strict))
     model = _model(context, body.model)
     if body.messages is not None:
         context.check_prompt("".join(message.text for message in body.messages))
@@ -73,8 +80,11 @@ async def tokenize(body: TokenizeRequest, context: ContextDep) -> TokenizeRespon
 
 
 @router.post("/detokenize", responses=error_responses(403, 404))
-async def detokenize(body: DetokenizeRequest, context: ContextDep) -> DetokenizeResponse:
+async def detokenize(
+    body: DetokenizeRequest, context: ContextDep, response: Response
+) -> DetokenizeResponse:
     """Convert tokens to text, special tokens included."""
+    response.headers.update(ignored_header(body, strict=context.state.config.strict))
     context.require_role("read")
     model = _model(context, body.model)
     if body.tokens and max(body.tokens) >= model.vocab_size:

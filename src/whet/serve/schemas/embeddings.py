@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from whet.serve.schemas import Name, PositiveCount, ResponseModel, StrictModel, Text
+from whet.serve.schemas import Name, PositiveCount, ResponseModel, Text
 from whet.serve.schemas.chat import Message
+from whet.serve.schemas.client import ClientModel
 
 MAX_INPUTS = 2048
 """Most texts in one request for embeddings, as at OpenAI."""
@@ -25,7 +26,7 @@ def _texts(value: Any) -> Any:
     return items
 
 
-class EmbeddingRequest(StrictModel):
+class EmbeddingRequest(ClientModel):
     """Embed texts with the embedder of a data space."""
 
     model: Name
@@ -40,7 +41,6 @@ class EmbeddingRequest(StrictModel):
     """Numbers, or the bytes of little-endian float32 in base64."""
     dimensions: PositiveCount | None = None
     """Length of the vectors: only the embedder's own is accepted."""
-    user: Annotated[Text, Field(max_length=512)] | None = None
 
 
 class EmbeddingUsage(ResponseModel):
@@ -67,7 +67,7 @@ class EmbeddingList(ResponseModel):
     usage: EmbeddingUsage
 
 
-class TokenizeRequest(StrictModel):
+class TokenizeRequest(ClientModel):
     """Convert a prompt or a chat to the tokens that the model reads."""
 
     model: Name | None = None
@@ -103,7 +103,7 @@ class TokenizeResponse(ResponseModel):
     """The tokenizer's own spelling of each token."""
 
 
-class DetokenizeRequest(StrictModel):
+class DetokenizeRequest(ClientModel):
     """Convert tokens to text."""
 
     model: Name | None = None
