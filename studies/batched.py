@@ -38,7 +38,8 @@ from whet.evaluate.provenance import peak_mib, space_record
 from whet.evaluate.run_storage import FORMAT, append, pack, repair
 from whet.evaluate.runner import auto_values, begin, with_auto_values
 from whet.evaluate.tasks import ScoringTask
-from whet.io import exclusive_lock, progress_bar
+from whet.io import progress_bar
+from whet.locks import exclusive_lock
 from whet.space.space import DataSpace
 
 Record = dict[str, Any]

@@ -13,6 +13,7 @@ from whet.errors import MissingDependencyError, require
 SOURCE = Path(whet.__file__).parent
 LAYERS = [  # from the lowest to the highest
     {"errors", "compat"},
+    {"locks"},
     {"io", "config", "_version"},
     {"maths"},
     {"data"},

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from whet.errors import SpaceError
-from whet.io import atomic_write, checksum, exclusive_lock, translate_disk_errors, write_json
+from whet.io import atomic_write, checksum, translate_disk_errors, write_json
+from whet.locks import exclusive_lock
 
 
 def test_atomic_write_replaces_a_file_or_nothing(tmp_path):
@@ -75,7 +76,7 @@ for module in pkgutil.walk_packages(whet.__path__, "whet."):
         importlib.import_module(module.name)
 from whet.evaluate.provenance import peak_mib
 from whet.errors import SourceError, SpaceError
-from whet.io import exclusive_lock
+from whet.locks import exclusive_lock
 path = sys.argv[1] + "/space"
 try:
     whet.DataSpace.build([], path)
@@ -116,7 +117,7 @@ def test_without_modules_of_unix_everything_is_imported_and_spaces_are_written(t
 
 def test_a_killed_process_leaves_no_lock(tmp_path):
     script = (
-        "import os, pathlib, sys; from whet.io import exclusive_lock;"
+        "import os, pathlib, sys; from whet.locks import exclusive_lock;"
         "exclusive_lock(pathlib.Path(sys.argv[1])).__enter__(); os.kill(os.getpid(), 9)"
     )
     child = subprocess.run([sys.executable, "-c", script, str(tmp_path)])

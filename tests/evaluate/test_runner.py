@@ -25,7 +25,7 @@ from whet.evaluate.report.table import report
 from whet.evaluate.results import Run, join
 from whet.evaluate.run_storage import append, pack
 from whet.evaluate.runner import WorkerPool, evaluate
-from whet.io import exclusive_lock
+from whet.locks import exclusive_lock
 from whet.space.space import DataSpace
 
 CLOCKS = ("embed_s", "search_s", "select_s", "train_s", "score_s")

@@ -6,7 +6,7 @@ from support.hashing_embedder import HashingEmbedder
 
 from whet.data.documents import Document
 from whet.errors import EmbedderMismatchError, SourceError, SpaceError
-from whet.io import exclusive_lock
+from whet.locks import exclusive_lock
 from whet.space.space import DataSpace
 from whet.space.store.segments.records import BATCH_ROWS
 

@@ -26,7 +26,8 @@ from whet.evaluate.dataset import EvalData, Prompt
 from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.provenance import provenance, same_space, space_record
 from whet.evaluate.run_storage import FORMAT, META, append, pack, read_meta, repair, translated_meta
-from whet.io import exclusive_lock, progress_bar, write_json
+from whet.io import progress_bar, write_json
+from whet.locks import exclusive_lock
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
 from whet.space.long_texts import count_long_texts

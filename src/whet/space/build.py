@@ -27,7 +27,8 @@ from whet.data.documents import (
 from whet.embed.embedder import Embedder, has_fingerprint
 from whet.embed.lsa import LSA
 from whet.errors import ModelError, SourceError, SpaceError
-from whet.io import LOCK_FILE, as_json, atomic_write, progress_bar, translate_disk_errors
+from whet.io import as_json, atomic_write, progress_bar, translate_disk_errors
+from whet.locks import LOCK_FILE
 from whet.maths.arrays import Array
 from whet.space.store.manifest import EMBEDDER_FOLDER, FAILED_FILE, Labels, Manifest
 from whet.space.store.opening import read_deleted_ids

@@ -20,14 +20,8 @@ from whet.data.documents import reject_str
 from whet.data.filters import Filter, as_filter
 from whet.embed.lsa import LSA
 from whet.errors import SpaceError
-from whet.io import (
-    LOCK_FILE,
-    atomic_write,
-    exclusive_lock,
-    fsync,
-    remove_folder,
-    translate_disk_errors,
-)
+from whet.io import atomic_write, fsync, translate_disk_errors
+from whet.locks import LOCK_FILE, exclusive_lock, remove_folder
 from whet.maths.arrays import Array
 from whet.space.store.kernel import kernel_record
 from whet.space.store.manifest import (

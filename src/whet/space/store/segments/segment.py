@@ -28,7 +28,8 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from whet.errors import SpaceError
-from whet.io import checksum, fsync, lock_shared, remove_unless_open, write_json
+from whet.io import checksum, fsync, write_json
+from whet.locks import lock_shared, remove_unless_open
 from whet.maths.arrays import Array
 from whet.space.store.manifest import SEGMENT_FILE
 from whet.space.store.segments import ann_index
