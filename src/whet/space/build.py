@@ -24,6 +24,7 @@ from whet.data.documents import (
     iter_documents,
     to_documents,
 )
+from whet.data.walk import FileOptions, LeftOut
 from whet.embed.embedder import Embedder, has_fingerprint
 from whet.embed.lsa import LSA
 from whet.errors import ModelError, SourceError, SpaceError
@@ -63,6 +64,8 @@ class Addition:
     resume_key: str = ""
     progress: bool = False
     ray: str | None = None
+    files: FileOptions | None = None
+    on_left_out: Callable[[LeftOut], None] | None = None
 
     def __post_init__(self) -> None:
         if self.chunks != AUTO:
@@ -107,7 +110,13 @@ class Addition:
     def documents(self, first: int) -> Iterator[Document | SourceError]:
         """The documents; those without an id are numbered from `first`."""
         if isinstance(self.docs, str | Path):
-            return iter_documents(self.docs, text_field=self.text_field, chunks=self.chunks)
+            return iter_documents(
+                self.docs,
+                text_field=self.text_field,
+                chunks=self.chunks,
+                files=self.files,
+                on_left_out=self.on_left_out,
+            )
         return to_documents(self.docs, first, text_field=self.text_field, chunks=self.chunks)
 
 

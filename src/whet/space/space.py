@@ -1,6 +1,6 @@
 """A data space: documents on disk, their vectors, and the embedder that made them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from whet.data.chunking import AUTO
 from whet.data.documents import Document, reject_str
 from whet.data.filters import Filter, as_filter, both
 from whet.data.values import read_meta
+from whet.data.walk import FileOptions, LeftOut
 from whet.embed.embedder import Embedder, check_embedder, has_fingerprint
 from whet.embed.registry import get_embedder
 from whet.errors import EmbedderMismatchError, SpaceError
@@ -75,6 +76,8 @@ class DataSpace:
         progress: bool = False,
         resume_key: str = "",
         ray: str | None = None,
+        files: FileOptions | None = None,
+        on_left_out: Callable[[LeftOut], None] | None = None,
     ) -> "DataSpace":
         """Create the data space at `path`, or add the documents that are new to an existing one.
 
@@ -103,6 +106,8 @@ class DataSpace:
             resume_key: Identifies `docs` when an interrupted call is resumed; by default the
                 source's path. Without it, an interrupted addition starts again.
             ray: Address of a Ray cluster (HOST:PORT, or `local`) whose workers embed.
+            files: Which files of a folder are read, and up to which size.
+            on_left_out: Called with each file or folder of a source that is left out by rule.
 
         Returns:
             The data space, opened.
@@ -121,7 +126,7 @@ class DataSpace:
         path = Path(path)
         addition = Addition(
             docs=docs, text_field=text_field, chunks=chunks, resume_key=resume_key,
-            progress=progress, ray=ray,
+            progress=progress, ray=ray, files=files, on_left_out=on_left_out,
         )  # fmt: skip
         if (path / MANIFEST_FILE).exists():
             existing = cls.open(path, embedder_for_adding(path, embedder, labels))
