@@ -165,10 +165,32 @@ def test_the_documents_trained_on_are_printed_on_stderr_unless_quiet(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
     long, line = run(*words, "--max-tokens", 2).stderr.splitlines()
     assert "20 of its 20 (100 %) texts have more than the 32 tokens that" in long
-    assert line.startswith("trained on d") and "(6 steps on 3 texts, of which some" in line
+    assert line.startswith("adapted by 6 steps on 3 passages (") and "sources: d" in line
     assert run(*words, "--max-tokens", 2, "--quiet").stderr == ""
     refused = run(*words, "--device", "nowhere")
     assert refused.exit_code != 0 and "nowhere" in refused.stderr
+
+
+def test_the_line_says_whether_the_steps_helped(folder):
+    words = ["generate", folder / "space", "alpha beta", "--model", "whet-pico", *SMALL]
+    words[2] = " ".join(WORDS * 6)
+    evidence = json.loads(whet(*words, "--max-tokens", 2, "--json"))["evidence"]
+    before, after = evidence["bits_per_byte"].values()
+    line = run(*words, "--max-tokens", 2).stderr
+    assert f"held-back part of the prompt {before:.2f} → {after:.2f} bits per byte" in line
+    undone = json.loads(whet(*words, "--max-tokens", 2, "--lr", 1, "--json"))
+    assert undone["stop_reason"] == "evidence" and undone["evidence"]["num_steps"] == 0
+    off = json.loads(whet(*words, "--max-tokens", 2, "--evidence", "off", "--json"))
+    assert off["evidence"]["bits_per_byte"] == {}
+
+
+def test_the_base_model_answers_where_nothing_is_near(folder):
+    words = ["generate", folder / "space", "qqq", "--model", folder / "model", *SMALL]
+    done = run(*words, "--max-tokens", 2, "--json")
+    answer = json.loads(done.stdout)
+    assert answer["stop_reason"] == "no_match" and answer["trace"] == []
+    assert answer["text"] == json.loads(whet(*words, "-n", 0, "--max-tokens", 2, "--json"))["text"]
+    assert "no document is near the prompt" in run(*words, "--max-tokens", 2).stderr
 
 
 @pytest.mark.parametrize("adapter", ["auto", "full", "lora", "head"])

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from whet.adapt.adapters import Adapter
 from whet.adapt.config import AdapterConfig, OptimizerConfig, TrainingConfig
 from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
@@ -19,7 +21,7 @@ from whet.adapt.slots import Slots
 from whet.adapt.updates import TrainExample, Update, lr_scale
 from whet.errors import AdaptationError, ModelError
 
-StopReason = Literal["n", "alpha", "learned", "deadline", "cancelled"]
+StopReason = Literal["n", "alpha", "learned", "deadline", "cancelled", "evidence", "no_match"]
 BeforeUpdate = Callable[[Update], StopReason | None]
 AfterUpdate = Callable[[Update, int], None]
 ID_LENGTH = 40  # characters of a text that stand for its id
@@ -49,7 +51,8 @@ class AdaptationTrace:
     steps: tuple[TrainStep, ...] = ()
     stop_reason: StopReason = "n"
     """n: all n steps were taken; alpha: adaptive stopping; learned: repeats of learned texts were
-    skipped; deadline: the time was up; cancelled: the request was cancelled."""
+    skipped; deadline: the time was up; cancelled: the request was cancelled; evidence: some or all
+    steps were undone, see `TrainingConfig.evidence`; no_match: no document is near the prompt."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -112,9 +115,8 @@ class AdaptationSession:
         self.training = training or TrainingConfig()
         self._slots, self._slot, self._on_step = slots, slot, on_step
         self._steps: list[TrainStep] = []
-        slots.reset(slot, optimizer=not self.training.persist_optimizer)
-        if init_adapter is not None:
-            init_adapter.load_into(slots, slot)
+        self._init_adapter = init_adapter
+        self._start(optimizer=not self.training.persist_optimizer)
         slots.params.lr[slot] = slots.adapter.lr * lr_scale(self.training, slots.optimizer.name)
 
     @property
@@ -268,6 +270,20 @@ class AdaptationSession:
             for piece in filter(None, pieces):
                 on_text(piece)
 
+    def snapshot(self) -> Tensor:
+        """A copy of the trained weights as they are now, for `restore`."""
+        return self._slots.params.values[self._slot].clone()
+
+    def restore(self, snapshot: Tensor | None) -> None:
+        """Go back to the weights of `snapshot`, or with None to those of the start, bit for bit.
+
+        The optimizer's state stays, so this is for answering, not for further steps.
+        """
+        if snapshot is None:
+            self._start(optimizer=False)
+        else:
+            self._slots.params.values[self._slot].copy_(snapshot)
+
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
     ) -> str:
@@ -275,6 +291,11 @@ class AdaptationSession:
         return self.model.generate(
             prompt, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
+
+    def _start(self, *, optimizer: bool) -> None:
+        self._slots.reset(self._slot, optimizer=optimizer)
+        if self._init_adapter is not None:
+            self._init_adapter.load_into(self._slots, self._slot)
 
     def _take(self, update: Update) -> list[float]:
         """Take `update` alone: its losses, none for a reused gradient."""

@@ -1,7 +1,7 @@
 """`whet generate` and `whet score`: fine-tune a model for a prompt, then use it."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from whet.cli.options import (
     resolve_selection,
     take_config,
 )
-from whet.errors import require
+from whet.errors import NoMatchError, require
 from whet.io import printable
 from whet.select.config import SelectionConfig
+
+NO_MATCH = "no_match"
 
 
 @click.command(cls=Command)
@@ -45,10 +47,13 @@ def generate(
     The documents are selected for PROMPT; "-" is read from stdin. With -n 0 the base model answers.
     """
     prompt = read_text(prompt)
+    require("torch", "adapt")
+    from whet.adapt.decoding.sampling import SamplingParams
+
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": values["seed"]}
     engine = _engine(space, values, quiet)
     base = engine.model.generate(prompt, **sampling) if compare else None
-    output = engine.generate(prompt, **sampling)
+    output = _run(engine, prompt=prompt, sampling=SamplingParams(**sampling))
     _report(output, quiet or as_json)
     record, plain = {"prompt": prompt, **_record(output)}, output.text
     if base is not None:
@@ -78,7 +83,7 @@ def score(
     if prompt is None:
         (task,) = ScoringTask.of(text, EvalConfig())
         prompt, text = task.context, task.text
-    output = _engine(space, values, quiet).score(text, prompt=prompt)
+    output = _run(_engine(space, values, quiet), prompt=prompt, text=text)
     before, after = output.base.bits_per_byte, output.score.bits_per_byte
     _report(output, quiet or as_json)
     plain = f"{before:.4f} bits per byte, after adaptation {after:.4f}"
@@ -114,20 +119,26 @@ def _engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
     )
 
 
+def _run(engine: Any, **options: Any) -> Any:
+    """The output of a request; the base model answers where no document is near the prompt."""
+    from whet.adapt.session import AdaptationTrace
+    from whet.engine import Request
+
+    request = Request(**options)
+    try:
+        return engine.submit(request).result()
+    except NoMatchError:
+        output = engine.submit(replace(request, adapt=False)).result()
+        return replace(output, trace=AdaptationTrace((), NO_MATCH))
+
+
 def _report(output: Any, quiet: bool) -> None:
-    """Print a line on stderr: the documents trained on, the steps, σ and the time."""
+    """Print a line on stderr: what the answer rests on, and whether the steps helped."""
     if quiet:
         return
-    steps = output.trace.steps
-    ids = list(dict.fromkeys(step.id for step in steps))
-    listed = ", ".join([*ids[:3], *["…"] * (len(ids) > 3)]) or "nothing"
-    numbers = [f"{len(steps)} step" + ("s" if len(steps) != 1 else "")]
-    if output.retrieval is not None and len(steps) > len(output.retrieval):
-        numbers[0] += f" on {len(output.retrieval)} texts, of which some exceed the model's context"
-    if steps and steps[-1].sigma is not None:
-        numbers.append(f"σ {steps[-1].sigma:.2f}")
-    numbers.append(f"{sum(output.seconds.values()):.1f} s")
-    print(printable(f"trained on {listed} ({', '.join(numbers)})"), file=sys.stderr)
+    near = output.trace.stop_reason != NO_MATCH
+    line = str(output.evidence) if near else "base model: no document is near the prompt"
+    print(printable(line), file=sys.stderr)
 
 
 def _record(output: Any) -> dict[str, Any]:
@@ -135,5 +146,6 @@ def _record(output: Any) -> dict[str, Any]:
         "text": output.text,
         "trace": [asdict(step) for step in output.trace],
         "stop_reason": output.trace.stop_reason,
+        "evidence": asdict(output.evidence),
         "seconds": output.seconds,
     }

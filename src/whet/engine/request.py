@@ -5,13 +5,15 @@
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from whet.adapt.config import TrainingConfig
 from whet.adapt.decoding.sampling import GeneratedText, SequenceGroup, TextPiece
+from whet.adapt.evidence import Evidence, EvidenceCheck
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason, TrainStep
 from whet.adapt.slots import Slots
@@ -139,22 +141,36 @@ class RequestRunner:
         clock = _Stages(state)
         if clock.plan.retrieval is not None:
             state.on_event(clock.plan.retrieval)
-        scores = _Scores(request, session)
+        scores, evidence = _Scores(request, session), EvidenceCheck(session, request.prompt)
         scores.add(0)
+
+        def before_update(update: Update) -> StopReason | None:
+            if (reason := _stop_reason(state, step_time_s())) is None:
+                evidence.before_first()
+            return reason
+
+        def after_update(update: Update, number: int) -> None:
+            scores.after_update(update, number)
+            evidence.after_update(number)
+
         reason = yield from session.run(
             clock.plan.updates,
             limit=clock.plan.num_texts,
-            before_update=lambda update: _stop_reason(state, step_time_s()),
-            after_update=scores.after_update,
+            before_update=before_update,
+            after_update=after_update,
         )
-        clock.end("train")
         scores.add(scores.taken)
+        kept = evidence.finish(scores.taken)
+        scores.add(kept)
+        clock.end("train")
         if group is not None:
             yield from session.decode(
                 group, should_stop=lambda: state.cancelled, on_text=state.on_event
             )
         clock.end("generate")
-        reason = "cancelled" if state.cancelled else reason or clock.plan.stop_reason
+        reason = reason or clock.plan.stop_reason
+        reason = "evidence" if kept < scores.taken else reason
+        reason = "cancelled" if state.cancelled else reason
         scored = GeneratedText(request.text or "", "score", 0)
         texts = tuple(sequence.result for sequence in group.sequences) if group else (scored,)
         return Output(
@@ -166,6 +182,7 @@ class RequestRunner:
             scores.scores,
             session.adapter if request.return_adapter else None,
             clock.seconds,
+            _summary(session.steps, evidence.bits_per_byte, kept, clock.seconds),
             sum(text.num_tokens for text in texts),
             texts=texts if group else (),
             prompt_logprobs=(group.sequences[0].prompt_logprobs or ()) if group else (),
@@ -198,6 +215,18 @@ def learned_ratio(retrieval: Retrieval, training: TrainingConfig) -> float:
     return (
         COPY_LEARNED_RATIO if retrieval.copy and training.learned_ratio else training.learned_ratio
     )
+
+
+def _summary(
+    steps: Sequence[TrainStep],
+    bits_per_byte: Mapping[int, float],
+    kept: int,
+    seconds: Mapping[str, float],
+) -> Evidence:
+    sigmas = [step.sigma for step in steps if step.sigma is not None]
+    passages = dict(Counter(step.id for step in steps))
+    last = min(sigmas, default=None)
+    return Evidence(bits_per_byte, kept, passages, last, sum(seconds.values()))
 
 
 class _Stages:

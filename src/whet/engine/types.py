@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from whet.adapt.adapters import Adapter
 from whet.adapt.decoding.logprobs import TokenLogprob
 from whet.adapt.decoding.sampling import GeneratedText, SamplingParams
+from whet.adapt.evidence import Evidence
 from whet.adapt.model import Score
 from whet.adapt.session import AdaptationTrace
 from whet.config import Renamed, renamed_keywords
@@ -118,6 +119,8 @@ class Output:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time of the stages `queue`, `select`, `train` and `generate`. Documents are selected
     while the request waits in the queue; that time counts as `select` only."""
+    evidence: Evidence = field(default_factory=Evidence)
+    """What the answer rests on, and whether the steps helped. Print it for one line."""
     num_tokens: int = 0
     """Number of generated tokens, of all texts together."""
     texts: tuple[GeneratedText, ...] = ()
@@ -139,8 +142,11 @@ class Output:
 
     @property
     def score(self) -> Score | None:
-        """The score of the adapted model, for a request that scores a text."""
-        return self.scores.get(max(self.scores, default=0))
+        """The score of the model that answers, for a request that scores a text.
+
+        That is the adapted model, unless the evidence speaks for the base model.
+        """
+        return self.scores.get(self.evidence.num_steps)
 
     def __repr__(self) -> str:
         text = self.text

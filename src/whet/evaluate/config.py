@@ -27,7 +27,7 @@ from whet.select.config import SelectionConfig
 DYNAMIC = "dynamic"  # the short form of the method that trains on the query itself
 WHET = "whet"  # the short form of what the engine, the command line and the server do by default
 PLAIN_SELECTION = SelectionConfig(copy_overlap=0.0)  # other methods are compared as published
-PLAIN_TRAINING = TrainingConfig(learned_ratio=0.0)
+PLAIN_TRAINING = TrainingConfig(learned_ratio=0.0, evidence="off")
 STREAMING = "streaming"  # that of the method that trains on the scored text after scoring it
 TRAIN_ON = {DYNAMIC: "query", STREAMING: "scored"}
 NESTED: dict[str, type] = {

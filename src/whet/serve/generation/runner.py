@@ -283,6 +283,8 @@ class RequestRunner:
         request, retrieval = self._request, self._retrieval
         if output.adapter is None or retrieval is None or not len(output.trace):
             return None
+        if output.trace.stop_reason == "evidence":
+            return None  # steps were undone for this prompt, not for others
         assert request.view is not None
         ids = [document.id for document in retrieval.documents]
         row_of = dict(zip(ids, retrieval.rows.tolist(), strict=True))

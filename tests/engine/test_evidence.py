@@ -1,0 +1,142 @@
+"""Whether the steps helped, by the end of the prompt, against training from scratch."""
+
+import json
+
+import pytest
+import torch
+from support import reference_slot, tiny_models
+from support.engines import TEXT, picking, words
+
+import whet
+from whet.adapt.evidence import HeldBack
+from whet.adapt.model import LanguageModel
+from whet.adapt.session import adapted
+from whet.data.documents import Document
+from whet.engine import Engine, Request, SamplingParams, TrainingConfig
+
+LORA = whet.LoRA(lr=0.01, r=4)
+PROMPT = words(7, 28)  # long enough that its end can be held back
+NEAR = [Document(f"near{i}", words(i, 6)) for i in range(4)]
+FAR = [Document(f"far{i}", "QZ!?" * (6 + i)) for i in range(4)]
+WORSE = [Document(f"x{i}", "X" * (30 + i)) for i in range(2)]  # than the base model from the start
+HELPFUL, MIXED, HARMFUL = NEAR, NEAR[:2] + FAR, FAR
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """In float64, where sums of another order give the same numbers; with a longer context."""
+    folder = tiny_models.save(tmp_path_factory.mktemp("long"), "llama")
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 256}))
+    return LanguageModel.from_pretrained(folder, device="cpu", dtype=torch.float64)
+
+
+def from_scratch(model, documents, text=None, context=None):
+    """Bits per byte after the steps on `documents`, of the held-back part unless of `text`."""
+    part = HeldBack.of(PROMPT, model)
+    with reference_slot.adapted(model, LORA) as slot:
+        for document in documents:
+            slot.step(document.text)
+        context = part.context if context is None else context
+        return slot.score(text or part.text, context=context).bits_per_byte
+
+
+def engine_of(model, evidence="check", space=None, **options):
+    training = TrainingConfig(evidence=evidence, learned_ratio=0.0)
+    return Engine(space, model, LORA, training=training, **options)
+
+
+def output_of(model, documents, evidence="check", **options):
+    with engine_of(model, evidence, slots=3) as engine:
+        sampling = SamplingParams(max_tokens=6)
+        request = Request(PROMPT, documents=tuple(documents), sampling=sampling, **options)
+        return engine.submit(request).result()
+
+
+def test_the_end_of_the_prompt_is_held_back(model):
+    part = HeldBack.of(PROMPT, model)
+    assert part.context + part.text == PROMPT and part.text[0] == " "
+    assert len(part.text) == pytest.approx(len(PROMPT) / 4, abs=10)
+    long = HeldBack.of("x" * 9000, model, front="unused")
+    assert (len(long.context), len(long.text)) == (3072, 1024)
+    assert HeldBack.of(PROMPT, model, front="a\n").context == "a\n" + part.context
+    assert HeldBack.of("a b c d", model) is None and HeldBack.of("", model) is None
+
+
+@pytest.mark.parametrize(
+    "mode, documents, kept",
+    [
+        ("off", HARMFUL, 4), ("measure", HARMFUL, 4), ("check", HELPFUL, 4), ("check", HARMFUL, 0),
+        ("best", MIXED, 2), ("best", HARMFUL, 2), ("best", WORSE, 0),
+    ],
+)  # fmt: skip
+def test_the_answer_has_the_steps_that_the_evidence_speaks_for(model, mode, documents, kept):
+    n = len(documents)
+    output = output_of(model, documents, mode, text=TEXT)
+    checked = {"off": [], "measure": [0, n], "check": [0, n]}
+    checked = checked.get(mode, sorted({0, 2, n} | ({5} if n > 5 else set())))
+    expected = {steps: from_scratch(model, documents[:steps]) for steps in checked}
+    evidence = output.evidence
+    assert evidence.bits_per_byte == pytest.approx(expected, rel=1e-5)
+    if mode == "best":
+        assert kept == min(expected, key=expected.get)
+    assert evidence.num_steps == kept
+    assert output.trace.stop_reason == ("n" if kept == n else "evidence")
+    bits = from_scratch(model, documents[:kept], TEXT, PROMPT)
+    assert output.score.bits_per_byte == pytest.approx(bits, rel=1e-5)
+    assert dict(evidence.passages) == {d.id: documents.count(d) for d in documents}
+
+
+def test_undone_steps_leave_the_base_model(model):
+    output = output_of(model, HARMFUL, return_adapter=True)
+    assert output.text == model.generate(PROMPT, max_tokens=6)
+    assert "so the steps were undone" in str(output.evidence)
+    assert output.evidence.after > output.evidence.before
+    again = output_of(model, (), init_adapter=output.adapter, text=TEXT)
+    assert again.score.bits == pytest.approx(model.score(TEXT, context=PROMPT).bits)
+
+
+def test_undone_steps_leave_the_adapter_that_training_started_from(model):
+    first = output_of(model, NEAR[:2], return_adapter=True).adapter
+    output = output_of(model, HARMFUL, init_adapter=first, text=TEXT)
+    assert output.trace.stop_reason == "evidence" and output.score == output.base
+    assert output.base != model.score(TEXT, context=PROMPT)
+
+
+def test_batch_mates_do_not_change_the_evidence(model):
+    requests = [
+        Request(words(40 + i, 24), text=TEXT, documents=tuple(documents))
+        for i, documents in enumerate([HELPFUL, MIXED, HARMFUL, MIXED])
+    ]
+    with engine_of(model, "best", slots=3) as engine:
+        together = list(engine.generate_many(requests))
+        alone = [engine.submit(request).result() for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        assert one.evidence.bits_per_byte == other.evidence.bits_per_byte
+        assert one.scores == other.scores and one.evidence.num_steps == other.evidence.num_steps
+    assert len({output.evidence.num_steps for output in alone}) > 1
+
+
+def test_a_short_prompt_and_no_steps_are_not_measured(space, model):
+    with engine_of(model, space=space, selection=picking(3)) as engine:
+        output = engine.submit(Request("alpha beta", text=TEXT)).result()
+        assert output.evidence.bits_per_byte == {} and output.evidence.num_steps == 3
+        assert "not measured" in str(output.evidence)
+        assert output.evidence.sigma == output.trace.steps[-1].sigma
+        for options in ({"deadline_s": 0.0}, {"adapt": False}, {"selection": picking(0)}):
+            output = engine.submit(Request(PROMPT, text=TEXT, **options)).result()
+            assert output.evidence.bits_per_byte == {} and output.score == output.base
+            assert str(output.evidence).startswith("base model, nothing was trained on")
+
+
+def test_a_snapshot_restores_the_weights_bit_for_bit(model):
+    with adapted(model, whet.FullFineTuning(lr=1e-2)) as session:
+        base = session.score(TEXT)
+        session.step("alpha beta")
+        snapshot, after = session.snapshot(), session.score(TEXT)
+        session.step("gamma delta")
+        assert session.score(TEXT) != after
+        session.restore(snapshot)
+        assert session.score(TEXT) == after
+        session.restore(None)
+        assert session.score(TEXT) == base
