@@ -55,7 +55,9 @@ class Evidence:
 
     def __str__(self) -> str:
         last = max(self.bits_per_byte, default=self.num_steps)
-        names = [name + (f" ×{count}" if count > 1 else "") for name, count in self.passages.items()]
+        names = [
+            name + (f" ×{count}" if count > 1 else "") for name, count in self.passages.items()
+        ]
         parts = ["sources: " + ", ".join([*names[:SHOWN], *["…"] * (len(names) > SHOWN)])]
         if self.sigma is not None:
             parts.insert(0, f"σ {self.sigma:.2f}")
