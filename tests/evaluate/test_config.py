@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import eval_fixtures
 
-from whet.adapt.config import AdapterOptions
+from whet.adapt.config import AdapterOptions, TrainingConfig
 from whet.errors import SourceError
 from whet.evaluate.config import PLAIN_SELECTION, EvalConfig
 from whet.evaluate.dataset import EvalData, Experiment
 from whet.evaluate.tasks import ScoringTask
+from whet.select.config import SelectionConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -312,3 +313,17 @@ def test_the_headline_studies_have_both_protocols(name, count, n):
         assert config.protocol == protocol and config.selection.n == n
         assert len(config.method_names) == count and config.method_names[-1] == "whet"
         assert {method.adapter.name for method in config.method_configs} <= {"auto", "lora"}
+
+
+def test_settings_of_whet_replace_what_it_stands_for():
+    config = EvalConfig()
+    whet, plain = config.method("whet"), config.method("sift")
+    assert (whet.selection.copy_overlap, whet.training.learned_ratio) == (
+        SelectionConfig().copy_overlap,
+        TrainingConfig().learned_ratio,
+    )
+    assert (plain.selection.copy_overlap, plain.training.learned_ratio) == (0, 0)
+    short = config.method("whet(learned_ratio=0.5)")
+    table = config.method({"name": "whet", "learned_ratio": 0.5})
+    assert short.training == table.training and short.training.learned_ratio == 0.5
+    assert short.selection == whet.selection

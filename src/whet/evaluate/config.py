@@ -200,10 +200,10 @@ class EvalConfig:
             raise ValueError(f"methods has {method!r}: expected a name, or a table with a name")
         settings = flat_settings(table, f"method {name!r}", MethodConfig)
         if not settings.keys() & {"selector", "train_on"}:
-            short = _parse_short_form(name)
-            if twice := sorted(short.keys() & settings.keys()):
+            base, own = _parse_short_form(name)
+            if twice := sorted(own.keys() & settings.keys()):
                 raise ValueError(f"method {name!r} sets {twice[0]} twice")
-            settings |= short
+            settings = base | own | settings
         if "n" in settings:
             raise ValueError(f"method {name!r} sets n, which applies to the whole run")
         return MethodConfig(name=name, **_parsed(MethodConfig, settings, f"method {name!r}", self))
@@ -326,19 +326,19 @@ def flat_values(config: EvalConfig | MethodConfig) -> dict[str, Any]:
     return values
 
 
-def _parse_short_form(text: str) -> dict[str, Any]:
-    """The settings, by their flat names, of a method in its short form."""
+def _parse_short_form(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the name of a method's short form stands for, and its settings in brackets."""
     match = SHORT_FORM.fullmatch(text)
     if not match:
         raise ValueError(f"method is {text!r}: expected a selector, such as sift or sift(0.1)")
-    settings = _method_settings(match[1])
+    settings = dict[str, Any]()
     for item in SETTING.findall(match[2] or ""):
         line = item.strip() if "=" in item else f"lam={item.strip()}"
         setting = flat_settings(parse_override(line, text), f"method {text!r}", MethodConfig)
-        if twice := sorted(settings.keys() & setting.keys()):
+        if twice := sorted((settings.keys() | {"selector", "train_on"}) & setting.keys()):
             raise ValueError(f"method {text!r} sets {twice[0]} twice")
         settings |= setting
-    return settings
+    return _method_settings(match[1]), settings
 
 
 def _method_settings(name: str) -> dict[str, Any]:
@@ -347,12 +347,8 @@ def _method_settings(name: str) -> dict[str, Any]:
         return {"train_on": TRAIN_ON[name]}
     if name != WHET:
         return {"selector": name}
-    selection, training = SelectionConfig(), TrainingConfig()
-    return {
-        "selector": selection.selector,
-        "copy_overlap": selection.copy_overlap,
-        "learned_ratio": training.learned_ratio,
-    }
+    overlap, ratio = SelectionConfig().copy_overlap, TrainingConfig().learned_ratio
+    return {"selector": "sift", "copy_overlap": overlap, "learned_ratio": ratio}
 
 
 def _parsed(
