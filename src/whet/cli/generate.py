@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -24,7 +24,7 @@ from whet.errors import NoMatchError, require
 from whet.io import printable
 from whet.select.config import SelectionConfig
 
-NO_MATCH = "no_match"
+NO_MATCH: Final = "no_match"
 
 
 @click.command(cls=Command)

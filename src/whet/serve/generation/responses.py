@@ -96,8 +96,14 @@ class ResponseWriter:
             yield from self._add_call(call)
 
     def _begin_message(self) -> Iterator[str]:
-        empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        item = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
+        empty: dict[str, Any] = {
+            "type": "output_text", "text": "", "annotations": [], "logprobs": []
+        }  # fmt: skip
+        item: dict[str, Any] = {
+            "id": f"msg_{uuid.uuid4().hex}",
+            "type": "message",
+            "role": "assistant",
+        }
         item |= {"status": "in_progress", "content": []}
         self.response["output"].append(item)
         self._message = item

@@ -170,7 +170,7 @@ class EventStream:
             if isinstance(event, CompletedEvent):
                 return
 
-    async def with_comments(self, interval_s: float) -> AsyncIterator[Event | str]:
+    async def with_comments(self, interval_s: float) -> AsyncGenerator[Event | str, None]:
         """The events and, every `interval_s`, a comment of server-sent events on the progress.
 
         A comment is a line that clients skip. It shows proxies and clients that the connection is

@@ -78,7 +78,7 @@ def measure_kernel(reader: Reader) -> KernelScale:
 def kernel_record(path: Path, manifest: Manifest, deleted: Int[Array, " n"]) -> dict[str, float]:
     """`Manifest.kernel` of a version whose manifest is not written yet; empty if a file is broken.
 
-    Whoever needs it then measures it, and gets the error.
+    The first use then measures it, and raises the error.
     """
     with suppress(SpaceError):
         with closing(DiskReader.open_shard(path, manifest, deleted)) as reader:
@@ -103,4 +103,5 @@ def _sample(ids: Int[Array, " n"]) -> Int[Array, " m"]:
         return ids
     runs = SAMPLE // RUN
     starts = np.arange(runs) * (len(ids) - RUN) // (runs - 1)
-    return ids[(starts[:, None] + np.arange(RUN)).ravel()]
+    sample: Int[Array, " m"] = ids[(starts[:, None] + np.arange(RUN)).ravel()]
+    return sample
