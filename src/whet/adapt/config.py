@@ -60,7 +60,7 @@ class TrainingConfig:
     long_texts: Literal["first", "chunks", "random"] = "chunks"
     """Texts longer than the model's context: a step on each chunk in turn, on the first tokens only
     (`first`), or on a random window (`random`). With `chunks`, `n` counts texts, not steps."""
-    learned_ratio: float = 0.8
+    learned_ratio: float = 0.5
     """A selected text is learned, and its further repeats are skipped, when its loss has fallen
     below this share of its first loss; the selector's further picks take their place. 0 turns this
     off."""
