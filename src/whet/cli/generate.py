@@ -51,10 +51,10 @@ def generate(
     from whet.adapt.decoding.sampling import SamplingParams
 
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": values["seed"]}
-    engine = _engine(space, values, quiet)
+    engine = new_engine(space, values, quiet)
     base = engine.model.generate(prompt, **sampling) if compare else None
     output = _run(engine, prompt=prompt, sampling=SamplingParams(**sampling))
-    _report(output, quiet or as_json)
+    report(output, quiet or as_json)
     record, plain = {"prompt": prompt, **_record(output)}, output.text
     if base is not None:
         record, plain = record | {"base": base}, f"base model:\n{base}\n\nadapted model:\n{plain}"
@@ -83,15 +83,15 @@ def score(
     if prompt is None:
         (task,) = ScoringTask.of(text, EvalConfig())
         prompt, text = task.context, task.text
-    output = _run(_engine(space, values, quiet), prompt=prompt, text=text)
+    output = _run(new_engine(space, values, quiet), prompt=prompt, text=text)
     before, after = output.base.bits_per_byte, output.score.bits_per_byte
-    _report(output, quiet or as_json)
+    report(output, quiet or as_json)
     plain = f"{before:.4f} bits per byte, after adaptation {after:.4f}"
     plain += f" ({100 * after / before:.1f} %)"
     emit({"base": before, "adapted": after, **_record(output)}, as_json, plain)
 
 
-def _engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
+def new_engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
     """The engine that the options `values` configure."""
     adapter = take_config(AdapterOptions, values)
     training = take_config(TrainingConfig, values)
@@ -132,7 +132,7 @@ def _run(engine: Any, **options: Any) -> Any:
         return replace(output, trace=AdaptationTrace((), NO_MATCH))
 
 
-def _report(output: Any, quiet: bool) -> None:
+def report(output: Any, quiet: bool) -> None:
     """Print a line on stderr: what the answer rests on, and whether the steps helped."""
     if quiet:
         return

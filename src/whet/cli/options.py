@@ -202,6 +202,9 @@ WHERE = click.option(
     "--where", metavar="FILTER", help='Only documents that pass, such as `set == "github"`.'
 )
 SELECTION = config_options(SelectionConfig, "Selection", selector=click.Choice(list(SELECTORS)))
+SELECTION_WITHOUT_N = config_options(
+    SelectionConfig, "Selection", skip=("n",), selector=click.Choice(list(SELECTORS))
+)
 ADAPTATION = options(
     click.option(
         "--model",

@@ -1,0 +1,241 @@
+"""`whet chat`: a conversation in the terminal, each answer by a model adapted to its question.
+
+The model reads the conversation through its chat template; a model without one continues a written
+dialogue. Standard input can be a pipe: one question or command per line.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import click
+
+from whet.cli.generate import NO_MATCH, new_engine, report
+from whet.cli.options import ADAPTATION, QUIET, SELECTION_WITHOUT_N, SPACE, Command, GroupedOption
+from whet.errors import NoMatchError, WhetError
+from whet.io import printable
+
+Use = Literal["context", "steps", "both"]
+USES: tuple[Use, ...] = get_args(Use)
+STEPS = 8
+WITH_PASSAGES = "Answer with the help of these passages.\n\n{passages}\n\nQuestion: {question}"
+NEXT_SPEAKER = ("\nuser:", "\nassistant:")  # where a model without a template goes on by itself
+MARGIN = 48  # tokens for what `WITH_PASSAGES` and a chat template add
+HELP = """\
+/base                    the base model's answer to the last question, without passages
+/why                     why the passages of the last answer were selected
+/use context|steps|both  put passages into the context, take steps on them, or both
+/reset                   forget the conversation
+/quit                    leave, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+class Conversation:
+    """Questions and answers so far, and how the next question is answered."""
+
+    def __init__(self, engine: Any, use: Use, max_tokens: int, temperature: float) -> None:
+        from whet.adapt.decoding.sampling import SamplingParams
+        from whet.serve.chat.template import template_tokenizer
+
+        self.use, self._engine, self._model = use, engine, engine.model
+        self._templates = template_tokenizer(self._model.tokenizer)
+        stop = () if self._templates.chat_template else NEXT_SPEAKER
+        self._sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop)
+        self.messages: list[dict[str, str]] = []
+        """The conversation so far, without passages."""
+        self.retrieval: Any = None
+        """What was selected for the last question."""
+
+    @property
+    def question(self) -> str | None:
+        """The last question; None before the first."""
+        asked = [message["content"] for message in self.messages if message["role"] == "user"]
+        return asked[-1] if asked else None
+
+    def ask(self, question: str) -> Iterator[Any]:
+        """Yield the events and the output of an answer, which joins the conversation.
+
+        An answer that is stopped joins it as far as it went.
+
+        Raises:
+            ValueError: If the question does not fit the model's context.
+        """
+        from whet.engine import Request
+
+        messages = [*self.messages, {"role": "user", "content": question}]
+        try:
+            self.retrieval = self._engine.retrieve(question)
+        except NoMatchError:
+            self.retrieval = None
+        passages = self.retrieval is not None and self.use != "steps"
+        request = Request(
+            question,
+            token_ids=self._token_ids(messages, with_passages=passages),
+            retrieval=self.retrieval,
+            adapt=self.retrieval is not None and self.use != "context",
+            sampling=self._sampling,
+        )
+        answer = ""
+        try:
+            for event in self._engine.stream(request):
+                if isinstance(event, str):
+                    answer += event
+                yield event
+        finally:
+            self.messages = [*messages, {"role": "assistant", "content": answer.strip()}]
+
+    def base(self) -> Iterator[Any]:
+        """Yield the events and the output of the base model's answer to the last question."""
+        from whet.engine import Request
+
+        messages = self.messages[:-1]  # without the answer
+        request = Request(
+            messages[-1]["content"],
+            token_ids=self._token_ids(messages, with_passages=False),
+            adapt=False,
+            sampling=self._sampling,
+        )
+        yield from self._engine.stream(request)
+
+    def _token_ids(self, messages: list[dict[str, str]], *, with_passages: bool) -> tuple[int, ...]:
+        """The messages that fit, the oldest left out first, with the passages that still fit."""
+        limit = self._model.max_length - 1 - self._sampling.max_tokens
+        while len(ids := self._encode(messages)) > limit and len(messages) > 2:
+            messages = messages[2:]
+        budget = limit - len(ids) - MARGIN
+        if not with_passages or budget < 1:
+            return ids
+        passages = self.retrieval.to_context(
+            budget, count_tokens=lambda text: len(self._model.encode(text))
+        )
+        if not passages.text:
+            return ids
+        question = messages[-1]["content"]
+        content = WITH_PASSAGES.format(passages=passages.text, question=question)
+        with_them = self._encode([*messages[:-1], {"role": "user", "content": content}])
+        return with_them if len(with_them) <= limit else ids
+
+    def _encode(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
+        from whet.serve.chat.template import apply_chat_template
+
+        return tuple(apply_chat_template(self._model.tokenizer, self._templates, messages))
+
+
+@click.command(cls=Command)
+@SPACE
+@click.option(
+    "--use",
+    type=click.Choice(USES),
+    default="both",
+    show_default=True,
+    help="Put passages into the context, take gradient steps on them, or both.",
+)
+@click.option("--max-tokens", default=256, show_default=True, help="Longest answer, in tokens.")
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 takes the most likely token.",
+)
+@QUIET
+@ADAPTATION
+@click.option(
+    "-n",
+    "--n",
+    "n",
+    default=STEPS,
+    show_default=True,
+    cls=GroupedOption,
+    group="Selection",
+    type=int,
+    help="Number of picks and of gradient steps.",
+)
+@SELECTION_WITHOUT_N
+def chat(
+    space: Path | str, use: Use, max_tokens: int, temperature: float, quiet: bool, **values: Any
+) -> None:  # fmt: skip
+    """Answer questions with the help of the documents of SPACE.
+
+    For each question, passages are selected, put into the model's context, and trained on; then the
+    model is restored. Type /help for the commands. Questions are read from standard input, one per
+    line.
+    """
+    engine = new_engine(space, values, quiet)
+    conversation = Conversation(engine, use, max_tokens, temperature)
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  # edits the line, and remembers the former ones
+
+        print("Ask a question, or type /help.", file=sys.stderr)
+    with engine:
+        while (line := _read_line()) is not None:
+            if line in ("/quit", "/exit"):
+                break
+            try:
+                _answer(conversation, line, quiet)
+            except KeyboardInterrupt:
+                print("\n(stopped)", file=sys.stderr)
+            except (WhetError, ValueError) as error:
+                print(printable(str(error)), file=sys.stderr)
+
+
+def _read_line() -> str | None:
+    """The next line that is not blank; None at the end."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            continue
+        except EOFError:
+            return None
+        if line:
+            return line
+
+
+def _answer(conversation: Conversation, line: str, quiet: bool) -> None:
+    """Print what a line asks for."""
+    command, _, argument = line.partition(" ")
+    if not line.startswith("/"):
+        _print_answer(
+            conversation.ask(line), quiet, near=lambda: conversation.retrieval is not None
+        )
+    elif command == "/help":
+        print(HELP)
+    elif command == "/reset":
+        conversation.messages, conversation.retrieval = [], None
+    elif command == "/use" and argument.strip() in USES:
+        conversation.use = next(use for use in USES if use == argument.strip())
+    elif command in ("/base", "/why") and conversation.question is None:
+        print(f"{command} needs a question before it: ask one", file=sys.stderr)
+    elif command == "/base":
+        _print_answer(conversation.base(), quiet=True)
+    elif command == "/why" and conversation.retrieval is None:
+        print("no document is near the last question: the base model has answered")
+    elif command == "/why":
+        print(printable(str(conversation.retrieval.explain())))
+    else:
+        print(f"{printable(line)} is not a command: type /help for them", file=sys.stderr)
+
+
+def _print_answer(events: Any, quiet: bool, near: Any = lambda: True) -> None:
+    """Print an answer as it comes, then what it rests on."""
+    from whet.adapt.session import AdaptationTrace, TrainStep
+    from whet.engine import Output
+
+    show_steps, taken = not quiet and sys.stderr.isatty(), 0
+    try:
+        for event in events:
+            if isinstance(event, TrainStep) and show_steps:
+                taken += 1
+                print(f"\rstep {taken}", end="", file=sys.stderr, flush=True)
+            elif isinstance(event, str):
+                print("\r" * bool(taken) + printable(event), end="", flush=True)
+                taken = 0
+            elif isinstance(event, Output):
+                print(flush=True)
+                if not near():
+                    event = replace(event, trace=AdaptationTrace((), NO_MATCH))
+                report(event, quiet)
+    finally:
+        events.close()
