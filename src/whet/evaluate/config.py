@@ -347,8 +347,9 @@ def _method_settings(name: str) -> dict[str, Any]:
         return {"train_on": TRAIN_ON[name]}
     if name != WHET:
         return {"selector": name}
-    overlap, ratio = SelectionConfig().copy_overlap, TrainingConfig().learned_ratio
-    return {"selector": "sift", "copy_overlap": overlap, "learned_ratio": ratio}
+    overlap, training = SelectionConfig().copy_overlap, TrainingConfig()
+    ours = {"learned_ratio": training.learned_ratio, "evidence": training.evidence}
+    return {"selector": "sift", "copy_overlap": overlap} | ours
 
 
 def _parsed(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from whet.adapt.config import TrainingConfig
+from whet.adapt.evidence import EvidenceCheck
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession
 from whet.adapt.slots import Slots
@@ -238,13 +239,23 @@ class Evaluator:
             return steps.rows
         with self._session(method, picks.training) as session:
             scores = ScoredSteps(steps, self._config.steps, partial(scored, session), session)
+            evidence, taken = EvidenceCheck(session, task.query), 0
+            evidence.before_first()
+
+            def after_update(update: Update, number: int) -> None:
+                nonlocal taken
+                scores.after_update(update, number)
+                evidence.after_update(taken := number)
+
             session.train(
                 updates,
                 limit=picks.n,
                 before_update=scores.before_update,
-                after_update=scores.after_update,
+                after_update=after_update,
             )
             scores.finish()
+            if evidence.finish(taken) < taken:  # the last row is what the engine answers with
+                steps.rows[-1].bits = scored(session, steps.rows[-1]).bits
         return steps.rows
 
     def _stream(
