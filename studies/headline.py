@@ -1,0 +1,71 @@
+"""The picture and the table of the README, from the committed runs of both protocols.
+
+    python -m studies.headline    # writes docs/headline.svg, and the table between README's markers
+"""
+
+from pathlib import Path
+
+from studies.plotting import COLORS, MUTED, canvas, label, save
+from whet.evaluate.report.render import format_estimate
+from whet.evaluate.results import Run
+from whet.maths.statistics import mean_estimate
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "benchmarks" / "results" / "study"
+PROTOCOLS = {"paper": "nano-paper", "held-out": "nano-held-out"}
+METHODS = ("nearest", "sift", "whet")
+WHET = "#0072b2"
+START, END = "<!-- headline -->\n", "<!-- end of headline -->"
+
+
+def picture(runs: dict[str, Run], path: Path) -> None:
+    """Bits per byte against gradient steps, one panel per protocol."""
+    with canvas(len(runs), 3.6, 2.9) as (figure, panels):
+        for axes, (protocol, run) in zip(panels, runs.items(), strict=True):
+            for method in METHODS:
+                estimates = [mean_estimate(run.ratio(method, step)) for step in run.steps]
+                color = WHET if method == "whet" else COLORS[method]
+                values = [estimate.value for estimate in estimates]
+                axes.plot(run.steps, values, marker="o", ms=3, color=color, label=label(method))
+                low, high = [e.low for e in estimates], [e.high for e in estimates]
+                axes.fill_between(run.steps, low, high, color=color, alpha=0.12, linewidth=0)
+            axes.axhline(100, color=MUTED, lw=0.8)
+            axes.annotate("base model", (run.steps[-1], 100), (0, 2), textcoords="offset points",
+                          ha="right", va="bottom", color=MUTED, fontsize=8)  # fmt: skip
+            axes.set_title(f"{protocol} protocol, {len(run)} prompts")
+            axes.set(xlabel="gradient steps", xticks=(0, 10, 20, 50))
+        panels[0].set(ylabel="bits per byte, % of base")
+        panels[0].legend(loc="lower left")
+        save(figure, path)
+
+
+def table(runs: dict[str, Run]) -> str:
+    """One row per protocol: % of base with its interval, and the differences to NN."""
+    lines = [
+        "| protocol | prompts | NN | SIFT | whet | SIFT − NN | whet − NN |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for protocol, run in runs.items():
+        last = run.steps[-1]
+        values = {method: run.ratio(method, last) for method in METHODS}
+        cells = [format_estimate(mean_estimate(v), half=True) for v in values.values()]
+        cells += [
+            format_estimate(mean_estimate(values[method] - values["nearest"]), sign="+")
+            for method in METHODS[1:]
+        ]
+        lines.append(f"| {protocol} | {len(run)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the picture and the table."""
+    runs = {name: Run.open(RUNS / folder) for name, folder in PROTOCOLS.items()}
+    picture(runs, ROOT / "docs" / "headline.svg")
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text("utf-8").partition(START)
+    after = rest.partition(END)[2]
+    readme.write_text(f"{before}{START}{table(runs)}{END}{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
