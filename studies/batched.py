@@ -21,8 +21,8 @@ from typing import Any
 import click
 
 from studies.__main__ import PATH, Command
+from whet.adapt.checkpoints.loading import DTYPES
 from whet.adapt.config import LoRA, TrainingConfig
-from whet.adapt.loading import DTYPES
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession
 from whet.adapt.slots import Slots

@@ -7,7 +7,7 @@ from typing import Any
 from studies.artifact import Artifact
 from studies.registry import REGISTRY, ArtifactSpec
 from studies.study import Study
-from whet.adapt.loading import BUNDLED
+from whet.adapt.checkpoints.loading import BUNDLED
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.provenance import provenance
 from whet.evaluate.report.summary import protocol_name

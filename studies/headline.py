@@ -1,6 +1,6 @@
 """The picture and the table of the README, from the committed runs of both protocols.
 
-    python -m studies.headline    # writes docs/headline.svg, and the table between README's markers
+python -m studies.headline    # writes docs/headline.svg, and the table between README's markers
 """
 
 from pathlib import Path

@@ -42,7 +42,7 @@ from whet.select.selectors.baselines import uncertainty as uncertainty
 from whet.select.sift import SIFT as SIFT
 from whet.select.sift import sift as sift
 from whet.select.sift import sift_batch as sift_batch
-from whet.space.diagnostics import diagnose as diagnose
+from whet.space.maintenance.diagnostics import diagnose as diagnose
 from whet.space.retrieve import Retrieval as Retrieval
 from whet.space.retrieve import Retriever as Retriever
 from whet.space.space import DataSpace as DataSpace

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import tiny_gguf, tiny_models
 
-from whet.adapt.gguf import cache_folder, ollama_file, packaged_file
+from whet.adapt.checkpoints.gguf import cache_folder, ollama_file, packaged_file
 from whet.adapt.model import LanguageModel
 from whet.embed.hidden_states import HiddenStates
 from whet.errors import ModelError

@@ -8,8 +8,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 
+from whet.adapt.checkpoints.loading import (
+    computes_correctly,
+    default_device,
+    fast_dtype,
+    usable_cpus,
+)
 from whet.adapt.config import LoRA
-from whet.adapt.loading import computes_correctly, default_device, fast_dtype, usable_cpus
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import adapted
 from whet.adapt.tuners.lora import linear_layers

@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from whet.cli import main
 from whet.data.filters import Compare
-from whet.space.diagnostics import diagnose
+from whet.space.maintenance.diagnostics import diagnose
 from whet.space.space import DataSpace
 
 WORDS = "red green blue fox whale frog runs sings sleeps tree stone river".split()

@@ -4,7 +4,7 @@ import pytest
 from support import label_escape, serving
 
 from whet.data.documents import Document
-from whet.space.maintenance import verify
+from whet.space.maintenance.inspection import verify
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels
 from whet.space.store.writer import DiskWriter

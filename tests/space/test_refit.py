@@ -14,8 +14,8 @@ from support.hashing_embedder import HashingEmbedder
 
 from whet.embed.lsa import LSA
 from whet.errors import EmbedderMismatchError, SourceError, SpaceError
-from whet.space.maintenance import verify
-from whet.space.refit import refit
+from whet.space.maintenance.inspection import verify
+from whet.space.maintenance.refit import refit
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels, read_manifest
 
@@ -129,7 +129,8 @@ def test_a_killed_refit_leaves_the_old_state_or_the_new(tmp_path):
 
 def test_a_space_can_be_opened_while_it_is_fitted_again(tmp_path):
     space = build(tmp_path / "s")
-    script = f"from whet.space.refit import refit\nfor _ in range(6): refit({str(space.path)!r})"
+    command = "from whet.space.maintenance.refit import refit\nfor _ in range(6): refit"
+    script = f"{command}({str(space.path)!r})"
     child = subprocess.Popen([sys.executable, "-c", script])
     opened = 0
     while child.poll() is None:

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from whet.adapt import loading
 from whet.adapt.batches import batch_by_length, bucket_length, windows
+from whet.adapt.checkpoints import loading
 from whet.adapt.config import AdapterConfig, suited_config
 from whet.adapt.decoding.batch_decoding import BatchDecoder
 from whet.adapt.decoding.kv_cache import longrope_switch, no_cache
@@ -157,7 +157,7 @@ class LanguageModel:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the model's weights: see `whet.adapt.loading.weights_fingerprint`."""
+        """Identifies the model's weights: see `whet.adapt.checkpoints.loading.weights_fingerprint`."""
         return loading.weights_fingerprint(dict(self.hf_model.named_parameters()))
 
     @property

@@ -39,7 +39,7 @@ def space() -> None:
 @JSON
 def info(space: Path, as_json: bool) -> None:
     """Describe SPACE: documents, embedder, index, metadata fields."""
-    from whet.space.maintenance import describe
+    from whet.space.maintenance.inspection import describe
 
     record = describe(space)
     shown = record if record["index"]["segments"] else record | {"index": "none: exact search"}
@@ -52,7 +52,7 @@ def info(space: Path, as_json: bool) -> None:
 @JSON
 def verify(space: Path, as_json: bool) -> None:
     """Read every byte of SPACE and list each damaged file."""
-    from whet.space.maintenance import verify as find_damage
+    from whet.space.maintenance.inspection import verify as find_damage
 
     damaged = find_damage(space)
     emit({"faults": damaged}, as_json, "\n".join(damaged) or f"{space}: no file is damaged")
@@ -68,7 +68,7 @@ def verify(space: Path, as_json: bool) -> None:
 def compact(space: Path, as_json: bool, quiet: bool) -> None:
     """Free the disk space of deleted and unfinished documents."""
     from whet.io import progress_bar
-    from whet.space.maintenance import size
+    from whet.space.maintenance.inspection import size
     from whet.space.store.writer import DiskWriter
 
     before = size(space)
@@ -89,7 +89,7 @@ def refit(space: Path, as_json: bool, quiet: bool) -> None:
     It then forgets the words of deleted documents and learns those of added ones. Ids, metadata and
     labels stay.
     """
-    from whet.space.refit import refit as fit_again
+    from whet.space.maintenance.refit import refit as fit_again
 
     version = fit_again(space, progress=not quiet)
     record = {"space": str(space), "version": version}
@@ -118,7 +118,7 @@ def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) 
 def export(space: Path, out: Path | None, where: str | None) -> None:
     """Write the documents of SPACE as JSON lines, which `whet index` reads."""
     from whet.io import atomic_write
-    from whet.space.maintenance import export as export_lines
+    from whet.space.maintenance.inspection import export as export_lines
 
     lines = export_lines(space, where)
     if out is None:
@@ -147,7 +147,7 @@ def doctor(
 
     Also counts duplicates, documents without content, and prompts that SPACE contains.
     """
-    from whet.space.diagnostics import diagnose
+    from whet.space.maintenance.diagnostics import diagnose
     from whet.space.space import DataSpace
 
     opened = DataSpace.open(space)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from whet.adapt.batches import CPU_TOKENS, TOKENS
-from whet.adapt.loading import DTYPES, load, weights_fingerprint
+from whet.adapt.checkpoints.loading import DTYPES, load, weights_fingerprint
 from whet.embed.model_files import model_folder, tokenizer_fingerprint
 from whet.errors import ModelError
 from whet.maths.arrays import Array, as_count

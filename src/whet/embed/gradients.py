@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whet.adapt.loading import start_token
+from whet.adapt.checkpoints.loading import start_token
 from whet.adapt.tuners.lora import in_out_features, linear_layers
 from whet.embed.embedder import spec_of
 from whet.embed.encoder import EncodedBatch, TextEncoder

@@ -71,7 +71,7 @@ class SentenceEncoder:
                 than `truncate_dim`.
         """
         library = require("sentence_transformers", "embed")
-        from whet.adapt.loading import default_device, weights_fingerprint
+        from whet.adapt.checkpoints.loading import default_device, weights_fingerprint
 
         if not trust_remote_code:
             _refuse_custom_modules(Path(model))

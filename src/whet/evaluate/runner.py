@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from whet.adapt.checkpoints.loading import DTYPES
 from whet.adapt.config import ADAPTERS, AdapterConfig
-from whet.adapt.loading import DTYPES
 from whet.adapt.model import LanguageModel
 from whet.errors import RunFolderError
 from whet.evaluate.config import EvalConfig, MethodConfig, flat_values

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from whet.adapt.adapters import Adapter
-from whet.adapt.gguf import resolve
-from whet.adapt.loading import BUNDLED
+from whet.adapt.checkpoints.gguf import resolve
+from whet.adapt.checkpoints.loading import BUNDLED
 from whet.adapt.tuners.lora import LORA_A, LORA_B
 from whet.errors import ModelError, require
 from whet.io import atomic_write

@@ -18,8 +18,8 @@ from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.bm25 import BM25
 from whet.space.build import Addition, Documents
+from whet.space.maintenance.refit import refit
 from whet.space.opening import embedder_for_adding, is_folder, open_with_embedder
-from whet.space.refit import refit
 from whet.space.store.kernel import KernelScale, measure_kernel
 from whet.space.store.manifest import MANIFEST_FILE, Labels, Manifest
 from whet.space.store.protocol import Metric, Neighbors, Reader

@@ -22,7 +22,7 @@ from whet.cli import main
 from whet.data.documents import Document
 from whet.data.filters import Compare, In, Not
 from whet.errors import EmbedderMismatchError, SpaceError
-from whet.space.maintenance import describe, verify
+from whet.space.maintenance.inspection import describe, verify
 from whet.space.milvus.reader import CollectionRecord, MilvusReader, parse_address
 from whet.space.milvus.writer import MilvusWriter, copy_rows, copy_space
 from whet.space.space import DataSpace

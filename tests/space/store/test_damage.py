@@ -20,7 +20,7 @@ from support.store_conformance import disk_writer, table, units
 from whet.data.documents import Document
 from whet.data.filters import Compare
 from whet.errors import SpaceError
-from whet.space import maintenance
+from whet.space.maintenance import inspection
 from whet.space.space import DataSpace
 from whet.space.store.manifest import manifest_checksum, read_manifest
 from whet.space.store.reader import DiskReader
@@ -84,7 +84,7 @@ def test_a_flipped_bit_is_reported_or_changes_nothing(lsa_space, tmp_path):
             flip(tmp_path / "s" / name, at, bit)
             assert outcome(tmp_path / "s", expected) == 0, (name, at, bit)
             try:
-                messages = maintenance.verify(tmp_path / "s")
+                messages = inspection.verify(tmp_path / "s")
             except SpaceError as error:
                 messages = [str(error)]
             if name.name not in ("meta.json", "segment.json"):  # their white space may change
@@ -96,7 +96,7 @@ def test_a_flipped_bit_is_reported_or_changes_nothing(lsa_space, tmp_path):
 def test_missing_files_are_reported(lsa_space, tmp_path, name):
     shutil.copytree(lsa_space, tmp_path / "s")
     (tmp_path / "s" / name).unlink()
-    assert any(name in message for message in maintenance.verify(tmp_path / "s"))
+    assert any(name in message for message in inspection.verify(tmp_path / "s"))
 
 
 def test_files_replaced_by_folders_are_reported(lsa_space, tmp_path):
@@ -106,7 +106,7 @@ def test_files_replaced_by_folders_are_reported(lsa_space, tmp_path):
         (tmp_path / "s" / name).unlink()
         (tmp_path / "s" / name).mkdir()
         with pytest.raises(SpaceError, match=str(name.name)):
-            raise SpaceError(maintenance.verify(tmp_path / "s")[0])  # or verify itself raises it
+            raise SpaceError(inspection.verify(tmp_path / "s")[0])  # or verify itself raises it
         with contextlib.suppress(SpaceError):
             contents(tmp_path / "s")
         shutil.rmtree(tmp_path / "s")
@@ -115,14 +115,14 @@ def test_files_replaced_by_folders_are_reported(lsa_space, tmp_path):
 def test_a_file_of_failures_that_nobody_wrote_is_reported(tmp_path):
     DataSpace.build(["bees", "wax"], tmp_path / "s", HashingEmbedder())
     (tmp_path / "s" / "failed.jsonl").write_bytes(b"\0\xff")
-    assert "failed.jsonl is broken" in maintenance.verify(tmp_path / "s")[0]
+    assert "failed.jsonl is broken" in inspection.verify(tmp_path / "s")[0]
 
 
 def test_lines_of_failures_after_the_manifest_are_not_damage(lsa_space, tmp_path):
     shutil.copytree(lsa_space, tmp_path / "s")
     with (tmp_path / "s" / "failed.jsonl").open("a") as file:
         file.write('{"reason": "of an addition that was killed"}\n')
-    assert maintenance.verify(tmp_path / "s") == []
+    assert inspection.verify(tmp_path / "s") == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_older_spaces_open_and_get_checksums_when_written(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "s")
     assert "crc32" not in json.loads((tmp_path / "s" / "meta.json").read_text())
     before = DataSpace.open(tmp_path / "s")
-    assert maintenance.verify(tmp_path / "s") == []
+    assert inspection.verify(tmp_path / "s") == []
     name = read_manifest(tmp_path / "s").segments[0]
     flip(tmp_path / "s" / "segments" / name / "rows.arrow", 900, 3)
     with pytest.raises(SpaceError, match="rows.arrow is broken"):
@@ -170,7 +170,7 @@ def test_older_spaces_open_and_get_checksums_when_written(tmp_path):
     before.store.close()
     with DiskWriter(tmp_path / "s") as writer:
         assert os.listdir(tmp_path / "s" / "segments") == writer.manifest.segments
-    assert maintenance.verify(tmp_path / "s") == []
+    assert inspection.verify(tmp_path / "s") == []
 
 
 MANY = """
@@ -370,7 +370,7 @@ def test_killed_before_the_clean_up_nothing_is_added_twice(tmp_path, embedder, f
     command = [sys.executable, "-c", KILL, str(source), str(tmp_path / "s"), embedder]
     assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
     plan = tmp_path / "s" / "staging" / "plan.json"
-    assert plan.exists() and not maintenance.describe(tmp_path / "s")["unfinished"]
+    assert plan.exists() and not inspection.describe(tmp_path / "s")["unfinished"]
     if older:  # plans of older versions have no name
         values = json.loads(plan.read_text())
         plan.write_text(json.dumps({k: values[k] for k in ("source", "embedder", "fingerprint")}))
@@ -434,7 +434,7 @@ def test_a_damaged_file_of_an_unfinished_addition_is_noticed(tmp_path):
         flip(copy / name, rng.randrange((copy / name).stat().st_size), rng.randrange(8))
         space = DataSpace.build(tmp_path / "a.jsonl", copy)  # resumes, or reads the documents again
         assert space.texts(space.rows) == TEXTS and space.ids == [f"d{i}" for i in range(20)], name
-        assert maintenance.verify(copy) == [] and space.manifest.failed == 1
+        assert inspection.verify(copy) == [] and space.manifest.failed == 1
         expected = space.embedder.encode(TEXTS)
         np.testing.assert_allclose(space.vectors(space.rows), expected, atol=2e-3)
 

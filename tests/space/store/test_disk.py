@@ -15,7 +15,7 @@ from support.store_conformance import D, disk_writer, table, units
 from whet.data.documents import Document
 from whet.data.filters import Compare, In
 from whet.errors import EmbedderMismatchError, SpaceError
-from whet.space.maintenance import verify
+from whet.space.maintenance.inspection import verify
 from whet.space.space import DataSpace
 from whet.space.store.manifest import Labels, Manifest, manifest_checksum, read_manifest
 from whet.space.store.reader import DiskReader

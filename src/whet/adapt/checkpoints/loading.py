@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch.nn import functional
 
+from whet.adapt.checkpoints.gguf import INSTALL, PACKAGED, is_converted, resolve
 from whet.adapt.config import PRECISIONS
-from whet.adapt.gguf import INSTALL, PACKAGED, is_converted, resolve
 from whet.errors import ModelError, require
 from whet.maths.arrays import as_count
 

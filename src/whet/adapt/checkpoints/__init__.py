@@ -1,0 +1,1 @@
+"""Reading the files of a model: weights, tokenizers, GGUF files."""

@@ -1,0 +1,1 @@
+"""Looking after a data space: describe, verify, export, refit, diagnose."""
