@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from whet._version import __version__
-from whet.cli import adapter, chat, evaluate, generate, index, select, serve, space
+from whet.cli import adapter, chat, evaluate, generate, index, select, serve, space, tune
 from whet.errors import WhetError
 from whet.io import printable
 
@@ -114,7 +114,7 @@ keys.add_command(serve.key, "create")
 COMMANDS: dict[str, list[click.Command]] = {
     "Data": [index.index, space.space, space.ray],
     "Selection": [select.select, select.explain],
-    "Adaptation": [generate.generate, generate.score, chat.chat, adapter.adapter],
+    "Adaptation": [generate.generate, generate.score, chat.chat, tune.tune, adapter.adapter],
     "Evaluation": [evaluate.evaluate, evaluate.report, evaluate.demo],
     "Server": [serve.serve, keys],
 }

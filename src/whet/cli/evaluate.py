@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from whet.cli.options import JSON, PATH, QUIET, RAY, Command, Space, print_tables
+from whet.cli.tune import use_tuned
 from whet.io import printable
 
 DROP_LEAKS = click.option(
@@ -53,6 +54,7 @@ def evaluate(
         experiment = Experiment.read(space, overrides)
     else:
         experiment = Experiment.read(config, [*overrides, f"data.space={json.dumps(str(space))}"])
+        experiment = _with_tuned(space, experiment, overrides, quiet)
     data = replace(
         experiment.data,
         prompts=prompts or experiment.data.prompts,
@@ -145,6 +147,22 @@ def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) 
     if not as_json:
         print(printable(show_picks(out)))
     _print_report(Run.open(out / "run"), None, as_json)
+
+
+def _with_tuned(space: Path | str, experiment: Any, overrides: tuple[str, ...], quiet: bool) -> Any:
+    """The experiment with what `whet tune` chose, for settings that it leaves at their defaults."""
+    from whet.engine.tuned import is_tuned
+
+    if not is_tuned(space):  # the model need not be loaded
+        return experiment
+    from whet.evaluate.config import EvalConfig, flat_values
+    from whet.evaluate.runner import load_model
+
+    config, usual = experiment.config, flat_values(EvalConfig())
+    given = {name for name, value in flat_values(config).items() if value != usual[name]}
+    given |= {line.partition("=")[0].strip().rpartition(".")[2] for line in overrides}
+    options = use_tuned(space, load_model(config), quiet=quiet, given=given)
+    return replace(experiment, config=config.with_settings(**options)) if options else experiment
 
 
 def _print_report(run: Any, step: int | None, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from whet.cli.options import (
     resolve_selection,
     take_config,
 )
+from whet.cli.tune import use_tuned, with_options
 from whet.errors import NoMatchError, require
 from whet.io import printable
 from whet.select.config import SelectionConfig
@@ -107,6 +108,8 @@ def new_engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
         values["model"], device=values["device"], max_length=values["max_length"]
     )
     opened = DataSpace.open(space)
+    tuned = use_tuned(space, model, quiet=quiet)
+    adapter, selection = with_options(adapter, tuned), with_options(selection, tuned)
     if not quiet and (line := str(count_long_texts(opened, model))):
         print(printable(line), file=sys.stderr)
     return Engine(

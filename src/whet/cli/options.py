@@ -205,7 +205,7 @@ SELECTION = config_options(SelectionConfig, "Selection", selector=click.Choice(l
 SELECTION_WITHOUT_N = config_options(
     SelectionConfig, "Selection", skip=("n",), selector=click.Choice(list(SELECTORS))
 )
-ADAPTATION = options(
+MODEL = options(
     click.option(
         "--model",
         default="whet-nano",
@@ -216,6 +216,9 @@ ADAPTATION = options(
                  "there is one]."),
     click.option("--max-length", type=int, help="Tokens that the model reads at once [default: as "
                  "many as it accepts]; required for models without a limit, such as Mamba."),
+)  # fmt: skip
+ADAPTATION = options(
+    MODEL,
     config_options(AdapterOptions, "Adapter"),
     config_options(TrainingConfig, "Training", skip=("persist_optimizer", "seed")),
     config_options(OptimizerConfig, "Optimizer"),

@@ -35,16 +35,17 @@ def serve(space: Path | None, path: Path | None, check: bool, **overrides: Any) 
     from whet.errors import require
 
     require("fastapi", "serve")
-    from whet.serve.config import ServeConfig
+    from whet.serve.config import ServeConfig, given_settings
 
     config = ServeConfig.read(path, spaces=space and {space.stem: space}, **overrides)
     from whet.serve import main
 
+    given = given_settings(path)
     if check:
-        for line in main.check(config):
+        for line in main.check(config, given):
             print(line)
     else:
-        main.run(config)
+        main.run(config, given)
 
 
 @click.command()

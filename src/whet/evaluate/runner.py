@@ -75,7 +75,7 @@ def evaluate(
     space, prompts = data.open_space(progress), data.read_prompts()
     chosen = _stored_auto_values(folder, config) or auto_values(space, config, progress=progress)
     resolved = with_auto_values(config, chosen)
-    model = _load_model(config)
+    model = load_model(config)
     if progress and (line := str(count_long_texts(space, model))):
         LOGGER.warning(line)
     evaluator = Evaluator(space, model, resolved)
@@ -166,10 +166,11 @@ def _record(common: tuple[str, EvalConfig], prompt: Prompt) -> dict[str, Any]:
 def _worker_evaluator(space: str, config: EvalConfig) -> Evaluator:
     """The one evaluator of a worker process."""
     torch.set_num_threads(1)
-    return Evaluator(DataSpace.open(space), _load_model(config), config)
+    return Evaluator(DataSpace.open(space), load_model(config), config)
 
 
-def _load_model(config: EvalConfig) -> LanguageModel:
+def load_model(config: EvalConfig) -> LanguageModel:
+    """The model of an evaluation."""
     dtype = DTYPES[config.dtype]
     return LanguageModel.from_pretrained(
         config.model, device=config.device, dtype=dtype, max_length=config.max_length

@@ -259,6 +259,14 @@ TABLES: dict[str, type] = {
 }
 
 
+def given_settings(path: Path | None) -> frozenset[str]:
+    """Flat names of the settings that a configuration file contains; none without a file."""
+    table = {} if path is None else read_toml(path)
+    names = {name for part in TABLES for name in table.get(part, {})} - {"name"}
+    names |= {"adapter"} if "adapters" in table else set()
+    return frozenset(names | ({"optimizer"} if "optimizer" in table else set()))
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     if host == "localhost":

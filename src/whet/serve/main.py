@@ -4,13 +4,15 @@ import logging
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 from fastapi import FastAPI
 
 from whet.adapt.config import AdapterConfig, LoRA
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Request, SamplingParams
+from whet.engine.tuned import tuned_defaults
 from whet.serve.access.auth import APIKeyStore
 from whet.serve.app import create_app
 from whet.serve.config import ServeConfig, is_loopback
@@ -24,16 +26,17 @@ from whet.space.space import DataSpace
 log = logging.getLogger("whet.serve")
 
 
-def build_engines(config: ServeConfig) -> dict[str, Engine]:
+def build_engines(config: ServeConfig, model: LanguageModel | None = None) -> dict[str, Engine]:
     """An engine for each adapter, and one called `BASE` for the base model, which goes first.
 
-    They share the weights, except for full fine-tuning, which changes them.
+    They share the weights of `model`, by default loaded here, except for full fine-tuning, which
+    changes them.
 
     Raises:
         ModelError: If the model cannot be loaded.
         ValueError: If an adapter has an invalid option.
     """
-    model = _load_model(config)
+    model = model or _load_model(config)
     model.hf_model.requires_grad_(False)  # engines that run at once would each restore it
     adapters: dict[str, AdapterConfig] = {
         name: model.adapter_config(name, **config.adapter_options(name)) for name in config.adapters
@@ -58,16 +61,53 @@ def _load_model(config: ServeConfig) -> LanguageModel:
     return LanguageModel.from_pretrained(config.model, max_length=config.max_length)
 
 
-def build_app(config: ServeConfig) -> FastAPI:
-    """The application that `config` describes."""
+def with_tuned(
+    config: ServeConfig, model: LanguageModel, given: Collection[str] = ()
+) -> tuple[ServeConfig, str]:
+    """`config` with what `whet tune` chose for its data space, and the line that reports it.
+
+    Only for a server of one data space, because its settings are those of all. Full fine-tuning is
+    used only if the configuration names it.
+
+    Args:
+        config: The configuration.
+        model: The server's model.
+        given: Flat names of the settings that the configuration file contains.
+    """
+    if len(config.spaces) > 1:
+        return config, ""
+    [space] = config.spaces.values()
+    tuned = tuned_defaults(space, model, given)
+    options = dict(tuned.options)
+    if options.get("adapter") == "full":  # it could run one request at a time only
+        options = {name: value for name, value in options.items() if name == "lam"}
+    if adapter := options.pop("adapter", None):
+        config = replace(config, adapters=(adapter,))
+    if "n" in options:
+        options["n"] = min(options["n"], config.limits.n)
+    selection = {name: options.pop(name) for name in ("n", "lam") if name in options}
+    return replace(
+        config,
+        selection=replace(config.selection, **selection),
+        adapter=replace(config.adapter, **options),
+    ), tuned.line
+
+
+def build_app(config: ServeConfig, given: Collection[str] = ()) -> FastAPI:
+    """The application that `config` describes; `given` is as for `with_tuned`."""
+    model = _load_model(config)
+    config, line = with_tuned(config, model, given)
+    if line:
+        log.info("tuned settings", extra={"reason": line})
     keys = None if config.api_keys is None else APIKeyStore.read(config.api_keys, config.limits)
-    return create_app(build_engines(config), config, keys)
+    return create_app(build_engines(config, model), config, keys)
 
 
-def run(config: ServeConfig) -> None:
+def run(config: ServeConfig, given: Collection[str] = ()) -> None:
     """Serve until SIGTERM or SIGINT; running requests may then take `shutdown_timeout_s`."""
     log_to_stderr()
-    app = build_app(config)
+    app = build_app(config, given)
+    config = app.state.server.config
     for name in config.spaces:
         if line := str(
             count_long_texts(app.state.server.spaces.latest(name), app.state.server.model)
@@ -82,7 +122,7 @@ def run(config: ServeConfig) -> None:
         server.run(sockets=[listener])
 
 
-def check(config: ServeConfig) -> Iterator[str]:
+def check(config: ServeConfig, given: Collection[str] = ()) -> Iterator[str]:
     """Check address, API keys, data spaces and model; yields a line for each that is valid.
 
     Raises:
@@ -95,7 +135,11 @@ def check(config: ServeConfig) -> Iterator[str]:
     spaces = {name: DataSpace.open(folder) for name, folder in config.spaces.items()}
     for name, space in spaces.items():
         yield f"space {name}: {len(space):,} documents, {space.embedder.name}, {_labels(space)}"
-    for adapter, engine in build_engines(config).items():
+    model = _load_model(config)
+    config, line = with_tuned(config, model, given)
+    if line:
+        yield line
+    for adapter, engine in build_engines(config, model).items():
         if adapter == BASE:
             lines = (str(count_long_texts(space, engine.model)) for space in spaces.values())
             yield from filter(None, lines)
