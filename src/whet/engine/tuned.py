@@ -59,7 +59,7 @@ class TunedSettings:
             verdict = verdict if gain.value >= MIN_GAIN else "do not adapt"
         object.__setattr__(self, "verdict", verdict)
         AdapterOptions(name=self.adapter, lr=self.lr, layers=self.layers)
-        SelectionConfig(n=self.n, **({} if self.lam is None else {"lam": self.lam}))
+        SelectionConfig(n=self.n, lam="embedder" if self.lam is None else self.lam)
         check_choices(self)
 
     @property
