@@ -60,8 +60,8 @@ def test_one_id_with_different_metadata_in_a_source_is_reported(tmp_path):
 
 
 def test_another_text_with_other_metadata_changes_nothing(tmp_path):
-    index(tmp_path, [{"id": "a", "text": "bees", "x": 1}])
-    space = index(tmp_path, [{"id": "a", "text": "wasps", "x": 2}])
+    space = index(tmp_path, [{"id": "a", "text": "bees", "x": 1}])
+    space = space.add([{"id": "a", "text": "wasps", "x": 2}])  # of another source than the file
     assert space.updated == 0 and space.manifest.failed == 1
     assert space.documents([0])[0].meta == {"x": 1}
 

@@ -4,7 +4,7 @@ import json
 
 from whet.space.store.manifest import manifest_checksum
 
-NEW = ("chunks", "kernel")  # fields of the manifest that they did not have
+NEW = ("chunks", "kernel", "sources")  # fields of the manifest that they did not have
 
 
 def as_older_version(path):

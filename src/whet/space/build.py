@@ -10,11 +10,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from whet.data.chunking import AUTO, PASSAGES, get_chunker, passage_rule
 from whet.data.documents import (
@@ -27,29 +27,37 @@ from whet.data.documents import (
 from whet.data.walk import FileOptions, LeftOut
 from whet.embed.embedder import Embedder, has_fingerprint
 from whet.embed.lsa import LSA
-from whet.errors import ModelError, SourceError, SpaceError
+from whet.embed.registry import base_spec
+from whet.errors import SourceError, SpaceError
 from whet.io import as_json, atomic_write, progress_bar, translate_disk_errors
 from whet.locks import LOCK_FILE
-from whet.maths.arrays import Array
-from whet.space.store.manifest import EMBEDDER_FOLDER, FAILED_FILE, Labels, Manifest
+from whet.space.indexing.embedding import embed_parts, fit_lsa, is_normalized, no_documents
+from whet.space.indexing.records import differ, read_sources, rows_of, staged_state, with_rows
+from whet.space.indexing.sync import Changes, Scan, scan
+from whet.space.store.manifest import (
+    EMBEDDER_FOLDER,
+    FAILED_FILE,
+    Labels,
+    Manifest,
+    chunking_of,
+    read_manifest,
+)
 from whet.space.store.opening import read_deleted_ids
 from whet.space.store.protocol import COLUMNS
 from whet.space.store.reader import DiskReader
-from whet.space.store.sealing import label_of, seal
+from whet.space.store.sealing import seal
 from whet.space.store.segments.records import as_strings
-from whet.space.store.segments.vectors import non_unit_rows, to_float16
 from whet.space.store.staging import (
     PART_CHARACTERS,
     PART_DOCUMENTS,
     SeenIds,
-    StagedTexts,
     Staging,
     as_records,
     compare_stored,
+    staged_plan,
 )
 from whet.space.store.writer import DiskWriter
 
-LARGEST = 65_000.0  # of a number in float16
 Documents = Iterable[DocumentLike] | str | Path
 """What can be added: documents, texts or mappings; or a source that `read_documents` reads."""
 
@@ -66,6 +74,7 @@ class Addition:
     ray: str | None = None
     files: FileOptions | None = None
     on_left_out: Callable[[LeftOut], None] | None = None
+    keep_missing: bool = False
 
     def __post_init__(self) -> None:
         if self.chunks != AUTO:
@@ -84,6 +93,19 @@ class Addition:
         field = "" if self.text_field == "text" else f" by {self.text_field}"
         usual = self.chunks == "whole" or self.chunks.startswith(PASSAGES)
         return key + field + ("" if usual else f" in {self.chunks}")
+
+    def scan(self, path: Path, manifest: Manifest) -> Scan | None:
+        """The files of the source next to those in the data space; None if it is not of files."""
+        if self.resume_key or not isinstance(self.docs, str | Path) or str(self.docs) == "-":
+            return None
+        source = Path(self.docs)
+        if not (source.is_dir() or source.is_file()):
+            return None
+        return scan(
+            source.resolve(), path, manifest, self.source, text_field=self.text_field,
+            chunks=self.chunks, keep_missing=self.keep_missing, options=self.files,
+            on_left_out=self.on_left_out,
+        )  # fmt: skip
 
     def for_embedder(self, embedder: Embedder | None) -> "Addition":
         """With the rule for passages that `embedder` reads entirely in place of `auto`."""
@@ -122,13 +144,16 @@ class Addition:
 
 def create(
     addition: Addition, path: Path, embedder: Embedder | None, labels: Labels | None
-) -> None:
+) -> Changes:
     """Write a new data space; without an embedder, `lsa` is fitted on the documents."""
     if embedder is None and labels is not None and labels.public is None:
         raise ValueError(
             "lsa would be fitted on restricted texts: name the label of the public ones "
             "(`Labels(public=…)`, --public), or choose a pretrained embedder (st:NAME or hf:NAME)"
         )
+    if addition.chunks == AUTO and (plan := staged_plan(path)):  # an older version may have begun
+        rule = plan.get("chunks") or chunking_of(str(plan.get("source", "")))
+        addition = replace(addition, chunks=rule)
     existed, addition = path.exists(), addition.for_embedder(embedder)
     new = Manifest(
         embedder="", fingerprint="", dimension=0, source=addition.source, labels=labels,
@@ -137,7 +162,7 @@ def create(
     try:
         with DiskWriter(path, new=new) as writer:
             try:
-                _add(writer, addition, embedder)
+                return _add(writer, addition, embedder)
             except (ValueError, SourceError):
                 if not existed:
                     with suppress(OSError):  # it contains the lock
@@ -149,11 +174,10 @@ def create(
             path.rmdir()
 
 
-def add(addition: Addition, path: Path, embedder: Embedder) -> int:
+def add(addition: Addition, path: Path, embedder: Embedder) -> Changes:
     """Add the documents that are new; an `lsa` embedder is not fitted again.
 
-    Returns:
-        The number of stored documents whose metadata was replaced.
+    Of a folder or file that was added before, documents that are no longer there are deleted.
     """
     with DiskWriter(path) as writer:
         made_by = writer.manifest.fingerprint
@@ -162,31 +186,56 @@ def add(addition: Addition, path: Path, embedder: Embedder) -> int:
         return _add(writer, addition.for_space(writer.manifest, path), embedder)
 
 
-def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> int:
+def unchanged(
+    addition: Addition, path: Path, embedder: str | Embedder, labels: Labels | None
+) -> Changes | None:
+    """The counts of files if the data space at `path` is in step with its source.
+
+    None if something is to be done, or to be refused, such as another embedder. Loads no embedder,
+    and reads only files that may have changed.
+    """
+    manifest = read_manifest(path)
+    spec = embedder if isinstance(embedder, str) else manifest.embedder
+    same = base_spec(spec) == base_spec(manifest.embedder) and labels in (None, manifest.labels)
+    if not same or staged_plan(path):
+        return None
+    files = addition.for_space(manifest, path).scan(path, manifest)
+    return files.changes if files is not None and files.is_current else None
+
+
+def _add(writer: DiskWriter, addition: Addition, embedder: Embedder | None) -> Changes:
     """An error of the caller or the source leaves no trace; anything else can be resumed.
 
-    Returns:
-        The number of stored documents whose metadata was replaced.
+    An addition of files that is resumed is of the files as they were; it is followed by another.
     """
     name, fingerprint = (embedder.name, embedder.fingerprint) if embedder else (LSA.name, "")
     plan = {"source": addition.source, "embedder": name, "fingerprint": fingerprint}
     plan["chunks"] = addition.chunks
     with translate_disk_errors(writer.path):
         staging = Staging(writer.path, plan, writer.manifest.id)
+        files = addition.scan(writer.path, writer.manifest)
+        if files is not None and not staging.read and staging.resumed:
+            staging.remove()  # some of its files may have changed
+            staging = Staging(writer.path, plan, writer.manifest.id)
+        resumed = staging.read
         try:
-            if not staging.read:
-                _spool(addition, staging, writer)
-            used = embedder or _fit_lsa(writer, staging, addition.progress)
-            _embed(staging, used, addition)
-            updated = _commit(writer, staging, used, addition)
+            if not resumed:
+                _spool(addition, staging, writer, files)
+            used = embedder or fit_lsa(writer, staging, addition.progress)
+            embed_parts(staging, used, ray=addition.ray, progress=addition.progress)
+            changes = _commit(writer, staging, used, addition, files)
         except (ValueError, SourceError):
             staging.remove()
             raise
         staging.remove()
-    return updated
+    if files is None or not resumed:
+        return changes
+    again = _add(writer, addition, used)
+    again.count_documents(changes)
+    return again
 
 
-def _spool(addition: Addition, staging: Staging, writer: DiskWriter) -> None:
+def _spool(addition: Addition, staging: Staging, writer: DiskWriter, files: Scan | None) -> None:
     """Write the new documents to parts; when resuming, those of earlier parts are met again."""
     seen, snapshot = SeenIds(), writer.snapshot()
     for part in range(staging.parts):
@@ -195,11 +244,19 @@ def _spool(addition: Addition, staging: Staging, writer: DiskWriter) -> None:
             seen.check(*record)
     with (staging.folder / FAILED_FILE).open("w", encoding="utf-8") as log:
         with progress_bar("reading", None, show=addition.progress) as advance:
-            for batch in _batches(addition.documents(writer.manifest.next), advance):
-                fresh, failures = _new(batch, seen, snapshot)
+            documents = (
+                addition.documents(writer.manifest.next) if files is None else files.documents()
+            )
+            staged: list[str] = []
+            for batch in _batches(documents, advance):
+                fresh, failures = _new(batch, seen, snapshot, files)
                 log.writelines(json.dumps(failure) + "\n" for failure in failures)
                 if fresh:
                     staging.put(fresh)
+                if files is not None:
+                    staged += [document.id for document in fresh]
+    if files is not None:
+        files.save(staging, staged)
     staging.end()
 
 
@@ -220,7 +277,7 @@ def _batches(
 
 
 def _new(
-    batch: list[Document | SourceError], seen: SeenIds, snapshot: DiskReader
+    batch: list[Document | SourceError], seen: SeenIds, snapshot: DiskReader, files: Scan | None
 ) -> tuple[list[Document], list[dict[str, str]]]:
     """The documents that are new or have other metadata, and why others cannot be added."""
     failures = [{"reason": str(item)} for item in batch if isinstance(item, SourceError)]
@@ -242,155 +299,80 @@ def _new(
                 )
     known, new = compare_stored(snapshot, as_records(fresh)), []
     for i, document in enumerate(fresh):
-        if known.rows[i] < 0 or known.updated[i]:
+        row = int(known.rows[i])
+        if row < 0 or known.updated[i]:
             new.append(document)
+        elif files is not None and files.owns(row):
+            if known.other_text[i]:
+                files.outdated.append(row)
+                new.append(document)
+            else:
+                files.kept[row] = document.id
         elif known.other_text[i]:
             reason = "its id is in the data space with another text: delete that one first"
             failures.append({"id": document.id, "reason": reason})
     return new, failures
 
 
-def _fit_lsa(writer: DiskWriter, staging: Staging, progress: bool) -> LSA:
-    """The data space's own embedder, fitted on its public documents."""
-    final = writer.path / EMBEDDER_FOLDER
-    if final.exists():  # the writer was killed just before it finished
-        return LSA.load(final)
-    folder = staging.folder / EMBEDDER_FOLDER
-    if not folder.exists():
-        labels = writer.manifest.labels
-        is_public = None if labels is None else lambda meta: label_of(meta, labels) == labels.public
-        texts = StagedTexts(staging, is_public)
-        if not staging.parts:
-            raise _no_documents(list(staging.failures(FAILED_FILE)))
-        if labels is not None and not len(texts):
-            raise SourceError(
-                f"no document to fit lsa on: none has field {labels.field!r} with the public value "
-                f"{labels.public!r}. Correct these, or choose a pretrained embedder (st:NAME)"
-            )
-        with progress_bar("fitting lsa", None, show=progress), atomic_write(folder) as new:
-            LSA.fit(texts).save(new)
-            staging.record(EMBEDDER_FOLDER, new)
-    return LSA.load(folder)
-
-
-def _embed(staging: Staging, embedder: Embedder, addition: Addition) -> None:
-    """Embed the parts here or on a Ray cluster, and journal each one when it is finished."""
-    embedded = [part for part in range(staging.parts) if staging.embedded(part)]
-    results: Iterator[tuple[int, Float[Array, "n d"], dict[int, str]]]
-    pending = ((part, as_strings(staging.rows(part)["text"])) for part in range(staging.parts)
-               if not staging.embedded(part))  # fmt: skip
-    if addition.ray is None:
-        results = (_embed_part(embedder, *item) for item in pending)
-    else:
-        from whet.space.ray.client import connect, map_unordered
-
-        results = map_unordered(connect(addition.ray), _embed_part, embedder, pending)
-    total = sum(staging.count(part) for part in range(staging.parts))
-    with progress_bar("embedding", total, show=addition.progress) as advance:
-        advance(sum(staging.count(part) for part in embedded))
-        for part, vectors, failures in results:
-            staging.embed(part, vectors, failures)
-            advance(staging.count(part))
-
-
-def _embed_part(
-    embedder: Embedder, part: int, texts: list[str]
-) -> tuple[int, Float[Array, "n d"], dict[int, str]]:
-    return part, *_encode(embedder, texts)
-
-
-def _encode(embedder: Embedder, texts: list[str]) -> tuple[Float[Array, "n d"], dict[int, str]]:
-    """Vectors as stored, and an error message for each text whose row is NaN instead."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    rows, failures = _embed_or_bisect(embedder, [texts[i] for i in order])
-    unit = _normalized(embedder)
-    odd = non_unit_rows(rows) if unit else np.flatnonzero(~(np.abs(rows) < LARGEST).all(axis=1))
-    for i in odd.tolist():
-        length = np.linalg.norm(rows[i])
-        failures.setdefault(i, f"embedder {embedder.name} returned a vector of length {length}")
-    rows[list(failures)] = 0
-    stored = to_float16(rows, unit)
-    stored[list(failures)] = np.nan
-    vectors = np.empty_like(stored)
-    vectors[order] = stored
-    return vectors, {order[i]: reason for i, reason in failures.items()}
-
-
-def _embed_or_bisect(
-    embedder: Embedder, texts: list[str]
-) -> tuple[Float[Array, "n d"], dict[int, str]]:
-    """Embed the texts; if a batch fails, embed its halves to find the texts that fail."""
-    try:
-        rows = np.array(embedder.encode(texts), dtype=np.float32)
-    except (ValueError, ModelError) as error:
-        if len(texts) == 1:
-            return np.full((1, embedder.dimension), np.nan, np.float32), {0: str(error)}
-        middle = len(texts) // 2
-        left, errors = _embed_or_bisect(embedder, texts[:middle])
-        right, more = _embed_or_bisect(embedder, texts[middle:])
-        return np.concatenate([left, right]), errors | {i + middle: e for i, e in more.items()}
-    if rows.shape != (len(texts), embedder.dimension):
-        raise ModelError(
-            f"embedder {embedder.name} returned vectors of shape {rows.shape} for {len(texts)} "
-            f"texts: expected dimension {embedder.dimension}"
-        )
-    return rows, {}
-
-
-def _commit(writer: DiskWriter, staging: Staging, embedder: Embedder, addition: Addition) -> int:
+def _commit(
+    writer: DiskWriter, staging: Staging, embedder: Embedder, addition: Addition,
+    files: Scan | None,
+) -> Changes:  # fmt: skip
     """Seal the parts as segments and name these in the manifest.
 
     A document with other metadata than before gets a new row; the old one is deleted in the same
     version, also if the embedder now fails on it, so that nobody reads it under an old label.
-
-    Returns:
-        The number of these documents.
     """
     first, labels, path = writer.manifest.next, writer.manifest.labels, writer.path
     staging.check()
     snapshot = writer.snapshot()
-    replaced = staging.replaced(snapshot)
+    replaced, state = staging.replaced(snapshot), staged_state(staging.folder)
+    going = rows_of(state["going"] if state else ())
+    going = going[snapshot.contains(going)]
     stored = snapshot if staging.resumed else None  # others may have added the same ids
-    total = sum(len(batch.ids) for batch in staging.batches(first, stored))
+    batches = partial(staging.batches, first, stored, going)
+    total, row_of = 0, dict[str, int]()
+    for batch in batches():
+        total += len(batch.ids)
+        if state:
+            names_of_rows = zip(as_strings(batch.rows["id"]), batch.ids.tolist(), strict=True)
+            row_of |= names_of_rows
     failures = list(staging.failures(FAILED_FILE))
     if not total and not first:
-        raise _no_documents(failures)
+        raise no_documents(failures)
     with progress_bar("writing", total, show=addition.progress) as advance:
         names = seal(
-            staging.folder, "sealed-{:05d}".format, lambda: staging.batches(first, stored),
-            embedder.dimension, labels, advance, indexed=_normalized(embedder),
+            staging.folder, "sealed-{:05d}".format, batches,
+            embedder.dimension, labels, advance, indexed=is_normalized(embedder),
         )  # fmt: skip
     snapshot.close()
     if (path / FAILED_FILE).exists() and (message := writer.manifest.check_file(path, FAILED_FILE)):
         raise SpaceError(f"{message}, or delete it to begin a new list")
     failed = _log(path / FAILED_FILE, failures, writer.manifest.failed)
-    if not total and not len(replaced) and failed == writer.manifest.failed:
-        return 0
+    deleted = np.union1d(replaced, going)
+    sources = read_sources(path, writer.manifest)
+    old, now = sources.get(addition.source, {}), with_rows(state, row_of) if state else {}
+    result = Changes() if files is None else files.changes
+    result.updated, result.documents_added = len(replaced), total
+    result.documents_removed = len(deleted)
+    same = not total and not len(deleted) and not (state and differ(old, now))
+    if same and failed == writer.manifest.failed:
+        return result
     changes: dict[str, Any] = {"next": first + total, "failed": failed, "addition": staging.id}
     if not writer.manifest.chunks:
         changes["chunks"] = addition.chunks
     if not first:
         changes |= {"embedder": embedder.name, "fingerprint": embedder.fingerprint,
                     "dimension": embedder.dimension,
-                    "normalized": _normalized(embedder)}  # fmt: skip
+                    "normalized": is_normalized(embedder)}  # fmt: skip
         if (staging.folder / EMBEDDER_FOLDER).exists():
             (staging.folder / EMBEDDER_FOLDER).rename(path / EMBEDDER_FOLDER)
-    if len(replaced):
-        changes["deleted"] = np.union1d(read_deleted_ids(path, writer.manifest), replaced)
+    if len(deleted):
+        changes["deleted"] = np.union1d(read_deleted_ids(path, writer.manifest), deleted)
+    if state:
+        changes["sources"] = sources | {addition.source: now}
     writer.adopt(staging.folder, names, **changes)
-    return len(replaced)
-
-
-def _no_documents(failures: list[dict[str, str]]) -> SourceError:
-    """The error about an addition of which no document can be stored."""
-    others = f", and {len(failures) - 1:,} more" if len(failures) > 1 else ""
-    reason = f" ({failures[0]['reason']}{others})" if failures else ""
-    return SourceError(f"no documents: a data space needs at least one{reason}")
-
-
-def _normalized(embedder: Embedder) -> bool:
-    """Whether the vectors have length 1 or 0, which is the default for embedders."""
-    return bool(getattr(embedder, "normalized", True))
+    return result
 
 
 def _log(path: Path, failures: list[dict[str, str]], known: int) -> int:

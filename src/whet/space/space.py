@@ -18,6 +18,7 @@ from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.bm25 import BM25
 from whet.space.build import Addition, Documents
+from whet.space.indexing.sync import Changes
 from whet.space.maintenance.refit import refit
 from whet.space.opening import embedder_for_adding, is_folder, open_with_embedder
 from whet.space.store.kernel import KernelScale, measure_kernel
@@ -57,8 +58,8 @@ class DataSpace:
         self.path, self.manifest, self.embedder, self.store = path, manifest, embedder, store
         self.where = where
         """The filter that every operation of this data space is subject to, if any."""
-        self.updated = 0
-        """After `build` or `add`: number of known documents whose metadata was replaced."""
+        self.changes = Changes()
+        """After `build` or `add`: what was added, replaced and deleted."""
         self._count = store.count()
         self._kernel = None if where is not None else KernelScale.of_record(manifest.kernel)
         self._bm25: dict[Filter | None, tuple[Int[Array, " n"], BM25]] = {}
@@ -78,12 +79,15 @@ class DataSpace:
         ray: str | None = None,
         files: FileOptions | None = None,
         on_left_out: Callable[[LeftOut], None] | None = None,
+        keep_missing: bool = False,
     ) -> "DataSpace":
         """Create the data space at `path`, or add the documents that are new to an existing one.
 
         Running it again after an interruption resumes, if the documents come from a source or have
-        a `resume_key`. Documents that cannot be added (unreadable records, an id that comes with
-        two texts, texts that cannot be embedded) are listed in `failed.jsonl`.
+        a `resume_key`. A folder or file that was added before is kept in step: documents of changed
+        files are replaced, and those that are no longer there are deleted. Documents that cannot be
+        added (unreadable records, an id that comes with two texts, texts that cannot be embedded)
+        are listed in `failed.jsonl`.
 
         >>> docs = [{"id": "bee", "text": "Bees dance.", "year": 2020}, "Ants walk."]
         >>> DataSpace.build(docs, "bugs.whet").ids
@@ -108,6 +112,7 @@ class DataSpace:
             ray: Address of a Ray cluster (HOST:PORT, or `local`) whose workers embed.
             files: Which files of a folder are read, and up to which size.
             on_left_out: Called with each file or folder of a source that is left out by rule.
+            keep_missing: Keep documents that a folder or file no longer contains.
 
         Returns:
             The data space, opened.
@@ -127,16 +132,18 @@ class DataSpace:
         addition = Addition(
             docs=docs, text_field=text_field, chunks=chunks, resume_key=resume_key,
             progress=progress, ray=ray, files=files, on_left_out=on_left_out,
+            keep_missing=keep_missing,
         )  # fmt: skip
         if (path / MANIFEST_FILE).exists():
             existing = cls.open(path, embedder_for_adding(path, embedder, labels))
-            updated = build.add(addition, path, existing.embedder)
+            changes = build.add(addition, path, existing.embedder)
             opened = cls.open(path, existing.embedder)
-            opened.updated = updated
-            return opened
-        loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
-        build.create(addition, path, loaded, labels)
-        return cls.open(path, loaded)
+        else:
+            loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
+            changes = build.create(addition, path, loaded, labels)
+            opened = cls.open(path, loaded)
+        opened.changes = changes
+        return opened
 
     @classmethod
     def open(
@@ -224,9 +231,9 @@ class DataSpace:
             docs=docs, text_field=text_field, chunks=chunks, resume_key=resume_key,
             progress=progress, ray=ray,
         )  # fmt: skip
-        updated = build.add(addition, self.path, self.embedder)
+        changes = build.add(addition, self.path, self.embedder)
         opened = DataSpace.open(self.path, self.embedder)
-        opened.updated = updated
+        opened.changes = changes
         return opened
 
     def delete(self, *, ids: Sequence[str] = (), where: Filter | str | None = None) -> "DataSpace":
@@ -266,6 +273,11 @@ class DataSpace:
 
     def __repr__(self) -> str:
         return f"DataSpace({str(self.path)!r}, {format_count(self._count)}, {self.embedder.name})"
+
+    @property
+    def updated(self) -> int:
+        """After `build` or `add`: number of known documents whose metadata was replaced."""
+        return self.changes.updated
 
     @property
     def dimension(self) -> int:

@@ -94,6 +94,7 @@ def _verify_others(path: Path, manifest: Manifest) -> list[str]:
     except SpaceError as error:
         faults.append(str(error))
     names = [name for name in manifest.files if name.startswith(EMBEDDER_FOLDER)]
+    names += [manifest.sources] if manifest.sources else []
     faults += [message for name in names if (message := manifest.check_file(path, name))]
     if manifest.embedder == "lsa" and not faults:
         try:

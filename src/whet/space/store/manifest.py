@@ -37,6 +37,7 @@ _NEW_FIELDS = {
     "embedder_folder",
     "chunks",
     "kernel",
+    "sources",
 }  # absent in older data spaces
 
 
@@ -97,6 +98,8 @@ class Manifest:
     """How texts are cut: a rule of `whet.data.chunking`; empty if an older version wrote it."""
     kernel: dict[str, float] = field(default_factory=dict)
     """Mean products of the vectors, see `KernelScale`; empty if they are not measured."""
+    sources: str = ""
+    """File with the files of each source, see `whet.space.indexing.sync`; empty if there are none."""
 
     @property
     def chunking(self) -> str:
@@ -273,7 +276,8 @@ def _parse(folder: Path, values: dict[str, Any]) -> Manifest:
         raise SpaceError(f"{folder / MANIFEST_FILE} is broken: a name in it is not a string")
     paths = [*values["segments"], *values.get("dropped", [])]
     paths += [values.get("embedder_folder", EMBEDDER_FOLDER), values["deleted"]]
-    outside = [name for name in paths if name in (".", "..") or "/" in name or "\\" in name]
+    named = [*paths, values.get("sources", "")]
+    outside = [name for name in named if name in (".", "..") or "/" in name or "\\" in name]
     if outside or "" in paths[:-1] or len(set(values["segments"])) < len(values["segments"]):
         raise SpaceError(
             f"{folder / MANIFEST_FILE} is broken: a segment or file occurs twice or is elsewhere"

@@ -39,6 +39,7 @@ from whet.space.store.segments.records import as_strings, hash_strings
 
 PART_DOCUMENTS, PART_CHARACTERS = 2048, 16_000_000  # a part ends when it reaches either
 _PLAN_FILE, _COMPLETE_FILE = "plan.json", "read"
+STATE_FILE = "sync.json"  # what the manifest will record of the files that are added
 _SUMS = ".crc32"  # ends the name of the file with the checksums of another file, or of a folder
 
 
@@ -63,7 +64,8 @@ class Staging:
         """Whether the addition was begun by an earlier process."""
         unfinished = staged_plan(space)
         if unfinished and "chunks" not in unfinished:  # an older version began it
-            unfinished["chunks"] = chunking_of(str(unfinished.get("source", "")))
+            rule = chunking_of(str(unfinished.get("source", "")))
+            unfinished["chunks"] = plan.get("chunks") if rule == "whole" else rule
         self.id = str(unfinished.get("id", ""))
         """Name of the addition, which the manifest lists once it is complete."""
         if unfinished.get("source") and self._is_intact():
@@ -117,6 +119,8 @@ class Staging:
         ]
         if self.read:
             written.append(FAILED_FILE)
+        if (self.folder / STATE_FILE).exists():
+            written.append(STATE_FILE)
         staged = self.folder / EMBEDDER_FOLDER
         if staged.is_dir():
             written += [f"{EMBEDDER_FOLDER}/{path.name}" for path in staged.iterdir()]
@@ -217,17 +221,21 @@ class Staging:
         """Vectors of a part."""
         return load_npy(self._path(part, "npy"))
 
-    def batches(self, first: int, stored: DiskReader | None = None) -> Iterator[Batch]:
+    def batches(
+        self, first: int, stored: DiskReader | None = None, going: Int[Array, " _"] | None = None
+    ) -> Iterator[Batch]:
         """All documents that have vectors, with ids that count all documents from `first`.
 
-        Documents whose id is in `stored` are left out, unless they replace its metadata.
+        Documents whose id is in `stored` are left out, unless they replace its metadata, or its row
+        is among those that are `going`.
         """
         for part in range(self.parts):
             rows, vectors = self.rows(part), self.vectors(part)
             valid = ~np.isnan(vectors).any(axis=1)
             if stored is not None:
                 known = compare_stored(stored, rows)
-                valid &= (known.rows < 0) | known.updated
+                fits = (known.rows < 0) | known.updated
+                valid &= fits if going is None else fits | np.isin(known.rows, going)
             if not valid.all():
                 rows, vectors = rows.filter(pa.array(valid)), vectors[valid]
             if len(rows):

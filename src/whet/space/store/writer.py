@@ -4,6 +4,7 @@ A writer that dies therefore leaves the last version intact, and some files that
 not name; the next writer removes them.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -55,7 +56,7 @@ from whet.space.store.segments.segment import (
 from whet.space.store.segments.vectors import non_unit_rows, to_float16
 from whet.space.store.staging import discard_staging, is_committed, staged_plan
 
-LEFTOVERS = r"deleted-\d+\.npy(\.new)?|(meta\.json|failed\.jsonl)\.new"
+LEFTOVERS = r"(deleted-\d+\.npy|sources-\d+\.json)(\.new)?|(meta\.json|failed\.jsonl)\.new"
 
 
 class DiskWriter:
@@ -277,7 +278,7 @@ class DiskWriter:
             indexed=manifest.normalized,
         )
 
-    def _replace(self, deleted: Array | None = None, **changes: Any) -> int:
+    def _replace(self, deleted: Array | None = None, sources: Any = None, **changes: Any) -> int:
         """Write the manifest of the next version and remove files that it does not name."""
         version = self.manifest.version + 1
         with translate_disk_errors(self.path):
@@ -290,6 +291,10 @@ class DiskWriter:
                         temporary.open("wb") as file,
                     ):
                         np.save(file, deleted)
+            if sources is not None:
+                changes["sources"] = f"sources-{version:08d}.json"
+                with atomic_write(self.path / changes["sources"]) as temporary:
+                    temporary.write_text(json.dumps(sources, separators=(",", ":")), "utf-8")
             changes |= {"version": version, "whet": __version__}
             manifest = replace(self.manifest, **changes)
             if deleted is None:
@@ -313,7 +318,7 @@ class DiskWriter:
         """`Manifest.files`; only files without a checksum are read."""
         known = dict(self.manifest.files)
         names = [segment_record(name) for name in manifest.segments]
-        names += [manifest.deleted] if manifest.deleted else []
+        names += [name for name in (manifest.deleted, manifest.sources) if name]
         if manifest.embedder == "lsa":
             folder = manifest.embedder_folder
             files = {f"{folder}/{path.name}" for path in (self.path / folder).glob("*")}
@@ -346,7 +351,9 @@ class DiskWriter:
         for file in list(self.path.iterdir()):
             if self._is_old_embedder(file.name):
                 file.unlink() if file.is_symlink() else remove_folder(file)
-            elif re.fullmatch(LEFTOVERS, file.name) and file.name != self.manifest.deleted:
+            elif re.fullmatch(LEFTOVERS, file.name) and file.name not in (
+                self.manifest.deleted, self.manifest.sources
+            ):  # fmt: skip
                 file.unlink()
 
     def _is_old_embedder(self, name: str) -> bool:

@@ -1,0 +1,1 @@
+"""Parts of adding documents to a data space: see `whet.space.build`."""
