@@ -8,7 +8,7 @@ from support.hashing_embedder import HashingEmbedder
 from support.old_spaces import as_older_version
 
 from whet.errors import SourceError, SpaceError
-from whet.space.maintenance import verify
+from whet.space.maintenance.inspection import verify
 from whet.space.space import DataSpace
 from whet.space.store.writer import DiskWriter
 
