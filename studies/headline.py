@@ -6,7 +6,8 @@ python -m studies.headline    # writes docs/headline.svg, and the table between 
 from pathlib import Path
 
 from studies.plotting import COLORS, MUTED, canvas, label, save
-from whet.evaluate.report.render import format_estimate
+from whet.evaluate.report.render import format_estimate, markdown
+from whet.evaluate.report.table import report
 from whet.evaluate.results import Run
 from whet.maths.statistics import mean_estimate
 
@@ -57,14 +58,20 @@ def table(runs: dict[str, Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(path: Path, tables: str) -> None:
+    """Put `tables` between the markers of a page."""
+    before, _, rest = path.read_text("utf-8").partition(START)
+    after = rest.partition(END)[2]
+    path.write_text(f"{before}{START}{tables}{END}{after}", "utf-8")
+
+
 def main() -> None:
-    """Write the picture and the table."""
+    """Write the picture and the tables."""
     runs = {name: Run.open(RUNS / folder) for name, folder in PROTOCOLS.items()}
     picture(runs, ROOT / "docs" / "headline.svg")
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text("utf-8").partition(START)
-    after = rest.partition(END)[2]
-    readme.write_text(f"{before}{START}{table(runs)}{END}{after}", "utf-8")
+    write(ROOT / "README.md", table(runs))
+    by_set = [f"**{name} protocol**\n\n{markdown(report(run))}\n" for name, run in runs.items()]
+    write(ROOT / "docs" / "results.md", "\n".join(by_set))
 
 
 if __name__ == "__main__":
