@@ -44,8 +44,9 @@ class FileRecord:
     @classmethod
     def of_list(cls, values: list[Any]) -> "FileRecord":
         """The record that `as_list` stored."""
-        *rest, rows = values
-        return cls(*rest, tuple((first, last) for first, last in rows))
+        size, modified_ns, changed_ns, settled, digest, runs = values
+        rows = tuple((first, last) for first, last in runs)
+        return cls(size, modified_ns, changed_ns, settled, digest, rows)
 
 
 Files = dict[str, FileRecord]
