@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from support.manifests import sealed
 
 from whet.embed.embedder import encode_queries
 from whet.embed.registry import get_embedder
@@ -136,10 +137,8 @@ def test_a_data_space_cannot_ask_for_code_to_run(tmp_path):
     folder = own_code(tmp_path / "model")
     DataSpace.build(TEXTS, tmp_path / "s")
     meta = json.loads((tmp_path / "s/meta.json").read_text())
-    new = ("crc32", "id", "files", "addition", "dropped", "embedder_folder")
-    kept = {k: v for k, v in meta.items() if k not in new}
     name = f"st:{folder}@trust_remote_code=true"
-    (tmp_path / "s/meta.json").write_text(json.dumps(kept | {"embedder": name}))
+    (tmp_path / "s/meta.json").write_text(json.dumps(sealed(meta | {"embedder": name})))
     with pytest.raises(SpaceError, match="with trust_remote_code, which a data space cannot set"):
         DataSpace.open(tmp_path / "s")
     assert not (folder / "mark").exists()

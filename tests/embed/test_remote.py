@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from support.manifests import sealed
 
 from whet.embed import remote
 from whet.embed.embedder import encode_queries
@@ -156,9 +157,7 @@ def test_an_address_is_needed(spec):
 def test_a_data_space_cannot_name_a_server_of_its_own(tmp_path):
     DataSpace.build(["honey bees", "ants"], tmp_path / "s")
     meta = json.loads((tmp_path / "s/meta.json").read_text())
-    new = ("crc32", "id", "files", "addition", "dropped", "embedder_folder")
-    kept = {k: v for k, v in meta.items() if k not in new}
     name = "openai:https://evil.example/v1#m"
-    (tmp_path / "s/meta.json").write_text(json.dumps(kept | {"embedder": name}))
+    (tmp_path / "s/meta.json").write_text(json.dumps(sealed(meta | {"embedder": name})))
     with pytest.raises(SpaceError, match="a server that would receive your prompts"):
         DataSpace.open(tmp_path / "s")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.manifests import sealed
 
 import whet
 from whet.adapt.model import LanguageModel
@@ -26,11 +27,9 @@ def evil_folder(folder, type_="evil.Evil"):
 
 
 def renamed(path, embedder):
-    """The data space at `path` as an older version stored it, with another embedder."""
+    """The data space at `path` with another embedder in its manifest."""
     meta = json.loads((path / "meta.json").read_text())
-    new = ("crc32", "id", "files", "addition", "dropped", "embedder_folder")
-    kept = {k: v for k, v in meta.items() if k not in new}
-    (path / "meta.json").write_text(json.dumps(kept | {"embedder": embedder}))
+    (path / "meta.json").write_text(json.dumps(sealed(meta | {"embedder": embedder})))
 
 
 def test_sentence_encoders_with_own_code_are_refused(tmp_path):

@@ -62,7 +62,7 @@ def aged(folder, model):
 
 def test_an_old_run_opens_and_is_extended(eval_folder, tmp_path):
     model = str(eval_folder / "model")
-    settings = {"methods": list(NAMES), "lr": 0.01, "adapter": "full"}
+    settings = {"methods": list(NAMES), "lr": 0.01, "adapter": "full", "lam": 0.01}
     once = eval_fixtures.run(eval_folder, tmp_path / "run", per_set=1, **settings)
     rows = once.table.to_pylist()
     aged(tmp_path / "run", model)
@@ -74,7 +74,7 @@ def test_an_old_run_opens_and_is_extended(eval_folder, tmp_path):
     assert len(whole) == 4 and whole.table.to_pylist()[: len(rows)] == rows
     assert whole.bits("nearest").shape == (4,)
     with pytest.raises(RunFolderError, match="holds a run with lam 0.01, not 0.1"):
-        eval_fixtures.run(eval_folder, tmp_path / "run", **settings, lam=0.1)
+        eval_fixtures.run(eval_folder, tmp_path / "run", **(settings | {"lam": 0.1}))
 
 
 def test_a_setting_that_never_existed_is_an_error(tmp_path):

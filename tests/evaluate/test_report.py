@@ -151,12 +151,16 @@ def test_few_prompts_have_no_best_method(tmp_path):
     )
 
 
+PAPER = {"protocol": "paper", "long_texts": "chunks"}
+HELD_OUT = {"protocol": "held-out", "long_texts": "chunks"}
+
+
 def test_runs_of_both_protocols_share_a_table(tmp_path):
     here = eval_fixtures.build(tmp_path / "world")
     methods = ("nearest", "sift")
-    paper = eval_fixtures.run(here, tmp_path / "a", methods=methods, protocol="paper")
-    other = eval_fixtures.run(here, tmp_path / "b", methods=("nearest",), protocol="held-out")
-    more = eval_fixtures.run(here, tmp_path / "c", methods=("mmr",), protocol="held-out", per_set=2)
+    paper = eval_fixtures.run(here, tmp_path / "a", methods=methods, **PAPER)
+    other = eval_fixtures.run(here, tmp_path / "b", methods=("nearest",), **HELD_OUT)
+    more = eval_fixtures.run(here, tmp_path / "c", methods=("mmr",), per_set=2, **HELD_OUT)
     runs = by_protocol([paper, other, more])
     assert list(runs) == ["paper", "held-out"] and runs["held-out"].methods == ("nearest", "mmr")
     names = runs["paper"].prompts["prompt"].to_pylist()

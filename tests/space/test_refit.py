@@ -109,7 +109,7 @@ def test_a_killed_refit_leaves_the_old_state_or_the_new(tmp_path):
         if child == 0:
             while True:
                 refit(space.path)
-        time.sleep(rng.random() * 2 * duration)
+        time.sleep(rng.random() * (2 + kill / 2) * duration)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         opened = DataSpace.open(space.path)

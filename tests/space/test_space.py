@@ -136,7 +136,7 @@ def test_no_documents_and_a_taken_place_are_refused(space, tmp_path):
 def test_another_embedder_is_refused_with_both_named(space):
     for other in (HashingEmbedder(dimension=8), HashingEmbedder(seed=1)):
         with pytest.raises(
-            EmbedderMismatchError, match=r"of dimension 16 by hashing, .* rebuild it"
+            EmbedderMismatchError, match=r"of dimension 16 by hashing, .* or other weights"
         ):
             DataSpace.open(space.path, other)
     with pytest.raises(

@@ -89,7 +89,7 @@ def test_a_fixed_lam_leaves_alpha_to_choose(space):
     options = resolve(space, SelectionConfig(n=8, k=20, lam=0.3, stop_alpha="auto"), prompts=16)
     assert options.lam == 0.3
     assert options.stop_alpha == tune_selection(space, lams=[0.3], **SETTING).stop_alpha
-    kept = SelectionConfig(n=8, k=20)
+    kept = SelectionConfig(n=8, k=20, lam=0.01)
     assert resolve(space, kept) == ResolvedSelection.of(kept)
 
 
