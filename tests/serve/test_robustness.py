@@ -233,7 +233,7 @@ def test_adapter_survives_additions_but_not_a_rebuild_of_its_space(
         texts = [Document(str(i), f"{word} {i}", {}) for i in range(9)]
         return DataSpace.build(texts, at, SameVectors()).path
 
-    monkeypatch.setattr("whet.space.opening.get_embedder", lambda name: SameVectors())
+    monkeypatch.setattr("whet.space.opening.get_embedder", lambda name, **options: SameVectors())
     place = build(tmp_path / "docs.whet", "bee")
     with serving.running(serving.app(llama_folder, place, keys=None)) as client:
         created = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"}).json()

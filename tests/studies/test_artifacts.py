@@ -30,7 +30,7 @@ from studies.retrieval_figures import QuerySet
 from studies.run_specs import CORE
 from whet.data.documents import Document
 from whet.errors import RunFolderError, SourceError
-from whet.evaluate.config import EvalConfig
+from whet.evaluate.config import PLAIN_TRAINING, EvalConfig
 from whet.evaluate.dataset import Prompt, Prompts
 from whet.evaluate.report.uncertainty import ALPHAS
 from whet.evaluate.results import align_runs, join
@@ -234,7 +234,9 @@ def test_a_caption_states_the_differences_that_apply(runs):
     assert "stand in for GPT-2, Phi-3 and the Pile; queries are the first halves" in write_caption(
         spec, artifact, EvalConfig()
     )
-    other = write_caption(spec, artifact, EvalConfig(model="gpt2", leakage="whole"))
+    first = replace(PLAIN_TRAINING, long_texts="first")
+    other = EvalConfig(model="gpt2", leakage="whole", training=first)
+    other = write_caption(spec, artifact, other)
     assert "stand in" not in other and "halves" not in other and "trained on up to" in other
     config = EvalConfig.from_table({"model": "gpt2", "protocol": "paper"})
     assert "Differences" not in write_caption(spec, artifact, config)
