@@ -50,7 +50,9 @@ def test_index_twice_adds_nothing_and_new_texts_are_added(folder, tmp_path):
     space, more = tmp_path / "space", tmp_path / "more.jsonl"
     first = json.loads(whet("index", folder / "texts.jsonl", space, "--json", "--quiet"))
     again = json.loads(whet("index", folder / "texts.jsonl", space, "--json", "--quiet"))
+    changes, again_changes = first.pop("changes"), again.pop("changes")
     assert first == again and first["documents"] == 20
+    assert changes["documents"]["added"] == 20 and again_changes["documents"]["added"] == 0
     more.write_text((folder / "texts.jsonl").read_text() + '{"id": "new", "text": "alpha mu"}\n')
     assert json.loads(whet("index", more, space, "--json", "--quiet"))["documents"] == 21
 
