@@ -60,7 +60,7 @@ def space(tmp_path_factory):
 
 def copied(prompt, space, **config):
     retrieval = Retriever(space, SelectionConfig(n=5, **config)).select(prompt, for_training=True)
-    return [document.id for document in retrieval.copy], retrieval
+    return [document.id for document in retrieval.copy.values()], retrieval
 
 
 def test_the_passages_that_repeat_the_prompt_and_the_next_are_the_copy(space):
@@ -68,6 +68,8 @@ def test_the_passages_that_repeat_the_prompt_and_the_next_are_the_copy(space):
     ids, retrieval = copied(prompt, space)
     assert ids == ["copied#1", "copied#2", "copied#3"]
     texts = [document.id for document in retrieval.training_documents()]
+    pairs = retrieval.training_texts()
+    assert space.documents([row for row, _ in pairs]) == [document for _, document in pairs]
     assert texts == ["copied#1", "copied#2", "copied#3", "copied#1", "copied#2"]
 
 
@@ -100,7 +102,7 @@ def test_a_filter_hides_the_passage_that_follows(tmp_path):
 def test_documents_that_are_whole_can_be_copies(tmp_path):
     space = DataSpace.build([words(i, 50) for i in range(12)], tmp_path / "space")
     prompt = words(4, 50)
-    assert find_copy(space, prompt, space.rows, 0.5) == space.documents([4])
+    assert find_copy(space, prompt, space.rows, 0.5) == {4: space.documents([4])[0]}
     assert [group.places for group in by_parent(space.documents([0, 1]))] == [[0], [1]]
 
 

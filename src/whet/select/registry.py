@@ -1,4 +1,4 @@
-"""Every selector by the name that `--selector` takes; docs/method.md says when to use which."""
+"""Every selector by the name that `--selector` takes; docs/selectors.md says when to use which."""
 
 from whet.select.selection import Selector
 from whet.select.selectors.baselines import (

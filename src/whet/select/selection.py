@@ -22,7 +22,7 @@ from whet.maths.arrays import (
 )
 from whet.maths.posterior import Posterior
 
-TIE = 1e-9  # relative; docs/method.md, "Ties"
+TIE = 1e-9  # relative; docs/concepts.md, "Ties"
 _SHOWN = 8  # rows in the representation of a selection
 
 

@@ -80,7 +80,7 @@ def find_copy(
     rows: "Int[Array, ' k']",
     min_overlap: float,
     where: "Filter | None" = None,
-) -> list[Document]:
+) -> dict[int, Document]:
     """The document that repeats the prompt: its passages in `rows`, and those that follow.
 
     That is the document whose passages in `rows` contain the largest share of the prompt's
@@ -97,33 +97,34 @@ def find_copy(
         where: Filter that the passage that follows must pass, too.
 
     Returns:
-        Passages in the order of the text, none if no document repeats the prompt. Passages that
+        Passages by row, in the order of the text, none if no document repeats the prompt. Passages that
         the data space does not show, because of a filter or a label, are never among them.
     """
     if len(prompt.split()) < MIN_WORDS:
-        return []
+        return {}
     documents = space.documents(rows)
     groups = by_parent(documents)
     overlaps = [group.overlap(prompt) for group in groups]
     best = int(np.argmax(overlaps))
     if overlaps[best] < min_overlap:
-        return []
+        return {}
     repeated = [i for i in groups[best].places if overlap(prompt, [documents[i].text])]
     repeated = repeated or groups[best].places  # cut where they meet, so that no gram is in one
-    return [documents[i] for i in repeated] + _following(space, int(rows[repeated[-1]]), where)
+    following = _following(space, int(rows[repeated[-1]]), where)
+    return {int(rows[i]): documents[i] for i in repeated} | following
 
 
-def _following(space: "DataSpace", row: int, where: "Filter | None") -> list[Document]:
+def _following(space: "DataSpace", row: int, where: "Filter | None") -> dict[int, Document]:
     """The passages after that in `row`, of the same document: their rows follow each other."""
-    visible = space.store.ids(where)
     wanted = np.arange(row + 1, row + 1 + FOLLOWING)
-    [first, *others] = space.documents([row, *wanted[np.isin(wanted, visible)].tolist()])
-    following = [first]
-    for document in others:
-        if not _continues(document, following[-1]):
+    visible = wanted[np.isin(wanted, space.store.ids(where))].tolist()
+    [previous, *others] = space.documents([row, *visible])
+    following = dict[int, Document]()
+    for place, document in zip(visible, others, strict=True):
+        if not _continues(document, previous):
             break
-        following.append(document)
-    return following[1:]
+        following[place] = previous = document
+    return following
 
 
 def _continues(document: Document, previous: Document) -> bool:

@@ -4,8 +4,8 @@ Source: SIFT, arXiv 2410.08020, Algorithm 1 on the k nearest neighbors of Sectio
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -66,19 +66,24 @@ class Retrieval:
     """Embedding of the prompt."""
     seconds: dict[str, float]
     """Wall time of the stages `embed`, `search` and `select`."""
-    copy: tuple[Document, ...] = ()
-    """Passages of a document that repeats the prompt, which are trained on instead: see
+    copy: Mapping[int, Document] = field(default_factory=dict)
+    """Passages, by row, of a document that repeats the prompt, which are trained on instead: see
     `whet.space.passages.find_copy`."""
 
-    reserve: tuple[Document, ...] = ()
-    """Further picks of a selector that repeats itself, for steps on repeats that are skipped."""
+    reserve: tuple[tuple[int, Document], ...] = ()
+    """Rows and documents of further picks of a selector that repeats itself, for steps on repeats
+    that are skipped."""
+
+    def training_texts(self) -> list[tuple[int, Document]]:
+        """Rows and documents to train on, in order, of which as many are to be taken as were
+        selected: the passages of the copy in turn, otherwise the picks, then the reserve."""
+        if self.copy:
+            return list(islice(cycle(self.copy.items()), len(self.documents)))
+        return [*zip(self.rows.tolist(), self.documents, strict=True), *self.reserve]
 
     def training_documents(self) -> list[Document]:
-        """What to train on, in order, of which as many are to be taken as were selected: the
-        passages of the copy in turn, otherwise the selected documents, then the reserve."""
-        if self.copy:
-            return list(islice(cycle(self.copy), len(self.documents)))
-        return [*self.documents, *self.reserve]
+        """The documents of `training_texts`."""
+        return [document for _, document in self.training_texts()]
 
     def stop_at(self, alpha: float) -> "Retrieval":
         """Only the picks that adaptive stopping with `alpha` keeps: see `Selection.stop_at`."""
@@ -222,19 +227,19 @@ class Retriever:
     def _for_training(self, prompt: str, retrieval: Retrieval) -> Retrieval:
         """Add the passages of a copy; without one, the reserve of a selector that repeats itself."""
         start, config, n = time.perf_counter(), self.config, len(retrieval)
-        candidates, copy, reserve = retrieval.candidates, list[Document](), list[Document]()
+        candidates, copy, reserve = retrieval.candidates, dict[int, Document](), list[int]()
         if config.copy_overlap:
             copy = find_copy(self.space, prompt, candidates.rows, config.copy_overlap, config.where)
         if not copy and len(retrieval.selection.counts()) < n and config.stop_alpha is None:
             further = self.selector(
                 retrieval.query, candidates.vectors, RESERVE * n, lam=config.lam
             )
-            reserve = self.space.documents(candidates.rows[further.indices[n:]])
+            reserve = candidates.rows[further.indices[n:]].tolist()
         select = retrieval.seconds["select"] + time.perf_counter() - start
         return replace(
             retrieval,
-            copy=tuple(copy),
-            reserve=tuple(reserve),
+            copy=copy,
+            reserve=tuple(zip(reserve, self.space.documents(reserve), strict=True)),
             seconds=retrieval.seconds | {"select": select},
         )
 

@@ -1,9 +1,9 @@
 """Choose λ' and α by predicting held-out documents; needs no language model.
 
-Ours; the reasoning and the measurements are in docs/method.md, "λ' and α by themselves". Each
-held-out document is cut in halves. SIFT selects for the first half, without the document itself. A
-linear model that sees, for each pick, the embedding of its second half predicts that of the
-document's second half. This is the paper's surrogate (arXiv 2410.08020, Section 3; K.5 for squared
+Ours; the reasoning and the measurements are in docs/concepts.md, "Choosing λ' and α automatically".
+Each held-out document is cut in halves. SIFT selects for the first half, without the document
+itself. A linear model that sees, for each pick, the embedding of its second half predicts that of
+the document's second half. This is the paper's surrogate (arXiv 2410.08020, Section 3; K.5 for squared
 error) with a response that is real.
 """
 

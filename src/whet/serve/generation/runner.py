@@ -157,7 +157,7 @@ class RequestRunner:
         assert request.view is not None
         start = time.perf_counter()
         self._retrieval = select(self._engine, request.view, request.query, request.selection)
-        documents = self._retrieval.documents if self._retrieval else ()
+        documents = self._retrieval.training_documents() if self._retrieval else ()
         self._sizes = text_sizes(self._state.model, documents)
         self._state.metrics.stage_duration.labels("select").observe(time.perf_counter() - start)
 
@@ -184,7 +184,7 @@ class RequestRunner:
         retrieval = self._retrieval
         if not self._cacheable or self._request.params.cache != "reuse" or not retrieval:
             return None
-        name = self._adapter_id(tuple(retrieval.rows.tolist()))
+        name = self._adapter_id(tuple(row for row, _ in retrieval.training_texts()))
         cached = self._state.adapters.get(self._request.context.key.id, name)
         self._state.metrics.cache_lookups.labels("miss" if cached is None else "hit").inc()
         return cached
@@ -286,13 +286,13 @@ class RequestRunner:
         if output.trace.stop_reason == "evidence":
             return None  # steps were undone for this prompt, not for others
         assert request.view is not None
-        ids = [document.id for document in retrieval.documents]
-        row_of = dict(zip(ids, retrieval.rows.tolist(), strict=True))
-        if len(row_of) < len(set(retrieval.rows.tolist())):
+        texts = retrieval.training_texts()
+        rows, row_of = tuple(row for row, _ in texts), {d.id: row for row, d in texts}
+        if len(row_of) < len(set(rows)):
             return None  # an id of two documents: it is unknown which one a step was taken on
         complete = output.trace.stop_reason not in ("deadline", "cancelled")
         trained = tuple(row_of[step.id] for step in output.trace.steps)
-        identity = tuple(retrieval.rows.tolist()) if complete else trained
+        identity = rows if complete else trained
         cached = CachedAdapter(
             id=self._adapter_id(identity, complete=complete),
             owner=request.context.key.id,

@@ -86,10 +86,15 @@ def warm_up(engine: Engine, space: DataSpace) -> Retrieval | None:
 
 
 def selected_texts(retrieval: Retrieval, n: int, *, texts: bool) -> list[SelectedText]:
-    """Each document of the first `n` picks once, in the order of its first pick."""
+    """Each document of the first `n` steps once, in the order of its first step.
+
+    σ of a copy's passages, which no selector picked, is that before the first pick.
+    """
     selected: dict[str, SelectedText] = {}
-    picks = zip(retrieval.documents[:n], retrieval.selection.sigma[1:].tolist(), strict=False)
-    for document, sigma in picks:
+    sigmas = retrieval.selection.sigma[1:].tolist()
+    if retrieval.copy:
+        sigmas = [float(retrieval.selection.sigma[0])] * len(sigmas)
+    for document, sigma in zip(retrieval.training_documents()[:n], sigmas, strict=False):
         if (earlier := selected.get(document.id)) is not None:
             earlier.count += 1
             continue
