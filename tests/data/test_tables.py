@@ -68,11 +68,12 @@ def test_bytes_that_are_not_utf8_lose_one_row_of_csv(tmp_path):
 
 LINES = b'{"text": "bees"}\n{"text": "honey"}\n'
 CSV = b"text\nbees\nhoney\n"
+PACKED_LINES, PACKED_CSV = (gzip.compress(data, mtime=0) for data in (LINES, CSV))
 NAMED = [
     ("a.ndjson", LINES), ("a.JSONL", LINES), ("a.jl", LINES), ("export", LINES),
     ("a.json.txt", LINES), ("a.bak", b'[{"text": "bees"}, {"text": "honey"}]'), ("a.CSV", CSV),
-    ("a.Tsv", CSV), ("a.csv.gz", gzip.compress(CSV, mtime=0)), ("a.NDJSON.GZ", gzip.compress(LINES, mtime=0)),
-    ("a.json.gz", gzip.compress(LINES, mtime=0)), ("a.txt", b"\xef\xbb\xbf\n" + LINES),
+    ("a.Tsv", CSV), ("a.csv.gz", PACKED_CSV), ("a.NDJSON.GZ", PACKED_LINES),
+    ("a.json.gz", PACKED_LINES), ("a.txt", b"\xef\xbb\xbf\n" + LINES),
 ]  # fmt: skip
 
 
