@@ -99,6 +99,17 @@ def test_a_filter_hides_the_passage_that_follows(tmp_path):
     assert copied(prompt, space.filter("year < 2"))[0] == ["a#0", "a#1"]
 
 
+@pytest.mark.parametrize(("sharing", "is_copy"), [(5, True), (6, False), (9, False)])
+def test_standard_wording_of_many_documents_is_no_copy(tmp_path, sharing, is_copy):
+    notice = words(50, 60)
+    texts = [notice + " " + words(i, 60) for i in range(sharing)]
+    space = DataSpace.build([*texts, *(words(i, 60) for i in range(20, 30))], tmp_path / "space")
+    ids = list(find_copy(space, notice + " " + words(90, 30), space.rows, 0.5))
+    assert len(ids) == is_copy
+    after_the_notice = notice + " " + " ".join(words(3, 60).split()[:40])
+    assert list(find_copy(space, after_the_notice, space.rows, 0.5)) == [3]
+
+
 def test_documents_that_are_whole_can_be_copies(tmp_path):
     space = DataSpace.build([words(i, 50) for i in range(12)], tmp_path / "space")
     prompt = words(4, 50)

@@ -5,10 +5,10 @@ arXiv 2005.14165, Appendix C). Cosines do not decide: those of an embedder of wo
 texts that share no sentence, such as exercises made from one template.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from whet.maths.arrays import Array
     from whet.space.space import DataSpace
 
+Gram: TypeAlias = tuple[str | None, ...]  # of words; None is a word that the prompt does not have
+
 GRAM = 13  # words
 MIN_WORDS = 2 * GRAM  # of a prompt that can have a copy: documents repeat shorter texts by chance
+MAX_SHARING = 5  # documents that a 13-gram may be in before it is standard wording
 FOLLOWING = 1  # passages that are read on after a copy; 2 were worse: benchmarks/LOG.md
 
 
@@ -64,14 +67,8 @@ def overlap(text: str, others: Iterable[str]) -> float:
     >>> overlap("to be or not to be", ["he said to be or not to be"])
     1.0
     """
-    words = text.casefold().split()
-    size = min(GRAM, len(words))
-    grams, vocabulary = set(_grams(words, size)), set(words)
-    found = set[tuple[str | None, ...]]()
-    for other in others:
-        known = [word if word in vocabulary else None for word in other.casefold().split()]
-        found |= grams.intersection(_grams(known, size))
-    return len(found) / len(grams) if grams else 0.0
+    grams = _grams(text)
+    return len(_shared(grams, others)) / len(grams) if grams else 0.0
 
 
 def find_copy(
@@ -85,7 +82,9 @@ def find_copy(
 
     That is the document whose passages in `rows` contain the largest share of the prompt's
     13-grams of words, at least `min_overlap`; of its passages, those that contain one of these,
-    and the one that follows the last. Prompts of fewer than 26 words have no copy.
+    and the one that follows the last. A 13-gram that more than 5 documents contain is standard
+    wording, such as a license, and does not count. Prompts with fewer than 13 others, and those of
+    fewer than 26 words, have no copy.
 
     Reads and compares the texts of `rows`, some milliseconds for 200 passages.
 
@@ -103,13 +102,19 @@ def find_copy(
     if len(prompt.split()) < MIN_WORDS:
         return {}
     documents = space.documents(rows)
-    groups = by_parent(documents)
-    overlaps = [group.overlap(prompt) for group in groups]
-    best = int(np.argmax(overlaps))
-    if overlaps[best] < min_overlap:
+    groups, grams = by_parent(documents), _grams(prompt)
+    shared = [_shared(grams, group.texts) for group in groups]
+    counts = Counter(gram for found in shared for gram in found)
+    grams = {gram for gram in grams if counts[gram] <= MAX_SHARING}
+    if len(grams) < GRAM:
         return {}
-    repeated = [i for i in groups[best].places if overlap(prompt, [documents[i].text])]
-    repeated = repeated or groups[best].places  # cut where they meet, so that no gram is in one
+    sizes = [len(found & grams) for found in shared]
+    best = int(np.argmax(sizes))
+    if sizes[best] < min_overlap * len(grams):
+        return {}
+    places = groups[best].places
+    repeated = [place for place in places if _shared(grams, [documents[place].text])]
+    repeated = repeated or places  # cut where they meet, so that no gram is in one
     following = _following(space, int(rows[repeated[-1]]), where)
     return {int(rows[i]): documents[i] for i in repeated} | following
 
@@ -148,5 +153,21 @@ def _passages(documents: Sequence[Document], places: list[int]) -> Passages:
     return Passages(order, texts)
 
 
-def _grams(words: list[str] | list[str | None], size: int) -> Iterable[tuple[str | None, ...]]:
+def _grams(text: str) -> set[Gram]:
+    words = text.casefold().split()
+    return set(_windows(words, min(GRAM, len(words))))
+
+
+def _shared(grams: set[Gram], others: Iterable[str]) -> set[Gram]:
+    """Those of `grams`, which have one length, that `others` contain together."""
+    vocabulary = set[str | None]().union(*grams)
+    size = len(next(iter(grams), ()))
+    shared = set[Gram]()
+    for other in others:
+        known = [word if word in vocabulary else None for word in other.casefold().split()]
+        shared |= grams.intersection(_windows(known, size))
+    return shared
+
+
+def _windows(words: Sequence[str | None], size: int) -> Iterable[Gram]:
     return zip(*(words[i:] for i in range(size)), strict=False)
