@@ -23,12 +23,30 @@ HELPFUL, MIXED, HARMFUL = NEAR, NEAR[:2] + FAR, FAR
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """In float64, where sums of another order give the same numbers; with a longer context."""
+def folder(tmp_path_factory):
     folder = tiny_models.save(tmp_path_factory.mktemp("long"), "llama")
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 256}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    """In float64, where sums of another order give the same numbers; with a longer context."""
     return LanguageModel.from_pretrained(folder, device="cpu", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """A model that writes words, to which other texts do more harm than 2 %."""
+    model = LanguageModel.from_pretrained(folder, device="cpu", dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.hf_model.parameters(), lr=3e-3)
+    for seed in range(100, 106):
+        tokens = model.training_tokens(words(seed, 28))[None]
+        model.hf_model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return model
 
 
 def from_scratch(model, documents, text=None, context=None):
@@ -70,8 +88,11 @@ def test_the_end_of_the_prompt_is_held_back(model):
         ("best", MIXED, 2), ("best", HARMFUL, 2), ("best", WORSE, 0),
     ],
 )  # fmt: skip
-def test_the_answer_has_the_steps_that_the_evidence_speaks_for(model, mode, documents, kept):
+def test_the_answer_has_the_steps_that_the_evidence_speaks_for(
+    model, trained, mode, documents, kept
+):
     n = len(documents)
+    model = trained if mode == "check" and documents is HARMFUL else model
     output = output_of(model, documents, mode, text=TEXT)
     checked = {"off": [], "measure": [0, n], "check": [0, n]}
     checked = checked.get(mode, sorted({0, 2, n} | ({5} if n > 5 else set())))
@@ -87,20 +108,26 @@ def test_the_answer_has_the_steps_that_the_evidence_speaks_for(model, mode, docu
     assert dict(evidence.passages) == {d.id: documents.count(d) for d in documents}
 
 
-def test_undone_steps_leave_the_base_model(model):
-    output = output_of(model, HARMFUL, return_adapter=True)
-    assert output.text == model.generate(PROMPT, max_tokens=6)
+def test_steps_that_cost_less_than_two_percent_are_not_undone(model):
+    output = output_of(model, HARMFUL, "check", text=TEXT)
+    assert 1 < output.evidence.after / output.evidence.before <= 1.02
+    assert output.evidence.num_steps == 4 and output.score != output.base
+
+
+def test_undone_steps_leave_the_base_model(trained):
+    output = output_of(trained, HARMFUL, return_adapter=True)
+    assert output.text == trained.generate(PROMPT, max_tokens=6)
     assert "so the steps were undone" in str(output.evidence)
     assert output.evidence.after > output.evidence.before
-    again = output_of(model, (), init_adapter=output.adapter, text=TEXT)
-    assert again.score.bits == pytest.approx(model.score(TEXT, context=PROMPT).bits)
+    again = output_of(trained, (), init_adapter=output.adapter, text=TEXT)
+    assert again.score.bits == pytest.approx(trained.score(TEXT, context=PROMPT).bits)
 
 
-def test_undone_steps_leave_the_adapter_that_training_started_from(model):
-    first = output_of(model, NEAR[:2], return_adapter=True).adapter
-    output = output_of(model, HARMFUL, init_adapter=first, text=TEXT)
+def test_undone_steps_leave_the_adapter_that_training_started_from(trained):
+    first = output_of(trained, NEAR[:2], return_adapter=True).adapter
+    output = output_of(trained, HARMFUL, init_adapter=first, text=TEXT)
     assert output.trace.stop_reason == "evidence" and output.score == output.base
-    assert output.base != model.score(TEXT, context=PROMPT)
+    assert output.base != trained.score(TEXT, context=PROMPT)
 
 
 def test_batch_mates_do_not_change_the_evidence(model):

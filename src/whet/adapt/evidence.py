@@ -16,6 +16,9 @@ from whet.adapt.session import AdaptationSession
 CHECKED_STEPS = (0, 2, 5, 10, 20, 50)
 MIN_TOKENS = 16  # of the part held back: fewer say too little
 MAX_CHARACTERS = 4096  # of the prompt's end, so that a long prompt does not cost more than a step
+UNDONE_ABOVE = 1.02
+"""Times the bits before, above which `check` undoes the steps: a quarter of a prompt is too short to
+witness smaller differences (benchmarks/LOG.md)."""
 SHOWN = 3  # sources in a line
 
 
@@ -165,7 +168,8 @@ class EvidenceCheck:
         bits = self.bits_per_byte
         if self._mode == "best":
             return min(bits, key=bits.__getitem__)
-        return 0 if self._mode == "check" and bits[number] > bits[0] else number
+        undone = self._mode == "check" and bits[number] > UNDONE_ABOVE * bits[0]
+        return 0 if undone else number
 
     def _measure(self, number: int) -> None:
         if self._held_back is None:
