@@ -17,19 +17,20 @@ WIDE = 10_000  # columns: tables are never cut to the width of the terminal
 
 
 def table(report: Report) -> Table:
-    """One row per set: number of prompts, base, % of base per method, Δ, and SIFT minus nearest.
+    """One row per set: number of prompts, base, % of base per method, Δ, SIFT and whet minus nearest.
 
-    The best method of a row of at least `MIN_N` prompts is bold.
+    The best of several methods is bold in a row of at least `MIN_N` prompts.
     """
     names = list(report.lines[0].methods)
-    sifts = [name for name in report.lines[0].paired if name.startswith("sift")]
+    ours = [name for name in report.lines[0].paired if name.startswith(("sift", "whet"))]
     near = any(line.near for line in report.lines)
     headings = ["set", "n", *(["near"] if near else []), "base", *map(short, names), "Δ"]
-    headings += [f"{short(name)} − NN" for name in sifts]
+    headings += [f"{short(name)} − NN" for name in ours]
     rows = []
     for line in report.lines:
         n = max(estimate.n for estimate in line.methods.values())
-        best = min(e.value for e in line.methods.values()) if n >= MIN_N else None
+        compared = n >= MIN_N and len(names) > 1
+        best = min(e.value for e in line.methods.values()) if compared else None
         rows.append([
             " ".join(line.name.split()).replace("|", "\\|"),
             str(n),
@@ -37,7 +38,7 @@ def table(report: Report) -> Table:
             f"{line.base:.3f}",
             *(_percent_cell(line.methods[name], best) for name in names),
             "" if line.delta is None else f"{line.delta:+.1f}",
-            *(format_estimate(line.paired[m], sign="+") if m in line.paired else "" for m in sifts),
+            *(format_estimate(line.paired[m], sign="+") if m in line.paired else "" for m in ours),
         ])  # fmt: skip
     return text_table(headings, rows)
 
