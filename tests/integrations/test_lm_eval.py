@@ -15,7 +15,12 @@ from lm_eval.tasks import TaskManager
 from support import eval_fixtures, serving, tiny_models
 from support.paths import DOCS
 
+from whet.adapt.model import LanguageModel
 from whet.engine import Engine
+from whet.evaluate.config import EvalConfig
+from whet.evaluate.dataset import EvalData
+from whet.evaluate.results import Run
+from whet.evaluate.runner import evaluate
 from whet.integrations.lm_eval import OPTIONS, WhetLM, sampling_params
 from whet.select.config import SelectionConfig
 from whet.space.space import DataSpace
@@ -238,3 +243,33 @@ def test_chats_are_scored_as_by_lm_eval_s_own_model(place, tmp_path):
         lm.loglikelihood([ask(texts[0], "a value")], disable_tqdm=True) for lm in (own, theirs)
     ]
     assert ours == pytest.approx(value, rel=1e-5)
+
+
+def test_exact_match_of_questions_is_that_of_an_lm_eval_task(place, tmp_path):
+    """The base model's answers to some questions are accepted, in other case and punctuation."""
+    base, questions = LanguageModel.from_pretrained("whet-pico"), []
+    for name in ("alpha", "beta", "gamma"):
+        own = base.generate(f"Question: {name}?\nAnswer:", max_tokens=8).strip().partition("\n")[0]
+        answer = f"{own.upper()}!" if name != "beta" else "something else"
+        questions.append({"question": f"{name}?", "answer": answer})
+    source = eval_fixtures.write(tmp_path / "questions.jsonl", questions)
+    config = EvalConfig.from_table(
+        {"task": "qa", "model": "whet-pico", "methods": ["base"], "max_answer_tokens": 8, "k": 5}
+    )
+    data = EvalData(space=str(place / "space"), prompts=str(source))
+    evaluate(data, tmp_path / "run", config, progress=False)
+    (tmp_path / "ask.yaml").write_text(
+        f"task: ask\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {source}\n"
+        "test_split: test\noutput_type: generate_until\ndoc_to_text: 'Question: {{question}}\\n"
+        "Answer:'\ndoc_to_target: '{{answer}}'\ngeneration_kwargs:\n  until: [\"\\n\"]\n"
+        "  max_gen_toks: 8\nfilter_list:\n  - name: strip\n    filter:\n"
+        "      - function: remove_whitespace\n      - function: take_first\nmetric_list:\n"
+        "  - metric: exact_match\n    ignore_case: true\n    ignore_punctuation: true\n"
+    )
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    results = simple_evaluate(
+        WhetLM(str(place / "space"), "whet-pico", n=0), tasks=["ask"], task_manager=tasks,
+        bootstrap_iters=0,
+    )  # fmt: skip
+    ours = Run.open(tmp_path / "run").metric("exact_match", "base").mean()
+    assert results["results"]["ask"]["exact_match,strip"] == pytest.approx(ours) and ours == 2 / 3

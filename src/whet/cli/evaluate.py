@@ -26,6 +26,9 @@ DROP_LEAKS = click.option(
 @click.option("--protocol", type=click.Choice(["paper", "held-out"]),
               help="Score the text that was the query (paper), or its second half after a query "
               "for the first (held-out).")  # fmt: skip
+@click.option("--task", type=click.Choice(["text", "lines", "qa"]),
+              help="Score documents (text), complete lines of code (lines), or answer questions "
+              "(qa).  [default: text]")  # fmt: skip
 @click.option("--workers", default=1, show_default=True, help="Processes, of one thread each.")
 @RAY
 @click.option("--config", type=PATH, help="TOML file with data and options: see docs/protocol.md.")
@@ -36,12 +39,13 @@ DROP_LEAKS = click.option(
 @QUIET
 def evaluate(
     space: Path | str, prompts: str | None, out: Path, per_set: int | None,
-    protocol: str | None, workers: int, ray: str | None, config: Path | None, overrides: tuple[str, ...],
-    drop_leaks: bool, as_json: bool, quiet: bool,
+    protocol: str | None, task: str | None, workers: int, ray: str | None, config: Path | None,
+    overrides: tuple[str, ...], drop_leaks: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Score every method on every prompt.
 
-    Scores are in bits per byte. An interrupted run resumes.
+    Scores are in bits per byte; --task adds how well generated answers match. An interrupted run
+    resumes.
 
     A FILE.toml names the data space and the prompts: see examples/.
     """
@@ -49,7 +53,8 @@ def evaluate(
     from whet.evaluate.results import Run
     from whet.evaluate.runner import WorkerPool, evaluate
 
-    overrides = (*((f"protocol={protocol}",) if protocol else ()), *overrides)
+    options = {"protocol": protocol, "task": task}
+    overrides = (*(f"{name}={value}" for name, value in options.items() if value), *overrides)
     if isinstance(space, Path) and space.suffix == ".toml":
         experiment = Experiment.read(space, overrides)
     else:
@@ -60,7 +65,7 @@ def evaluate(
         prompts=prompts or experiment.data.prompts,
         per_set=per_set or experiment.data.per_set,
     )
-    if not data.space or not data.prompts:
+    if not data.space or not (data.prompts or data.held_out):
         raise click.UsageError("pass SPACE and --prompts, or a FILE.toml whose [data] names both")
     with WorkerPool(workers) as pool:
         evaluate(data, out, experiment.config, workers=pool, ray=ray, progress=not quiet)
@@ -170,12 +175,25 @@ def _print_report(run: Any, step: int | None, as_json: bool) -> None:
     from whet.evaluate.report.summary import summary_caption, summary_table
     from whet.evaluate.report.table import report
 
+    if run.config.task != "text":
+        _print_answers(run, as_json)
+        return
     results = report(run, step)
     if as_json:
         print(json.dumps(results.record()))
         return
     print_tables(table(results), caption(results))
     print_tables(summary_table(results.summary), summary_caption())
+
+
+def _print_answers(run: Any, as_json: bool) -> None:
+    from whet.evaluate.report.answers import AnswerResults
+
+    results = AnswerResults.of(run)
+    if as_json:
+        print(json.dumps(results.record() | {"meta": run.meta}))
+        return
+    print_tables(*results.tables(), results.caption())
 
 
 def _print_comparison(protocols: dict[str, Any], step: int | None, as_json: bool) -> None:

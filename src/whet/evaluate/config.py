@@ -25,11 +25,12 @@ from whet.maths.arrays import as_count, as_positive
 from whet.select.config import SelectionConfig
 
 DYNAMIC = "dynamic"  # the short form of the method that trains on the query itself
+BASE = "base"  # the short form of the method that changes nothing
 WHET = "whet"  # the short form of what the engine, the command line and the server do by default
 PLAIN_SELECTION = SelectionConfig(copy_overlap=0.0)  # other methods are compared as published
 PLAIN_TRAINING = TrainingConfig(learned_ratio=0.0, evidence="off")
 STREAMING = "streaming"  # that of the method that trains on the scored text after scoring it
-TRAIN_ON = {DYNAMIC: "query", STREAMING: "scored"}
+TRAIN_ON = {BASE: "nothing", DYNAMIC: "query", STREAMING: "scored"}
 NESTED: dict[str, type] = {
     "selection": SelectionConfig,
     "training": TrainingConfig,
@@ -47,6 +48,7 @@ SETTING = re.compile(r"""(?:[^,"']|"[^"]*"|'[^']*')+""")  # between commas that 
 
 Use = Literal["steps", "context", "both"]
 Duplicates = Literal["keep", "drop"]
+TaskKind = Literal["text", "lines", "qa"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +77,20 @@ class MethodConfig:
     context_order: Literal["nearest-last", "selected"] = "nearest-last"
     """Order of the documents in the context: the first pick next to the prompt, or the order of the
     selection (the paper's)."""
-    train_on: Literal["documents", "query", "scored"] = "documents"
-    """Train on the selected documents, on the query itself (dynamic evaluation), or on the scored
-    text, each chunk after it was scored (dynamic evaluation in its streaming form)."""
+    train_on: Literal["documents", "query", "scored", "nothing"] = "documents"
+    """Train on the selected documents, on the query itself (dynamic evaluation), on the scored
+    text, each chunk after it was scored (dynamic evaluation in its streaming form), or on nothing
+    (the base model)."""
     stream_tokens: int = 64
     """Tokens per chunk of the scored text when training on it."""
+    samples: int = 1
+    """Number of answers that are sampled for a task with an answer, of which the likeliest counts;
+    with 1, the answer is the most likely token each time."""
 
     def __post_init__(self) -> None:
         check_choices(self)
         as_count(self.stream_tokens, "stream_tokens")
+        as_count(self.samples, "samples")
         if self.train_on == "scored" and self.use != "steps":
             raise ValueError(f"use is {self.use!r}: expected steps for the scored text")
         if not self.name:
@@ -113,9 +120,16 @@ class EvalConfig:
     max_length: int | None = None
     """Tokens that the model reads at once [default: as many as it accepts]; required for models
     without a limit, such as Mamba."""
+    task: TaskKind = "text"
+    """What is measured. `text`: bits per byte of documents. `lines`: completing the next line of
+    files of code. `qa`: answering questions."""
+    max_answer_tokens: int = 64
+    """Longest answer that is generated, for tasks with an answer."""
+    prompt_chars: int = 1500
+    """Characters of a file that the model reads before the line that it completes."""
     methods: tuple[str | MethodConfig, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
-    """Methods that are compared: names of selectors, `dynamic`, `streaming`, or `whet` (the engine's
-    defaults), each with settings in brackets, such as `sift(lam=0.1)`; or `MethodConfig`s."""
+    """Methods that are compared: names of selectors, `base`, `dynamic`, `streaming`, or `whet` (the
+    engine's defaults), each with settings in brackets, such as `sift(lam=0.1)`; or `MethodConfig`s."""
     eval_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
     """Steps after which the text is scored; those beyond n are skipped, n is always scored."""
     leakage: Literal["split", "whole", "score-first"] = "split"
@@ -149,6 +163,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         as_count(self.selection.n, "n")
+        as_count(self.max_answer_tokens, "max_answer_tokens")
+        as_count(self.prompt_chars, "prompt_chars")
         as_positive(self.near_overlap, "near_overlap")
         if self.chunks < 2:
             raise ValueError(f"chunks is {self.chunks}: expected at least 2")
@@ -184,10 +200,10 @@ class EvalConfig:
     def method(self, method: Any) -> MethodConfig:
         """The configuration of one method, with the run's defaults for what it leaves out.
 
-        The short form is the name of a selector, `dynamic`, `streaming` or `whet`, with settings in
-        brackets, where a bare number is `lam`: `sift`, `sift(0.1)`, `sift(adapter=lora, lr=5e-4)`,
-        `nearest(order=reversed)`. A table has a `name` and settings; with `selector` or `train_on`
-        among them the name is free, otherwise it must be a short form.
+        The short form is the name of a selector, `base`, `dynamic`, `streaming` or `whet`, with
+        settings in brackets, where a bare number is `lam`: `sift`, `sift(0.1)`,
+        `sift(adapter=lora, lr=5e-4)`, `nearest(order=reversed)`. A table has a `name` and settings;
+        with `selector` or `train_on` among them the name is free, otherwise it must be a short form.
 
         Raises:
             ValueError: If there is no such method, setting or value.
@@ -266,7 +282,17 @@ class EvalConfig:
                 f"method {method.name!r} has n {method.selection.n}, but n is {self.selection.n} "
                 "for the whole run"
             )
-        if method.train_on == "query" and self.leakage == "whole":
+        if method.samples > 1 and self.task == "text":
+            raise ValueError(
+                f"method {method.name!r} has samples {method.samples}, but nothing is generated for "
+                "task text: expected task lines or qa"
+            )
+        if method.train_on == "scored" and self.task != "text":
+            raise ValueError(
+                f"method {method.name!r} trains on the scored text, which is the answer of task "
+                f"{self.task}: leave the method out"
+            )
+        if method.train_on == "query" and self.leakage == "whole" and self.task == "text":
             raise ValueError(
                 f"method {method.name!r} trains on the query, which with leakage 'whole' is the "
                 "scored text: expected leakage split or score-first"

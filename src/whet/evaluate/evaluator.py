@@ -21,12 +21,14 @@ from whet.adapt.slots import Slots
 from whet.adapt.updates import TrainExample, Update
 from whet.data.documents import Document
 from whet.errors import AdaptationError, ModelError
+from whet.evaluate.answers.generation import PromptTokens, answer, plain_prompt
+from whet.evaluate.answers.kinds import KINDS, METRICS
 from whet.evaluate.config import STREAMING, EvalConfig, MethodConfig
 from whet.evaluate.contamination import find_contamination
 from whet.evaluate.dataset import Prompt
 from whet.evaluate.picks import Picker, Picks, prompt_seed
 from whet.evaluate.provenance import peak_mib
-from whet.evaluate.tasks import InContext, ScoringTask, Stream
+from whet.evaluate.tasks import InContext, ScoringTask, Stream, Tokens
 from whet.select.sift import sift
 from whet.space.space import DataSpace
 
@@ -51,6 +53,11 @@ class Row:
     select_s: float = 0.0
     train_s: float = 0.0
     score_s: float = 0.0
+    answer: str | None = None
+    exact_match: float | None = None
+    edit_similarity: float | None = None
+    f1: float | None = None
+    generate_s: float = 0.0
 
 
 class Steps:
@@ -148,7 +155,8 @@ class ScoredSteps:
 def remaining_rows(blank: Row, last: Row, steps: Collection[int]) -> list[Row]:
     """Rows of the chosen steps after the last one that was taken, where the score stays the same."""
     later = (step for step in steps if step > last.step)
-    return [replace(blank, step=step, bits=last.bits, sigma=last.sigma) for step in later]
+    same = {name: getattr(last, name) for name in ("bits", "sigma", "answer", *METRICS)}
+    return [replace(blank, step=step, **same) for step in later]
 
 
 class Evaluator:
@@ -163,6 +171,12 @@ class Evaluator:
         """
         self._space, self._model, self._config = space, model, config
         self._methods = {method.name: method for method in config.method_configs}
+        self._kind = KINDS.get(config.task)
+        if self._kind and config.max_answer_tokens > model.max_length // 2:
+            raise ValueError(
+                f"max_answer_tokens is {config.max_answer_tokens}: expected at most "
+                f"{model.max_length // 2}, half of what {model.name} reads"
+            )
         self.adapters = {
             name: model.adapter_config(method.adapter.name, **method.adapter.options)
             for name, method in self._methods.items()
@@ -181,7 +195,7 @@ class Evaluator:
             return record | {"error": str(error)}
 
     def _measure(self, document: Document) -> dict[str, Any]:
-        tasks, start = ScoringTask.of(document.text, self._config), time.perf_counter()
+        tasks, start = self._tasks(document), time.perf_counter()
         bases = [self._model.score(task.text, context=task.context) for task in tasks]
         base_s, rows = time.perf_counter() - start, list[Row]()
         if not all(math.isfinite(base.bits) for base in bases):
@@ -191,6 +205,8 @@ class Evaluator:
                 blank = Row(name, part, base.num_bytes, base.bits)
                 rows += self._run_method(blank, method, document, task)
         query, text = tasks[-1].query, "".join(task.text for task in tasks)
+        if self._kind:  # an answer occurs elsewhere; what must not is the whole prompt
+            text = document.text
         contamination = find_contamination(self._space, query, text, document.text, self._config)
         is_scored = query == tasks[-1].text and not tasks[-1].context
         query_score = bases[-1] if is_scored else self._model.score(query)
@@ -215,20 +231,30 @@ class Evaluator:
     ) -> list[Row]:
         """One method on one task, from the row of step 0 to that of step n."""
         rows = [replace(blank, bits=blank.base_bits)]
-        if method.train_on == "scored":
+        if method.train_on == "nothing":
+            self._answer(rows[0], method, document, task, plain_prompt(self._model, task))
+        elif method.train_on == "scored":
             rows += self._stream(blank, method, document, task)
         elif task.query:
             picks = self._picker.pick(method, document, task)
             rows = [replace(rows[0], sigma=picks.sigma[0], **picks.seconds)]
-            rows += self._use(blank, method, picks, task)
+            rows += self._use(rows[0], method, picks, document, task)
         return rows + remaining_rows(blank, rows[-1], self._config.steps)
 
-    def _use(self, blank: Row, method: MethodConfig, picks: Picks, task: ScoringTask) -> list[Row]:
-        """Train on each document, put it into the context, or both; score at the chosen steps."""
+    def _use(
+        self, first: Row, method: MethodConfig, picks: Picks, document: Document, task: ScoringTask
+    ) -> list[Row]:
+        """Train on each document, put it into the context, or both; score at the chosen steps.
+
+        The rows of the steps; the last one, or `first` if there is none, gets the answer.
+        """
+        blank = Row(first.method, first.part, first.bytes, first.base_bits)
         updates, steps = picks.updates(self._model), Steps(blank, picks)
-        in_context = None
+        in_context, prompt = None, plain_prompt(self._model, task)
         if method.use != "steps":
-            in_context = InContext(self._model, task, method.context_order)
+            tokens = self._config.max_answer_tokens if self._kind else 0
+            in_context = InContext(self._model, task, method.context_order, answer_tokens=tokens)
+            prompt = partial(_prompt, in_context, steps)
         scored = partial(_score, in_context, task, steps)
         if method.use == "context":
             for example in (example for update in updates for example in update.examples):
@@ -236,6 +262,7 @@ class Evaluator:
                     steps.add(example.id)
             steps.completed = len(steps.rows)
             ScoredSteps(steps, self._config.steps, partial(scored, None)).score(is_end=True)
+            self._answer([first, *steps.rows][-1], method, document, task, prompt)
             return steps.rows
         with self._session(method, picks.training) as session:
             scores = ScoredSteps(steps, self._config.steps, partial(scored, session), session)
@@ -256,7 +283,48 @@ class Evaluator:
             scores.finish()
             if evidence.finish(taken) < taken:  # the last row is what the engine answers with
                 steps.rows[-1].bits = scored(session, steps.rows[-1]).bits
+            _ = session.model  # computes with the session's weights
+            self._answer([first, *steps.rows][-1], method, document, task, prompt)
         return steps.rows
+
+    def _tasks(self, document: Document) -> tuple[ScoringTask, ...]:
+        """What is scored and expected for a prompt.
+
+        Raises:
+            ValueError: If it is too short, or an answer is longer than can be generated.
+        """
+        if not self._kind:
+            return ScoringTask.of(document.text, self._config)
+        task, longest = self._kind.task(document, self._config), self._config.max_answer_tokens
+        shortest = min(len(self._model.encode(each)) for each in task.answers)
+        if shortest > longest:
+            raise ValueError(
+                f"answer of {document.id!r} has {shortest} tokens: expected at most "
+                f"max_answer_tokens, which is {longest}"
+            )
+        return (task,)
+
+    def _answer(
+        self,
+        row: Row,
+        method: MethodConfig,
+        document: Document,
+        task: ScoringTask,
+        prompt: PromptTokens,
+    ) -> None:
+        """Generate an answer with the model as it is, and write it and its metrics into `row`."""
+        if not self._kind:
+            return
+        made = answer(
+            self._model,
+            prompt,
+            max_tokens=self._config.max_answer_tokens,
+            samples=method.samples,
+            seed=prompt_seed(method.training.seed, document.id),
+        )
+        row.answer, row.generate_s = made.text, made.seconds
+        for name, metric in self._kind.metrics.items():
+            setattr(row, name, max(metric(made.text, each) for each in task.answers))
 
     def _stream(
         self, blank: Row, method: MethodConfig, document: Document, task: ScoringTask
@@ -333,3 +401,8 @@ def _score(
     if not math.isfinite(score.bits):
         raise ModelError(f"score is {score.bits} bits with context: load the model as fp32")
     return score
+
+
+def _prompt(in_context: InContext, steps: Steps, max_tokens: int) -> Tokens:
+    """What stands before an answer: the texts of the steps, and the context."""
+    return in_context.prompt(steps.texts, max_tokens)

@@ -29,6 +29,7 @@ from whet.evaluate.run_storage import (
 from whet.maths.arrays import Array
 
 PHASES = ("embed_s", "search_s", "select_s", "train_s", "score_s")
+REQUEST = ("embed_s", "search_s", "select_s", "train_s", "generate_s")  # until the answer is there
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +132,11 @@ class Run:
             seconds += self._at(self._seconds[phase], method, step)
         return seconds
 
+    def metric(self, name: str, method: str) -> Float[Array, " n"]:
+        """A metric of every prompt's answer, such as `exact_match`; NaN where there is no answer."""
+        values = self._cube(self.table[name].to_numpy())
+        return self._at(values, method, None)
+
     def picks(self, prompt: str, method: str) -> list[str]:
         """The ids of the documents that a method trained on for a prompt, in the order of steps."""
         rows = self.table.filter(
@@ -226,7 +232,9 @@ class Run:
 
     @cached_property
     def _seconds(self) -> dict[str, Float[Array, "n m s"]]:
-        return {p: self._cube(self.table[p].to_numpy()).cumsum(axis=2) for p in PHASES}
+        phases = dict.fromkeys((*PHASES, *REQUEST))
+        columns = {phase: self.table[phase].fill_null(0.0).to_numpy() for phase in phases}
+        return {phase: self._cube(values).cumsum(axis=2) for phase, values in columns.items()}
 
 
 def _with_near(prompts: pa.Table, near_overlap: float) -> pa.Table:

@@ -32,7 +32,9 @@ ROW_SCHEMA = pa.schema({
     "base_bits": pa.float64(), "step": pa.int32(), "bits": pa.float64(), "sigma": pa.float64(),
     "loss": pa.float64(), "document": NAME, "multiplicity": pa.int32(), "tokens": pa.int64(),
     "embed_s": pa.float64(), "search_s": pa.float64(), "select_s": pa.float64(),
-    "train_s": pa.float64(), "score_s": pa.float64(),
+    "train_s": pa.float64(), "score_s": pa.float64(), "answer": pa.string(),
+    "exact_match": pa.float64(), "edit_similarity": pa.float64(), "f1": pa.float64(),
+    "generate_s": pa.float64(),
 })  # fmt: skip
 PROMPT_SCHEMA = pa.schema({
     "prompt": pa.string(), "set": pa.string(), "error": pa.string(), "parts": pa.int16(),
@@ -137,7 +139,9 @@ def tables(folder: Path) -> tuple[pa.Table, pa.Table]:
     parts = [rows]
     for name, record in records.items():
         if columns := record.pop("rows", None):
-            columns["prompt"] = [name] * len(columns["step"])
+            size = len(columns["step"])
+            columns["prompt"] = [name] * size
+            columns = {each: [None] * size for each in ROW_SCHEMA.names} | columns
             parts.append(pa.table(columns, schema=ROW_SCHEMA))
     added = pa.Table.from_pylist(list(records.values()), schema=PROMPT_SCHEMA)
     return pa.concat_tables(parts).unify_dictionaries(), pa.concat_tables([prompts, added])

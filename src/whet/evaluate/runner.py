@@ -72,7 +72,7 @@ def evaluate(
             "a method keeps the optimizer's state from prompt to prompt (persist_optimizer): "
             "expected one worker and no Ray cluster"
         )
-    space, prompts = data.open_space(progress), data.read_prompts()
+    space, prompts = data.open_space(progress, config.task), data.read_prompts(config.task)
     chosen = _stored_auto_values(folder, config) or auto_values(space, config, progress=progress)
     resolved = with_auto_values(config, chosen)
     model = load_model(config)
@@ -122,7 +122,9 @@ def auto_values(space: DataSpace, config: EvalConfig, *, progress: bool = False)
     values: AutoValues = {}
     for method in config.method_configs:
         selection, common = method.selection, config.selection
-        if method.train_on == "query" or not (selection.has_auto or selection.lam == "embedder"):
+        if method.train_on in ("query", "nothing") or not (
+            selection.has_auto or selection.lam == "embedder"
+        ):
             continue
         if (selection.lam, selection.stop_alpha) == (common.lam, common.stop_alpha):
             selection = replace(selection, selector=common.selector)

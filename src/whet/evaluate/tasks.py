@@ -33,6 +33,8 @@ class ScoringTask:
     base model is scored."""
     context: str
     text: str
+    answers: tuple[str, ...] = ()
+    """What a generated answer should match; empty if nothing is generated."""
 
     @classmethod
     def of(cls, text: str, config: EvalConfig) -> "tuple[ScoringTask, ...]":
@@ -67,14 +69,21 @@ class InContext:
     """
 
     def __init__(
-        self, model: LanguageModel, task: ScoringTask, order: ContextOrder = "nearest-last"
+        self,
+        model: LanguageModel,
+        task: ScoringTask,
+        order: ContextOrder = "nearest-last",
+        *,
+        answer_tokens: int = 0,
     ) -> None:
+        """Count what is free; `answer_tokens` is the length of an answer that is generated, too."""
         self._model, self._order = model, order
         self._bytes = len(task.text.encode())
         self._task = task
         self._left = model.encode_after(SEPARATOR, task.context)
         self._text = model.encode_after(task.context or SEPARATOR, task.text)
-        free = model.max_length - 1 - len(self._left) - len(self._text)
+        longest = max(len(self._text), answer_tokens)
+        free = model.max_length - 1 - len(self._left) - longest
         self.budget = max(free, model.max_length // 2)
         """Tokens of documents that fit; the start token takes one more of the window."""
 
@@ -98,6 +107,13 @@ class InContext:
         if parts:  # nothing precedes this one
             parts[0] = model.encode(first, plain=True)[: len(parts[0]) + free]
         return torch.cat(parts) if parts else separator[:0]
+
+    def prompt(self, texts: Sequence[str], max_tokens: int) -> Tokens:
+        """`texts` and the end of the context that fits, to generate `max_tokens` tokens after."""
+        model, examples = self._model, self.examples(texts)
+        left = self._left if len(examples) else model.encode(self._task.context)
+        free = model.max_length - 1 - max_tokens - len(examples)
+        return torch.cat([examples, left[max(0, len(left) - free) :]])
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Score:

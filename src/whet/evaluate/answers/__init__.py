@@ -1,0 +1,1 @@
+"""Tasks with an answer: what is asked, what the model generates, and how well it matches."""
