@@ -5,7 +5,7 @@ Section 3.3), as is the temperature.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from whet.adapt.decoding.batch_decoding import BatchDecoder
@@ -45,7 +45,8 @@ def answer(
         prompt: What stands before the answer.
         max_tokens: Longest answer.
         samples: With 1, the most likely token is taken each time; with more, so many answers are
-            sampled, and the one with the highest mean log-probability of its tokens counts.
+            sampled, and of those that are not empty, the one with the highest mean log-probability
+            of its tokens counts.
         seed: Random seed of sampling.
 
     Raises:
@@ -67,7 +68,7 @@ def answer(
             if isinstance(result, Exception):
                 raise result
         running = {key: each for key, each in running.items() if not _has_ended(each)}
-    best = max(group.sequences, key=_mean_logprob) if samples > 1 else group.sequences[0]
+    best = max(group.sequences, key=_likelihood) if samples > 1 else group.sequences[0]
     return Answer(first_line(best.text), time.perf_counter() - start)
 
 
@@ -94,6 +95,7 @@ def _has_ended(sequence: SequenceState) -> bool:
     return bool(sequence.finish_reason) or "\n" in sequence.text.lstrip()
 
 
-def _mean_logprob(sequence: SequenceState) -> float:
-    values: Sequence[float] = [token.logprob for token in sequence.result.logprobs]
-    return sum(values) / max(len(values), 1)
+def _likelihood(sequence: SequenceState) -> tuple[bool, float]:
+    """The mean log-probability of the tokens of an answer; one that is empty comes last."""
+    values = [token.logprob for token in sequence.result.logprobs]
+    return bool(first_line(sequence.text)), sum(values) / max(len(values), 1)
