@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.eval_fixtures import write
 
@@ -70,6 +70,7 @@ def test_f1_takes_each_common_word_once(one, other):
     assert not {"a", "the", "dance!"} & set(found)
 
 
+@settings(max_examples=20)
 @given(st.integers(1, 60), st.integers(1, 400))
 def test_a_line_and_what_is_read_before_it_are_the_end_of_the_file_so_far(count, chars):
     prompts = list(line_prompts(Document("src/bees.py", CODE), count))

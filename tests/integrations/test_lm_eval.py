@@ -260,10 +260,10 @@ def test_exact_match_of_questions_is_that_of_an_lm_eval_task(place, tmp_path):
     evaluate(data, tmp_path / "run", config, progress=False)
     (tmp_path / "ask.yaml").write_text(
         f"task: ask\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {source}\n"
-        "test_split: test\noutput_type: generate_until\ndoc_to_text: 'Question: {{question}}\\n"
-        "Answer:'\ndoc_to_target: '{{answer}}'\ngeneration_kwargs:\n  until: [\"\\n\"]\n"
-        "  max_gen_toks: 8\nfilter_list:\n  - name: strip\n    filter:\n"
-        "      - function: remove_whitespace\n      - function: take_first\nmetric_list:\n"
+        'test_split: test\noutput_type: generate_until\ndoc_to_text: "Question: {{question}}\\n'
+        "Answer:\"\ndoc_to_target: '{{answer}}'\ngeneration_kwargs:\n  until: []\n"
+        "  max_gen_toks: 8\nfilter_list:\n  - name: line\n    filter:\n      - function: regex\n"
+        "        regex_pattern: '(\\S.*)'\n      - function: take_first\nmetric_list:\n"
         "  - metric: exact_match\n    ignore_case: true\n    ignore_punctuation: true\n"
     )
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
@@ -272,4 +272,4 @@ def test_exact_match_of_questions_is_that_of_an_lm_eval_task(place, tmp_path):
         bootstrap_iters=0,
     )  # fmt: skip
     ours = Run.open(tmp_path / "run").metric("exact_match", "base").mean()
-    assert results["results"]["ask"]["exact_match,strip"] == pytest.approx(ours) and ours == 2 / 3
+    assert results["results"]["ask"]["exact_match,line"] == pytest.approx(ours) and ours == 2 / 3
