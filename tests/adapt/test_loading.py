@@ -8,10 +8,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 
-from whet.adapt.checkpoints.loading import (
+from whet.adapt.checkpoints.processor import (
     computes_correctly,
     default_device,
     fast_dtype,
+    fastest_threads,
     usable_cpus,
 )
 from whet.adapt.config import LoRA
@@ -238,4 +239,19 @@ def test_a_container_limits_the_threads(tmp_path, limit, cpus):
 
 def test_the_precision_may_depend_on_the_processor(tmp_path):
     model = LanguageModel.from_pretrained(tiny_models.save(tmp_path), dtype="auto", device="cpu")
-    assert model.hf_model.dtype == fast_dtype(torch.device("cpu"))
+    assert model.hf_model.dtype == fast_dtype("cpu")
+    assert fast_dtype("meta") == torch.float32  # a device that nothing is known about
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads"),
+    [
+        ({8: 1.0, 4: 1.9, 2: 3.8, 1: 7.5}, 8),
+        ({8: 1.0, 4: 0.9, 2: 1.7, 1: 3.3}, 8),  # logical cores: within the noise
+        ({8: 9.0, 4: 3.0, 2: 1.6, 1: 3.0}, 2),  # others use the machine, or a container limits it
+        ({3: 1.0, 1: 0.5}, 1),
+        ({1: 1.0}, 1),
+    ],
+)
+def test_fewer_threads_are_used_where_they_are_clearly_faster(seconds, threads):
+    assert fastest_threads(max(seconds), seconds.__getitem__) == threads

@@ -50,8 +50,8 @@ class FlatParams:
         self.v = self.values.new_zeros(slots, moments)
         self.t = torch.zeros(slots, device=device)
         self.lr = [lr] * slots
-        for slot in range(slots):
-            self.reset(slot)
+        for slot in range(slots):  # the zeros stay unwritten, so they take no memory until used
+            self._reset_values(slot)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -59,14 +59,18 @@ class FlatParams:
     @torch.no_grad()
     def reset(self, slot: int, *, optimizer: bool = True) -> None:
         """Restore the initial tensors of a slot exactly, and by default its optimizer state."""
-        views = self.views(self.values[slot : slot + 1])
-        torch._foreach_copy_([view[0] for view in views.values()], list(self._initial.values()))
+        self._reset_values(slot)
         self.grad[slot].zero_()
         self.lr[slot] = self.base_lr
         if optimizer:
             self.m[slot].zero_()
             self.v[slot].zero_()
             self.t[slot].zero_()
+
+    @torch.no_grad()
+    def _reset_values(self, slot: int) -> None:
+        views = self.views(self.values[slot : slot + 1])
+        torch._foreach_copy_([view[0] for view in views.values()], list(self._initial.values()))
 
     def views(self, rows: Float[Tensor, "b n"]) -> dict[str, Tensor]:
         """The tensors in `rows`, by name, each with a leading axis b."""

@@ -15,6 +15,7 @@ from whet.adapt.batches import Batch
 from whet.config import Renamed
 
 CHUNK, GPU_CHUNK = 2**22, 2**26  # logits per chunk: 16 MiB stay in a CPU's cache
+MIN_ROWS = 128  # of a chunk, however large the vocabulary: products of fewer rows are slower
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class OutputProjection:
     def workspace(self) -> Float[Tensor, " c"]:
         """Memory for the logits of a chunk."""
         chunk = CHUNK if self.weight.is_cpu else GPU_CHUNK
-        return self.weight.new_empty(max(chunk, self.weight.shape[-2]))
+        return self.weight.new_empty(max(chunk, MIN_ROWS * self.weight.shape[-2]))
 
     def logits(
         self, states: Float[Tensor, "t d"], workspace: Float[Tensor, " c"] | None = None

@@ -71,7 +71,8 @@ class SentenceEncoder:
                 than `truncate_dim`.
         """
         library = require("sentence_transformers", "embed")
-        from whet.adapt.checkpoints.loading import default_device, weights_fingerprint
+        from whet.adapt.checkpoints.loading import weights_fingerprint
+        from whet.adapt.checkpoints.processor import default_device
 
         if not trust_remote_code:
             _refuse_custom_modules(Path(model))

@@ -3,11 +3,8 @@
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch.nn import functional
 
 from whet.adapt.checkpoints.gguf import INSTALL, PACKAGED, is_converted, resolve
+from whet.adapt.checkpoints.processor import default_device, fast_dtype, limit_threads
 from whet.adapt.config import PRECISIONS
 from whet.errors import ModelError, require
 from whet.maths.arrays import as_count
@@ -64,10 +61,10 @@ def load(
     """
     transformers = require("transformers", "adapt")
     device = _check_device(device)
-    if torch.device(device).type == "cpu" and torch.get_num_threads() > (cpus := usable_cpus()):
-        torch.set_num_threads(cpus)
+    if torch.device(device).type == "cpu":
+        limit_threads()
     if dtype == "auto":
-        dtype = fast_dtype(torch.device(device))
+        dtype = fast_dtype(torch.device(device).type)
     transformers.utils.logging.disable_progress_bar()  # whet shows its own
     source, local = source_of(name), {"local_files_only": local_files_only}
     try:
@@ -216,76 +213,6 @@ def _check_complete(
         raise ModelError(
             f"model {name!r} is an encoder-decoder: expected {KINDS[kind]}, which has only a decoder"
         )
-
-
-@cache
-def default_device() -> str:
-    """`cuda` or `mps` if torch finds such a GPU, otherwise `cpu`.
-
-    `mps` (Apple) is used only if it computes the loss and the gradients of a small network as a CPU
-    does, since some versions of torch and macOS do not.
-    """
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        if computes_correctly("mps"):
-            return "mps"
-        LOGGER.warning("the GPU (mps) does not compute as the CPU does: using the CPU")
-    return "cpu"
-
-
-def computes_correctly(device: str) -> bool:
-    """Whether `device` gives the loss and the gradients of a small causal network that a CPU gives."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((32, 16), (16, 48), (16, 32))  # embedding, projection to q, k and v, head
-    weights = [torch.randn(shape, generator=generator) / 4 for shape in shapes]
-    tokens = torch.randint(32, (2, 12), generator=generator)
-    try:
-        results = []
-        for where in ("cpu", device):
-            leaves = [w.detach().clone().to(where).requires_grad_() for w in weights]
-            embedding, projection, head = leaves
-            hidden = functional.layer_norm(embedding[tokens.to(where)], (16,))
-            q, k, v = (hidden @ projection).reshape(2, 12, 3, 2, 8).permute(2, 0, 3, 1, 4)
-            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            logits = functional.gelu(mixed.transpose(1, 2).flatten(2)) @ head
-            loss = functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(where)
-            )
-            gradients = torch.autograd.grad(loss, leaves)
-            results.append([loss.detach().cpu(), *(each.cpu() for each in gradients)])
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError):
-        return False
-    return all(
-        torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-        for one, other in zip(*results, strict=True)
-    )
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 if the processor multiplies matrices of it (AVX-512 BF16, AMX, or a GPU since
-    Ampere), otherwise float32. Results in bfloat16 depend on the processor.
-    """
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # earlier versions of torch do not list a processor's units
-        units: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = device.type == "cpu" and any(map(units.get, ("avx512_bf16", "amx_bf16")))
-    return torch.bfloat16 if fast else torch.float32
-
-
-def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Processors that this process may use: those it is bound to, within a container's limit.
-
-    torch starts a thread for each core of the machine, which is several times slower in a container
-    that may use two of them.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no container, or no limit ("max")
-        quota, period = map(int, cgroup.read_text().split())
-        count = min(count, max(1, math.ceil(quota / period)))
-    return count
 
 
 def _check_device(device: str | None) -> str:
