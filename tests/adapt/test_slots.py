@@ -15,6 +15,7 @@ from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
 from whet.adapt.tuners.head import HeadTuner
+from whet.adapt.tuners.state_cache import CacheLimits
 from whet.errors import ModelError
 
 KINDS = [*tiny_models.CONFIGS, *tiny_models.MORE]
@@ -288,7 +289,7 @@ def test_out_of_memory_on_one_text_is_an_error(some_model):
 
 
 def test_a_small_cache_of_hidden_states_gives_the_same_losses(some_model):
-    slots = Slots(some_model, LMHead(lr=1e-2), count=2, cache_bytes=16 * 4 * 30)
+    slots = Slots(some_model, LMHead(lr=1e-2), count=2, cache_limits=CacheLimits(16 * 4 * 30))
     with slots.attached():
         first = learn(slots, {0: TEXTS[0], 1: TEXTS[1]})
         slots.reset(0)
@@ -296,7 +297,7 @@ def test_a_small_cache_of_hidden_states_gives_the_same_losses(some_model):
 
 
 def test_the_cache_of_hidden_states_is_bounded(some_model):
-    tuner = HeadTuner(some_model, 16 * 4 * 30, False)
+    tuner = HeadTuner(some_model, CacheLimits(16 * 4 * 30), False)
     for text in TEXTS[0]:
         tuner.precompute([some_model.training_tokens(text)])
         assert 0 < tuner.cache.num_tokens <= 30
@@ -341,11 +342,58 @@ def test_one_slot_reads_several_rows_at_once(some_model, mode):
 @pytest.mark.parametrize("mode", [LAST_LORA, LAST_FULL], ids=name)
 def test_cached_states_give_the_losses_of_uncached_ones(model, mode):
     runs = []
-    for cache_bytes in (0, 2**20):
-        slots = Slots(model, mode, cache_bytes=cache_bytes)
+    for memory_bytes in (0, 2**20):
+        slots = Slots(model, mode, cache_limits=CacheLimits(memory_bytes))
         with slots.attached():
             runs.append(learn(slots, {0: TEXTS[0] * 2})[0])
     assert runs[0] == runs[1] and runs[0][4] < runs[0][0]
+
+
+def losses_on_disk(model, mode, folder, memory_bytes=2**20, folder_bytes=2**20):
+    """The losses of a process that finds what earlier ones left in `folder`."""
+    slots = Slots(model, mode, cache_limits=CacheLimits(memory_bytes, folder, folder_bytes))
+    with slots.attached():
+        return learn(slots, {0: TEXTS[0] * 2})[0]
+
+
+@pytest.mark.parametrize("mode", [LMHead(lr=1e-2), LAST_LORA, LAST_FULL], ids=name)
+def test_states_on_disk_give_the_losses_of_computed_ones(some_model, mode, tmp_path):
+    exact = losses_on_disk(some_model, mode, None)
+    first, again, small = (
+        losses_on_disk(some_model, mode, tmp_path, size) for size in (9, 9**9, 9)
+    )
+    assert first == again == small  # bit for bit, computed, read and read again
+    assert first == pytest.approx(exact, rel=2e-3)  # rounded to float16
+    files = [path for path in tmp_path.glob("*/*") if path.is_file()]
+    assert len(files) == len(set(TEXTS[0]))
+    for number, path in enumerate(files):  # damaged: cut off, another number, empty
+        content = bytearray(path.read_bytes())
+        content[5] ^= 64
+        path.write_bytes([content[:-7], bytes(content), b""][number % 3])
+    assert losses_on_disk(some_model, mode, tmp_path) == first
+
+
+def test_states_of_other_layers_and_weights_are_not_used(tmp_path):
+    folder, model = tmp_path / "states", on_cpu(tmp_path / "model", "llama")
+    for mode in (LAST_LORA, LMHead(lr=1e-2)):
+        assert losses_on_disk(model, mode, folder) == losses_on_disk(model, mode, folder)
+    before = losses_on_disk(model, LAST_LORA, folder)
+    with torch.no_grad():
+        model.hf_model.base_model.layers[0].mlp.up_proj.weight.mul_(2)
+    after = losses_on_disk(model, LAST_LORA, folder)
+    assert after != before and after == losses_on_disk(model, LAST_LORA, tmp_path / "new")
+    assert len(list(folder.iterdir())) == 3  # two layers, two models
+
+
+def test_states_on_disk_are_bounded_and_a_full_disk_is_no_error(some_model, tmp_path, caplog):
+    exact = losses_on_disk(some_model, LAST_LORA, tmp_path / "whole")
+    limit = 1000  # bytes: two of the three texts
+    assert losses_on_disk(some_model, LAST_LORA, tmp_path / "small", folder_bytes=limit) == exact
+    sizes = [path.stat().st_size for path in (tmp_path / "small").glob("*/*")]
+    assert 0 < sum(sizes) <= limit and len(sizes) < len(set(TEXTS[0]))
+    (tmp_path / "a file").touch()  # in the place of the folder: nothing can be written
+    assert losses_on_disk(some_model, LAST_LORA, tmp_path / "a file") == exact
+    assert [record.message for record in caplog.records if "no longer stored" in record.message]
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own

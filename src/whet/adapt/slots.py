@@ -25,12 +25,11 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.tuners.full import FullTuner
 from whet.adapt.tuners.head import HeadTuner
 from whet.adapt.tuners.lora import LoRATuner
+from whet.adapt.tuners.state_cache import CacheLimits
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
 log = logging.getLogger("whet")
-
-CACHE_BYTES = 2**28  # of hidden states, for training the head
 
 
 @runtime_checkable
@@ -71,7 +70,7 @@ class Slots:
         optimizer: OptimizerConfig | None = None,
         *,
         count: int = 1,
-        cache_bytes: int = CACHE_BYTES,
+        cache_limits: CacheLimits | None = None,
         torch_compile: bool = False,
         cuda_graphs: bool | None = None,
     ) -> None:
@@ -81,7 +80,7 @@ class Slots:
         check_compile(adapter, torch_compile)
         self.model, self.adapter = model, adapter
         with model.exclusive():  # otherwise adapted weights could be taken for the model's
-            self._tuner = _make_tuner(model, adapter, cache_bytes, torch_compile)
+            self._tuner = _make_tuner(model, adapter, cache_limits or CacheLimits(), torch_compile)
         dtype = next(model.hf_model.parameters()).dtype
         self.optimizer = optimizer or OptimizerConfig()
         self.params = FlatParams(self._tuner.initial, count, adapter.lr, self.optimizer, dtype)
@@ -284,15 +283,15 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _make_tuner(
-    model: LanguageModel, adapter: AdapterConfig, cache_bytes: int, torch_compile: bool
+    model: LanguageModel, adapter: AdapterConfig, limits: CacheLimits, torch_compile: bool
 ) -> Tuner:
     match adapter:
         case FullFineTuning():
-            return FullTuner(model, adapter, cache_bytes, torch_compile)
+            return FullTuner(model, adapter, limits, torch_compile)
         case LoRA():
-            return LoRATuner(model, adapter, cache_bytes)
+            return LoRATuner(model, adapter, limits)
         case LMHead():
-            return HeadTuner(model, cache_bytes, torch_compile)
+            return HeadTuner(model, limits, torch_compile)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import AdaptationTrace
 from whet.adapt.slots import Slots, check_compile
+from whet.adapt.tuners.state_cache import CacheLimits
 from whet.config import Renamed, renamed_keywords
 from whet.engine.request import Event, RequestRunner, RequestState
 from whet.engine.scheduler import Scheduler
@@ -94,6 +95,7 @@ class Engine:
         max_queue_size: int = 256,
         background_niceness: int = 0,
         torch_compile: bool = False,
+        cache_limits: CacheLimits | None = None,
     ) -> None:
         """Check the arguments; memory for the slots is taken when the first request runs.
 
@@ -112,6 +114,8 @@ class Engine:
             background_niceness: Unix niceness (0 to 19) of the engine's threads, on Linux only.
             torch_compile: Compile the network at the first step; takes a minute and a C++ compiler,
                 and saves 4 % of the time of full fine-tuning. Not for LoRA.
+            cache_limits: How many hidden states of texts are cached in memory and on disk, where
+                only the head or the last layers are trained; by default 256 MiB in memory.
 
         Raises:
             ValueError: If `space`, `model` or `adapter` has the wrong type, `slots` is above 1
@@ -144,7 +148,12 @@ class Engine:
         self._runner = RequestRunner(model, space, selection, self.training)
         self._scheduler = Scheduler(
             lambda: Slots(
-                model, self.adapter, self.optimizer, count=count, torch_compile=torch_compile
+                model,
+                self.adapter,
+                self.optimizer,
+                count=count,
+                cache_limits=cache_limits,
+                torch_compile=torch_compile,
             ),
             self._runner,
             max_queue_size,

@@ -87,6 +87,10 @@ class ServeConfig:
     """Requests that may wait; the next one is answered with status 429."""
     cache_mib: int = 256
     """Memory for cached adapters in MiB, of which each API key has an equal share."""
+    state_cache_mib: int = 0
+    """Disk for hidden states in the folder of the first data space, in MiB, where only the head or
+    the last layers are trained: a text that was trained on before, also before a restart, takes less
+    time. They are rounded to float16, whether they were stored or not. 0 for in memory only."""
     adapter_folder: Path | None = None
     """Folder in which each cached adapter is also written in PEFT's format, in a folder that is named
     by its id, for engines that look for adapters there: see docs/adapters.md."""
@@ -177,8 +181,9 @@ class ServeConfig:
                 f"max_bodies_mib is {self.max_bodies_mib}, less than one body of max_body_kib = "
                 f"{self.max_body_kib}: expected at least that"
             )
-        if self.cache_mib < 0:
-            raise ValueError(f"cache_mib is {self.cache_mib}: expected 0 or more")
+        for name in ("cache_mib", "state_cache_mib"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 0 or more")
         if not 0 <= self.background_niceness < 20:
             raise ValueError(f"background_niceness is {self.background_niceness}: expected 0 to 19")
         if not 0 <= self.port < 2**16:

@@ -6,11 +6,13 @@ import stat
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from fastapi import FastAPI
 
 from whet.adapt.config import AdapterConfig, LoRA
 from whet.adapt.model import LanguageModel
+from whet.adapt.tuners.state_cache import CacheLimits
 from whet.engine import Engine, Request, SamplingParams
 from whet.engine.tuned import tuned_defaults
 from whet.serve.access.auth import APIKeyStore
@@ -21,6 +23,7 @@ from whet.serve.metrics import log_to_stderr
 from whet.serve.spaces.retrieval import warm_up
 from whet.serve.state import BASE
 from whet.space.long_texts import count_long_texts
+from whet.space.opening import is_folder
 from whet.space.space import DataSpace
 
 log = logging.getLogger("whet.serve")
@@ -42,6 +45,9 @@ def build_engines(config: ServeConfig, model: LanguageModel | None = None) -> di
         name: model.adapter_config(name, **config.adapter_options(name)) for name in config.adapters
     }
     adapters[BASE] = LoRA(r=1)  # never trained, so it has no effect
+    first = next(iter(config.spaces.values()), None)
+    mib = config.state_cache_mib if first is not None and is_folder(first) else 0
+    limits = CacheLimits.in_space(Path(first or ""), mib)
     return {
         name: Engine(
             None,
@@ -52,6 +58,7 @@ def build_engines(config: ServeConfig, model: LanguageModel | None = None) -> di
             slots=1 if name == "full" else config.slots,
             max_queue_size=2 * (config.slots + config.max_queue_size),  # `AppState` limits it
             background_niceness=0 if name == BASE else config.background_niceness,
+            cache_limits=limits,
         )
         for name, adapter in adapters.items()
     }

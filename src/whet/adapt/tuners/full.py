@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from whet.adapt.batches import Batch, Tokens
 from whet.adapt.config import FullFineTuning
 from whet.adapt.model import LanguageModel
-from whet.adapt.tuners.state_cache import last_layers
+from whet.adapt.tuners.state_cache import CacheLimits, last_layers
 
 
 class FullTuner:
@@ -19,10 +19,10 @@ class FullTuner:
     """
 
     def __init__(
-        self, model: LanguageModel, config: FullFineTuning, cache_bytes: int, torch_compile: bool
+        self, model: LanguageModel, config: FullFineTuning, limits: CacheLimits, torch_compile: bool
     ) -> None:
         self._model, self._trunk = model, model.compiled_trunk() if torch_compile else None
-        self._last = last_layers(model, config.layers, cache_bytes)
+        self._last = last_layers(model, config.layers, limits)
         self._parameters: dict[str, nn.Parameter] = {
             name: parameter
             for name, parameter in model.hf_model.named_parameters()

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from whet.adapt.batches import Batch, Tokens
 from whet.adapt.model import LanguageModel
-from whet.adapt.tuners.state_cache import StateCache
+from whet.adapt.tuners.state_cache import CacheLimits, StateCache
 
 
 class HeadTuner:
     """Trains the output matrix: see `whet.adapt.slots.Tuner`."""
 
-    def __init__(self, model: LanguageModel, cache_bytes: int, torch_compile: bool) -> None:
+    def __init__(self, model: LanguageModel, limits: CacheLimits, torch_compile: bool) -> None:
         self._model = model
         self._layer = model.hf_model.get_output_embeddings()
         self.initial = {"weight": self._layer.weight.detach()}
         self.lm_head = model.lm_head()
         trunk = model.compiled_trunk() if torch_compile else None
-        self.cache = StateCache(model, lambda ids: model.hidden_states(ids, trunk), cache_bytes)
+        self.cache = StateCache(model, lambda ids: model.hidden_states(ids, trunk), limits, "head")
 
     @contextmanager
     def attached(self) -> Iterator[None]:

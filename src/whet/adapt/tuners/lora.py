@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from whet.adapt.batches import Batch, Tokens
 from whet.adapt.config import LoRA
 from whet.adapt.model import LanguageModel
-from whet.adapt.tuners.state_cache import last_layers, restore_forward
+from whet.adapt.tuners.state_cache import CacheLimits, last_layers, restore_forward
 from whet.errors import ModelError
 
 LORA_A, LORA_B = ".lora_A", ".lora_B"
@@ -41,11 +41,11 @@ class LoRAWeights:
 class LoRATuner:
     """Trains A and B of each linear layer: see `whet.adapt.slots.Tuner`."""
 
-    def __init__(self, model: LanguageModel, config: LoRA, cache_bytes: int) -> None:
+    def __init__(self, model: LanguageModel, config: LoRA, limits: CacheLimits) -> None:
         self._model = model
         self._scale = config.lora_alpha / config.r
         self._layers = linear_layers(model.hf_model, config.target_modules)
-        self._last = last_layers(model, config.layers, cache_bytes)
+        self._last = last_layers(model, config.layers, limits)
         if self._last is not None:
             self._layers = {
                 name: module

@@ -7,6 +7,8 @@ only that is trained, everything below the last layers when only those are.
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,21 +18,46 @@ from torch.nn import functional
 
 from whet.adapt.batches import CPU_TOKENS, TOKENS, Batch, Tokens, group_by_length
 from whet.adapt.model import LanguageModel
+from whet.adapt.tuners.disk_states import DiskStates
 from whet.errors import ModelError
 
+STATES_FOLDER = "cached-states"  # in the folder of a data space
 Compute = Callable[[Int[Tensor, "b t"]], Float[Tensor, "b t d"]]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """How many hidden states are cached, and where."""
+
+    memory_bytes: int = 2**28
+    """In memory, in the precision that the network computes in."""
+    folder: Path | None = None
+    """Where they are stored, too, in float16; None for nowhere."""
+    folder_bytes: int = 2**30
+    """Largest size of the folder."""
+
+    @classmethod
+    def in_space(cls, space: Path, mib: int) -> "CacheLimits":
+        """Also in the folder of a data space, up to `mib` MiB; 0 for in memory only."""
+        return cls(folder=space / STATES_FOLDER if mib else None, folder_bytes=mib * 2**20)
 
 
 class StateCache:
     """The states of texts that `compute` gives, the most recently used ones up to a size.
 
     A text is always computed at its own bucket length, so its states do not depend on the others.
+    With a folder, states are rounded to float16 before their first use, so that a result does not
+    depend on what the folder contains; those beyond the range of float16 are not stored.
     """
 
-    def __init__(self, model: LanguageModel, compute: Compute, max_bytes: int) -> None:
-        self._model, self._compute, self._max_bytes = model, compute, max_bytes
+    def __init__(
+        self, model: LanguageModel, compute: Compute, limits: CacheLimits, name: str
+    ) -> None:
+        """`name` says which layer's inputs `compute` gives."""
+        self._model, self._compute, self._limits, self._name = model, compute, limits, name
         self._cached: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._version = 0
+        self._disk: DiskStates | None = None
+        self._version = -1
 
     @property
     def num_tokens(self) -> int:
@@ -40,9 +67,15 @@ class StateCache:
     def refresh(self) -> None:
         """Drop everything if the model's weights have changed, as by `Adapter.merge_into`."""
         version = sum(p._version for p in self._model.hf_model.parameters())
-        if version != self._version:
-            self._cached.clear()
-            self._version = version
+        if version == self._version:
+            return
+        self._cached.clear()
+        self._version, folder = version, self._limits.folder
+        if folder is not None:
+            model = self._model
+            dtype = str(model.hf_model.dtype).removeprefix("torch.")
+            name = f"{model.fingerprint}-{self._name}-{model.bos_token_id}-{dtype}"
+            self._disk = DiskStates(folder, name, self._limits.folder_bytes)
 
     def states(self, texts: Sequence[Tokens], length: int) -> Float[Tensor, "b t d"]:
         """The states of `texts`, padded with zeros to `length`."""
@@ -51,12 +84,16 @@ class StateCache:
         return torch.stack([functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])
 
     def precompute(self, texts: Sequence[Tokens]) -> None:
-        """Compute the states of `texts` that are not cached, batched by length.
+        """Load or compute the states of `texts` that are not cached, batched by length.
 
         The least recently used ones are dropped, but never those of `texts`.
         """
         wanted = {_key(text): text for text in texts}
-        new = [text for key, text in wanted.items() if key not in self._cached]
+        new = [
+            text
+            for key, text in wanted.items()
+            if key not in self._cached and not self._load(key, len(text))
+        ]
         max_tokens = CPU_TOKENS if self._model.device.type == "cpu" else TOKENS
         lengths = [self._model.padded_length(len(text)) for text in new]
         for length, positions in group_by_length(lengths).items():
@@ -67,20 +104,35 @@ class StateCache:
                 with torch.no_grad():
                     states = self._compute(batch.ids.to(self._model.device))
                 for text, row in zip(chunk, states, strict=True):
-                    self._cached[_key(text)] = row[: len(text)].clone()
+                    self._cached[_key(text)] = self._stored(_key(text), row[: len(text)].clone())
         for key in wanted:
             self._cached.move_to_end(key)
-        if not new:
-            return
         size = sum(states.nbytes for states in self._cached.values())
-        while size > self._max_bytes and len(self._cached) > len(wanted):
+        while size > self._limits.memory_bytes and len(self._cached) > len(wanted):
             size -= self._cached.popitem(last=False)[1].nbytes
+
+    def _load(self, key: bytes, tokens: int) -> bool:
+        """Whether the states of a text were on disk; then they are cached."""
+        states = None if self._disk is None else self._disk.read(key, tokens)
+        if states is not None:
+            self._cached[key] = states.to(self._model.device, self._model.hf_model.dtype)
+        return states is not None
+
+    def _stored(self, key: bytes, states: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
+        """Store new states on disk, and return them as they will be read."""
+        if self._disk is None:
+            return states
+        rounded = states.half()
+        if not rounded.isfinite().all():
+            return states
+        self._disk.write(key, rounded)
+        return rounded.to(states.dtype)
 
 
 class LastLayers:
     """The last `count` layers of a network, run on cached states of the layers below them."""
 
-    def __init__(self, model: LanguageModel, count: int, max_bytes: int) -> None:
+    def __init__(self, model: LanguageModel, count: int, limits: CacheLimits) -> None:
         """Raises ModelError or ValueError as `layer_list`, or if there are fewer layers."""
         self._model = model
         name, layers = layer_list(model.hf_model)
@@ -92,7 +144,7 @@ class LastLayers:
         """Beginnings of the names of the parameters and modules in the last layers."""
         self._below, self._first = list(layers)[: len(layers) - count], layers[len(layers) - count]
         self._returns_tuple = False
-        self.cache = StateCache(model, self._run_below, max_bytes)
+        self.cache = StateCache(model, self._run_below, limits, f"{len(layers) - count}")
 
     @property
     def has_layers_below(self) -> bool:
@@ -133,7 +185,7 @@ class LastLayers:
         )
 
 
-def last_layers(model: LanguageModel, layers: str, cache_bytes: int) -> LastLayers | None:
+def last_layers(model: LanguageModel, layers: str, limits: CacheLimits) -> LastLayers | None:
     """The layers that are trained, if these are not all (`layers` is `all` or `last:N`).
 
     Raises:
@@ -143,7 +195,7 @@ def last_layers(model: LanguageModel, layers: str, cache_bytes: int) -> LastLaye
     if layers == "all":
         return None
     count = int(layers.removeprefix("last:"))
-    last = LastLayers(model, count, cache_bytes)
+    last = LastLayers(model, count, limits)
     return last if last.has_layers_below else None
 
 
