@@ -229,11 +229,15 @@ PIECES = {"steps": steps, "quality": quality, "memory": memory}
 @click.option("--prompts", "count", default=2, show_default=True)
 @click.option("--first", default=0, show_default=True, help="Number of the first prompt.")
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--only", default="", help="Beginning of the rows of `quality` to measure.")
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True)
 def main(
     space: Path, file: Path, model: str, piece: str, path: Path | None, count: int, first: int,
-    rounds: int, clock: str,
+    rounds: int, only: str, clock: str,
 ) -> None:  # fmt: skip
+    for kinds in (PEERS, CONFIGS):
+        for name in [name for name in kinds if not name.startswith(only)]:
+            del kinds[name]  # type: ignore[attr-defined]
     load = lambda: LanguageModel.from_pretrained(model, device="cpu")  # noqa: E731
     chosen = prompts(load(), space, file, count, first)
     results = json.loads(path.read_text()) if path and path.exists() else {}
