@@ -8,22 +8,32 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-import jaxtyping
 import pytest
-import support.checker  # noqa: F401  # the import hook looks it up
 from hypothesis import settings
+from support import checker
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core already
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # child processes compile whet once, not each
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a network
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 32}  # before Ray is imported
 
-jaxtyping.install_import_hook(["whet", "studies"], "support.checker.checked")
+checker.install()
 
 settings.register_profile("whet", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("whet")
 
 TESTS = Path(__file__).parent
+LONGEST = [  # begun first, so that no core waits for them at the end
+    "space/ray/test_cluster.py",
+    "serve/test_robustness.py",
+    "space/store/test_damage.py",
+    "evaluate/test_runner.py",
+    "adapt/test_slots.py",
+    "select/test_sift.py",
+    "integrations/test_activeft.py",
+    "serve/test_process.py",
+]
 MARKERS = {
     "maths": "core",
     "data": "core",
@@ -65,6 +75,13 @@ def pytest_collection_modifyitems(items):
         needs_torch = item.get_closest_marker("model") or item.get_closest_marker("serve")
         if marker and not (marker == "core" and needs_torch):
             item.add_marker(marker)
+    items.sort(key=place)  # with `--dist loadfile --no-loadscope-reorder` files run in this order
+
+
+def place(item):
+    """The place of the test's file in `LONGEST`, or after all of them."""
+    path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
+    return LONGEST.index(path) if path in LONGEST else len(LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ def numbers(*shape, scale=1.0):
 
 @pytest.mark.parametrize(("cap", "biased", "scale"), KINDS)
 def test_losses_and_gradients_are_those_of_cross_entropy(cap, biased, scale, monkeypatch):
-    monkeypatch.setattr("whet.adapt.loss.CHUNK", 7 * 3)  # pieces of three predictions
+    monkeypatch.setattr("whet.adapt.loss.CHUNK", 7 * 3)  # pieces of three rows, not of a million
     monkeypatch.setattr("whet.adapt.loss.MIN_ROWS", 1)
     batch, states, weight = (
         Batch.from_texts(TEXTS, 5, 0),

@@ -114,7 +114,9 @@ def test_logprobs_are_those_of_the_network(model):
     pieces = decode(model, group)
     [sequence] = group.sequences
     tokens = torch.cat([sequence.prompt, torch.tensor(sequence.token_ids)])
-    expected = model._logits(tokens[None])[0].log_softmax(-1).detach()
+    with torch.no_grad():
+        logits = model.hf_model(tokens[None]).logits[0, :, : model.vocab_size]
+    expected = logits.float().log_softmax(-1)
     steps = [*sequence.prompt_logprobs, *sequence.result.logprobs]
     assert [step.token_id for step in steps] == tokens[1:].tolist()
     for position, step in enumerate(steps):

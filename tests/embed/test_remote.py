@@ -66,15 +66,16 @@ def server(monkeypatch):
         running.shutdown()
 
 
-def test_vectors_come_in_order_in_batches_with_the_key(server, monkeypatch):
+def test_vectors_come_in_order_in_batches_with_the_key(server):
     embedder = get_embedder(server.spec)
-    monkeypatch.setattr(remote, "BATCH_TEXTS", 2)
-    expected = np.array([letters(text) for text in TEXTS])
+    texts = TEXTS * 100  # 300 that are not blank: two requests
+    expected = np.array([letters(text) for text in texts])
     expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1)
-    np.testing.assert_allclose(embedder.encode(TEXTS), expected, atol=1e-6)
+    np.testing.assert_allclose(embedder.encode(texts), expected, atol=1e-6)
     assert not embedder.encode(TEXTS)[1].any()
     sent = [body["input"] for _, _, body in server.requests[1:3]]
-    assert sent == [["bees dance", "honey keeps"], ["trains run late"]]
+    assert [len(part) for part in sent] == [256, 44]
+    assert [*sent[0], *sent[1]] == [text for text in texts if text.strip()]
     path, key, body = server.requests[0]
     assert (path, key, body["model"]) == ("/v1/embeddings", "Bearer secret", "letters")
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(embedder)).encode(TEXTS),
@@ -141,7 +142,7 @@ def test_another_answer_is_one_clear_line(server, change, message):
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(monkeypatch):
-    monkeypatch.setattr(remote, "RETRIES", 0)
+    monkeypatch.setattr(remote, "RETRIES", 0)  # they take half a minute
     with pytest.raises(ModelError, match="cannot be reached for embeddings .*start the server"):
         get_embedder("openai:http://127.0.0.1:9/v1#m")
 

@@ -94,7 +94,7 @@ def test_the_headline_tells_method_number_interval_and_n(run):
 
 def test_picks_are_left_out_where_there_is_no_room_but_no_number_is(run, monkeypatch):
     whole = embedded(page(run))
-    monkeypatch.setattr(html_report, "MAX_DETAILS", 9_000)
+    monkeypatch.setattr(html_report, "MAX_DETAILS", 9_000)  # a page of 8 MB takes a minute
     bounded = embedded(page(run))
     kept = [prompt["detail"] is not None for prompt in bounded["prompts"]]
     assert kept == sorted(kept, reverse=True) and 0 < sum(kept) < len(kept) == 24

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from support import eval_fixtures
 from support.eval_fixtures import text
+from support.processes import die_or_identify
 
 from whet.adapt.model import LanguageModel
 from whet.data.documents import Document
@@ -145,11 +146,7 @@ def test_a_killed_run_goes_on_without_loss_or_double_counting(here, finished, tm
     assert pq.read_table(out / "rows.parquet").num_rows == len(finished.table)
 
 
-def test_workers_give_the_rows_of_one_process(here, finished, tmp_path):
-    assert_alike(eval_fixtures.run(here, tmp_path / "run", workers=2), finished)
-
-
-def test_a_worker_that_dies_is_told_and_the_run_goes_on(here, finished, tmp_path):
+def test_a_worker_that_dies_is_reported_and_other_workers_finish_the_run(here, finished, tmp_path):
     eval_fixtures.run(here, tmp_path / "run", per_set=1)
 
     def kill_the_first():
@@ -163,26 +160,23 @@ def test_a_worker_that_dies_is_told_and_the_run_goes_on(here, finished, tmp_path
         eval_fixtures.run(here, tmp_path / "run", workers=2)
     killer.join()
     assert len(Run.open(tmp_path / "run")) >= 2
-    assert_alike(eval_fixtures.run(here, tmp_path / "run"), finished)
-
-
-def who(number, _):
-    if number:
-        os.kill(os.getpid(), number)
-    return os.getpid()
+    assert_alike(eval_fixtures.run(here, tmp_path / "run", workers=2), finished)
 
 
 def test_processes_are_kept_and_begun_anew_after_a_death():
     with WorkerPool(1) as pool:
-        before = {*pool.map_unordered(who, 0, "abc"), *pool.map_unordered(who, 0, "d")}
+        before = {
+            *pool.map_unordered(die_or_identify, 0, "abc"),
+            *pool.map_unordered(die_or_identify, 0, "d"),
+        }
         with pytest.raises(RunFolderError, match="a worker process died"):
-            list(pool.map_unordered(who, signal.SIGKILL, "e"))
-        [after] = pool.map_unordered(who, 0, "f")
+            list(pool.map_unordered(die_or_identify, signal.SIGKILL, "e"))
+        [after] = pool.map_unordered(die_or_identify, 0, "f")
         os.kill(after, signal.SIGKILL)  # between two runs
         with pytest.raises(RunFolderError, match="a worker process died"):
             while True:
-                list(pool.map_unordered(who, 0, "g"))
-        after = set(pool.map_unordered(who, 0, "h"))
+                list(pool.map_unordered(die_or_identify, 0, "g"))
+        after = set(pool.map_unordered(die_or_identify, 0, "h"))
     assert len(before) == len(after) == 1 and before != after
     assert not {child.pid for child in multiprocessing.active_children()} & after
 

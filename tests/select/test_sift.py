@@ -1,6 +1,7 @@
 """`sift`, `sift_batch` and `SIFT`: threads, batches, continuation, options, invalid input."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ lams = st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0])
 @pytest.mark.parametrize("shape", [(300, 200), (900, 100)])
 @pytest.mark.parametrize("parallel", [2**22, 2**10], ids=["serial", "parallel"])
 def test_the_bits_do_not_depend_on_threads_or_the_batch(dtype, shape, parallel, monkeypatch):
-    monkeypatch.setattr(numba_state, "PARALLEL_SIZE", parallel)
+    monkeypatch.setattr(numba_state, "PARALLEL_SIZE", parallel)  # else 32 MB of rows per query
     queries = unit(4, shape[1], seed=0)
     candidates = unit(4, *shape, seed=1).astype(dtype)
     alone = [
@@ -117,8 +118,10 @@ def test_a_memory_mapped_file_works_as_an_array_does(tmp_path, monkeypatch):
 def test_without_numba_the_picks_are_the_same(monkeypatch):
     query, candidates = unit(150, seed=0), unit(300, 150, seed=1).astype("f4")
     fast = whet.sift(query, candidates, 20)
-    monkeypatch.setattr(sift_module, "has_numba", lambda: False)
+    monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
+    sift_module.has_numba.cache_clear()
     slow = whet.sift(query, candidates, 20)
+    sift_module.has_numba.cache_clear()
     np.testing.assert_array_equal(fast.indices, slow.indices)
     np.testing.assert_allclose(fast.variance, slow.variance, rtol=1e-12)
 

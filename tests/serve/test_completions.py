@@ -371,6 +371,7 @@ def test_auto_is_resolved_once_per_version(server, monkeypatch):
         calls.append(args)
         return resolve(*args, **options)
 
+    # the result is the same; only the calls show that it is computed once
     monkeypatch.setattr("whet.serve.spaces.registry.resolve", counted)
     chief = server.of("chief")
     payload = {"prompt": "bee dance", "lam": "auto", "stop_alpha": "auto"}

@@ -8,7 +8,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import schemathesis
 import uvicorn
@@ -189,7 +188,7 @@ def test_shutdown_cancels_requests_after_its_timeout(llama_folder, place):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         client = serving.Client(listener.getsockname()[1])
-        payload = SLOW | {"adapt": {"n": 8_000, "cache": "off"}}
+        payload = SLOW | {"adapt": {"n": 3_000, "cache": "off"}}
         connection = client.connect("POST", "/v1/completions", payload)
         while b"\nwhet_requests_in_flight 1.0\n" not in client.get("/metrics").body:
             pass
@@ -215,25 +214,11 @@ def test_empty_data_space_matches_no_prompt(llama_folder, tmp_path):
                 assert reply.status == 200 and reply.json()["data"] == []
 
 
-class SameVectors:
-    """An embedder with the same fingerprint in every data space."""
-
-    name, dimension, fingerprint = "hf:same", 4, "same"
-
-    def encode(self, texts):
-        vectors = np.stack([np.bincount([*text.encode()], minlength=256) for text in texts])
-        vectors = vectors.reshape(len(texts), 4, 64).sum(-1).astype(np.float32) + 1
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def test_adapter_survives_additions_but_not_a_rebuild_of_its_space(
-    llama_folder, tmp_path, monkeypatch
-):
-    def build(at, word):
+def test_adapter_survives_additions_but_not_a_rebuild_of_its_space(llama_folder, tmp_path):
+    def build(at, word):  # with one embedder, so that only the rows differ
         texts = [Document(str(i), f"{word} {i}", {}) for i in range(9)]
-        return DataSpace.build(texts, at, SameVectors()).path
+        return DataSpace.build(texts, at, f"hf:{llama_folder}").path
 
-    monkeypatch.setattr("whet.space.opening.get_embedder", lambda name, **options: SameVectors())
     place = build(tmp_path / "docs.whet", "bee")
     with serving.running(serving.app(llama_folder, place, keys=None)) as client:
         created = client.post("/v1/adapters", {"model": "tiny", "prompt": "bee"}).json()
@@ -331,7 +316,7 @@ def test_concurrent_refresh_never_restores_an_older_version(tmp_path, monkeypatc
             go.wait()
         return opened
 
-    monkeypatch.setattr(DataSpace, "open", slow)
+    monkeypatch.setattr(DataSpace, "open", slow)  # the one point at which the order can be forced
     first, second = (threading.Thread(target=catalogue.refresh) for _ in range(2))
     delete_documents(tmp_path / "docs.whet", ["legal:1"])
     first.start()
@@ -384,7 +369,7 @@ def test_two_servers_can_share_a_data_space(llama_folder, place, server):
 def test_generated_requests_are_never_server_errors(server):
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     limited = settings(
-        max_examples=6, phases=[Phase.generate], deadline=None, database=None, derandomize=True,
+        max_examples=4, phases=[Phase.generate], deadline=None, database=None, derandomize=True,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     tried = 0

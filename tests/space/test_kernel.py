@@ -1,17 +1,19 @@
 """The scale of a data space's vectors, and the λ' that follows from it."""
 
 import itertools
+from contextlib import closing
 
 import numpy as np
 import pytest
 from support.hashing_embedder import HashingEmbedder
 from support.old_spaces import as_older_version
+from support.store_conformance import disk_writer, table, units
 
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.space.retrieve import Retriever
 from whet.space.space import DataSpace
-from whet.space.store import kernel
-from whet.space.store.kernel import kernel_of
+from whet.space.store.kernel import kernel_of, measure_kernel
+from whet.space.store.reader import DiskReader
 from whet.space.store.writer import DiskWriter
 from whet.space.training_set import training_set
 from whet.space.tuning import resolve
@@ -85,11 +87,13 @@ def test_a_filter_hides_documents_from_lambda_too(tmp_path):
     assert again.kernel == seen.kernel
 
 
-def test_large_stores_are_measured_on_runs_of_rows(monkeypatch):
-    monkeypatch.setattr(kernel, "SAMPLE", 20)
-    monkeypatch.setattr(kernel, "RUN", 5)
-    runs = kernel._sample(np.arange(100)).reshape(4, 5)
-    assert runs[:, 0].tolist() == [0, 31, 63, 95] and (np.diff(runs) == 1).all()
+def test_large_stores_are_measured_on_runs_of_rows(tmp_path):
+    with disk_writer(tmp_path / "s") as writer:
+        writer.add(table(20_000), units(20_000))
+    starts = [run * (20_000 - 64) // 255 for run in range(256)]
+    rows = np.array([start + i for start in starts for i in range(64)])
+    with closing(DiskReader.open(tmp_path / "s")) as reader:
+        assert measure_kernel(reader) == kernel_of(reader.vectors(rows))
 
 
 def test_everything_that_starts_from_a_data_space_uses_it(tmp_path):

@@ -103,7 +103,7 @@ def test_a_killed_refit_leaves_the_old_state_or_the_new(tmp_path):
     refit(space.path)
     duration = time.monotonic() - started
     for kill in range(60):
-        if kill >= 8 and len(versions) > 2:
+        if kill >= 5 and len(versions) > 2:
             break
         child = os.fork()
         if child == 0:

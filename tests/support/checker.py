@@ -1,5 +1,42 @@
-"""The type checker of test runs: beartype, which accepts an int where a float is expected."""
+"""The type checker of test runs: beartype everywhere, shapes where a signature has one.
 
+jaxtyping's own way wraps every function twice, at about 30 µs per call: a third of the suite's
+time. Here beartype checks each call once (1 µs), and jaxtyping compares the shapes of those calls
+whose annotations contain one.
+"""
+
+import inspect
+import re
+
+import jaxtyping
 from beartype import BeartypeConf, beartype
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is expected
+_compare_shapes = jaxtyping.jaxtyped
+_SHAPE = re.compile(r"jaxtyping|\b(Bool|Float|Int|Shaped|UInt64)\[")
+
+
+def _check(function):
+    annotations = getattr(function, "__annotations__", {}).values()
+    if any(_SHAPE.search(repr(annotation)) for annotation in annotations):
+        return _compare_shapes(checked(function), typechecker=None)
+    return checked(function)
+
+
+def _jaxtyped(*, typechecker):
+    """What jaxtyping's import hook puts around every function and class."""
+
+    def decorate(item):
+        if not inspect.isclass(item):
+            return _check(item)
+        if hasattr(item, "__dataclass_fields__") and "__init__" in vars(item):
+            item.__init__ = _check(item.__init__)
+        return item
+
+    return decorate
+
+
+def install():
+    """Check the types in whet and studies from now on; call it before they are imported."""
+    jaxtyping.jaxtyped = _jaxtyped
+    jaxtyping.install_import_hook(["whet", "studies"], "support.checker.checked")

@@ -35,7 +35,7 @@ FILES = ["vectors.npy", "ids.npy", "rows.arrow", "columns.arrow", "names.npy", "
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(ann_index, "MIN_ROWS", 400)
+    monkeypatch.setattr(ann_index, "MIN_ROWS", 400)  # else 50,000 rows in every test
 
 
 @pytest.fixture

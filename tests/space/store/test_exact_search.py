@@ -84,6 +84,7 @@ def test_search_does_not_depend_on_batch_memory_or_parts(tmp_path, monkeypatch):
     store, queries = stored(rows, tmp_path / "1"), rng.standard_normal((5, 64))
     together = nearest(store, queries, 150)
     alone = [nearest(store, query[None], 150)[0] for query in queries]
+    # as for stores of more than 512 MB
     monkeypatch.setattr(whet.space.store.segments.vectors, "CACHE_BYTES", 0)
     blocks = nearest(stored(rows, tmp_path / "2", parts=3), queries, 150)
     for one, two, three in zip(together, alone, blocks, strict=True):

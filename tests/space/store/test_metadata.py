@@ -89,7 +89,7 @@ def build(tree):
 def test_filters_on_columns_equal_comparisons_in_python(
     tmp_path_factory, monkeypatch, metas, tree, limit, older
 ):
-    monkeypatch.setattr(metadata, "MAX_COLUMNS", limit)
+    monkeypatch.setattr(metadata, "MAX_COLUMNS", limit)  # else 130 fields in each of 60 examples
     where = build(tree)
     table = columns(metas, tmp_path_factory.mktemp("m"), older=older)
     rows = [Row(i, f"d{i}", "", json.dumps(meta), None) for i, meta in enumerate(metas)]
