@@ -24,13 +24,13 @@ def test_a_changed_label_is_taken_and_counted(tmp_path):
     before = index(tmp_path, records, labels)
     records[0] |= {"label": "secret", "year": 2}
     space = index(tmp_path, records, labels)
-    assert (before.updated, space.updated, len(space)) == (0, 1, 2)
+    assert (before.changes.updated, space.changes.updated, len(space)) == (0, 1, 2)
     [document] = space.documents(space.store.find(["a"]))
     assert document.meta == {"label": "secret", "year": 2}
     assert space.filter(Compare("label", "==", "public")).ids == ["b"]
     assert space.store.find(["a"]).tolist() == [2] and not space.manifest.failed
     np.testing.assert_array_equal(space.vectors([2]), before.vectors([0]))
-    assert index(tmp_path, records, labels).updated == 0
+    assert index(tmp_path, records, labels).changes.updated == 0
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_changed_label_is_taken_and_counted(tmp_path):
 def test_metadata_compare_by_value_and_kind(tmp_path, old, new, updated):
     index(tmp_path, [{"id": "a", "text": "bees", "meta": old}])
     space = index(tmp_path, [{"id": "a", "text": "bees", "meta": new}])
-    assert space.updated == updated and len(space) == 1
+    assert space.changes.updated == updated and len(space) == 1
     assert space.documents(space.rows)[0].meta == new
 
 
@@ -62,7 +62,7 @@ def test_one_id_with_different_metadata_in_a_source_is_reported(tmp_path):
 def test_another_text_with_other_metadata_changes_nothing(tmp_path):
     space = index(tmp_path, [{"id": "a", "text": "bees", "x": 1}])
     space = space.add([{"id": "a", "text": "wasps", "x": 2}])  # of another source than the file
-    assert space.updated == 0 and space.manifest.failed == 1
+    assert space.changes.updated == 0 and space.manifest.failed == 1
     assert space.documents([0])[0].meta == {"x": 1}
 
 
@@ -79,4 +79,6 @@ def test_an_interrupted_update_resumes(tmp_path):
     opened = DataSpace.open(tmp_path / "s", HashingEmbedder())
     assert opened.documents([0])[0].meta == {"x": 1}
     space = DataSpace.build(str(source), tmp_path / "s", HashingEmbedder())
-    assert space.updated == 1 and space.documents([1])[0].meta == {"x": 2} and len(space) == 1
+    assert (
+        space.changes.updated == 1 and space.documents([1])[0].meta == {"x": 2} and len(space) == 1
+    )

@@ -108,7 +108,7 @@ def _print(
     verbose: bool,
 ) -> None:  # fmt: skip
     """Print what the data space holds and what changed; what was left out on stderr."""
-    from whet.space.space import format_count
+    from whet.data.documents import format_count
     from whet.space.store.manifest import read_manifest
     from whet.space.store.reader import DiskReader
 

@@ -34,6 +34,7 @@ from whet.locks import LOCK_FILE
 from whet.space.indexing.embedding import embed_parts, fit_lsa, is_normalized, no_documents
 from whet.space.indexing.records import differ, read_sources, rows_of, staged_state, with_rows
 from whet.space.indexing.sync import Changes, Scan, scan
+from whet.space.store.known_documents import SeenIds, compare_stored
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
     FAILED_FILE,
@@ -50,10 +51,8 @@ from whet.space.store.segments.records import as_strings
 from whet.space.store.staging import (
     PART_CHARACTERS,
     PART_DOCUMENTS,
-    SeenIds,
     Staging,
     as_records,
-    compare_stored,
     staged_plan,
 )
 from whet.space.store.writer import DiskWriter

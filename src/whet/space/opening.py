@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
-from whet.embed.embedder import Embedder, has_fingerprint
+from whet.embed.embedder import Embedder, check_embedder, has_fingerprint
 from whet.embed.lsa import LSA
 from whet.embed.registry import LOADABLE, base_spec, get_embedder, is_hub_id, stored_options
 from whet.errors import EmbedderMismatchError, ModelError, SpaceError
@@ -77,17 +77,38 @@ def open_with_embedder(
     """Open a store, and its embedder unless that is given as an object.
 
     Raises:
-        EmbedderMismatchError, ModelError, SpaceError, ValueError: See `open_store` and
-            `load_embedder`.
+        EmbedderMismatchError: If another embedder made the data space.
+        ModelError, SpaceError, ValueError: See `open_store` and `load_embedder`.
     """
+    if embedder is not None:
+        check_embedder(embedder)
     while True:
         store = open_store(path, partial=partial)
-        if embedder is not None and not isinstance(embedder, str):
-            return store, embedder
         try:
-            return store, load_embedder(store, embedder)
+            loaded = (
+                load_embedder(store, embedder)
+                if embedder is None or isinstance(embedder, str)
+                else embedder
+            )
         except ManifestReplaced:  # fitted again in the meantime
             store.close()
+            continue
+        _check_made_by(loaded, store)
+        return store, loaded
+
+
+def _check_made_by(embedder: Embedder, store: SpaceReader) -> None:
+    """Raises EmbedderMismatchError unless `embedder` made the vectors of `store`."""
+    manifest = store.manifest
+    if embedder.dimension != manifest.dimension or not has_fingerprint(
+        embedder, manifest.fingerprint
+    ):
+        raise EmbedderMismatchError(
+            f"data space {store.path} holds vectors of dimension {manifest.dimension} by "
+            f"{manifest.embedder or 'an embedder'}, but this {embedder.name} has dimension "
+            f"{embedder.dimension}, or other weights, configuration or tokenizer: restore its "
+            f"files, or rebuild the data space with `whet index --embedder {embedder.name}`"
+        )
 
 
 def load_embedder(store: SpaceReader, spec: str | None) -> Embedder:

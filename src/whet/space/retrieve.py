@@ -26,6 +26,7 @@ from whet.space.context import Context, context
 from whet.space.passages import find_copy
 from whet.space.space import DataSpace
 from whet.space.store.protocol import Metric, Neighbors
+from whet.space.store.segments.vectors import cosines, normalize_queries
 
 RESERVE = 4  # picks per step of which some may be skipped
 NEAREST: tuple[Selector, ...] = (nearest, nearest_product, nearest_repeated)  # by signed cosine
@@ -262,12 +263,18 @@ class Retriever:
             rows = self.space.bm25_search(prompt, self.k, where)
             if not len(rows):
                 raise NoMatchError("prompt shares no word with the data space: bm25 finds nothing")
-            return self.space.score_rows(query, rows)
+            return self._score(query, rows)
         [neighbors] = self.space.search(query, self.k, metric=self.metric, where=where)
         if self.config.retriever == "dense":
             return neighbors
         rows = self.space.bm25_search(prompt, self.k, where)
-        return self.space.score_rows(query, np.union1d(neighbors.rows, rows))
+        return self._score(query, np.union1d(neighbors.rows, rows))
+
+    def _score(self, query: Float[Array, "1 d"], rows: Int[Array, " n"]) -> Neighbors:
+        """Vectors of `rows` (ascending) and their cosines with `query`."""
+        vectors = self.space.vectors(rows)
+        [unit_query] = normalize_queries(query, self.space.dimension)
+        return Neighbors(rows, vectors, cosines(unit_query, vectors))
 
 
 def retrieve(

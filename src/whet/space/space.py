@@ -6,14 +6,15 @@ from typing import Any
 
 from jaxtyping import Float, Int
 
+from whet.config import Renamed
 from whet.data.chunking import AUTO
-from whet.data.documents import Document, reject_str
+from whet.data.documents import Document, format_count, reject_str
 from whet.data.filters import Filter, as_filter, both
 from whet.data.values import read_meta
 from whet.data.walk import FileOptions, LeftOut
-from whet.embed.embedder import Embedder, check_embedder, has_fingerprint
+from whet.embed.embedder import Embedder, check_embedder
 from whet.embed.registry import get_embedder
-from whet.errors import EmbedderMismatchError, SpaceError
+from whet.errors import SpaceError
 from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.bm25 import BM25
@@ -24,7 +25,6 @@ from whet.space.opening import embedder_for_adding, is_folder, open_with_embedde
 from whet.space.store.kernel import KernelScale, measure_kernel
 from whet.space.store.manifest import MANIFEST_FILE, Labels, Manifest
 from whet.space.store.protocol import Metric, Neighbors, Reader
-from whet.space.store.segments.vectors import cosines, normalize_queries
 from whet.space.store.writer import delete_documents
 
 DEFAULT_K = 200  # candidates; all documents if there are fewer
@@ -45,6 +45,8 @@ class DataSpace:
     >>> len(DataSpace.open("insects.whet"))
     3
     """
+
+    updated = Renamed("changes.updated")
 
     def __init__(
         self,
@@ -135,13 +137,10 @@ class DataSpace:
             keep_missing=keep_missing,
         )  # fmt: skip
         if (path / MANIFEST_FILE).exists():
-            existing = cls.open(path, embedder_for_adding(path, embedder, labels))
-            changes = build.add(addition, path, existing.embedder)
-            opened = cls.open(path, existing.embedder)
-        else:
-            loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
-            changes = build.create(addition, path, loaded, labels)
-            opened = cls.open(path, loaded)
+            return cls.open(path, embedder_for_adding(path, embedder, labels))._add(addition)
+        loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
+        changes = build.create(addition, path, loaded, labels)
+        opened = cls.open(path, loaded)
         opened.changes = changes
         return opened
 
@@ -175,21 +174,9 @@ class DataSpace:
             ModelError: If the embedder's model cannot be loaded.
             ValueError: If the filter cannot be parsed, or has a field that no document has.
         """
-        if embedder is not None:
-            check_embedder(embedder)
         where = as_filter(where)
         store, embedder = open_with_embedder(path, embedder, partial=partial)
-        path, manifest = store.path, store.manifest
-        if embedder.dimension != manifest.dimension or not has_fingerprint(
-            embedder, manifest.fingerprint
-        ):
-            raise EmbedderMismatchError(
-                f"data space {path} holds vectors of dimension {manifest.dimension} by "
-                f"{manifest.embedder or 'an embedder'}, but this {embedder.name} has dimension "
-                f"{embedder.dimension}, or other weights, configuration or tokenizer: restore its "
-                f"files, or rebuild the data space with `whet index --embedder {embedder.name}`"
-            )
-        space = cls(path, manifest, embedder, store)
+        space = cls(store.path, store.manifest, embedder, store)
         return space if where is None else space.filter(where)
 
     def filter(self, where: Filter | str) -> "DataSpace":
@@ -221,16 +208,17 @@ class DataSpace:
         listed in `failed.jsonl`. The embedder does not change.
 
         Raises:
-            SourceError: If the source fails.
-            SpaceError: If the data space cannot be written, was opened with a filter, has another
-                rule of `chunks`, or another process is writing.
-            ValueError: If an argument is invalid.
+            SourceError, ValueError: As `build`.
+            SpaceError: As `build`, or if the data space was opened with a filter.
         """
         self._require_writable()
         addition = Addition(
             docs=docs, text_field=text_field, chunks=chunks, resume_key=resume_key,
             progress=progress, ray=ray,
         )  # fmt: skip
+        return self._add(addition)
+
+    def _add(self, addition: Addition) -> "DataSpace":
         changes = build.add(addition, self.path, self.embedder)
         opened = DataSpace.open(self.path, self.embedder)
         opened.changes = changes
@@ -273,11 +261,6 @@ class DataSpace:
 
     def __repr__(self) -> str:
         return f"DataSpace({str(self.path)!r}, {format_count(self._count)}, {self.embedder.name})"
-
-    @property
-    def updated(self) -> int:
-        """After `build` or `add`: number of known documents whose metadata was replaced."""
-        return self.changes.updated
 
     @property
     def dimension(self) -> int:
@@ -387,16 +370,6 @@ class DataSpace:
         nearest: Int[Array, " m"] = rows[index.top_k(prompt, k)]
         return nearest
 
-    def score_rows(self, query: Float[Array, "1 d"], rows: Int[Array, " n"]) -> Neighbors:
-        """Vectors of given `rows` (ascending) and their cosines with `query`.
-
-        Raises:
-            ValueError: If the query is zero, not finite or of another dimension.
-            IndexError: If there is no such row.
-        """
-        vectors, [unit_query] = self.vectors(rows), normalize_queries(query, self.dimension)
-        return Neighbors(rows, vectors, cosines(unit_query, vectors))
-
     def resolve_k(self, k: int | None = None, where: Filter | str | None = None) -> int:
         """The number of candidates: `k`, or by default 200, or all documents if there are fewer.
 
@@ -411,11 +384,8 @@ class DataSpace:
         if not count:
             filtered = where is not None or self.where is not None
             raise ValueError("no document passes the filter: correct it" if filtered else EMPTY)
-        documents = format_count(count)
-        limit = (
-            f"the data space holds {documents}" if where is None else f"{documents} pass the filter"
-        )
-        raise ValueError(f"k is {resolved}, but {limit}: lower k")
+        limit = "the data space holds {}" if where is None else "{} pass the filter"
+        raise ValueError(f"k is {resolved}, but {limit.format(format_count(count))}: lower k")
 
     def _require_writable(self) -> None:
         if not is_folder(self.path):
@@ -427,8 +397,3 @@ class DataSpace:
             raise SpaceError(
                 f"{self.path} was opened with a filter: open it without `where` to write"
             )
-
-
-def format_count(documents: int) -> str:
-    """The number of documents with its unit, such as `1,234 documents`."""
-    return f"{documents:,} document" + ("s" if documents != 1 else "")

@@ -29,9 +29,9 @@ from whet.space.milvus.reader import (
 )
 from whet.space.store.protocol import COLUMNS, Reader
 from whet.space.store.reader import DiskReader
+from whet.space.store.sealing import check_addition, rows_to_delete
 from whet.space.store.segments.metadata import column_type, comparable, value_kind
 from whet.space.store.segments.vectors import to_float16
-from whet.space.store.writer import check_addition, rows_to_delete
 
 
 class MilvusWriter:

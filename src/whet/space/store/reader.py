@@ -6,7 +6,7 @@ when nobody reads it. Deletions are lists of ids next to the segments; `DiskWrit
 the remaining rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,8 @@ from whet.space.store.opening import (
     open_segments,
 )
 from whet.space.store.protocol import COLUMNS, SCHEMA, Metric, SearchResults
-from whet.space.store.segments.records import hash_strings
+from whet.space.store.sealing import Batch
+from whet.space.store.segments.records import BATCH_ROWS, hash_strings
 from whet.space.store.segments.segment import Segment
 from whet.space.store.segments.vectors import TopK, check_search, normalize_queries, rerank
 
@@ -183,6 +184,14 @@ class DiskReader:
             order.append(chosen)
         table = pa.concat_tables(parts)
         return table.take(pa.array(np.argsort(np.concatenate(order)))) if order else table
+
+    def batches(self) -> Iterator[Batch]:
+        """All rows by ascending id, for a writer."""
+        ids = self.ids()
+        for start in range(0, len(ids), BATCH_ROWS):
+            batch_ids = ids[start : start + BATCH_ROWS]
+            [rows] = self.rows(batch_ids).combine_chunks().to_batches()
+            yield Batch(batch_ids, rows, self.vectors(batch_ids))
 
     def find(self, names: Sequence[str]) -> Int[Array, " n"]:
         """See `Reader.find`."""

@@ -1,4 +1,4 @@
-"""Divides rows into segments: none too large, and with labels, one label per index.
+"""Checks rows and divides them into segments: none too large, and with labels, one per index.
 
 The rows on which an index is fitted determine its layout. In a data space with access labels, a
 segment with an index therefore contains rows of a single label; rows of labels that are too small
@@ -15,11 +15,14 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
+from whet.data.filters import Filter
 from whet.maths.arrays import Array
 from whet.space.store.manifest import Labels
+from whet.space.store.protocol import Reader
 from whet.space.store.segments import ann_index, segment
-from whet.space.store.segments.records import as_strings
+from whet.space.store.segments.records import as_row_numbers, as_strings
 from whet.space.store.segments.segment import SegmentWriter, is_complete_segment
+from whet.space.store.segments.vectors import non_unit_rows
 
 
 class Batch(NamedTuple):
@@ -140,3 +143,42 @@ def label_of(meta: str, labels: Labels) -> Any:
     """The label of a row with metadata `meta` (JSON); None if the value cannot be a label."""
     value = json.loads(meta).get(labels.field)
     return value if isinstance(value, str | int | float) else None
+
+
+def check_addition(
+    rows: pa.Table, vectors: Float[Array, "n d"], snapshot: Reader, *, normalized: bool = True
+) -> None:
+    """Check the arguments of `Writer.add` against what is stored.
+
+    Raises:
+        ValueError: See `Writer.add`.
+    """
+    if vectors.shape != (len(rows), snapshot.dimension):
+        raise ValueError(
+            f"vectors have shape {vectors.shape}: expected {len(rows)} rows of dimension "
+            f"{snapshot.dimension}"
+        )
+    wide = vectors.astype(np.float32) if vectors.dtype == np.float16 else vectors
+    invalid = non_unit_rows(wide)
+    if normalized and len(invalid):
+        length = np.linalg.norm(wide[invalid[0]])
+        raise ValueError(f"vector {invalid[0]} has length {length}: expected 1, or 0")
+    ids = rows["id"].to_pylist()
+    stored = np.flatnonzero(snapshot.find(ids) >= 0)
+    if len(stored):
+        raise ValueError(f"document {ids[stored[0]]!r} is stored already: delete it first")
+    if len(set(ids)) < len(ids):
+        repeated = next(id for id in ids if ids.count(id) > 1)
+        raise ValueError(f"document {repeated!r} is repeated: ids must be unique")
+
+
+def rows_to_delete(snapshot: Reader, ids: Any, where: Filter | None) -> Array:
+    """The stored rows that the arguments of `Writer.delete` select.
+
+    Raises:
+        ValueError: See `Writer.delete`.
+    """
+    if (ids is None) == (where is None):
+        raise ValueError("delete takes either ids or a filter: pass one of them")
+    rows = snapshot.ids(where)
+    return rows if ids is None else np.intersect1d(rows, as_row_numbers(ids))

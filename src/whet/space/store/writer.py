@@ -6,7 +6,7 @@ not name; the next writer removes them.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -42,10 +42,9 @@ from whet.space.store.manifest import (
     segment_record,
 )
 from whet.space.store.opening import read_deleted_ids
-from whet.space.store.protocol import COLUMNS, SCHEMA, Reader
+from whet.space.store.protocol import COLUMNS, SCHEMA
 from whet.space.store.reader import DiskReader
-from whet.space.store.sealing import Batch, Batches, seal
-from whet.space.store.segments.records import BATCH_ROWS, as_row_numbers
+from whet.space.store.sealing import Batch, Batches, check_addition, rows_to_delete, seal
 from whet.space.store.segments.segment import (
     MAX_ROWS,
     MERGED,
@@ -53,14 +52,17 @@ from whet.space.store.segments.segment import (
     remove_segment,
     segments_to_merge,
 )
-from whet.space.store.segments.vectors import non_unit_rows, to_float16
+from whet.space.store.segments.vectors import to_float16
 from whet.space.store.staging import discard_staging, is_committed, staged_plan
 
 LEFTOVERS = r"(deleted-\d+\.npy|sources-\d+\.json)(\.new)?|(meta\.json|failed\.jsonl)\.new"
 
 
 class DiskWriter:
-    """The exclusive right to write in a store's folder, until closed."""
+    """The exclusive right to write in a store's folder, until closed.
+
+    Methods that write return the new version.
+    """
 
     def __init__(self, path: str | Path, new: Manifest | None = None) -> None:
         """Open for writing, and remove what dead writers left except an unfinished addition.
@@ -150,9 +152,6 @@ class DiskWriter:
         Args:
             batches: Rows by ascending id; called more than once.
             changes: Further changes of the manifest.
-
-        Returns:
-            The new version.
         """
         with translate_disk_errors(self.path):
             try:
@@ -169,9 +168,6 @@ class DiskWriter:
             folder: Where the segments were written.
             names: Their names.
             changes: Further changes of the manifest.
-
-        Returns:
-            The new version.
         """
         with translate_disk_errors(self.path):
             self._right.check()
@@ -192,9 +188,6 @@ class DiskWriter:
 
         Args:
             progress: Called with the number of rows written since the last call.
-
-        Returns:
-            The new version.
         """
         with translate_disk_errors(self.path):
             self._right.check()
@@ -206,7 +199,7 @@ class DiskWriter:
                 visible = [~np.isin(s.ids, deleted) for s in old]
                 rest = DiskReader(self.path, self.manifest, old, visible, [True] * len(old), [])
                 unchanged = [s.name for s in snapshot.segments if s not in old]
-                names = self._seal(lambda: batches_of(rest), progress)
+                names = self._seal(rest.batches, progress)
                 self._replace(segments=[*unchanged, *names], deleted=np.empty(0, np.int64))
             snapshot.close()
             self.sweep()
@@ -222,9 +215,6 @@ class DiskWriter:
             progress: Called with the number of rows written since the last call.
             dimension: Length of the new vectors.
             changes: Further changes of the manifest.
-
-        Returns:
-            The new version.
         """
         with translate_disk_errors(self.path):
             try:
@@ -252,7 +242,7 @@ class DiskWriter:
             deleted = read_deleted_ids(self.path, manifest)
             visible = [~np.isin(s.ids, deleted) for s in merged]
             rest = DiskReader(self.path, manifest, merged, visible, [True] * len(merged), [])
-            names += self._seal(lambda: batches_of(rest), lambda _: None, first=len(new))
+            names += self._seal(rest.batches, lambda _: None, first=len(new))
             if len(deleted):
                 gone = np.concatenate([s.ids for s in merged])
                 changes["deleted"] = np.setdiff1d(deleted, gone)
@@ -362,56 +352,8 @@ class DiskWriter:
         return stored and is_embedder_folder(name) and name != self.manifest.embedder_folder
 
 
-def check_addition(
-    rows: pa.Table, vectors: Float[Array, "n d"], snapshot: Reader, *, normalized: bool = True
-) -> None:
-    """Check the arguments of `Writer.add` against what is stored.
-
-    Raises:
-        ValueError: See `Writer.add`.
-    """
-    if vectors.shape != (len(rows), snapshot.dimension):
-        raise ValueError(
-            f"vectors have shape {vectors.shape}: expected {len(rows)} rows of dimension "
-            f"{snapshot.dimension}"
-        )
-    wide = vectors.astype(np.float32) if vectors.dtype == np.float16 else vectors
-    invalid = non_unit_rows(wide)
-    if normalized and len(invalid):
-        length = np.linalg.norm(wide[invalid[0]])
-        raise ValueError(f"vector {invalid[0]} has length {length}: expected 1, or 0")
-    ids = rows["id"].to_pylist()
-    stored = np.flatnonzero(snapshot.find(ids) >= 0)
-    if len(stored):
-        raise ValueError(f"document {ids[stored[0]]!r} is stored already: delete it first")
-    if len(set(ids)) < len(ids):
-        repeated = next(id for id in ids if ids.count(id) > 1)
-        raise ValueError(f"document {repeated!r} is repeated: ids must be unique")
-
-
-def rows_to_delete(snapshot: Reader, ids: Any, where: Filter | None) -> Array:
-    """The stored rows that the arguments of `Writer.delete` select.
-
-    Raises:
-        ValueError: See `Writer.delete`.
-    """
-    if (ids is None) == (where is None):
-        raise ValueError("delete takes either ids or a filter: pass one of them")
-    rows = snapshot.ids(where)
-    return rows if ids is None else np.intersect1d(rows, as_row_numbers(ids))
-
-
 def _needs_rewrite(segment: Segment, deleted: Array) -> bool:
     return segment.count < MAX_ROWS // 2 or bool(np.isin(segment.ids, deleted).any())
-
-
-def batches_of(reader: DiskReader) -> Iterator[Batch]:
-    """All rows of a reader, by ascending id."""
-    ids = reader.ids()
-    for start in range(0, len(ids), BATCH_ROWS):
-        batch_ids = ids[start : start + BATCH_ROWS]
-        [rows] = reader.rows(batch_ids).combine_chunks().to_batches()
-        yield Batch(batch_ids, rows, reader.vectors(batch_ids))
 
 
 def _make_folder(path: Path) -> None:
