@@ -1,6 +1,8 @@
 """Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`."""
 
 import logging
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -26,8 +28,6 @@ MAX_MESSAGE = 300
 """Longest message in characters: it may contain a client's own text."""
 MAX_VALUE = 40
 """Longest invalid value that is repeated in a message, in characters."""
-INPUT_SHOULD_BE = "Input should be "
-OBJECT = INPUT_SHOULD_BE + "an object"
 UNKNOWN_FIELD = "unknown_field"
 """Type of the validation error for an unknown field."""
 log = logging.getLogger("whet.serve")
@@ -94,7 +94,7 @@ def register_exception_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _from_validation_error(error.errors()[0]).response()
+        return _from_validation_errors(error.errors()).response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -122,27 +122,39 @@ def to_api_error(error: ValueError | WhetError, request_id: str) -> APIError:
     return APIError(503, "the server cannot answer this request now: see its log", retry_after_s=1)
 
 
-def _from_validation_error(error: dict[str, Any]) -> APIError:
-    """The first of pydantic's errors in the form of whet's messages."""
-    kind, message, location = error["type"], str(error["msg"]), error["loc"][1:]
+def _from_validation_errors(errors: Sequence[dict[str, Any]]) -> APIError:
+    """The first of pydantic's errors, with those of a union's other members, as whet's messages."""
+    error = errors[0]
+    kind, message, path = error["type"], str(error["msg"]), _path(error)
     if kind == "json_invalid":
         return APIError(400, f"body is not valid JSON: {error['ctx']['error']}")
-    path = [str(p) for p in location if isinstance(p, int) or p.isidentifier()]  # no union members
     if kind == UNKNOWN_FIELD:
-        path.append(error["ctx"]["field"])
+        return APIError(400, message, param=".".join([*path, error["ctx"]["field"]]))
     param = ".".join(path) or None
     name = param or "body"
-    if kind == UNKNOWN_FIELD:
-        return APIError(400, message, param=param)
     if kind == "missing":
         return APIError(400, f"{name} is missing", param=param)
-    expected = OBJECT if kind in ("model_attributes_type", "model_type", "dict_type") else message
-    if expected.startswith(INPUT_SHOULD_BE):
+    expected = [_expected(other) for other in errors if _path(other) == path]
+    if expected[0]:
         value = repr(error["input"])
         value = value if len(value) <= MAX_VALUE else value[:MAX_VALUE] + "…"
-        expected = expected.replace(INPUT_SHOULD_BE, "expected ")
-        return APIError(400, f"{name} is {value}: {expected}", param=param)
+        either = " or ".join(dict.fromkeys(filter(None, expected)))
+        return APIError(400, f"{name} is {value}: expected {either}", param=param)
     return APIError(400, f"{name}: {message.removeprefix('Value error, ')}", param=param)
+
+
+def _path(error: dict[str, Any]) -> list[str]:
+    """Where in the body the error is, without the members of unions."""
+    location = error["loc"][1:]
+    return [str(p) for p in location if isinstance(p, int) or p.isidentifier()]
+
+
+def _expected(error: dict[str, Any]) -> str:
+    """What pydantic expected, such as `a valid string`; empty if its message says something else."""
+    if error["type"] in ("model_attributes_type", "model_type", "dict_type"):
+        return "an object"
+    wanted = re.match(r"(?:Input|List|String|Value) should (?:be|have) (.*)", str(error["msg"]))
+    return re.sub(r" after validation, not .*", "", wanted[1]) if wanted else ""
 
 
 def _truncate(text: str) -> str:
