@@ -7,6 +7,7 @@ whose annotations contain one.
 
 import inspect
 import re
+import typing
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -18,11 +19,23 @@ _SHAPE = re.compile(r"jaxtyping|\b(Bool|Float|Int|Shaped|UInt64)\[")
 
 def _check(function):
     annotations = getattr(function, "__annotations__", {}).values()
+    if not _resolvable(annotations, function):  # jaxtyping ignores what it cannot resolve
+        return _compare_shapes(function, typechecker=checked)
     if not any(_SHAPE.search(repr(annotation)) for annotation in annotations):
         return checked(function)
     if inspect.isgeneratorfunction(function):  # beartype would check it within its caller's shapes
         return _compare_shapes(function, typechecker=checked)
     return _compare_shapes(checked(function), typechecker=None)
+
+
+def _resolvable(annotations, function):
+    """Whether no annotation names what is imported later, or only for type checkers."""
+    if any(isinstance(a, str) or "ForwardRef" in repr(a) for a in annotations):
+        try:
+            typing.get_type_hints(function)
+        except Exception:
+            return False
+    return True
 
 
 def _jaxtyped(*, typechecker):
