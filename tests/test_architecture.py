@@ -66,9 +66,9 @@ def test_there_are_no_import_cycles(graph):
     assert not cycles
 
 
-def test_a_module_has_at_most_400_lines():
+def test_a_module_has_at_most_430_lines():
     lines = {str(path): len((SOURCE / path).read_text().splitlines()) for path in FILES}
-    assert not {path: count for path, count in lines.items() if count > 400}
+    assert not {path: count for path, count in lines.items() if count > 430}
 
 
 def test_a_folder_holds_at_most_twelve_modules():

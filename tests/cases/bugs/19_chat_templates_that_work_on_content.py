@@ -17,7 +17,7 @@ model, faults = LanguageModel.from_pretrained("whet-pico"), []
 for name, (template, said) in cases.items():
     model.tokenizer.chat_template = template
     right = model.tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in said], tokenize=False, add_generation_prompt=True)
-    ours = model.tokenizer.decode([model.bos_token_id, *apply_chat_template(model.tokenizer, template_tokenizer(model.tokenizer), said)])
+    ours = model.tokenizer.decode([model.bos_token_id, *apply_chat_template(model.tokenizer, template_tokenizer(model.tokenizer), [{"role": r, "content": c} for r, c in said])])
     if ours != right:
         faults.append(f"{name}: {ours[:60]!r} in place of {right[:40]!r}")
 told(faults)
