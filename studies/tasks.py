@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from whet.evaluate.report.answers import BITS, AnswerResults
-from whet.evaluate.report.render import WIDE, format_estimate, text_table
+from whet.evaluate.report.answers import BITS, TITLES, AnswerResults
+from whet.evaluate.report.render import WIDE, text_table
 from whet.evaluate.results import Run
-from whet.evaluate.run_storage import META, PROMPTS, ROWS
+from whet.evaluate.run_storage import META, PROMPTS, ROWS, tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "tasks", ROOT / "docs" / "tasks.md"
@@ -32,7 +32,6 @@ REPOSITORIES = {
     "gson": "google/gson",
     "caddy": "caddyserver/caddy",
 }
-SHORT = {"exact_match": "exact match", "edit_similarity": "edit similarity", "f1": "F1"}
 
 
 def repositories(corpus: list[Path], folder: Path) -> None:
@@ -51,12 +50,12 @@ def repositories(corpus: list[Path], folder: Path) -> None:
 def collect(runs: list[Path]) -> None:
     """Copy the tables of runs to the committed results, without what was generated."""
     for run in runs:
-        target = RESULTS / run.name
+        target = RESULTS / run.resolve().name
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(run / META, target / META)
-        shutil.copy(run / PROMPTS, target / PROMPTS)
-        rows = pq.read_table(run / ROWS).drop_columns(["answer"])
-        pq.write_table(rows, target / ROWS, compression="zstd")
+        rows, prompts = tables(run)
+        pq.write_table(rows.drop_columns(["answer"]), target / ROWS, compression="zstd")
+        pq.write_table(prompts, target / PROMPTS, compression="zstd")
 
 
 def page() -> str:
@@ -66,10 +65,11 @@ def page() -> str:
     lines = AnswerResults.pooled(list(parts.values()), list(parts))
     questions = AnswerResults.of(Run.open(RESULTS / "qa"))
     by_set = {name: questions.of_set(name) for name in sorted(set(questions.sets))}
+    alone = parts["httpx"].seconds  # measured with nothing else on the machine
     blocks = [f"## Next lines of {len(parts)} repositories\n"]
-    blocks += section(_timed(lines, "lines-alone"), "repository", parts)
+    blocks += section(replace(lines, seconds=alone), "repository", parts)
     blocks += ["## Questions about Python's standard library\n"]
-    blocks += section(_timed(questions, "qa-alone"), "questions", by_set)
+    blocks += section(questions, "questions", by_set)
     return "\n".join(blocks)
 
 
@@ -82,27 +82,15 @@ def section(results: AnswerResults, heading: str, parts: dict[str, AnswerResults
 def by_part(heading: str, parts: dict[str, AnswerResults]) -> Table:
     """The first metric and bits per byte of every method, one row per part of the prompts."""
     first = next(iter(parts.values()))
-    metrics = [next(iter(first.values)), BITS]
+    metric = next(iter(first.values))
     methods = [name for name in first.config.method_names if "samples" not in name]
-    headings = [heading, "n"]
-    headings += [f"{name}: {SHORT.get(metric, 'bits, % of base')}" for metric in metrics
-                 for name in methods if not (metric == BITS and name == "base")]  # fmt: skip
+    title = f"{heading}: {TITLES[metric]} / bits, % of base"
     rows = []
     for name, part in parts.items():
-        row = [name, str(part.n)]
-        for metric in metrics:
-            found = {line.method: line.value for line in part.lines(metric)}
-            row += [format_estimate(found[method], 0, interval=False) for method in methods
-                    if not (metric == BITS and method == "base")]  # fmt: skip
-        rows.append(row)
-    return text_table(headings, rows)
-
-
-def _timed(results: AnswerResults, name: str) -> AnswerResults:
-    """The results with the seconds of a run that had the machine to itself, if there is one."""
-    if not (RESULTS / name / ROWS).exists():
-        return results
-    return replace(results, seconds=AnswerResults.of(Run.open(RESULTS / name)).seconds)
+        pairs = zip(part.lines(metric), part.lines(BITS), strict=True)
+        cells = {m.method: f"{m.value.value:.0f} / {b.value.value:.0f}" for m, b in pairs}
+        rows.append([name, str(part.n), *(cells[method] for method in methods)])
+    return text_table([title, "n", *methods], rows)
 
 
 def markdown(table: Table) -> str:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from support.paths import DOCS, ROOT
 
-from studies import headline
+from studies import headline, tasks
 from whet.cli import main
 from whet.evaluate.report.render import markdown
 from whet.evaluate.report.table import Report
@@ -114,6 +114,7 @@ def test_the_tables_of_results_are_those_of_the_committed_run():
     assert all(line in PAGES["results.md"] for line in lines)
     runs = {name: Run.open(headline.RUNS / folder) for name, folder in headline.PROTOCOLS.items()}
     assert headline.table(runs) in README
+    assert tasks.page() in PAGES["tasks.md"]
 
 
 def test_readme_is_short():
