@@ -86,6 +86,27 @@ def test_key_writes_only_its_own_labels(server, document, status):
     server.of("legal").post(f"{path}/delete", {"ids": ["legal:new"]})
 
 
+def test_documents_are_cut_into_passages_and_deleted_by_their_own_id(server):
+    path, legal = "/v1/data_spaces/docs/documents", server.of("legal")
+    words = (serving.WORDS * 80)[:700]
+    new = {"id": "legal:long", "text": " ".join(words), "label": "legal"}
+
+    def stored():
+        query = {"prompt": "bee honey", "k": 60, "where": 'label == "legal"'}
+        return [i for i in ids(legal.post("/v1/search", query)) if "long" in i]
+
+    assert legal.post(path, {"documents": [new]}).json()["added"] == 1
+    assert set(stored()) == {f"legal:long#{i}" for i in range(3)}
+    again = legal.post(path, {"documents": [new]}).json()
+    assert (again["added"], again["existing"]) == (0, 1)
+    for other in (new | {"text": "bee"}, new | {"id": "legal:long#1", "text": "bee"}):
+        reply = legal.post(path, {"documents": [other]})
+        assert reply.status == 409 and reply.error["code"] == "id_taken"
+    delete = {"ids": ["legal:long"]}
+    assert server.of("chief").post(f"{path}/delete", delete).json()["deleted"] == 1
+    assert not stored()
+
+
 def test_key_deletes_only_what_it_can_read(server):
     path = "/v1/data_spaces/docs/documents/delete"
     response = server.of("legal").post(path, {"ids": ["medical:2", "no such"]}).json()

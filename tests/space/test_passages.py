@@ -120,3 +120,10 @@ def test_documents_that_are_whole_can_be_copies(tmp_path):
 def test_a_share_out_of_bounds_is_an_error():
     with pytest.raises(ValueError, match=r"copy_overlap is 1.5: expected 0 to 1"):
         SelectionConfig(copy_overlap=1.5)
+
+
+def test_the_id_of_a_document_deletes_its_passages(tmp_path):
+    own = Document("own", words(3, 20), {"parent": "a"})  # a field of the user's
+    documents = [*passages("a", words(1, 60), 20), *passages("b", words(2, 60), 20), own]
+    space = DataSpace.build(documents, tmp_path / "space").delete(ids=["a", "b#1", "c"])
+    assert set(space.ids) == {"b#0", "b#2", "own"}

@@ -102,7 +102,10 @@ def refit(space: Path, as_json: bool, quiet: bool) -> None:
 @WHERE
 @JSON
 def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) -> None:
-    """Delete documents of SPACE, by IDS or with --where."""
+    """Delete documents of SPACE, by IDS or with --where.
+
+    The id of a file or document that was cut into passages deletes all of these.
+    """
     from whet.space.store.writer import delete_documents
 
     if bool(ids) == (where is not None):

@@ -227,7 +227,8 @@ class DataSpace:
     def delete(self, *, ids: Sequence[str] = (), where: Filter | str | None = None) -> "DataSpace":
         """Delete documents by id or by filter; returns the data space opened again.
 
-        Unknown ids are ignored. `whet space compact` frees the disk space.
+        The id of a document that was cut into passages stands for these. Unknown ids are ignored.
+        `whet space compact` frees the disk space.
 
         Raises:
             ValueError: If both or neither of `ids` and `where` are given, `ids` is a string, or the

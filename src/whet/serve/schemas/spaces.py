@@ -56,14 +56,15 @@ class AddDocumentsRequest(StrictModel):
     """Documents to add: all are added, or none."""
 
     documents: Annotated[list[NewDocument], Field(min_length=1, max_length=10_000)]
-    """The documents. One that exists with the same text is left as it is."""
+    """The documents, which are cut into passages by the rule of the data space. One that exists with
+    the same text is left as it is."""
 
 
 class DeleteDocumentsRequest(StrictModel):
     """Documents to delete: all are deleted, or none."""
 
     ids: Annotated[list[Name], Field(min_length=1, max_length=10_000)]
-    """Ids of the documents. Unknown ids are ignored."""
+    """Ids of the documents, or of those that were cut into passages. Unknown ids are ignored."""
 
 
 class DocumentHit(ResponseModel):

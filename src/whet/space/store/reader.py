@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from whet.data.filters import Filter, check_fields, matches
+from whet.data.filters import LONGEST, Filter, In, check_fields, matches
+from whet.data.values import read_meta
 from whet.embed.lsa import LSA
 from whet.errors import EmbedderMismatchError, SpaceError
 from whet.maths.arrays import Array
@@ -371,6 +372,20 @@ class DiskReader:
         for number, chosen in self._by_segment(positions):
             ids[chosen] = self.segments[number].ids[positions[chosen] - self._starts[number]]
         return ids
+
+
+def find_with_passages(reader: DiskReader, names: Sequence[str]) -> Int[Array, " n"]:
+    """Rows of the documents with these ids, and of the passages that were cut from such documents.
+
+    Unknown ids are ignored.
+    """
+    rows = {row for found in reader.find_all(names) for row in found}
+    short = tuple(name for name in names if len(name) <= LONGEST)
+    if short and "parent" in reader.fields:
+        cut = reader.ids(In("parent", short))
+        metas = [read_meta(meta) for meta in reader.rows(cut, ["meta"])["meta"].to_pylist()]
+        rows |= {row for row, meta in zip(cut.tolist(), metas, strict=True) if "span" in meta}
+    return np.array(sorted(rows), np.int64)
 
 
 def _best(parts: list[tuple[Array, Array]], limit: int) -> Int[Array, " _"]:

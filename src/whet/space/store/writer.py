@@ -43,7 +43,7 @@ from whet.space.store.manifest import (
 )
 from whet.space.store.opening import read_deleted_ids
 from whet.space.store.protocol import COLUMNS, SCHEMA
-from whet.space.store.reader import DiskReader
+from whet.space.store.reader import DiskReader, find_with_passages
 from whet.space.store.sealing import Batch, Batches, check_addition, rows_to_delete, seal
 from whet.space.store.segments.segment import (
     MAX_ROWS,
@@ -371,6 +371,8 @@ def delete_documents(
 ) -> int:
     """Delete documents of the data space at `path` by id or by filter; needs no embedder.
 
+    The id of a document that was cut into passages stands for these.
+
     Returns:
         The number of documents deleted.
 
@@ -383,7 +385,7 @@ def delete_documents(
     with DiskWriter(path) as writer:
         before = writer.snapshot().count()
         if where is None:
-            writer.delete(ids=writer.snapshot().find(ids))
+            writer.delete(ids=find_with_passages(writer.snapshot(), ids))
         else:
             writer.delete(where=where)
         return before - writer.snapshot().count()
