@@ -3,6 +3,7 @@
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 from support import browser, serving
 
@@ -33,6 +34,10 @@ def item(driver, name):
     return driver.find_element(By.ID, name)
 
 
+def last(driver, selector):
+    return driver.find_elements(By.CSS_SELECTOR, f".turn:last-child {selector}")
+
+
 def wait_for_status(driver, response):
     WebDriverWait(driver, SECONDS, 0.05).until(lambda _: item(driver, "status").text == response)
 
@@ -46,25 +51,41 @@ def ask(driver, prompt="bee honey"):
     item(driver, "prompt").send_keys(prompt, Keys.CONTROL, Keys.ENTER)
 
 
-def test_keyboard_alone_runs_a_prompt_and_all_results_are_shown(page):
+def points(driver, figure):
+    [line] = last(driver, f".{figure} polyline")
+    return [float(point.partition(",")[2]) for point in line.get_attribute("points").split()]
+
+
+def test_keyboard_alone_asks_and_all_results_are_shown(page):
     item(page, "steps").send_keys(Keys.HOME, *([Keys.ARROW_RIGHT] * 5))
     ask(page)
     wait_for_status(page, "Done.")
-    points = page.find_element(By.CSS_SELECTOR, "#sigma polyline").get_attribute("points").split()
-    assert len(points) == 6 and item(page, "steps-shown").text == "5"
-    heights = [float(point.partition(",")[2]) for point in points]
+    heights = points(page, "sigma")
+    assert len(heights) == 6 and item(page, "steps-shown").text == "5"
     assert heights == sorted(heights)  # σ falls, and a screen's y grows downward
-    assert (
-        len(page.find_element(By.CSS_SELECTOR, "#loss polyline").get_attribute("points").split())
-        == 5
-    )
-    assert item(page, "base").text and item(page, "adapted").text
-    assert item(page, "adapted-name").text == "Adapted: 5 steps"
-    sources = page.find_elements(By.CSS_SELECTOR, "#sources li")
+    assert len(points(page, "loss")) == 5
+    assert all(element.text for element in last(page, ".answer"))
+    [name] = last(page, ".adapted-name")
+    assert name.text.startswith("Adapted: 5 steps, ") and name.text.endswith(" in the context")
+    [evidence] = last(page, ".evidence p")
+    assert "5 steps on" in evidence.text and "in the context" in evidence.text
+    sources = last(page, ".sources li")
     counts = [int(s.text.split("×")[1].split()[0]) if "×" in s.text else 1 for s in sources]
     assert sum(counts) == 5 and all(source.text for source in sources)
-    assert "train" in item(page, "time-legend").text
+    assert "train" in last(page, ".time-legend")[0].text
     assert page.get_log("browser") == []
+
+
+def test_a_conversation_goes_on_and_begins_anew(page):
+    Select(item(page, "use")).select_by_value("context")
+    ask(page, "bee wax")
+    wait_for_status(page, "Done.")
+    turns = page.find_elements(By.CSS_SELECTOR, ".turn")
+    assert len(turns) == 2 and "in the context" in last(page, ".adapted-name")[0].text
+    assert "step" not in last(page, ".adapted-name")[0].text
+    item(page, "new").click()
+    assert not page.find_elements(By.CSS_SELECTOR, ".turn")
+    Select(item(page, "use")).select_by_value("both")
 
 
 def test_every_control_and_figure_has_an_accessible_name(page):
