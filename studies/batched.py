@@ -246,7 +246,7 @@ class Batched:
     def _take_step(self, active: dict[int, tuple[Job, Update, _Prompt]]) -> list[_Prompt]:
         """One update of every slot; the prompts that are finished."""
         updates = {slot: update for slot, (_, update, _) in active.items()}
-        fresh = {s: [e.tokens for e in u.examples] for s, u in updates.items() if not u.reused}
+        fresh = {s: [e.text for e in u.examples] for s, u in updates.items() if not u.reused}
         losses = self._slots.step(fresh)
         self._slots.repeat_step([slot for slot, update in updates.items() if update.reused])
         prompts = []
@@ -303,7 +303,7 @@ class Batched:
             session,
         )
         yield from session.run(
-            picks.updates(self._model),
+            picks.updates(self._model, task.query),
             limit=picks.n,
             before_update=scores.before_update,
             after_update=scores.after_update,

@@ -14,6 +14,7 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.session import adapted
 from whet.adapt.tuners.lora import linear_layers
 from whet.adapt.updates import plan_updates
+from whet.data.documents import Document
 from whet.errors import AdaptationError, ModelError
 
 ADAPTERS = [FullFineTuning(lr=1e-3), LoRA(lr=1e-2, r=4), LMHead(lr=1e-2)]
@@ -185,7 +186,7 @@ def test_options_out_of_range_are_errors(make, message):
 def test_repeats_of_a_learned_text_are_skipped(model, ratio):
     texts = [("a", "first text"), ("b", "another one"), ("a", "first text")] * 10
     training = TrainingConfig(learned_ratio=ratio)
-    updates = plan_updates(texts, model, training)
+    updates = plan_updates([Document(*text) for text in texts], model, training)
     expected, last, first = [], {}, {}
     with adapted(model, FullFineTuning(lr=1e-2)) as session:  # the same, written out
         for id, text in texts:
@@ -202,7 +203,11 @@ def test_repeats_of_a_learned_text_are_skipped(model, ratio):
 
 
 def test_the_reserve_takes_the_place_of_repeats_that_are_skipped(model):
-    texts = [("a", "first text")] * 8 + [("b", "another"), ("c", "a third text"), ("d", "fourth")]
+    texts = [Document("a", "first text")] * 8 + [
+        Document("b", "another"),
+        Document("c", "a third text"),
+        Document("d", "fourth"),
+    ]
     training = TrainingConfig(learned_ratio=0.9, order="reversed")
     updates = plan_updates(texts, model, training, n=8)
     with adapted(model, FullFineTuning(lr=1e-2), training=training) as session:

@@ -11,6 +11,7 @@ import torch
 from support import reference_slot, tiny_models
 
 from whet.adapt.adapters import Adapter
+from whet.adapt.batches import TrainText
 from whet.adapt.config import FullFineTuning, LMHead, LoRA, OptimizerConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.slots import Slots
@@ -90,6 +91,38 @@ def test_slots_equal_the_reference(double, mode, kind):
         goal, score = alone(double, mode, texts, optimizer)
         assert losses[slot] == pytest.approx(goal, rel=1e-10)
         assert scores[slot] == pytest.approx(score, rel=1e-10)
+
+
+@pytest.mark.parametrize("mode", ADAPTERS, ids=name)
+@pytest.mark.parametrize("double", ["llama"], indirect=True)
+def test_masked_texts_equal_the_reference_with_any_mates(double, mode):
+    rng, plans = random.Random(1), dict(enumerate(TEXTS if mode in MANY else TEXTS[:1]))
+    lengths = {text: len(double.training_tokens(text)) for plan in TEXTS for text in plan}
+    masks = {
+        text: [rng.random() < 0.4 for _ in range(n - 1)] + [True] for text, n in lengths.items()
+    }
+    masks[TEXTS[0][0]] = None
+    slots = Slots(double, mode, count=len(plans))
+    losses = {slot: [] for slot in plans}
+    with slots.attached():
+        for step in range(3):
+            batch = {
+                slot: [TrainText(double.training_tokens(plan[step]), as_mask(masks[plan[step]]))]
+                for slot, plan in plans.items()
+            }
+            for slot, own in slots.step(batch).items():
+                losses[slot] += own
+        scores = [slots.activate(slot).score("what comes after").bits_per_byte for slot in plans]
+    for slot, texts in plans.items():
+        with reference_slot.adapted(double, mode) as session:
+            goal = [session.step(text, masks[text]) for text in texts[:3]]
+            score = session.score("what comes after").bits_per_byte
+        assert losses[slot] == pytest.approx(goal, rel=1e-10)
+        assert scores[slot] == pytest.approx(score, rel=1e-10)
+
+
+def as_mask(counts):
+    return None if counts is None else torch.tensor(counts)
 
 
 @pytest.mark.parametrize("mode", ADAPTERS, ids=name)

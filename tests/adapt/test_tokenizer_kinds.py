@@ -4,7 +4,7 @@ import pytest
 from support import tiny_models
 
 from whet.adapt.model import LanguageModel
-from whet.evaluate.tasks import InContext, ScoringTask
+from whet.engine.in_context import InContext
 
 PAIRS = [
     ("the import", " of the value"),
@@ -40,20 +40,22 @@ def test_a_text_without_a_context_is_read_alone(model):
 
 
 def test_examples_in_the_context_are_read_as_one_text(model):
-    task = ScoringTask("", "a list", " of value")
-    score = InContext(model, task).score(["the import", "the list"])
-    joint = model.score(task.text, context="the list\n\nthe import\n\na list")
+    context, text = "a list", " of value"
+    score = InContext(model, text, left=context).score(["the import", "the list"])
+    joint = model.score(text, context="the list\n\nthe import\n\na list")
     assert score.bits == pytest.approx(joint.bits, rel=1e-5)
-    in_order = InContext(model, task, "selected").score(["the list", "the import"])
+    in_order = InContext(model, text, left=context, order="selected").score(
+        ["the list", "the import"]
+    )
     assert in_order.bits == pytest.approx(joint.bits, rel=1e-5)
-    alone = InContext(model, task).score([])
-    assert alone.bits == pytest.approx(model.score(task.text, context="a list").bits, rel=1e-5)
+    alone = InContext(model, text, left=context).score([])
+    assert alone.bits == pytest.approx(model.score(text, context=context).bits, rel=1e-5)
 
 
 def test_examples_keep_to_their_budget(model):
-    context = InContext(model, ScoringTask("", "a list", " of value"))
-    assert len(context.examples(["the import of the value " * 20])) == context.budget
-    assert len(context.examples([])) == 0
+    context = InContext(model, " of value", left="a list")
+    assert len(context.examples(["the import of the value " * 20]).ids) == context.budget
+    assert len(context.examples([]).ids) == 0
 
 
 @pytest.fixture

@@ -31,6 +31,10 @@ TRAINING = [
     {"batch_size": 3},
     {"batch_size": 3, "long_texts": "chunks", "order": "length"},
     {"gradient_reuse": 2},
+    {"loss": "conditional"},
+    {"use": "context"},
+    {"use": "both"},
+    {"use": "both", "order": "reversed"},
 ]
 
 
@@ -72,6 +76,8 @@ def mean_losses(model, space, output):
 def test_losses_and_scores_of_evaluator_and_engine_are_equal(eval_folder, model, adapter, training):
     selector = "nearest-repeated" if "gradient_reuse" in training else "nearest"
     rows, task = evaluated(eval_folder, model, adapter, training, selector)
+    use = training.get("use", "steps")
+    training = {name: value for name, value in training.items() if name != "use"}
     space = DataSpace.open(eval_folder / "space")
     engine = Engine(
         space,
@@ -82,10 +88,14 @@ def test_losses_and_scores_of_evaluator_and_engine_are_equal(eval_folder, model,
         slots=1,
     )
     single = "chunks" not in training.values() and "batch_size" not in training
-    request = Request(task.query, text=task.text, eval_steps=(2,) if single else ())
+    request = Request(task.query, text=task.text, eval_steps=(2,) if single else (), use=use)
     output = engine.submit(request).result()
     assert rows[0]["bits"] == output.base.bits and rows[4]["bits"] == output.score.bits
     assert output.score.bits != output.base.bits
+    assert bool(output.evidence.in_context) == (use != "steps")
+    if use == "context":
+        assert not output.trace.steps and output.evidence.num_steps == 0
+        return
     if single:
         assert rows[2]["bits"] == output.scores[2].bits
     steps = [step.id for step in output.trace]

@@ -16,11 +16,12 @@ from whet.adapt.model import LanguageModel
 from whet.adapt.session import adapted
 from whet.adapt.slots import Slots
 from whet.data.documents import Document
+from whet.engine.in_context import InContext
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.contamination import find_contamination, near_duplicates
 from whet.evaluate.dataset import Prompt
 from whet.evaluate.evaluator import Evaluator
-from whet.evaluate.tasks import InContext, ScoringTask, Stream
+from whet.evaluate.tasks import ScoringTask, Stream
 from whet.select.config import SelectionConfig
 from whet.space.passages import overlap
 from whet.space.retrieve import Retriever
@@ -264,13 +265,14 @@ def test_score_first_asks_each_chunk_with_what_came_before(here, model):
 
 def test_in_context_texts_fit_the_budget_and_the_first_is_nearest(model):
     task = ScoringTask("q", "", "z" * 100)  # longer than the window of 32
-    context = InContext(model, task)
+    context = InContext(model, task.text, left=task.context)
     assert context.budget == 16
-    made = context.examples(["aaaa", "aaaa", "b" * 12, "cc"])
+    made = context.examples(["aaaa", "aaaa", "b" * 12, "cc"]).ids
     assert model.tokenizer.decode(made) == "bbbbbbbb\n\naaaa\n\n" and len(made) == 16
-    selected = InContext(model, task, "selected").examples(["aaaa", "aaaa", "b" * 12, "cc"])
+    in_order = InContext(model, task.text, order="selected")
+    selected = in_order.examples(["aaaa", "aaaa", "b" * 12, "cc"]).ids
     assert model.tokenizer.decode(selected) == "aaaa\n\nbbbbbbbb\n\n"
-    short = InContext(model, ScoringTask("q", "", "z" * 4))
+    short = InContext(model, "z" * 4)
     assert short.budget == 32 - 1 - 4
 
 
@@ -328,8 +330,8 @@ def test_streaming_learns_from_each_chunk_after_its_score(here, model):
 def test_in_context_bits_are_those_of_a_loop_over_bytes(model):
     """Every byte of a long text is asked once, with the texts in front of its window."""
     task = ScoringTask("q", "", "the second half, which is longer than a window")
-    context = InContext(model, task)
-    front = [model.bos_token_id, *context.examples(["some text"]).tolist()]
+    context = InContext(model, task.text, left=task.context)
+    front = [model.bos_token_id, *context.examples(["some text"]).ids.tolist()]
     body, room, total = model.encode(task.text).tolist(), 32 - len(front), 0.0
     for i in range(len(body)):
         full = (len(body) // room) * room
@@ -352,7 +354,7 @@ def test_context_alone_moves_no_weight_and_both_differ(here, model):
     space = DataSpace.open(here / "space")
     texts = {d.id: d.text for d in space.documents(range(len(space)))}
     chosen = [texts[name] for name in picks(made, "sift")]
-    assert alone["bits"] == InContext(model, task).score(chosen).bits
+    assert alone["bits"] == InContext(model, task.text, left=task.context).score(chosen).bits
 
 
 def test_a_mode_is_a_switch_of_a_method(here, model):

@@ -14,10 +14,10 @@ from peft import PeftModel
 from support import serving, tiny_models
 from transformers import AutoModelForCausalLM
 
+from whet.adapt.chat.template import apply_chat_template, template_tokenizer
 from whet.adapt.config import TrainingConfig
 from whet.adapt.model import LanguageModel
 from whet.select.config import SelectionConfig
-from whet.serve.chat.template import apply_chat_template, template_tokenizer
 from whet.serve.generation.runner import RequestRunner
 from whet.space.tuning import resolve
 

@@ -8,8 +8,8 @@ from openai import BadRequestError, OpenAI
 from support import serving, tiny_models
 from support.paths import DOCS
 
-from whet.serve.chat.template import apply_chat_template, template_tokenizer
-from whet.serve.chat.tools import FORMATS, FunctionCall, ToolCallParser, tool_format
+from whet.adapt.chat.template import apply_chat_template, template_tokenizer
+from whet.serve.generation.tools import FORMATS, FunctionCall, ToolCallParser, tool_format
 
 PLACE = {
     "type": "object",

@@ -29,8 +29,8 @@ class AdaptationSession:
         self._optimizer = _torch_optimizer(parameters, lr, optimizer)
         self.steps = 0
 
-    def step(self, text: str) -> float:
-        """One gradient step on the first `context` tokens of `text`.
+    def step(self, text: str, counts: list[bool] | None = None) -> float:
+        """One gradient step on the first `context` tokens of `text`, or on those that `counts` has.
 
         Returns the loss before the step, nats per token.
 
@@ -38,7 +38,7 @@ class AdaptationSession:
             ValueError: If the text has no tokens.
             ModelError: If the loss is not finite; the weights have not moved.
         """
-        loss = mean_loss(self._model, text)
+        loss = mean_loss(self._model, text, counts)
         if not math.isfinite(value := loss.item()):
             raise ModelError(
                 f"loss is {value} at step {self.steps + 1} on text {text[:40]!r}: "
@@ -83,12 +83,15 @@ def adapted(
         yield AdaptationSession(model, parameters, adaptation.lr, optimizer or OptimizerConfig())
 
 
-def mean_loss(model: LanguageModel, text: str) -> torch.Tensor:
+def mean_loss(model: LanguageModel, text: str, counts: list[bool] | None = None) -> torch.Tensor:
     """Mean loss of the first `context` tokens of `text`, nats per token; differentiable."""
     tokens = model.training_tokens(text)[: model.max_length].to(model.device)
     ids = functional.pad(tokens, (1, 0), value=model.bos_token_id)[:-1]
     logits = model.hf_model(input_ids=ids[None], use_cache=False).logits[0, :, : model.vocab_size]
-    return functional.cross_entropy(logits, tokens)
+    if counts is None:
+        return functional.cross_entropy(logits, tokens)
+    places = [place for place, is_counted in enumerate(counts) if is_counted]
+    return sum(functional.cross_entropy(logits[i], tokens[i]) for i in places) / len(places)
 
 
 def _torch_optimizer(

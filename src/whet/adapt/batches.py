@@ -19,8 +19,33 @@ from torch import Tensor
 from torch.nn import functional
 
 Tokens = Int[Tensor, " _"]  # of one text
+LossMask = Bool[Tensor, " _"]
 TOKENS, CPU_TOKENS = 16_384, 2_048
 """Tokens per batch, padding included, on a GPU and on a CPU (a larger batch leaves its caches)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainText:
+    """The tokens of a text to train on, and which of them count in its loss."""
+
+    tokens: Tokens
+    loss_mask: LossMask | None = None
+    """For each token, whether its prediction counts; None if all do."""
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Number of tokens whose predictions count."""
+        return len(self.tokens) if self.loss_mask is None else int(self.loss_mask.sum())
+
+    def part(self, start: int, stop: int) -> "TrainText":
+        """Tokens `start` to `stop`, the latter excluded."""
+        mask = self.loss_mask
+        return TrainText(self.tokens[start:stop], None if mask is None else mask[start:stop])
+
+    def key(self) -> bytes:
+        """Bytes that are equal if and only if the texts are."""
+        mask = b"" if self.loss_mask is None else self.loss_mask.numpy().tobytes()
+        return self.tokens.numpy().tobytes() + mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,16 +59,18 @@ class Batch:
 
     @classmethod
     def from_texts(
-        cls, texts: Sequence[Tokens], length: int, bos_token_id: int, rows: int = 0
+        cls, texts: Sequence[Tokens | TrainText], length: int, bos_token_id: int, rows: int = 0
     ) -> "Batch":
         """`texts` padded to `length`, on the CPU, with empty rows after them up to `rows`."""
         targets = torch.zeros(max(len(texts), rows), length, dtype=torch.long)
-        counts = torch.zeros(len(targets), 1, dtype=torch.long)
+        loss_mask = torch.zeros(targets.shape, dtype=torch.bool)
         for row, text in enumerate(texts):
-            targets[row, : len(text)] = text
-            counts[row] = len(text)
+            text = as_train_text(text)
+            targets[row, : len(text.tokens)] = text.tokens
+            mask = text.loss_mask
+            loss_mask[row, : len(text.tokens)] = True if mask is None else mask
         ids = functional.pad(targets[:, :-1], (1, 0), value=bos_token_id)
-        return cls(ids, targets, torch.arange(length) < counts)
+        return cls(ids, targets, loss_mask)
 
     def to(self, device: torch.device) -> "Batch":
         """A copy on `device`."""
@@ -58,6 +85,11 @@ class Batch:
         """Weight of each prediction in the mean loss of its text."""
         mask = self.loss_mask.to(dtype)
         return mask / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def as_train_text(text: Tokens | TrainText) -> TrainText:
+    """`text` with all tokens in its loss, if it is not a `TrainText` already."""
+    return text if isinstance(text, TrainText) else TrainText(text)
 
 
 def bucket_length(tokens: int, max_length: int) -> int:

@@ -16,6 +16,9 @@ from whet.maths.arrays import as_count, as_positive
 log = logging.getLogger("whet")
 
 PRECISIONS = ("fp32", "bf16")  # that a model computes in
+Loss = Literal["auto", "all", "response", "conditional"]
+Use = Literal["steps", "context", "both"]
+"""What retrieved documents are used for: gradient steps, the model's context, or both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,11 @@ class TrainingConfig:
     long_texts: Literal["first", "chunks", "random"] = "chunks"
     """Texts longer than the model's context: a step on each chunk in turn, on the first tokens only
     (`first`), or on a random window (`random`). With `chunks`, `n` counts texts, not steps."""
+    loss: Loss = "auto"
+    """Which tokens of a text are learned: all (`all`); only the responses of records with `messages`
+    or `prompt` and `response`, through the chat template, and all tokens of other texts (`auto`);
+    the responses, and a text without any is an error (`response`); or as `auto`, but of other texts
+    the second half, given the prompt and the first half (`conditional`)."""
     learned_ratio: float = 0.5
     """A selected text is learned, and its further repeats are skipped, when its loss has fallen
     below this share of its first loss; the selector's further picks take their place. 0 turns this

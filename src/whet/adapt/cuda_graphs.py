@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from whet.adapt.batches import Batch, Tokens
+from whet.adapt.batches import Batch, Tokens, TrainText
 from whet.adapt.model import LanguageModel
 
 log = logging.getLogger("whet")
@@ -72,7 +72,11 @@ class CUDAGraphRunner:
         return self._rows(slots) * length <= self._tokens and not self.disabled
 
     def run(
-        self, slots: Sequence[int], texts: Sequence[Tokens], length: int, bos_token_id: int
+        self,
+        slots: Sequence[int],
+        texts: Sequence[Tokens | TrainText],
+        length: int,
+        bos_token_id: int,
     ) -> Float[Tensor, " b"]:
         """The losses of one text per slot, padded to `length`; valid until the next call."""
         rows = self._rows(len(slots))

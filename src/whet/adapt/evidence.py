@@ -44,6 +44,8 @@ class Evidence:
     """σ after the last pick that was used; None without a selection."""
     seconds: float = 0.0
     """Wall time from the submission of the request to its last token."""
+    in_context: tuple[str, ...] = ()
+    """Passages that the model has read, the first one nearest to the question."""
 
     @property
     def before(self) -> float | None:
@@ -58,16 +60,19 @@ class Evidence:
 
     def __str__(self) -> str:
         last = max(self.bits_per_byte, default=self.num_steps)
-        names = [
-            name + (f" ×{count}" if count > 1 else "") for name, count in self.passages.items()
-        ]
+        counts = self.passages or dict.fromkeys(self.in_context, 1)
+        names = [name + (f" ×{count}" if count > 1 else "") for name, count in counts.items()]
         parts = ["sources: " + ", ".join([*names[:SHOWN], *["…"] * (len(names) > SHOWN)])]
         if self.sigma is not None:
             parts.insert(0, f"σ {self.sigma:.2f}")
-        steps, passages = sum(self.passages.values()), len(self.passages)
+        steps, took = sum(self.passages.values()), f"({self.seconds:.1f} s)"
+        read = _count(len(self.in_context), "passage") + " in the context"
         if not steps:
-            return f"base model, nothing was trained on ({self.seconds:.1f} s)"
-        numbers = f"{_count(steps, 'step')} on {_count(passages, 'passage')} ({self.seconds:.1f} s)"
+            if not self.in_context:
+                return f"base model, nothing was trained on {took}"
+            return f"base model with {read} {took}: " + "; ".join(parts)
+        numbers = f"{_count(steps, 'step')} on {_count(len(self.passages), 'passage')}"
+        numbers += f", with {read} {took}" if self.in_context else f" {took}"
         if self.after is None:
             return f"adapted by {numbers}: " + "; ".join(["not measured whether it helped", *parts])
         if not self.num_steps:

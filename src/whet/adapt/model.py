@@ -3,7 +3,7 @@
 import copy
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from whet.adapt.batches import batch_by_length, bucket_length, windows
+from whet.adapt.chat.template import Message, apply_chat_template, template_tokenizer
 from whet.adapt.checkpoints import loading
 from whet.adapt.config import AdapterConfig, suited_config
 from whet.adapt.decoding.batch_decoding import BatchDecoder
@@ -73,6 +74,7 @@ class LanguageModel:
         self.name = name
         self.max_length = loading.read_max_length(hf_model.config, name, max_length)
         self._template_tokenizer: Any = None
+        self._chat_tokenizer, self._chat_lock = None, threading.Lock()
         self.vocab_size = 1 + max(
             tokenizer.get_vocab().values()
         )  # the rest of the logits is padding
@@ -203,20 +205,24 @@ class LanguageModel:
         ).input_ids
         return torch.tensor(ids, dtype=torch.long, device=device or self.device)
 
-    def encode_after(self, context: str, text: str, *, plain: bool = False) -> Int[Tensor, " t"]:
+    def encode_after(
+        self, context: str, text: str, *, device: str | None = None, plain: bool = False
+    ) -> Int[Tensor, " t"]:
         """Token ids of `text` where it continues `context`.
 
         The tokenizers of Llama 2 and Mistral put a space in front of what they read, which a
         continuation must not have. With other tokenizers this is `encode(text)`.
         """
         if not (context and self.adds_space):
-            return self.encode(text, plain=plain)
+            return self.encode(text, device=device, plain=plain)
         # an anchor where the first token crosses the border
         for before in (context, *loading.ANCHORS):
-            left, whole = (self.encode(t, plain=plain) for t in (before, before + text))
+            left, whole = (
+                self.encode(t, device=device, plain=plain) for t in (before, before + text)
+            )
             if len(whole) > len(left) and torch.equal(whole[: len(left)], left):
                 return whole[len(left) :]
-        return self.encode(text, plain=plain)
+        return self.encode(text, device=device, plain=plain)
 
     def decode_after(self, prompt: Int[Tensor, " t"], token_ids: Sequence[int]) -> str:
         """The text of `token_ids` where they continue a prompt, with its first space."""
@@ -226,6 +232,38 @@ class LanguageModel:
         anchor = self.encode("a", device="cpu").tolist()
         before = str(decode(anchor, skip_special_tokens=True))
         return str(decode([*anchor, *token_ids], skip_special_tokens=True))[len(before) :]
+
+    @property
+    def chat_tokenizer(self) -> Any:
+        """A copy of the tokenizer that reads the special tokens of the chat template."""
+        with self._chat_lock:
+            if self._chat_tokenizer is None:
+                self._chat_tokenizer = template_tokenizer(self.tokenizer)
+            return self._chat_tokenizer
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        add_generation_prompt: bool = True,
+        plain: bool = False,
+    ) -> list[int]:
+        """Token ids of a conversation by the model's chat template, without a start token.
+
+        See `whet.adapt.chat.template.apply_chat_template`.
+
+        Raises:
+            ValueError: If the template rejects the messages.
+        """
+        return apply_chat_template(
+            self.tokenizer,
+            self.chat_tokenizer,
+            messages,
+            tools,
+            add_generation_prompt=add_generation_prompt,
+            plain=plain,
+        )
 
     def training_tokens(self, text: str) -> Int[Tensor, " t"]:
         """Token ids of a text to train on, on the CPU.

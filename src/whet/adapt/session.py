@@ -14,6 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from whet.adapt.adapters import Adapter
+from whet.adapt.batches import TrainText
 from whet.adapt.config import AdapterConfig, OptimizerConfig, TrainingConfig
 from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
 from whet.adapt.model import LanguageModel, Score
@@ -41,7 +42,7 @@ class TrainStep:
     seconds: float
     """Wall time of the update, which the texts of a batch and other requests share."""
     num_tokens: int = 0
-    """Length of the text, or of the part of it that was trained on."""
+    """Number of tokens of the text, or of its chunk, whose loss was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +71,13 @@ class _Repeats:
     def are_learned(self, update: Update) -> bool:
         """Whether the last loss of every text was below the update's share of its first loss."""
         ratio = update.learned_ratio
-        losses = [self._losses.get(_content(example)) for example in update.examples]
+        losses = [self._losses.get(example.text.key()) for example in update.examples]
         return all(each is not None and each[1] < ratio * each[0] for each in losses)
 
     def note(self, update: Update, losses: Sequence[float]) -> None:
         for example, loss in zip(update.examples, losses, strict=True):
-            first, _ = self._losses.get(_content(example), (loss, loss))
-            self._losses[_content(example)] = first, loss
-
-
-def _content(example: TrainExample) -> bytes:
-    return example.tokens.numpy().tobytes()
+            first, _ = self._losses.get(example.text.key(), (loss, loss))
+            self._losses[example.text.key()] = first, loss
 
 
 class AdaptationSession:
@@ -174,7 +171,7 @@ class AdaptationSession:
             if (reason := before_update(update)) is not None:
                 return reason
             if number == 0:
-                self._slots.precompute([e.tokens for each in updates for e in each.examples])
+                self._slots.precompute([e.text.tokens for each in updates for e in each.examples])
             start = time.perf_counter()
             losses = (yield update) or losses
             self._record(update, losses, time.perf_counter() - start)
@@ -221,7 +218,7 @@ class AdaptationSession:
             AdaptationError: If the loss is not finite; the weights have not changed.
         """
         model = self._slots.model
-        tokens = model.training_tokens(text)[: model.max_length]
+        tokens = TrainText(model.training_tokens(text)[: model.max_length])
         self.train([Update((TrainExample(text[:ID_LENGTH], None, tokens),))])
         return self._steps[-1].loss
 
@@ -302,7 +299,7 @@ class AdaptationSession:
         if update.reused:
             self._slots.repeat_step([self._slot])
             return []
-        return self._slots.step({self._slot: [e.tokens for e in update.examples]})[self._slot]
+        return self._slots.step({self._slot: [e.text for e in update.examples]})[self._slot]
 
     def _record(self, update: Update, losses: Sequence[float], seconds: float) -> None:
         for example, loss in zip(update.examples, losses, strict=True):
@@ -312,7 +309,7 @@ class AdaptationSession:
                     "lower the learning rate",
                     AdaptationTrace(self.steps),
                 )
-            step = TrainStep(example.id, example.sigma, loss, seconds, len(example.tokens))
+            step = TrainStep(example.id, example.sigma, loss, seconds, example.text.num_loss_tokens)
             self._steps.append(step)
             if self._on_step is not None:
                 self._on_step(step)

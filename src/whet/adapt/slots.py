@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from whet.adapt.batches import Batch, Tokens, group_by_length
+from whet.adapt.batches import Batch, Tokens, TrainText, as_train_text, group_by_length
 from whet.adapt.config import AdapterConfig, FullFineTuning, LMHead, LoRA, OptimizerConfig
 from whet.adapt.cuda_graphs import CUDAGraphRunner
 from whet.adapt.decoding.batch_decoding import BatchDecoder
@@ -161,11 +161,11 @@ class Slots:
         """Restore the initial weights of `slot` exactly, and by default the optimizer's state."""
         self.params.reset(slot, optimizer=optimizer)
 
-    def step(self, texts: Mapping[int, Sequence[Tokens]]) -> dict[int, list[float]]:
+    def step(self, texts: Mapping[int, Sequence[Tokens | TrainText]]) -> dict[int, list[float]]:
         """One update of each slot in `texts`, on the mean gradient of its texts.
 
-        Slots do not depend on each other. If memory runs out, half as many texts share a pass from
-        then on.
+        The loss of a text is the mean over its tokens, or over those of its `loss_mask`. Slots do
+        not depend on each other. If memory runs out, half as many texts share a pass from then on.
 
         Returns:
             The losses before the update, in nats per token. A slot with a loss that is not finite
@@ -176,9 +176,10 @@ class Slots:
         """
         if not texts:
             return {}
+        batches = {slot: [as_train_text(text) for text in batch] for slot, batch in texts.items()}
         while True:
             try:
-                losses = self._forward_backward(texts)
+                losses = self._forward_backward(batches)
                 break
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
@@ -192,7 +193,7 @@ class Slots:
         """One more update of `slots`, with the gradients of their last step."""
         self.params.update(slots)
 
-    def _forward_backward(self, texts: Mapping[int, Sequence[Tokens]]) -> dict[int, list[float]]:
+    def _forward_backward(self, texts: Mapping[int, Sequence[TrainText]]) -> dict[int, list[float]]:
         losses: dict[int, list[float]] = {slot: [] for slot in texts}
         torch._foreach_zero_([self.params.grad[slot] for slot in texts])
         for i in range(max(map(len, texts.values()), default=0)):
@@ -206,27 +207,27 @@ class Slots:
                 self.params.grad[slot] /= len(every)
         return losses
 
-    def _passes(self, texts: Mapping[int, Tokens]) -> Iterator[tuple[list[int], int]]:
+    def _passes(self, texts: Mapping[int, TrainText]) -> Iterator[tuple[list[int], int]]:
         """The slots that share a pass, and its length.
 
         A single slot is not padded, except for CUDA graphs, which have one length each.
         """
         slots = list(texts)
-        lengths = [len(text) for text in texts.values()]
+        lengths = [len(text.tokens) for text in texts.values()]
         if len(self.params) > 1 or self.graphs is not None:
             lengths = [self.model.padded_length(length) for length in lengths]
         for length, positions in group_by_length(lengths).items():
             for first in range(0, len(positions), self.micro_batch_size):
                 yield [slots[i] for i in positions[first : first + self.micro_batch_size]], length
 
-    def _pass(self, slots: list[int], texts: list[Tokens], length: int) -> list[float]:
+    def _pass(self, slots: list[int], texts: list[TrainText], length: int) -> list[float]:
         if self.graphs is not None and self.graphs.supports(len(slots), length):
             losses = self.graphs.run(slots, texts, length, self.model.bos_token_id)
         else:
             batch = Batch.from_texts(texts, length, self.model.bos_token_id).to(self.model.device)
             if self._bound != slots:
                 self._bind(slots)
-            losses = self._compute(slots, texts, batch)
+            losses = self._compute(slots, [text.tokens for text in texts], batch)
         return [float(loss) for loss in losses.tolist()]
 
     def _compute(

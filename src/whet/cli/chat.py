@@ -8,21 +8,27 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import click
 
+from whet.adapt.config import Use
 from whet.cli.generate import NO_MATCH, new_engine, report
-from whet.cli.options import ADAPTATION, QUIET, SELECTION_WITHOUT_N, SPACE, Command, GroupedOption
+from whet.cli.options import (
+    ADAPTATION,
+    QUIET,
+    SELECTION_WITHOUT_N,
+    SPACE,
+    Command,
+    GroupedOption,
+    use_option,
+)
 from whet.errors import NoMatchError, WhetError
 from whet.io import printable
 
-Use = Literal["context", "steps", "both"]
 USES: tuple[Use, ...] = get_args(Use)
 STEPS = 8
-WITH_PASSAGES = "Answer with the help of these passages.\n\n{passages}\n\nQuestion: {question}"
 NEXT_SPEAKER = ("\nuser:", "\nassistant:")  # where a model without a template goes on by itself
-MARGIN = 48  # tokens for what `WITH_PASSAGES` and a chat template add
 HELP = """\
 /base                    the base model's answer to the last question, without passages
 /why                     why the passages of the last answer were selected
@@ -36,11 +42,9 @@ class Conversation:
 
     def __init__(self, engine: Any, use: Use, max_tokens: int, temperature: float) -> None:
         from whet.adapt.decoding.sampling import SamplingParams
-        from whet.serve.chat.template import template_tokenizer
 
         self.use, self._engine, self._model = use, engine, engine.model
-        self._templates = template_tokenizer(self._model.tokenizer)
-        stop = () if self._templates.chat_template else NEXT_SPEAKER
+        stop = () if self._model.chat_tokenizer.chat_template else NEXT_SPEAKER
         self._sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop)
         self.messages: list[dict[str, str]] = []
         """The conversation so far, without passages."""
@@ -68,12 +72,12 @@ class Conversation:
             self.retrieval = self._engine.retrieve(question)
         except NoMatchError:
             self.retrieval = None
-        passages = self.retrieval is not None and self.use != "steps"
         request = Request(
             question,
-            token_ids=self._token_ids(messages, with_passages=passages),
+            messages=self._fitting(messages),
             retrieval=self.retrieval,
-            adapt=self.retrieval is not None and self.use != "context",
+            use=self.use,
+            adapt=self.retrieval is not None,
             sampling=self._sampling,
         )
         answer = ""
@@ -92,45 +96,23 @@ class Conversation:
         messages = self.messages[:-1]  # without the answer
         request = Request(
             messages[-1]["content"],
-            token_ids=self._token_ids(messages, with_passages=False),
+            messages=self._fitting(messages),
             adapt=False,
             sampling=self._sampling,
         )
         yield from self._engine.stream(request)
 
-    def _token_ids(self, messages: list[dict[str, str]], *, with_passages: bool) -> tuple[int, ...]:
-        """The messages that fit, the oldest left out first, with the passages that still fit."""
+    def _fitting(self, messages: list[dict[str, str]]) -> tuple[dict[str, str], ...]:
+        """The messages that fit the model's context, the oldest left out first."""
         limit = self._model.max_length - 1 - self._sampling.max_tokens
-        while len(ids := self._encode(messages)) > limit and len(messages) > 2:
+        while len(messages) > 2 and len(self._model.encode_chat(messages)) > limit:
             messages = messages[2:]
-        budget = limit - len(ids) - MARGIN
-        if not with_passages or budget < 1:
-            return ids
-        passages = self.retrieval.to_context(
-            budget, count_tokens=lambda text: len(self._model.encode(text))
-        )
-        if not passages.text:
-            return ids
-        question = messages[-1]["content"]
-        content = WITH_PASSAGES.format(passages=passages.text, question=question)
-        with_them = self._encode([*messages[:-1], {"role": "user", "content": content}])
-        return with_them if len(with_them) <= limit else ids
-
-    def _encode(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
-        from whet.serve.chat.template import apply_chat_template
-
-        return tuple(apply_chat_template(self._model.tokenizer, self._templates, messages))
+        return tuple(messages)
 
 
 @click.command(cls=Command)
 @SPACE
-@click.option(
-    "--use",
-    type=click.Choice(USES),
-    default="both",
-    show_default=True,
-    help="Put passages into the context, take gradient steps on them, or both.",
-)
+@use_option("both")
 @click.option("--max-tokens", default=256, show_default=True, help="Longest answer, in tokens.")
 @click.option(
     "--temperature",

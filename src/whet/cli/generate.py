@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig
+from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig, Use
 from whet.cli.options import (
     ADAPTATION,
     JSON,
@@ -19,6 +19,7 @@ from whet.cli.options import (
     read_text,
     resolve_selection,
     take_config,
+    use_option,
 )
 from whet.cli.tune import use_tuned, with_options
 from whet.errors import NoMatchError, require
@@ -35,15 +36,16 @@ NO_MATCH: Final = "no_match"
 @click.option("--temperature", default=0.0, show_default=True,
               help="Sampling temperature; 0 takes the most likely token.")  # fmt: skip
 @click.option("--compare", is_flag=True, help="Also print the base model's answer.")
+@use_option("steps")
 @JSON
 @QUIET
 @ADAPTATION
 @SELECTION
 def generate(
-    space: Path | str, prompt: str, max_tokens: int, temperature: float, compare: bool, quiet: bool,
-    as_json: bool, **values: Any,
+    space: Path | str, prompt: str, max_tokens: int, temperature: float, compare: bool, use: Use,
+    quiet: bool, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
-    """Fine-tune on documents of SPACE, then answer PROMPT.
+    """Fine-tune on documents of SPACE, or put them into the context, then continue PROMPT.
 
     The documents are selected for PROMPT; "-" is read from stdin. With -n 0 the base model answers.
     """
@@ -54,7 +56,7 @@ def generate(
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": values["seed"]}
     engine = new_engine(space, values, quiet)
     base = engine.model.generate(prompt, **sampling) if compare else None
-    output = _run(engine, prompt=prompt, sampling=SamplingParams(**sampling))
+    output = _run(engine, prompt=prompt, use=use, sampling=SamplingParams(**sampling))
     report(output, quiet or as_json)
     record, plain = {"prompt": prompt, **_record(output)}, output.text
     if base is not None:
@@ -65,17 +67,20 @@ def generate(
 @click.command(cls=Command)
 @SPACE
 @click.argument("text")
-@click.option("--prompt", help="Context of TEXT [default: TEXT is cut in half].")
+@click.option("--prompt", help="What is before TEXT [default: TEXT is cut in half].")
+@use_option("steps")
 @JSON
 @QUIET
 @ADAPTATION
 @SELECTION
 def score(
-    space: Path | str, text: str, prompt: str | None, quiet: bool, as_json: bool, **values: Any
-) -> None:
-    """Score TEXT before and after fine-tuning on its context.
+    space: Path | str, text: str, prompt: str | None, use: Use, quiet: bool, as_json: bool,
+    **values: Any,
+) -> None:  # fmt: skip
+    """Score TEXT before and after fine-tuning on what is before it.
 
-    Scores are in bits per byte. A TEXT of "-" is read from stdin.
+    With --use, documents are also, or only, put into the model's context. Scores are in bits per
+    byte. A TEXT of "-" is read from stdin.
     """
     from whet.evaluate.config import EvalConfig
     from whet.evaluate.tasks import ScoringTask
@@ -84,7 +89,7 @@ def score(
     if prompt is None:
         (task,) = ScoringTask.of(text, EvalConfig())
         prompt, text = task.context, task.text
-    output = _run(new_engine(space, values, quiet), prompt=prompt, text=text)
+    output = _run(new_engine(space, values, quiet), prompt=prompt, text=text, use=use)
     before, after = output.base.bits_per_byte, output.score.bits_per_byte
     report(output, quiet or as_json)
     plain = f"{before:.4f} bits per byte, after adaptation {after:.4f}"

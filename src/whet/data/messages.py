@@ -109,6 +109,33 @@ def _content(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def messages_of(meta: Mapping[str, Any], text: str) -> list[dict[str, str]] | None:
+    """The messages that a document's metadata keep; None if it is not a conversation.
+
+    A field `messages` of another form, or with contents that the document's text does not have, is
+    metadata like any other.
+
+    >>> messages_of({"messages": [{"role": "assistant", "content": "4"}]}, "Assistant: 4")
+    [{'role': 'assistant', 'content': '4'}]
+    >>> messages_of({"messages": 12}, "Twelve of them.") is None
+    True
+    """
+    found = meta.get(MESSAGES)
+    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+        return None
+    messages = list[dict[str, str]]()
+    for entry in found:
+        role, content = (
+            (entry.get("role"), entry.get("content"))
+            if isinstance(entry, Mapping)
+            else (None, None)
+        )
+        if role not in ROLES or not isinstance(content, str) or content not in text:
+            return None
+        messages.append(_message(role, content))
+    return messages
+
+
 def _prefix(role: str) -> str:
     return f"{role.capitalize()}: "
 

@@ -6,11 +6,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from whet.adapt.chat.template import encode_template
 from whet.adapt.config import TrainingConfig
 from whet.adapt.decoding.sampling import GeneratedText, SequenceGroup, TextPiece
 from whet.adapt.evidence import Evidence, EvidenceCheck
@@ -18,6 +19,14 @@ from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason, TrainStep
 from whet.adapt.slots import Slots
 from whet.adapt.updates import COPY_LEARNED_RATIO, Update, plan_updates
+from whet.data.documents import Document
+from whet.engine.in_context import (
+    ContextTokens,
+    InContext,
+    chat_with_texts,
+    last_of_user,
+    prompt_with_texts,
+)
 from whet.engine.types import Output, Request
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.space.retrieve import Retrieval, retrieve
@@ -35,14 +44,22 @@ RequestCoroutine = Generator[Action, ActionResult, Output]
 class TrainingPlan:
     """The updates for one request, before the first of them."""
 
-    updates: Sequence[Update]
-    num_texts: int
+    updates: Sequence[Update] = ()
+    num_texts: int = 0
     """How many texts of the updates are to be trained on; the others are a reserve."""
-    stop_reason: StopReason
+    stop_reason: StopReason = "n"
     """Why there are no more updates."""
-    retrieval: Retrieval | None
+    retrieval: Retrieval | None = None
     seconds: float = 0.0
     """Wall time of retrieval and planning."""
+    documents: Sequence[Document] = ()
+    """What the updates were planned for."""
+
+    @property
+    def planned(self) -> dict[int, None]:
+        """Places of the documents that are to be used, in the order of the updates."""
+        places = (example.place for update in self.updates for example in update.examples)
+        return dict.fromkeys(place for place in places if place < self.num_texts)
 
 
 @dataclass(slots=True, eq=False)
@@ -99,21 +116,26 @@ class RequestRunner:
         request, start = state.request, time.perf_counter()
         config = request.selection or self.selection
         if state.cancelled or not request.adapt or config.n == 0:
-            return TrainingPlan((), 0, "n", None)
+            return TrainingPlan()
+        question = question_of(request)
         if request.documents is not None:
             limit = None if request.selection is None else request.selection.n
-            texts = [(document.id, document.text) for document in request.documents[:limit]]
-            return TrainingPlan(
-                plan_updates(texts, self.model, self.training, learned_ratio=0.0),
-                len(texts),
-                "n",
-                None,
+            documents = request.documents[:limit]
+            updates = plan_updates(
+                documents, self.model, self.training, learned_ratio=0.0, prompt=question
             )
+            return TrainingPlan(updates, len(documents), documents=documents)
         retrieval = self.retrieve(request)
-        updates = plan_retrieval(retrieval, self.model, self.training)
+        updates = plan_retrieval(retrieval, self.model, self.training, question)
         stopped = config.stop_alpha is not None and not retrieval.copy and len(retrieval) < config.n
-        reason: StopReason = "alpha" if stopped else "n"
-        return TrainingPlan(updates, len(retrieval), reason, retrieval, time.perf_counter() - start)
+        return TrainingPlan(
+            updates,
+            len(retrieval),
+            "alpha" if stopped else "n",
+            retrieval,
+            time.perf_counter() - start,
+            retrieval.training_documents(),
+        )
 
     def run(
         self, state: RequestState, slots: Slots, slot: int, step_time_s: Callable[[], float]
@@ -135,13 +157,16 @@ class RequestRunner:
         if state.cancelled:  # while it waited
             trace = AdaptationTrace((), "cancelled")
             return Output(request, request.text or "", trace, finish_reason="cancelled")
+        documents = _Documents(request, self.model)
         if request.text is None:  # a prompt that is too long is an error before the first step
-            prompt = request.prompt if request.token_ids is None else request.token_ids
-            group = SequenceGroup(self.model, prompt, request.sampling)
+            group = documents.group_without()
         clock = _Stages(state)
-        if clock.plan.retrieval is not None:
-            state.on_event(clock.plan.retrieval)
-        scores, evidence = _Scores(request, session), EvidenceCheck(session, request.prompt)
+        plan = clock.plan
+        if plan.retrieval is not None:
+            state.on_event(plan.retrieval)
+        documents.set_plan(plan)
+        scores = _Scores(request, session, documents)
+        evidence = EvidenceCheck(session, request.prompt)
         scores.add(0)
 
         def before_update(update: Update) -> StopReason | None:
@@ -150,25 +175,28 @@ class RequestRunner:
             return reason
 
         def after_update(update: Update, number: int) -> None:
+            documents.note(update)
             scores.after_update(update, number)
             evidence.after_update(number)
 
         reason = yield from session.run(
-            clock.plan.updates,
-            limit=clock.plan.num_texts,
+            plan.updates if request.use != "context" else (),
+            limit=plan.num_texts,
             before_update=before_update,
             after_update=after_update,
         )
-        scores.add(scores.taken)
+        scores.add(scores.taken, is_last=True)
         kept = evidence.finish(scores.taken)
-        scores.add(kept)
+        answer_score = scores.add_answer(kept)
+        if group is not None:
+            group = documents.group_with() or group
         clock.end("train")
         if group is not None:
             yield from session.decode(
                 group, should_stop=lambda: state.cancelled, on_text=state.on_event
             )
         clock.end("generate")
-        reason = reason or clock.plan.stop_reason
+        reason = reason or plan.stop_reason
         reason = "evidence" if kept < scores.taken else reason
         reason = "cancelled" if state.cancelled else reason
         scored = GeneratedText(request.text or "", "score", 0)
@@ -177,29 +205,49 @@ class RequestRunner:
             request,
             texts[0].text,
             AdaptationTrace(session.steps, reason),
-            clock.plan.retrieval,
+            plan.retrieval,
             texts[0].finish_reason,
             scores.scores,
             session.adapter if request.return_adapter else None,
             clock.seconds,
-            _summary(session.steps, evidence.bits_per_byte, kept, clock.seconds),
-            sum(text.num_tokens for text in texts),
+            Evidence(
+                evidence.bits_per_byte,
+                kept,
+                dict(Counter(step.id for step in session.steps)),
+                _last_sigma(session.steps, plan, documents),
+                sum(clock.seconds.values()),
+                documents.in_context,
+            ),
+            answer_score=answer_score,
+            num_tokens=sum(text.num_tokens for text in texts),
+            num_prompt_tokens=len(group.sequences[0].prompt) if group else 0,
             texts=texts if group else (),
             prompt_logprobs=(group.sequences[0].prompt_logprobs or ()) if group else (),
         )
 
 
+def question_of(request: Request) -> str:
+    """What a request asks: the user's last message, or the prompt."""
+    messages = request.messages or ()
+    place = last_of_user(messages)
+    return request.prompt if place is None else str(messages[place]["content"])
+
+
 def plan_retrieval(
-    retrieval: Retrieval, model: LanguageModel, training: TrainingConfig
+    retrieval: Retrieval, model: LanguageModel, training: TrainingConfig, prompt: str
 ) -> list[Update]:
-    """The updates on what was retrieved, of which as many are to be taken as were selected."""
+    """The updates on what was retrieved for `prompt`.
+
+    As many of them are to be taken as documents were selected.
+    """
     return plan_updates(
-        [(document.id, document.text) for document in retrieval.training_documents()],
+        retrieval.training_documents(),
         model,
         training,
         n=len(retrieval),
         sigmas=training_sigmas(retrieval),
         learned_ratio=learned_ratio(retrieval, training),
+        prompt=prompt,
     )
 
 
@@ -217,16 +265,88 @@ def learned_ratio(retrieval: Retrieval, training: TrainingConfig) -> float:
     )
 
 
-def _summary(
-    steps: Sequence[TrainStep],
-    bits_per_byte: Mapping[int, float],
-    kept: int,
-    seconds: Mapping[str, float],
-) -> Evidence:
+def _last_sigma(
+    steps: Sequence[TrainStep], plan: TrainingPlan, documents: "_Documents"
+) -> float | None:
+    """σ after the last pick that was used; None without a selection."""
     sigmas = [step.sigma for step in steps if step.sigma is not None]
-    passages = dict(Counter(step.id for step in steps))
-    last = min(sigmas, default=None)
-    return Evidence(bits_per_byte, kept, passages, last, sum(seconds.values()))
+    if not steps and documents.in_context and plan.retrieval is not None:
+        sigmas = plan.retrieval.selection.sigma.tolist()
+    return min(sigmas, default=None)
+
+
+class _Documents:
+    """The documents of a request in the model's context, as far as its `use` asks for that."""
+
+    def __init__(self, request: Request, model: LanguageModel) -> None:
+        self._request, self._model, self._plan = request, model, TrainingPlan()
+        self._scoring = None
+        if request.use != "steps" and request.text is not None:
+            left = request.prompt if request.context is None else request.context
+            self._scoring = InContext(model, request.text, left=left)
+        self._trained: dict[int, None] = {}
+        self.in_context: tuple[str, ...] = ()
+        """Ids of the documents in the context of the answer."""
+
+    def set_plan(self, plan: TrainingPlan) -> None:
+        self._plan = plan
+
+    def note(self, update: Update) -> None:
+        """Documents are read in the order of the steps on them."""
+        self._trained |= dict.fromkeys(example.place for example in update.examples)
+
+    def group_without(self) -> SequenceGroup:
+        """The sequences to generate, without documents.
+
+        Raises:
+            ValueError: If the prompt and the generated text exceed the context.
+        """
+        request = self._request
+        prompt: str | Sequence[int] = request.prompt
+        if request.token_ids is not None:
+            prompt = request.token_ids
+        elif request.messages is not None:
+            prompt = [*self._model.encode_chat(request.messages, request.tools), *self._prefix()]
+        return SequenceGroup(self._model, prompt, request.sampling)
+
+    def group_with(self) -> SequenceGroup | None:
+        """The same with the documents that fit; None if none is to be read."""
+        request, model, sampling = self._request, self._model, self._request.sampling
+        places = list(self._trained | self._plan.planned)
+        if request.use == "steps" or not places:
+            return None
+        texts = [self._plan.documents[place].text for place in places]
+        if request.messages is not None:
+            prefix = self._prefix()
+            fitted = chat_with_texts(
+                model, texts, request.messages, request.tools, sampling.max_tokens + len(prefix)
+            )
+        else:
+            prefix = []
+            prompt = request.prompt if request.token_ids is None else request.token_ids
+            fitted = prompt_with_texts(model, texts, prompt, sampling.max_tokens)
+        self._set_used(places, fitted)
+        return SequenceGroup(model, [*fitted.ids.tolist(), *prefix], sampling)
+
+    def score(self, *, is_answer: bool) -> Score | None:
+        """The score of the text after the documents that were used so far, or all for the answer.
+
+        None if none is to be read.
+        """
+        places = list(self._trained | (self._plan.planned if is_answer else {}))
+        if self._scoring is None or not places:
+            return None
+        texts = [self._plan.documents[place].text for place in places]
+        if is_answer:
+            self._set_used(places, self._scoring.examples(texts))
+        return self._scoring.score(texts)
+
+    def _set_used(self, places: Sequence[int], fitted: ContextTokens) -> None:
+        self.in_context = tuple(self._plan.documents[places[i]].id for i in fitted.used)
+
+    def _prefix(self) -> list[int]:
+        prefix = self._request.answer_prefix
+        return encode_template(self._model.chat_tokenizer, prefix) if prefix else []
 
 
 class _Stages:
@@ -248,8 +368,8 @@ class _Stages:
 class _Scores:
     """The scores of a request's text after 0, `eval_steps` and all updates."""
 
-    def __init__(self, request: Request, session: AdaptationSession) -> None:
-        self._request, self._session = request, session
+    def __init__(self, request: Request, session: AdaptationSession, documents: _Documents) -> None:
+        self._request, self._session, self._documents = request, session, documents
         self.scores: dict[int, Score] = {}
         self.taken = 0
 
@@ -258,11 +378,33 @@ class _Scores:
         if number in self._request.eval_steps:
             self.add(number)
 
-    def add(self, taken: int) -> None:
+    def add(self, taken: int, *, is_last: bool = False) -> None:
+        """Score the text after `taken` updates, at 0 without any documents."""
+        if self._request.text is None or taken in self.scores:
+            return
+        in_context = self._in_context(is_answer=is_last) if taken else None
+        self.scores[taken] = in_context or self._alone()
+
+    def add_answer(self, kept: int) -> Score | None:
+        """Score the text by the model that answers; with documents in its context, return that."""
+        if self._request.text is None:
+            return None
+        if self._request.use == "steps":
+            self.add(kept)
+            return None
+        if kept == self.taken and self._documents.in_context:
+            return self.scores[kept]
+        return self._in_context(is_answer=True)
+
+    def _alone(self) -> Score:
         request = self._request
-        if request.text is not None and taken not in self.scores:
-            context = request.prompt if request.context is None else request.context
-            self.scores[taken] = self._session.score(request.text, context=context)
+        context = request.prompt if request.context is None else request.context
+        return self._session.score(request.text or "", context=context)
+
+    def _in_context(self, *, is_answer: bool) -> Score | None:
+        _ = self._session.model  # computes with the session's weights
+        score = self._documents.score(is_answer=is_answer)
+        return None if score is None else self._session.check(score)
 
 
 def _stop_reason(state: RequestState, step_time_s: float) -> StopReason | None:

@@ -248,7 +248,7 @@ def _train_step(slots: Slots, updates: dict[int, Update]) -> Results:
     """Take the updates together; if that fails, each by itself, so that only one of them fails."""
     slots.repeat_step([slot for slot, update in updates.items() if update.reused])
     texts = {
-        slot: [example.tokens for example in update.examples]
+        slot: [example.text for example in update.examples]
         for slot, update in updates.items()
         if not update.reused
     }

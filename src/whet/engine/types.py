@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, get_args
 
 from whet.adapt.adapters import Adapter
+from whet.adapt.config import Use
 from whet.adapt.decoding.logprobs import TokenLogprob
 from whet.adapt.decoding.sampling import GeneratedText, SamplingParams
 from whet.adapt.evidence import Evidence
 from whet.adapt.model import Score
 from whet.adapt.session import AdaptationTrace
-from whet.config import Renamed, renamed_keywords
+from whet.config import Renamed, check_choice, renamed_keywords
 from whet.data.documents import Document
 from whet.errors import WhetError
 from whet.select.config import ResolvedSelection, SelectionConfig
@@ -37,6 +39,13 @@ class Request:
     """The text to select documents for [default: the prompt]."""
     token_ids: tuple[int, ...] | None = None
     """Token ids to continue instead of the prompt's, for special tokens that text cannot spell."""
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    """A conversation to answer through the model's chat template, instead of continuing the prompt:
+    a `role` and a text as `content` each. The prompt is then what documents are selected for."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Functions that the answer to `messages` may call, in OpenAI's format."""
+    answer_prefix: str = ""
+    """Beginning of the answer to `messages`, in which special tokens of the template are tokens."""
     text: str | None = None
     """A text to score instead of generating one."""
     context: str | None = None
@@ -56,8 +65,12 @@ class Request:
     """How text is generated."""
     eval_steps: tuple[int, ...] = ()
     """Updates after which the text is scored, in addition to the first and the last score."""
+    use: Use = "steps"
+    """What the documents are used for: gradient steps (`steps`), to be read by the model
+    (`context`), or `both`. They are read in front of the prompt or scored text, or in the user's
+    last message, as far as they fit the context; the first one stands last."""
     adapt: bool = True
-    """Whether to train at all."""
+    """Whether to use documents at all; otherwise the base model answers."""
     init_adapter: Adapter | None = None
     """LoRA adapter to start from instead of the base model."""
     return_adapter: bool = False
@@ -84,8 +97,19 @@ class Request:
             raise ValueError(f"deadline_s is {self.deadline_s}: expected 0 or more")
         if self.text == "":
             raise ValueError("text to score is empty: bits per byte need at least one byte")
-        if self.text is not None and self.token_ids is not None:
-            raise ValueError("request has both token_ids and a text to score: expected one of them")
+        for name in ("token_ids", "messages"):
+            if self.text is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"request has both {name} and a text to score: expected one of them"
+                )
+        if self.messages is not None and not self.messages:
+            raise ValueError("messages is empty: expected at least one")
+        check_choice(self.use, get_args(Use), "use")
+        if self.use != "steps" and self.sampling.prompt_logprobs is not None:
+            raise ValueError(
+                f"use is {self.use!r}: expected steps with prompt_logprobs, which are those of the "
+                "prompt alone"
+            )
 
 
 Request.__init__ = renamed_keywords(  # type: ignore[method-assign]
@@ -113,7 +137,8 @@ class Output:
     finish_reason: str = "score"
     """Why the text ends: `stop`, `length`, `cancelled`, or `score` for a scored text."""
     scores: Mapping[int, Score] = field(default_factory=dict)
-    """The scores of the text, by the number of updates before."""
+    """The scores of the text, by the number of updates before: with the use `both` by the model
+    that has read the documents of these updates."""
     adapter: Adapter | None = None
     """The trained adapter, if the request has `return_adapter`."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -121,8 +146,14 @@ class Output:
     while the request waits in the queue; that time counts as `select` only."""
     evidence: Evidence = field(default_factory=Evidence)
     """What the answer rests on, and whether the steps helped. Print it for one line."""
+    answer_score: Score | None = None
+    """The score of the text with documents in front of it, for a request that scores a text with
+    the use `context` or `both`."""
     num_tokens: int = 0
     """Number of generated tokens, of all texts together."""
+    num_prompt_tokens: int = 0
+    """Number of tokens that were read before, with documents in the context and the start token; 0
+    for a scored text."""
     texts: tuple[GeneratedText, ...] = ()
     """All generated texts; `text` and `finish_reason` are those of the first."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
@@ -144,8 +175,11 @@ class Output:
     def score(self) -> Score | None:
         """The score of the model that answers, for a request that scores a text.
 
-        That is the adapted model, unless the evidence speaks for the base model.
+        That is the adapted model, unless the evidence speaks for the base model; with the use
+        `context` or `both`, it has read the documents.
         """
+        if self.answer_score is not None:
+            return self.answer_score
         return self.scores.get(self.evidence.num_steps)
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from typing import Any, Literal
 
-from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig
+from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig, Use
 from whet.config import (
     check_choice,
     check_choices,
@@ -46,7 +46,6 @@ does; `held-out` scores the second half of a document and asks with the first.""
 SHORT_FORM = re.compile(r"([\w-]+)(?:\((.+)\))?")
 SETTING = re.compile(r"""(?:[^,"']|"[^"]*"|'[^']*')+""")  # between commas that are not quoted
 
-Use = Literal["steps", "context", "both"]
 Duplicates = Literal["keep", "drop"]
 TaskKind = Literal["text", "lines", "qa"]
 

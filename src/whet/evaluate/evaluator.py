@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from whet.adapt.batches import TrainText
 from whet.adapt.config import TrainingConfig
 from whet.adapt.evidence import EvidenceCheck
 from whet.adapt.model import LanguageModel, Score
@@ -20,6 +21,7 @@ from whet.adapt.session import AdaptationSession
 from whet.adapt.slots import Slots
 from whet.adapt.updates import TrainExample, Update
 from whet.data.documents import Document
+from whet.engine.in_context import InContext
 from whet.errors import AdaptationError, ModelError
 from whet.evaluate.answers.generation import PromptTokens, answer, plain_prompt
 from whet.evaluate.answers.kinds import KINDS, METRICS
@@ -28,7 +30,7 @@ from whet.evaluate.contamination import find_contamination
 from whet.evaluate.dataset import Prompt
 from whet.evaluate.picks import Picker, Picks, prompt_seed
 from whet.evaluate.provenance import peak_mib
-from whet.evaluate.tasks import InContext, ScoringTask, Stream, Tokens
+from whet.evaluate.tasks import ScoringTask, Stream, Tokens
 from whet.select.sift import sift
 from whet.space.space import DataSpace
 
@@ -69,12 +71,12 @@ class Steps:
         self.completed = 0
         """Number of rows of which every chunk was trained on."""
         self._blank, self._picks = blank, picks
-        self._row_of: dict[str, Row] = {}
+        self._row_of: dict[int, Row] = {}
 
-    def add(self, place: str) -> Row:
+    def add(self, place: int) -> Row:
         """The row of the pick at `place`, which is new if it was not trained on before."""
         if place not in self._row_of:
-            document = self._picks.documents[int(place)]
+            document = self._picks.documents[place]
             step = len(self.rows) + 1
             row = replace(
                 self._blank,
@@ -91,9 +93,9 @@ class Steps:
     def note(self, update: Update, losses: Sequence[float]) -> None:
         """Write the losses and tokens of `update` into its rows; of chunks, their mean loss."""
         for example, loss in zip(update.examples, losses, strict=True):
-            row = self.add(example.id)
+            row = self.add(example.place)
             before = row.tokens
-            row.tokens += 0 if update.reused else len(example.tokens)
+            row.tokens += 0 if update.reused else example.text.num_loss_tokens
             if before and row.tokens > before:
                 loss = ((row.loss or 0.0) * before + loss * (row.tokens - before)) / row.tokens
             row.loss = loss
@@ -119,7 +121,7 @@ class ScoredSteps:
     def before_update(self, update: Update) -> None:
         """An update on several texts is taken at the last of them."""
         for example in update.examples[:-1]:
-            self._steps.add(example.id)
+            self._steps.add(example.place)
             self._steps.completed += example.is_last
         self.score()
 
@@ -249,17 +251,23 @@ class Evaluator:
         The rows of the steps; the last one, or `first` if there is none, gets the answer.
         """
         blank = Row(first.method, first.part, first.bytes, first.base_bits)
-        updates, steps = picks.updates(self._model), Steps(blank, picks)
+        updates, steps = picks.updates(self._model, task.query), Steps(blank, picks)
         in_context, prompt = None, plain_prompt(self._model, task)
         if method.use != "steps":
             tokens = self._config.max_answer_tokens if self._kind else 0
-            in_context = InContext(self._model, task, method.context_order, answer_tokens=tokens)
+            in_context = InContext(
+                self._model,
+                task.text,
+                left=task.context,
+                order=method.context_order,
+                answer_tokens=tokens,
+            )
             prompt = partial(_prompt, in_context, steps)
         scored = partial(_score, in_context, task, steps)
         if method.use == "context":
             for example in (example for update in updates for example in update.examples):
-                if int(example.id) < picks.n:
-                    steps.add(example.id)
+                if example.place < picks.n:
+                    steps.add(example.place)
             steps.completed = len(steps.rows)
             ScoredSteps(steps, self._config.steps, partial(scored, None)).score(is_end=True)
             self._answer([first, *steps.rows][-1], method, document, task, prompt)
@@ -338,7 +346,8 @@ class Evaluator:
         chunks = stream.chunks[:-1][: method.selection.n]  # nothing follows the last one
         seed = prompt_seed(method.training.seed, document.id)
         training = replace(method.training, seed=seed)
-        examples = [TrainExample(str(place), None, chunk) for place, chunk in enumerate(chunks)]
+        texts = [TrainText(chunk) for chunk in chunks]
+        examples = [TrainExample(STREAMING, None, t, place=i) for i, t in enumerate(texts)]
         names = [Document(STREAMING, "", {})] * len(chunks)
         steps = Steps(blank, Picks(names, [None] * (len(chunks) + 1), {}, training, len(chunks)))
         start = time.perf_counter()

@@ -37,10 +37,16 @@ class Picks:
     learned_ratio: float = 0.0
     """See `TrainingConfig.learned_ratio`."""
 
-    def updates(self, model: LanguageModel) -> list[Update]:
-        """The updates of the engine; the id of an example is its document's place in the picks."""
-        texts = [(str(place), document.text) for place, document in enumerate(self.documents)]
-        return plan_updates(texts, model, self.training, n=self.n, learned_ratio=self.learned_ratio)
+    def updates(self, model: LanguageModel, prompt: str) -> list[Update]:
+        """The updates of the engine for `prompt`."""
+        return plan_updates(
+            self.documents,
+            model,
+            self.training,
+            n=self.n,
+            learned_ratio=self.learned_ratio,
+            prompt=prompt,
+        )
 
 
 class Picker:

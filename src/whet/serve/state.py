@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
+from whet.adapt.chat.template import Message, encode_template
 from whet.adapt.model import LanguageModel
 from whet.engine import Engine, Request, SamplingParams, set_niceness
 from whet.engine.fair_queue import FairPool
@@ -17,17 +18,11 @@ from whet.serve.access.auth import ANONYMOUS, APIKey, APIKeyStore
 from whet.serve.access.rate_limit import RateLimiter
 from whet.serve.adapter_cache import AdapterCache
 from whet.serve.adapter_folder import AdapterFolder
-from whet.serve.chat.template import (
-    Message,
-    apply_chat_template,
-    encode_template,
-    template_tokenizer,
-)
-from whet.serve.chat.tools import ToolFormat, tool_format
 from whet.serve.config import ServeConfig
 from whet.serve.errors import APIError
 from whet.serve.generation.grammars import Grammars
 from whet.serve.generation.logprobs import TokenBytes
+from whet.serve.generation.tools import ToolFormat, tool_format
 from whet.serve.metrics import Metrics
 from whet.serve.spaces.registry import SpaceRegistry
 from whet.serve.spaces.retrieval import warm_up
@@ -59,7 +54,6 @@ class AppState:
         """
         self.engines, self.config, self.keys = engines, config, keys
         self.model: LanguageModel = engines[config.adapters[0]].model
-        self._template_tokenizer = template_tokenizer(self.model.tokenizer)
         self.grammars = Grammars(self.model)
         self.name = config.served_name
         self.metrics = Metrics()
@@ -106,13 +100,12 @@ class AppState:
     ) -> list[int]:
         """Token ids of a chat, and of `prefix`, with which the answer begins.
 
-        See `apply_chat_template`.
+        See `whet.LanguageModel.encode_chat`.
         """
-        tokenizer, templates = self.model.tokenizer, self._template_tokenizer
 
         def encode() -> list[int]:
-            ids = apply_chat_template(tokenizer, templates, messages, tools)
-            return ids + encode_template(templates, prefix) if prefix else ids
+            ids = self.model.encode_chat(messages, tools)
+            return ids + encode_template(self.model.chat_tokenizer, prefix) if prefix else ids
 
         return await asyncio.to_thread(encode)
 
@@ -122,7 +115,7 @@ class AppState:
         Raises:
             APIError: 400 if its chat template does not show that.
         """
-        templates = self._template_tokenizer
+        templates = self.model.chat_tokenizer
         if not templates.chat_template:
             raise APIError(400, "tools: the model has no chat template", param="tools")
         try:

@@ -2,7 +2,7 @@
 the tokens of `apply_chat_template`, with special tokens in messages still mere letters."""
 from _tiny import folder, told
 from whet import LanguageModel
-from whet.serve.chat.template import apply_chat_template, template_tokenizer
+from whet.adapt.chat.template import apply_chat_template, template_tokenizer
 
 HEAD = "{% for m in messages %}{% set c = m['content'] %}"
 TAIL = "{{ '<|endoftext|>' + m['role'] + ' ' + c + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|endoftext|>assistant ' }}{% endif %}"

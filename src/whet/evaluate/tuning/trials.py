@@ -285,7 +285,7 @@ class Bench:
                     note(num_texts)
 
             try:
-                updates = plan_retrieval(retrieval, self._model, self._training)
+                updates = plan_retrieval(retrieval, self._model, self._training, passage.task.query)
                 session.train(updates, limit=steps[-1], after_update=after_update)
                 for step in steps:
                     if step not in bits:  # fewer texts were left to learn

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from whet.adapt.config import AdapterOptions
+from whet.adapt.config import AdapterOptions, TrainingConfig
 from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import adapted
@@ -48,8 +48,9 @@ MAX_TOKENS_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_complet
 NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "num_return_sequences": 1}
 SELECTION = tuple(field.name for field in config_fields(SelectionConfig))
 ADAPTER = tuple(field.name for field in config_fields(AdapterOptions) if field.name != "name")
-OPTIONS = (*SELECTION, "adapter", *ADAPTER)
-"""Names of the options: those of `whet.SelectionConfig`, and of the adapter."""
+TRAINING = ("order", "gradient_reuse", "long_texts", "loss", "learned_ratio")
+OPTIONS = (*SELECTION, "adapter", *ADAPTER, *TRAINING)
+"""Names of the options: those of `whet.SelectionConfig`, of the adapter, and of the training."""
 
 
 @register_model("whet")
@@ -84,7 +85,8 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
             max_batch_size: Not used.
             options: Fields of `whet.SelectionConfig` (`lam="auto"` is resolved once, here),
                 `adapter` (auto, full, lora or head), and its `lr`, `r`, `lora_alpha` and
-                `target_modules`.
+                `target_modules`; `order`, `gradient_reuse`, `long_texts`, `loss` and
+                `learned_ratio` of `whet.engine.TrainingConfig`.
 
         Raises:
             WhetError: If the data space or the model cannot be opened.
@@ -105,6 +107,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
             loaded,
             loaded.adapter_config(adapter.name, **adapter.options),
             selection=selection,
+            training=TrainingConfig(**_take(TrainingConfig, options, TRAINING)),
         )
 
     def loglikelihood(
@@ -199,7 +202,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
             retrieval = None
         if not retrieval:
             return [engine.model.score(text, context=context) for text in texts]
-        updates = plan_retrieval(retrieval, engine.model, engine.training)
+        updates = plan_retrieval(retrieval, engine.model, engine.training, query)
         with adapted(engine.model, engine.adapter, engine.optimizer, engine.training) as session:
             session.train(updates, limit=len(retrieval))
             return [session.score(text, context=context) for text in texts]

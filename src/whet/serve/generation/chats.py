@@ -58,7 +58,8 @@ async def _add_tokens(
         token_bytes=await state.token_bytes() if body.logprobs else None,
         top_logprobs=body.top_logprobs,
     )
-    return replace(adapted, token_ids=tuple(token_ids), sampling=sampling), format
+    chat = {"messages": tuple(messages), "tools": tuple(tools), "answer_prefix": prefix}
+    return replace(adapted, token_ids=tuple(token_ids), sampling=sampling, **chat), format
 
 
 def sampling_params(body: CompletionParams) -> SamplingParams:

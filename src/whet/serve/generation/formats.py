@@ -6,13 +6,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from whet.adapt.decoding.logprobs import TokenLogprob
 from whet.adapt.decoding.sampling import GeneratedText, TextPiece
-from whet.serve.chat.tools import FunctionCall, ToolCallParser, ToolFormat
 from whet.serve.generation.logprobs import (
     TokenBytes,
     characters,
     chat_logprobs,
     completion_logprobs,
 )
+from whet.serve.generation.tools import FunctionCall, ToolCallParser, ToolFormat
 
 Choice = dict[str, Any]
 

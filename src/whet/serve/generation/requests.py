@@ -1,6 +1,7 @@
 """Checks a request against what its key may do, and completes it with the server's settings."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,10 @@ class AdaptedRequest:
     """Text that the model reads."""
     token_ids: tuple[int, ...] | None = None
     """Tokens that the model reads instead of `prompt`, such as those of a chat template."""
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    """The conversation of which `token_ids` are the tokens; likewise `tools` and `answer_prefix`."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    answer_prefix: str = ""
     text: str | None = None
     """Text to score; None to generate."""
     max_tokens: int | None = 1

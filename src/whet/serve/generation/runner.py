@@ -21,7 +21,7 @@ from whet.serve.generation.stream import (
     StepEvent,
     TextDelta,
 )
-from whet.serve.schemas.adapt import AdaptInfo, Usage
+from whet.serve.schemas.adapt import AdaptInfo, EvidenceInfo, Usage
 from whet.serve.spaces.retrieval import TextSize, select, selected_texts, text_sizes
 from whet.serve.state import BASE
 from whet.space.retrieve import Retrieval
@@ -102,14 +102,19 @@ class RequestRunner:
             self._stream.publish(self._selection_event())
         self._check_connected()
         cached = request.cached or self._find_cached()
-        retrieval = None if cached else self._retrieval
+        use = request.params.use
+        retrieval = None if cached and use == "steps" else self._retrieval
         engine_request = Request(
             prompt=request.prompt,
             token_ids=request.token_ids,
+            messages=request.messages,
+            tools=request.tools,
+            answer_prefix=request.answer_prefix,
             text=request.text,
             sampling=sampling,
             selection=request.selection,
             retrieval=retrieval,
+            use="context" if cached and use == "both" else use,
             adapt=retrieval is not None,
             deadline_s=request.deadline_s,
             init_adapter=cached.adapter if cached else None,
@@ -131,7 +136,10 @@ class RequestRunner:
         """Whether the request's adapter is cached: only LoRA's can be."""
         request = self._request
         return (
-            request.params.cache != "off" and request.adapter == "lora" and request.cached is None
+            request.params.cache != "off"
+            and request.params.use != "context"
+            and request.adapter == "lora"
+            and request.cached is None
         )
 
     def _fit_sampling(self) -> SamplingParams:
@@ -142,6 +150,8 @@ class RequestRunner:
         scored = 0 if request.text is None else len(model.encode(request.text))
         self._prompt_tokens = read + scored
         available = model.max_length - read
+        if request.max_tokens is None and request.params.use != "steps":
+            available = max(1, available // 2)  # the rest is for documents
         most = request.context.limits.max_tokens // request.sampling.num_sequences
         wanted = min(available, most) if request.max_tokens is None else max(1, request.max_tokens)
         if request.text is None and not 0 < wanted <= available:
@@ -175,6 +185,8 @@ class RequestRunner:
         request, engine = self._request, self._engine
         assert request.view is not None
         how = f"{engine.adapter} {engine.optimizer} {engine.training}"
+        if engine.training.loss == "conditional":  # the steps depend on the question
+            how += f" {request.prompt!r} {request.messages!r}"
         model = f"{self._state.fingerprint} {how}" + ("" if complete else " incomplete")
         space = f"{request.view.name} {request.view.build_id} {request.view.version}"
         return adapter_id(request.context.key.id, request.adapter, model, space, rows)
@@ -221,6 +233,7 @@ class RequestRunner:
         texts, generated = output.texts, output.num_tokens
         if self._request.max_tokens == 0:
             texts, generated = tuple(GeneratedText("", "length", 0) for _ in texts), 0
+        self._prompt_tokens = output.num_prompt_tokens or self._prompt_tokens
         usage = Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=generated,
@@ -245,7 +258,8 @@ class RequestRunner:
         request, retrieval, include = self._request, self._retrieval, self._request.params.include
         steps = len(adapter.rows) if adapter and is_cached else len(output.trace)
         selected = len(retrieval) if retrieval else 0
-        shown = selected if is_cached else min(selected, steps)
+        in_context = request.params.use != "steps"
+        shown = selected if is_cached or in_context else min(selected, steps)
         view, named = request.view, request.cached
         seconds = dict(output.seconds)
         seconds["select"] = sum(retrieval.seconds.values()) if retrieval else 0.0
@@ -267,6 +281,8 @@ class RequestRunner:
             loss=self._losses if "trace" in include else None,
             selection=selection,
             seconds={stage: round(duration, 6) for stage, duration in seconds.items()},
+            use=request.params.use,
+            evidence=EvidenceInfo.of(output.evidence),
         )
 
     def _stop_reason(self, output: Output) -> str:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from whet.adapt.config import Use
+from whet.adapt.evidence import Evidence
 from whet.adapt.model import Score
 from whet.serve.schemas import Name, ResponseModel, SelectionParams, StrictModel, Text
 
@@ -17,6 +19,9 @@ class AdaptParams(SelectionParams):
 
     adapter: AdapterName | None = None
     """What is trained [default: the server's first adapter]."""
+    use: Use = "steps"
+    """What the selected documents are used for: gradient steps (`steps`), to be read by the model
+    in front of the prompt or in the user's last message (`context`), or `both`."""
     deadline_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
     """Time for selection and training in seconds; the answer uses the steps that fit, even none
     [default: the key's limit]."""
@@ -56,6 +61,46 @@ class SelectedText(ResponseModel):
     """Text of the document."""
 
 
+class EvidenceInfo(ResponseModel):
+    """What an answer rests on, and whether the steps made the end of the prompt more likely."""
+
+    before: float | None
+    """Bits per byte of the last quarter of the prompt, given the rest, before the first step; null
+    if it was not measured, as for a short prompt."""
+    after: float | None
+    """The same after the last step."""
+    steps: int
+    """Number of steps of the weights that answer: 0 if the steps were undone."""
+    passages: dict[str, int]
+    """Number of steps on each passage, by its id."""
+    in_context: list[str]
+    """Ids of the passages that the model has read, the first one nearest to the question."""
+    sigma: float | None
+    """σ after the last pick that was used."""
+    seconds: float
+    """Wall time in seconds."""
+    line: str
+    """All of this in one line."""
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> "EvidenceInfo":
+        """The evidence as JSON values, which have no infinity."""
+        before, after = (
+            bits if bits is not None and math.isfinite(bits) else None
+            for bits in (evidence.before, evidence.after)
+        )
+        return cls(
+            before=before,
+            after=after,
+            steps=evidence.num_steps,
+            passages=dict(evidence.passages),
+            in_context=list(evidence.in_context),
+            sigma=evidence.sigma,
+            seconds=round(evidence.seconds, 6),
+            line=str(evidence),
+        )
+
+
 class AdaptInfo(ResponseModel):
     """How the model was adapted for a response."""
 
@@ -82,6 +127,10 @@ class AdaptInfo(ResponseModel):
     """The selected documents."""
     seconds: dict[str, float]
     """Duration of the stages queue, select, train and generate, and of the whole request."""
+    use: Use
+    """What the selected documents were used for."""
+    evidence: EvidenceInfo
+    """What the answer rests on."""
 
 
 class Usage(ResponseModel):

@@ -40,8 +40,11 @@ def apply_chat_template(
     templates: Any,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    add_generation_prompt: bool = True,
+    plain: bool = False,
 ) -> list[int]:
-    """Token ids of a chat, up to where the assistant's next message begins.
+    """Token ids of a chat, by default up to where the assistant's next message begins.
 
     The start-of-text token is left out, because the model adds it. Messages of the role `developer`
     have the role `system` if the template does not support `developer`.
@@ -51,12 +54,14 @@ def apply_chat_template(
         templates: The tokenizer that `template_tokenizer` made of it.
         messages: The messages in OpenAI's format; the content of each is a text.
         tools: The functions that the model may call, in OpenAI's format.
+        add_generation_prompt: Whether the assistant's next message begins at the end.
+        plain: Whether to write `role: content` lines, as for a model without a template.
 
     Raises:
         ValueError: If the model's template rejects the roles in this order, omits a message, or
             does not support tools.
     """
-    chat = _Chat(messages, tools)
+    chat = _Chat(messages, tools, add_generation_prompt, plain or not templates.chat_template)
     try:
         pieces = _pieces(templates, chat)
     except ValueError:
@@ -86,6 +91,8 @@ class _Chat:
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]]
+    add_generation_prompt: bool
+    plain: bool
 
     @property
     def has_tools(self) -> bool:
@@ -110,9 +117,10 @@ class _Chat:
 
     def map(self, function: Callable[[str], str]) -> "_Chat":
         """The chat with `function` applied to every text that the client wrote."""
-        return _Chat(
-            [_map_texts(message, function) for message in self.messages],
-            [_map_texts(tool, function) for tool in self.tools],
+        return replace(
+            self,
+            messages=[_map_texts(message, function) for message in self.messages],
+            tools=[_map_texts(tool, function) for tool in self.tools],
         )
 
 
@@ -188,9 +196,9 @@ def _render(templates: Any, chat: _Chat) -> str:
         rendered: str = templates.apply_chat_template(
             list(chat.messages),
             tools=list(chat.tools) or None,
-            chat_template=None if templates.chat_template else PLAIN,
+            chat_template=PLAIN if chat.plain else None,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=chat.add_generation_prompt,
         )
     except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise ValueError(f"the model's chat template rejects these messages: {error}") from error

@@ -3,7 +3,7 @@
 import pytest
 
 from whet import LanguageModel
-from whet.serve.chat.template import apply_chat_template, template_tokenizer
+from whet.adapt.chat.template import apply_chat_template, template_tokenizer
 
 HEAD = "{% for m in messages %}{% set c = m['content'] %}"
 TAIL = (

@@ -1,0 +1,1 @@
+"""Conversations as tokens: the chat template of a model, and which of the tokens are responses."""

@@ -1,1 +1,0 @@
-"""Chats: messages to tokens, and generated text to messages."""
