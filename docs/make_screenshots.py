@@ -16,7 +16,23 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 from support.browser import browser
 
-SECONDS = 600
+SECONDS, STEPS = 3000, 3
+
+
+def draw(url, questions, folder):
+    """Ask the questions, and save the page in both color schemes."""
+    with browser(900, 1320) as driver:
+        driver.get(url)
+        wait, steps = WebDriverWait(driver, SECONDS), driver.find_element(By.ID, "steps")
+        steps.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * STEPS)
+        for count, question in enumerate(questions, 1):
+            driver.find_element(By.ID, "prompt").send_keys(question, Keys.CONTROL, Keys.ENTER)
+            wait.until(lambda driver, count=count: is_answered(driver, count))
+        driver.execute_script("scrollTo(0, 0)")
+        for scheme in ("light", "dark"):
+            media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+            driver.save_screenshot(str(Path(folder) / f"page-{scheme}.png"))
 
 
 def is_answered(driver, count):
@@ -27,14 +43,4 @@ def is_answered(driver, count):
 
 
 if __name__ == "__main__":
-    url, *questions = sys.argv[1:]
-    for scheme in ("light", "dark"):
-        with browser(900, 1320, dark=scheme == "dark") as driver:
-            driver.get(url)
-            for count, question in enumerate(questions, 1):
-                prompt = driver.find_element(By.ID, "prompt")
-                prompt.send_keys(question, Keys.CONTROL, Keys.ENTER)
-                wait = WebDriverWait(driver, SECONDS)
-                wait.until(lambda driver, count=count: is_answered(driver, count))
-            driver.execute_script("scrollTo(0, 0)")
-            driver.save_screenshot(str(Path(__file__).with_name(f"page-{scheme}.png")))
+    draw(sys.argv[1], sys.argv[2:], Path(__file__).parent)

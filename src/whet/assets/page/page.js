@@ -201,8 +201,9 @@ function showEvidence({ evidence, stop_reason }, here) {
   const nothing = stop_reason === "no_match" ? "No passage is near the question: the base model has answered." : "";
   part(".evidence p", here).textContent = nothing || evidence.line;
   const svg = part(".held-back", here), { before, after } = evidence;
-  svg.hidden = before == null || after == null;
-  if (svg.hidden) return;
+  const isMeasured = before != null && after != null;
+  svg.toggleAttribute("hidden", !isMeasured); // SVG has no property of this name
+  if (!isMeasured) return;
   const top = Math.max(before, after);
   svg.replaceChildren(...[["before", before], ["after", after]].flatMap(([name, value], i) => [
     draw("text", { x: 0, y: 16 + 21 * i }, name),
