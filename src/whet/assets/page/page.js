@@ -28,7 +28,8 @@ async function* events(response) {
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
-      const line = part.replace(/^data: /, "");
+      if (!part.startsWith("data: ")) continue; // a comment, while nothing is generated
+      const line = part.slice("data: ".length);
       if (line === "[DONE]") return;
       const event = JSON.parse(line);
       if (event.error) throw new Error(event.error.message);
