@@ -77,10 +77,8 @@ class EvidenceInfo(ResponseModel):
     """Ids of the passages that the model has read, the first one nearest to the question."""
     sigma: float | None
     """σ after the last pick that was used."""
-    seconds: float
-    """Wall time in seconds."""
     line: str
-    """All of this in one line."""
+    """All of this in one line, with the seconds."""
 
     @classmethod
     def of(cls, evidence: Evidence) -> "EvidenceInfo":
@@ -96,7 +94,6 @@ class EvidenceInfo(ResponseModel):
             passages=dict(evidence.passages),
             in_context=list(evidence.in_context),
             sigma=evidence.sigma,
-            seconds=round(evidence.seconds, 6),
             line=str(evidence),
         )
 
