@@ -245,25 +245,13 @@ class LanguageModel:
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] = (),
-        *,
-        add_generation_prompt: bool = True,
-        plain: bool = False,
+        **options: bool,
     ) -> list[int]:
         """Token ids of a conversation by the model's chat template, without a start token.
 
-        See `whet.adapt.chat.template.apply_chat_template`.
-
-        Raises:
-            ValueError: If the template rejects the messages.
+        `options` and errors are those of `whet.adapt.chat.template.apply_chat_template`.
         """
-        return apply_chat_template(
-            self.tokenizer,
-            self.chat_tokenizer,
-            messages,
-            tools,
-            add_generation_prompt=add_generation_prompt,
-            plain=plain,
-        )
+        return apply_chat_template(self.tokenizer, self.chat_tokenizer, messages, tools, **options)
 
     def training_tokens(self, text: str) -> Int[Tensor, " t"]:
         """Token ids of a text to train on, on the CPU.
