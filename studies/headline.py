@@ -7,13 +7,15 @@ from pathlib import Path
 
 from studies.plotting import COLORS, MUTED, canvas, label, save
 from whet.evaluate.report.render import format_estimate, markdown
-from whet.evaluate.report.table import report
+from whet.evaluate.report.summary import by_protocol, comparison_table
+from whet.evaluate.report.table import report, summarize
 from whet.evaluate.results import Run
 from whet.maths.statistics import mean_estimate
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "benchmarks" / "results" / "study"
-PROTOCOLS = {"paper": "nano-paper", "held-out": "nano-held-out"}
+PROTOCOLS = ("paper", "held-out")
+RIVALS = "-rivals"  # ends the names of runs of other methods, which may have fewer prompts
 METHODS = ("nearest", "sift", "whet")
 WHET = "#0072b2"
 START, END = "<!-- headline -->\n", "<!-- end of headline -->"
@@ -65,12 +67,24 @@ def write(path: Path, tables: str) -> None:
     path.write_text(f"{before}{START}{tables}{END}{after}", "utf-8")
 
 
+def committed(rivals: bool) -> dict[str, Run]:
+    """The committed runs of each protocol, joined, with the prompts that all of them have."""
+    folders = [f for name in PROTOCOLS for f in sorted(RUNS.glob(f"nano-{name}*"))]
+    return by_protocol([Run.open(f) for f in folders if rivals or not f.name.endswith(RIVALS)])
+
+
 def main() -> None:
     """Write the picture and the tables."""
-    runs = {name: Run.open(RUNS / folder) for name, folder in PROTOCOLS.items()}
+    runs = committed(rivals=False)
     picture(runs, ROOT / "docs" / "headline.svg")
     write(ROOT / "README.md", table(runs))
     by_set = [f"**{name} protocol**\n\n{markdown(report(run))}\n" for name, run in runs.items()]
+    every = committed(rivals=True)
+    prompts = len(next(iter(every.values())))
+    summaries = {name: summarize(run) for name, run in every.items()}
+    by_set.append(
+        f"**All methods, {prompts} prompts**\n\n{markdown(comparison_table(summaries))}\n"
+    )
     write(ROOT / "docs" / "results.md", "\n".join(by_set))
 
 

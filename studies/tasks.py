@@ -10,15 +10,13 @@ import gzip
 import json
 import shutil
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 
 from whet.evaluate.report.answers import BITS, TITLES, AnswerResults
-from whet.evaluate.report.render import WIDE, text_table
+from whet.evaluate.report.render import markdown, text_table
 from whet.evaluate.results import Run
 from whet.evaluate.run_storage import META, PROMPTS, ROWS, tables
 
@@ -91,14 +89,6 @@ def by_part(heading: str, parts: dict[str, AnswerResults]) -> Table:
         cells = {m.method: f"{m.value.value:.0f} / {b.value.value:.0f}" for m, b in pairs}
         rows.append([name, str(part.n), *(cells[method] for method in methods)])
     return text_table([title, "n", *methods], rows)
-
-
-def markdown(table: Table) -> str:
-    """A table as Markdown, one line per row."""
-    console = Console(width=WIDE, file=StringIO(), markup=False)
-    console.print(table)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return "\n".join(line.strip() for line in lines if line.strip())
 
 
 def main() -> None:

@@ -55,10 +55,10 @@ def text_table(
     return result
 
 
-def markdown(report: Report) -> str:
-    """The table as Markdown, one line per row."""
+def markdown(content: Report | Table) -> str:
+    """A report, or another table, as Markdown, one line per row."""
     console = Console(width=WIDE, file=StringIO(), markup=False)
-    console.print(table(report))
+    console.print(content if isinstance(content, Table) else table(content))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join(line.strip() for line in lines if line.strip())
 
