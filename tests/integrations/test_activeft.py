@@ -169,10 +169,11 @@ def test_d07_an_error_about_an_unusable_index_names_the_remedy():
         Retriever(faiss.IndexFlatIP(4)).search(np.ones((1, 4)), N=1)
     with pytest.raises(ValueError, match="pass also_query_opposite=False"):
         Retriever(flat(ROWS, faiss.METRIC_L2))
-    blind = faiss.IndexIDMap(faiss.IndexFlatIP(16))
-    blind.add_with_ids(ROWS, np.arange(300))
-    with pytest.raises(ValueError, match="use IndexIDMap2"):
-        Retriever(blind).search(QUERIES[0], N=3)
+    for first in (-305, 0):  # negative ids, too
+        blind = faiss.IndexIDMap(faiss.IndexFlatIP(16))
+        blind.add_with_ids(ROWS, np.arange(first, first + 300))
+        with pytest.raises(ValueError, match="use IndexIDMap2"):
+            Retriever(blind).search(QUERIES[0], N=3)
     given = Retriever(blind, vectors=ROWS).search(QUERIES[0], N=9, K=50)[1]
     np.testing.assert_array_equal(given, Retriever(flat(ROWS)).search(QUERIES[0], N=9, K=50)[1])
     with pytest.raises(ValueError, match="another order"):

@@ -97,6 +97,9 @@ class FaissCandidates:
             return scores, ids, rows
         try:
             scores, ids, rows = self.index.search_and_reconstruct(queries, k)
+            negative = (ids < 0) & (np.abs(scores) < _PADDING)  # Faiss takes these for padding
+            if negative.any():
+                rows[negative] = [self.index.reconstruct(i) for i in ids[negative].tolist()]
         except RuntimeError as error:
             if "not implemented" not in str(error):
                 raise
@@ -104,9 +107,6 @@ class FaissCandidates:
                 f"{type(self.index).__name__} cannot return its vectors: use IndexIDMap2, or pass "
                 "them as vectors="
             ) from error
-        negative = (ids < 0) & (np.abs(scores) < _PADDING)  # Faiss takes these for padding
-        if negative.any():
-            rows[negative] = [self.index.reconstruct(i) for i in ids[negative].tolist()]
         return scores, ids, rows
 
     def _vectors_of(self, ids: Int[Array, " n"]) -> Float[Array, "n d"]:
