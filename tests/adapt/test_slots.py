@@ -156,6 +156,18 @@ def test_a_result_depends_on_neither_mates_nor_slot_nor_arrival(model, mode):
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("tokens", [1, 32, 64])
+def test_the_size_of_a_pass_changes_no_bit(some_model, tokens, monkeypatch):
+    texts, results = ["as long a text", "another text .", "the third one :", "and the fourth"], []
+    for limit in (10**6, tokens):
+        monkeypatch.setattr("whet.adapt.slots.CPU_PASS_TOKENS", limit)
+        slots = Slots(some_model, MANY[0], count=4)
+        with slots.attached():
+            results.append([learn(slots, dict(enumerate(zip(texts, texts[::-1], strict=True))))])
+            results[-1].append(slots.params.values.tolist())
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("mode", MANY, ids=name)
 def test_a_finished_slot_is_untouched_by_later_ticks(some_model, mode):
     slots = Slots(some_model, mode, count=3)
