@@ -6,7 +6,7 @@
 Prompts have 100 to 200 random tokens, and each adapter was trained on three texts of random tokens.
 The peft library has the same adapters, with one adapter after another and with eight in one batch
 (`adapter_names`). Tokens are compared before any timing. Models are whet-nano, and a random one of
-GPT-2's size, on a GPU if there is one.
+GPT-2's size, on a GPU if there is one; `--model smollm2` measures SmolLM2-135M instead.
 """
 
 import copy
@@ -22,6 +22,7 @@ import click
 import torch
 from adapt_latency import RANK, P, into_readme, machine
 from peft import LoraConfig, get_peft_model
+from smollm2 import smollm2
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
@@ -197,12 +198,18 @@ def lora(model: LanguageModel, tokens: int, rounds: int) -> dict[str, Any]:
 @click.option("--render", type=Path, help="Only write this file's table to the README.")
 @click.option("--tokens", default=128, show_default=True, help="Tokens to generate per prompt.")
 @click.option("--rounds", default=5, show_default=True)
-def main(path: Path | None, render: Path | None, tokens: int, rounds: int) -> None:
+@click.option("--model", "names", multiple=True, help="Only these, such as smollm2.")
+def main(
+    path: Path | None, render: Path | None, tokens: int, rounds: int, names: tuple[str, ...]
+) -> None:
     if render:
         into_readme("decode_latency", rendered(json.loads(render.read_text())))
         return
     results: dict[str, Any] = {"tokens": tokens, "rounds": rounds, "rows": {}}
-    for model in (LanguageModel.from_pretrained("whet-nano"), gpt2_size()):
+    if path and path.exists():
+        results["rows"] = json.loads(path.read_text())["rows"]
+    models = map(smollm2, names) if names else (smollm2("whet-nano"), gpt2_size())
+    for model in models:
         model.eos_token_ids = frozenset()
         results["rows"][f"{model.name}, LoRA, P={P}"] = lora(model, tokens, rounds)
         results["machine"] = machine()

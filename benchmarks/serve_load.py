@@ -4,7 +4,8 @@
 
 SPACE is a data space of the corpus's `space`, embedded by lsa. PROMPTS is its `valid`, of which the
 first halves (at most 600 characters) of the first 32 documents are the prompts. Each request takes
-8 steps of LoRA (rank 16) on whet-nano, without cached adapters. The server is another process;
+8 steps of LoRA (rank 16) on whet-nano, or on `--model`, without cached adapters. The server is
+another process;
 `overhead` compares it with the engine in this one. Each piece adds its rows to the JSON file and
 takes less than five minutes on two cores.
 """
@@ -39,6 +40,8 @@ from whet.space.retrieve import retrieve
 from whet.space.space import DataSpace
 
 STEPS, TOKENS, LONG, PROMPTS, RANK = 8, 16, 128, 32, 16
+NAME = "model"  # for clients
+MODEL = {"model": "whet-nano"}  # as `--model` says
 
 
 class Server:
@@ -73,7 +76,7 @@ class Server:
         self, prompt: str, *, base: bool = False, tokens: int = TOKENS, **adapt: Any
     ) -> dict[str, Any]:
         body: dict[str, Any] = {"prompt": prompt, "max_tokens": tokens, "temperature": 0}
-        body["model"] = "whet-nano@base" if base else "whet-nano"
+        body["model"] = f"{NAME}@base" if base else NAME
         if not base:
             body["adapt"] = {"n": STEPS, "cache": "off"} | adapt
         completion: dict[str, Any] = json.loads(self.request("/v1/completions", body))
@@ -111,7 +114,7 @@ class Server:
 def serving(space: Path, **options: Any) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "whet.toml"
-        settings = {"port": 0, "max_queue_size": 256} | options
+        settings = {"port": 0, "max_queue_size": 256, "name": NAME} | MODEL | options
         lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
         limited = ("requests_per_minute", "tokens_per_minute", "concurrent", "deadline_s")
         limits = [f"{name} = {10**9}" for name in limited]
@@ -136,7 +139,7 @@ def serving(space: Path, **options: Any) -> Iterator[Server]:
 
 
 def _config(space: Path) -> ServeConfig:
-    return ServeConfig(spaces={"docs": space}, adapter=AdapterOptions(r=RANK))
+    return ServeConfig(spaces={"docs": space}, adapter=AdapterOptions(r=RANK), **MODEL)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -216,13 +219,13 @@ def base(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     with serving(space) as server, ThreadPoolExecutor(4) as pool:
 
         def measure() -> list[float]:
-            repeated = (prompts[i % PROMPTS] for i in range(128))
+            repeated = (prompts[i % len(prompts)] for i in range(128))
             return [seconds(partial(server.complete, prompt, base=True)) for prompt in repeated]
 
         def adapt(done: threading.Event, start: int) -> None:
             i = start
             while not done.is_set():
-                server.complete(prompts[i % PROMPTS])
+                server.complete(prompts[i % len(prompts)])
                 i += 1
 
         measure()  # warm up
@@ -314,12 +317,12 @@ def soak(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
 def send_one(server: Server, texts: list[str], i: int) -> None:
     """Send the request number `i`, or two that belong together; `i` determines its kind."""
     prompt = texts[7919 * i % len(texts)][: 20 + i % 60]
-    body = {"model": "whet-nano", "prompt": prompt, "max_tokens": 2, "adapt": {"n": 1 + i % 3}}
+    body = {"model": NAME, "prompt": prompt, "max_tokens": 2, "adapt": {"n": 1 + i % 3}}
     match i % 10:
         case 0 | 1:
             server.request("/v1/completions", body)
         case 2:
-            server.request("/v1/completions", body | {"model": "whet-nano@base"})
+            server.request("/v1/completions", body | {"model": f"{NAME}@base"})
         case 3:  # the client disconnects, before the response or during it
             long = body | {"max_tokens": 64, "stream": bool(i % 20 == 3), "adapt": {"n": 3}}
             server.disconnect("/v1/completions", long)
@@ -327,15 +330,15 @@ def send_one(server: Server, texts: list[str], i: int) -> None:
             invalid = {"model": "another"}, {"prompt": prompt * 999}, {"n": 2}, {"stop": 1}
             server.request("/v1/completions", body | invalid[i // 10 % 4], expect_error=True)
         case 5:
-            new = {"model": "whet-nano", "prompt": prompt, "adapt": {"n": 1, "cache": "refresh"}}
+            new = {"model": NAME, "prompt": prompt, "adapt": {"n": 1, "cache": "refresh"}}
             adapter = json.loads(server.request("/v1/adapters", new))
             server.request(f"/v1/adapters/{adapter['id']}", method="DELETE")
         case 6:
-            chat = {"messages": [{"role": "user", "content": prompt}], "model": "whet-nano"}
+            chat = {"messages": [{"role": "user", "content": prompt}], "model": NAME}
             deadline = {"adapt": {"n": 4, "deadline_s": i % 50 / 1000}}
             server.request("/v1/chat/completions", chat | deadline | {"max_tokens": 2})
         case 7:
-            server.request("/v1/score", {"model": "whet-nano", "prompt": prompt, "text": texts[0]})
+            server.request("/v1/score", {"model": NAME, "prompt": prompt, "text": texts[0]})
         case 8 if i % 1000 == 8:
             new = {"id": f"new {i}", "text": f"{prompt} {i}"}
             server.request("/v1/data_spaces/docs/documents", {"documents": [new]})
@@ -353,10 +356,15 @@ PIECES = {f.__name__: f for f in (throughput, answers, overhead, base, first, so
 @click.argument("space", type=click.Path(path_type=Path))
 @click.argument("prompts", type=click.Path(path_type=Path))
 @click.option("--piece", type=click.Choice(list(PIECES)), required=True)
+@click.option("--model", default=MODEL["model"], show_default=True)
+@click.option("--requests", default=PROMPTS, show_default=True, help="Prompts to use.")
 @click.option("--runs", default=3, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path))
-def main(space: Path, prompts: Path, piece: str, runs: int, file: Path | None) -> None:
-    texts = [document.text for document, _ in zip(read_documents(prompts), range(PROMPTS))]  # noqa: B905
+def main(
+    space: Path, prompts: Path, piece: str, model: str, requests: int, runs: int, file: Path | None
+) -> None:
+    MODEL["model"] = model
+    texts = [document.text for document, _ in zip(read_documents(prompts), range(requests))]  # noqa: B905
     halves = [text[: min(len(text) // 2, 600)] for text in texts]
     numbers = PIECES[piece](space, halves, runs)
     print(json.dumps(numbers, indent=1))
@@ -366,7 +374,13 @@ def main(space: Path, prompts: Path, piece: str, runs: int, file: Path | None) -
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
         ).stdout.strip()
         machine = {"cores": os.cpu_count(), "python": platform.python_version(), "commit": commit}
-        file.write_text(json.dumps(results | {piece: numbers | machine}, indent=1) + "\n")
+        file.write_text(
+            json.dumps(results | {_row(piece, model): numbers | machine}, indent=1) + "\n"
+        )
+
+
+def _row(piece: str, model: str) -> str:
+    return piece if model == "whet-nano" else f"{piece}, {Path(model).name}"
 
 
 if __name__ == "__main__":

@@ -25,11 +25,13 @@ import click
 import torch
 from adapt_latency import (
     RANK,
+    ROOT,
     P,
     Texts,
     compared,
     cut,
     in_slots,
+    into_readme,
     machine,
     peft_loop,
     peft_network,
@@ -41,6 +43,7 @@ from whet.adapt.config import AdapterConfig, LMHead, LoRA
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.slots import Slots
 from whet.data.documents import read_documents
+from whet.errors import ModelError
 from whet.select.config import SelectionConfig
 from whet.space.retrieve import retrieve
 from whet.space.space import DataSpace
@@ -59,6 +62,23 @@ class Prompt:
     context: str
     text: str
     passages: Texts
+
+
+def smollm2(name: str = "smollm2") -> LanguageModel:
+    """The model `name`, or random weights of SmolLM2's shape if that cannot be loaded."""
+    try:
+        return LanguageModel.from_pretrained(name, device="cpu")
+    except ModelError:
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        config = LlamaConfig(
+            vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+            num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
+            rope_theta=100000.0, tie_word_embeddings=True,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        tokenizer = LanguageModel.from_pretrained("whet-nano").tokenizer
+        return LanguageModel(AutoModelForCausalLM.from_config(config), tokenizer, "smollm2-random")
 
 
 def prompts(model: LanguageModel, space: Path, file: Path, count: int, first: int) -> list[Prompt]:
@@ -124,6 +144,7 @@ def steps(
 
 CONFIGS: dict[str, AdapterConfig] = {
     "all layers (default)": LoRA(lr=2e-3, r=16, lora_alpha=32),
+    "all layers, 1e-3": LoRA(lr=1e-3, r=16, lora_alpha=32),
     "last 8 layers, 4e-3": LoRA(lr=4e-3, r=16, lora_alpha=32, layers="last:8"),
     "last 4 layers, 4e-3": LoRA(lr=4e-3, r=16, lora_alpha=32, layers="last:4"),
     "head, 1e-4": LMHead(lr=1e-4),
@@ -217,6 +238,105 @@ def _document(text: str) -> Any:
     return Document("", text, {})
 
 
+TARGETS = {
+    "PEFT loop ÷ 8 slots": "1.5 / 2.5", "last 4 layers, cached ÷ all layers": "≤ 0.3 / ≤ 0.2",
+    "one request": "≤ 1.5 GB / ≤ 0.8 GB",
+}  # fmt: skip
+CACHED = {"last 8": "last 8 layers", "last 4": "last 4 layers", "head": "head"}
+"""Beginnings of the curves of which the states can be cached, and of the rows of `steps`."""
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 380, 60, 20, 210, 50  # of the plot
+COLORS = ("#d62728", "#1f77b4", "#17becf", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e")
+
+
+def rendered(results: dict[str, Any]) -> str:
+    """The tables of the README."""
+    about = results["machine"]
+    lines = [
+        f"{about['cpu']}, {about['threads']} thread, torch {about['torch']}, transformers "
+        f"{about['transformers']}, peft {about['peft']}; seconds are processor time, next to other "
+        "work.",
+        "",
+        "| case | ratio | seconds per text | commit | target: minimum / stretch |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in results["steps"].items():
+        lines.append(
+            f"| {name} | **{row['ratio']['median']:.2f}** | {row['before_s']:.2f} → "
+            f"{row['after_s']:.2f} | {row['commit']} | {TARGETS.get(name, '–')} |"
+        )
+    row = results["memory"]["one request"]
+    lines.append(
+        f"| peak memory of one request over the loaded process | "
+        f"**{row['over_loaded_process_gb']:.2f} GB** | – | {row['commit']} | "
+        f"{TARGETS['one request']} |"
+    )
+    steps = [n for n in SCORED if n]
+    lines += ["", f"| % of base after steps | {' | '.join(map(str, steps))} |"]
+    lines += ["|---" * (len(steps) + 1) + "|"]
+    for name, points in curves(results).items():
+        if "cached" not in name:
+            shares = [f"{share:.1f}" for _, share in points[1:]]
+            lines.append(f"| {name} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def curves(results: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Mean seconds and bits in % of the base model's along the steps, by kind of training."""
+    made: dict[str, list[tuple[float, float]]] = {}
+    for name, rows in results["quality"].items():
+        base, points = sum(row["bits"]["0"] for row in rows), []
+        for n in rows[0]["bits"]:
+            spent = statistics.mean(row["seconds"][n] for row in rows)
+            points.append((spent, 100 * sum(row["bits"][n] for row in rows) / base))
+        made[name] = points
+        for beginning, row_name in CACHED.items():
+            step = results["steps"].get(f"{row_name}, cached ÷ all layers")
+            if name.startswith(beginning) and step:
+                numbers = map(int, rows[0]["bits"])
+                made[f"{name}, cached"] = [
+                    (n * step["before_s"], share)
+                    for n, (_, share) in zip(numbers, points, strict=True)
+                ]
+    return made
+
+
+def plot(lines: dict[str, list[tuple[float, float]]]) -> str:
+    """Bits against seconds as SVG; dashed where the states are cached."""
+    most = max(x for points in lines.values() for x, _ in points)
+    shares = [y for points in lines.values() for _, y in points]
+    low, high = min(shares) - 1, max(shares) + 1
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        right = LEFT + x / most * (WIDTH - LEFT - RIGHT)
+        return right, TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<text x="{LEFT}" y="{HEIGHT - 10}">seconds of training</text>',
+        f'<text x="5" y="{TOP - 6}">bits per byte, % of the base model</text>',
+    ]
+    for share in range(int(low) + 1, int(high) + 1, 2):
+        x, y = at(0, share)
+        parts.append(f'<path d="M{x} {y}H{WIDTH - RIGHT}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x - 28}" y="{y + 4}">{share}</text>')
+    for second in range(0, int(most) + 1, 5):
+        x, y = at(second, low)
+        parts.append(f'<text x="{x - 4}" y="{y + 16}">{second}</text>')
+    color = dict(zip([n for n in lines if "cached" not in n], COLORS, strict=False))
+    for row, (name, points) in enumerate(lines.items()):
+        stroke = color[name.removesuffix(", cached")]
+        dashes = ' stroke-dasharray="4 3"' if "cached" in name else ""
+        path = " L".join(f"{x:.1f} {y:.1f}" for x, y in (at(*point) for point in points))
+        parts.append(f'<path d="M{path}" fill="none" stroke="{stroke}" stroke-width="2"{dashes}/>')
+        y = TOP + 14 * (row + 1)
+        x = WIDTH - RIGHT + 8
+        parts.append(f'<path d="M{x} {y - 4}h22" stroke="{stroke}" stroke-width="2"{dashes}/>')
+        parts.append(f'<text x="{x + 28}" y="{y}">{name}</text>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
 PIECES = {"steps": steps, "quality": quality, "memory": memory}
 
 
@@ -229,16 +349,22 @@ PIECES = {"steps": steps, "quality": quality, "memory": memory}
 @click.option("--prompts", "count", default=2, show_default=True)
 @click.option("--first", default=0, show_default=True, help="Number of the first prompt.")
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--render", type=Path, help="Only write this file's tables and plot.")
 @click.option("--only", default="", help="Beginning of the rows of `quality` to measure.")
 @click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True)
 def main(
     space: Path, file: Path, model: str, piece: str, path: Path | None, count: int, first: int,
-    rounds: int, only: str, clock: str,
+    rounds: int, render: Path | None, only: str, clock: str,
 ) -> None:  # fmt: skip
+    if render:
+        results = json.loads(render.read_text())
+        into_readme("smollm2", rendered(results))
+        (ROOT / "docs" / "smollm2.svg").write_text(plot(curves(results)))
+        return
     for kinds in (PEERS, CONFIGS):
         for name in [name for name in kinds if not name.startswith(only)]:
             del kinds[name]  # type: ignore[attr-defined]
-    load = lambda: LanguageModel.from_pretrained(model, device="cpu")  # noqa: E731
+    load = partial(smollm2, model)
     chosen = prompts(load(), space, file, count, first)
     results = json.loads(path.read_text()) if path and path.exists() else {}
     results["machine"] = machine() | {"clock": clock}
@@ -248,6 +374,8 @@ def main(
             rows.setdefault(name, []).append(row)
         else:
             rows[name] = row
+        if isinstance(row, dict):
+            row["commit"] = results["machine"]["commit"]
         print(name, row, file=sys.stderr, flush=True)
         if path:
             path.write_text(json.dumps(results, indent=1) + "\n")
