@@ -61,7 +61,8 @@ class AnswerResults:
     config: EvalConfig
     values: dict[str, Float[Array, "m n"]]
     """By metric: those of the task, and bits per byte as % of the base model's."""
-    seconds: Float[Array, "m n"]
+    seconds: Float[Array, "m timed"]
+    """Of the requests, or of those that were timed while nothing else ran."""
     sets: tuple[str, ...]
     documents: tuple[str, ...]
     """The document of every prompt, such as the file of a line."""
