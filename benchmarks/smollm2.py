@@ -256,7 +256,7 @@ def rendered(results: dict[str, Any]) -> str:
         f"{about['transformers']}, peft {about['peft']}; seconds are processor time, next to other "
         "work.",
         "",
-        "| case | ratio | seconds per text | commit | target: minimum / stretch |",
+        "| case | ratio | seconds per text, first → second | commit | target: minimum / stretch |",
         "|---|---|---|---|---|",
     ]
     for name, row in results["steps"].items():
