@@ -58,8 +58,15 @@ async def _add_tokens(
         token_bytes=await state.token_bytes() if body.logprobs else None,
         top_logprobs=body.top_logprobs,
     )
-    chat = {"messages": tuple(messages), "tools": tuple(tools), "answer_prefix": prefix}
-    return replace(adapted, token_ids=tuple(token_ids), sampling=sampling, **chat), format
+    asked = replace(
+        adapted,
+        token_ids=tuple(token_ids),
+        messages=tuple(messages),
+        tools=tuple(tools),
+        answer_prefix=prefix,
+        sampling=sampling,
+    )
+    return asked, format
 
 
 def sampling_params(body: CompletionParams) -> SamplingParams:
