@@ -187,6 +187,6 @@ def chat_with_texts(
 
 
 def last_of_user(messages: Sequence[Mapping[str, Any]]) -> int | None:
-    """The index of the user's last message; None if there is none."""
+    """The index of the user's last message; None without one."""
     places = (place for place, message in enumerate(messages) if message["role"] == "user")
     return max(places, default=None)

@@ -310,7 +310,7 @@ class _Documents:
         return SequenceGroup(self._model, prompt, request.sampling)
 
     def group_with(self) -> SequenceGroup | None:
-        """The same with the documents that fit; None if none is to be read."""
+        """The same with the documents that fit; None without any to read."""
         request, model, sampling = self._request, self._model, self._request.sampling
         places = list(self._trained | self._plan.planned)
         if request.use == "steps" or not places:
@@ -331,7 +331,7 @@ class _Documents:
     def score(self, *, is_answer: bool) -> Score | None:
         """The score of the text after the documents that were used so far, or all for the answer.
 
-        None if none is to be read.
+        None if the request has no documents to read.
         """
         places = list(self._trained | (self._plan.planned if is_answer else {}))
         if self._scoring is None or not places:

@@ -248,7 +248,7 @@ class Evaluator:
     ) -> list[Row]:
         """Train on each document, put it into the context, or both; score at the chosen steps.
 
-        The rows of the steps; the last one, or `first` if there is none, gets the answer.
+        The rows of the steps; the last one, or `first` without steps, gets the answer.
         """
         blank = Row(first.method, first.part, first.bytes, first.base_bits)
         updates, steps = picks.updates(self._model, task.query), Steps(blank, picks)
