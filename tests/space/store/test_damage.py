@@ -210,14 +210,14 @@ def test_many_additions_need_few_open_files(tmp_path):
 def test_many_unmerged_segments_need_few_open_files(tmp_path, monkeypatch):
     monkeypatch.setattr("whet.space.store.writer.MERGED", 10**6)  # as older versions wrote them
     with disk_writer(tmp_path / "s") as writer:
-        for n in range(120):
+        for n in range(70):
             writer.add(table(1, n), units(1, n))
     code = (
         "import sys; from whet.space.store.reader import DiskReader;"
-        "r = DiskReader.open(sys.argv[1]); assert len(r.segments) == r.count() == 120;"
+        "r = DiskReader.open(sys.argv[1]); assert len(r.segments) == r.count() == 70;"
         "r.rows(r.ids()); r.find(list(map(str, range(9))))"
     )
-    done = run(code, tmp_path / "s", limit=64)
+    done = run(code, tmp_path / "s", limit=48)
     assert done.returncode == 0, done.stderr
 
 
