@@ -1,14 +1,17 @@
 """Layers import only from lower layers, folders stay small, and `import whet` loads little."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import grimp
 import pytest
+from support.paths import ROOT
 
 import whet
-from whet.errors import MissingDependencyError, require
+from whet.errors import EXTRAS, MissingDependencyError, require
 
 SOURCE = Path(whet.__file__).parent
 LAYERS = [  # from the lowest to the highest
@@ -116,3 +119,52 @@ def test_the_former_package_compat_names_the_new_one():
 def test_a_missing_dependency_is_named_with_its_extra():
     with pytest.raises(MissingDependencyError, match=r"no_such_package is not installed: .*\[eval"):
         require("no_such_package", "eval")
+
+
+def test_the_extra_of_each_package_is_the_one_that_installs_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {"faiss-cpu": "faiss", "markdown-it-py": "markdown_it", "scikit-learn": "sklearn"}
+    for extra, packages in EXTRAS.items():
+        listed = project["optional-dependencies"][extra]
+        installed = {re.split(r"[>=\[]", line)[0] for line in listed} - {"whet"}
+        assert sorted(packages) == sorted(names.get(i, i.replace("-", "_")) for i in installed)
+
+
+CORE = """
+import sys
+from importlib.machinery import PathFinder
+allowed = {"whet", "numpy", "jaxtyping", "wadler_lindig", "click", *sys.stdlib_module_names}
+class OnlyCore(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return super().find_spec(name, path, target) if name.split(".")[0] in allowed else None
+sys.meta_path[:] = [OnlyCore if finder is PathFinder else finder for finder in sys.meta_path]
+from whet.cli import main
+for words in (["--version"], *(line.split() for line in sys.argv[1:])):
+    try: main(words)
+    except SystemExit as done: print(words[0], done.code, file=sys.stderr)
+"""
+
+
+def test_without_extras_arrays_are_selected_and_every_command_names_its_extra(tmp_path):
+    """`pip install whet` brings NumPy, jaxtyping and click; other packages are hidden here."""
+    (tmp_path / "t.jsonl").write_text('{"text": "bees"}\n')
+    verbs = {
+        "index t.jsonl s.whet": "space",
+        "select s.whet bees": "space",
+        "space info s.whet": "space",
+        "report run": "space",
+        "eval s.whet --prompts t.jsonl --out run": "space",
+        "score s.whet bees --prompt a": "adapt",
+        "generate s.whet bees": "adapt",
+        "serve s.whet": "serve",
+    }
+    arrays = "import whet, numpy as np; assert len(whet.sift(np.ones(2), np.eye(2), 2)) == 2"
+    code = CORE + arrays
+    done = subprocess.run(
+        [sys.executable, "-c", code, *verbs], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    found = [re.findall(r"not installed: run `pip install 'whet\[(\w+)\]'`$", e) for e in errors]
+    assert found == [[extra] for extra in verbs.values()], done.stderr

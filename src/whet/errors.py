@@ -1,4 +1,4 @@
-"""The errors that whet raises, and the import of require dependencies.
+"""The errors that whet raises, and the import of optional dependencies.
 
     WhetError
     ├── SourceError                a file or data set of documents cannot be read
@@ -77,6 +77,17 @@ class MissingDependencyError(WhetError):
     """An optional dependency is not installed."""
 
 
+EXTRAS = {
+    "space": (
+        "charset_normalizer", "faiss", "filelock", "markdown_it", "pathspec", "pyarrow", "rich",
+        "scipy", "sklearn", "threadpoolctl",
+    ),
+    "adapt": ("safetensors", "tokenizers", "torch", "transformers"),
+    "serve": ("fastapi", "llguidance", "prometheus_client", "uvicorn"),
+}  # fmt: skip
+"""Packages that several modules import, by the extra that installs them (pyproject.toml)."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, which needs the optional dependencies of `extra`.
 
@@ -91,9 +102,19 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "whet"):
-            raise
-        raise MissingDependencyError(
-            f"{package} is not installed: run `pip install 'whet[{extra}]'`"
-        ) from error
+        raise missing_dependency(error, extra) from error
+
+
+def missing_dependency(error: ModuleNotFoundError, extra: str | None = None) -> Exception:
+    """The error that names the extra with the package that `error` did not find.
+
+    Args:
+        error: What an import raised.
+        extra: The extra of packages that `EXTRAS` does not list; without it, `error` itself is
+            returned for these.
+    """
+    package = (error.name or "").partition(".")[0]
+    extra = next((name for name, packages in EXTRAS.items() if package in packages), extra)
+    if package in ("", "whet") or extra is None:
+        return error
+    return MissingDependencyError(f"{package} is not installed: run `pip install 'whet[{extra}]'`")

@@ -13,7 +13,7 @@ import click
 
 from whet._version import __version__
 from whet.cli import adapter, chat, evaluate, generate, index, select, serve, space, tune
-from whet.errors import WhetError
+from whet.errors import MissingDependencyError, WhetError, missing_dependency
 from whet.io import printable
 
 RENAMED_COMMANDS = {
@@ -75,6 +75,11 @@ class ErrorHandlingGroup(click.Group):
             if ctx.params["debug"]:
                 raise
             raise UserError(str(error), usage=isinstance(error, ValueError)) from error
+        except ModuleNotFoundError as error:
+            missing = missing_dependency(error)
+            if ctx.params["debug"] or not isinstance(missing, MissingDependencyError):
+                raise
+            raise UserError(str(missing), usage=False) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
