@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) --constraint constraints.txt --editable '.[all]'
 
-.PHONY: demo smollm2 test docs clean
+.PHONY: demo smollm2 test docs notebooks clean
 
 ## whet demo: SIFT and nearest neighbors on the source of Python's standard library, in three minutes
 demo: $(READY)
@@ -28,6 +28,10 @@ docs: $(READY)
 	$(BIN)/python -m studies insights
 	$(INSTALL) --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+## the notebooks, with new outputs
+notebooks: $(READY)
+	cd examples && ../$(BIN)/jupyter-execute --inplace *.ipynb
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -70,13 +70,14 @@ def test_tied_weights_stay_tied(tmp_path):
     torch.testing.assert_close(logits(loaded), logits(network), rtol=1e-5, atol=1e-5)
 
 
-def test_a_file_is_converted_once_whatever_its_name(tmp_path, caplog):
+def test_a_file_is_converted_once_whatever_its_name(tmp_path, caplog, capsys):
     path = tiny_gguf.save(tmp_path / "tiny.gguf")
     first = load(path)
     copy = shutil.copy(path, tmp_path / "sha256-1234")  # as in Ollama's store
     second = load(copy)
     assert first.fingerprint == second.fingerprint
     assert len(caplog.records) == 1 and "converting" in caplog.text
+    assert not capsys.readouterr().err  # no bar where stderr is not a terminal
     assert HiddenStates(str(path), device="cpu").encode(["bees"]).shape == (1, 32)
     assert len([each for each in cache_folder().iterdir() if each.is_dir()]) == 1
 

@@ -15,7 +15,8 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +221,10 @@ def _convert(path: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        network, info = transformers.AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, output_loading_info=True
-        )
+        with _progress_on_terminals_only():
+            network, info = transformers.AutoModelForCausalLM.from_pretrained(
+                **where, dtype=torch.float32, output_loading_info=True
+            )
     except Exception as error:  # tokenizers raises it bare
         raise ModelError(
             f"{path} has the architecture {_text(reader, 'general.architecture')!r}, which "
@@ -249,6 +251,24 @@ def _convert(path: Path, folder: Path) -> None:
         network.save_pretrained(temporary, state_dict=_compacted(network.state_dict()))
         versions = {name: require(name, "gguf").__version__ for name in ("transformers", "torch")}
         write_json(temporary / RECORD, {"format": FORMAT, "source": str(path)} | versions)
+
+
+@contextmanager
+def _progress_on_terminals_only() -> Iterator[None]:
+    """Hide transformers' bar of the conversion where stderr is a file or a pipe.
+
+    No setting of transformers reaches this bar.
+    """
+    module: Any = require("transformers.modeling_gguf_pytorch_utils", "gguf")
+    bar = getattr(module, "tqdm", None)
+    if bar is None:
+        yield
+        return
+    module.tqdm = partial(bar, disable=None)  # None: unless stderr is a terminal
+    try:
+        yield
+    finally:
+        module.tqdm = bar
 
 
 def _read_header(path: Path) -> Any:

@@ -112,7 +112,8 @@ class AdaptInfo(ResponseModel):
     steps: int
     """Number of gradient steps."""
     stop_reason: str
-    """Why training ended: n, alpha, deadline, cancelled, no_match (no document is near the prompt),
+    """Why training ended: n, alpha, learned (nothing was left to learn), deadline, cancelled,
+    evidence (the steps did not help and were undone), no_match (no document is near the prompt),
     cached (an adapter was reused), or base (the request asked for the base model)."""
     cached: bool
     """Whether a cached adapter was used."""
