@@ -18,7 +18,7 @@ from whet.space.space import DataSpace
 NOON = dt.datetime(2024, 6, 1, 12, tzinfo=dt.UTC)
 VALUES = [
     (np.int64(2010), 2010), (np.float32(0.5), 0.5), (np.bool_(True), True), (np.array(3), 3),
-    (pd.NaT, None), (pd.NA, None), (float("inf"), None), (np.datetime64("NaT"), None),
+    (pd.NaT, None), (pd.NA, None), (float("inf"), None), (np.datetime64("NaT", "s"), None),
     ([np.int64(1)], [1]), (np.array([1, 2]), [1, 2]), ({"a": np.uint8(7)}, {"a": 7}),
     (Decimal("2010"), 2010), (Decimal("1.5"), 1.5), (b"ab", "ab"), (b"\xff", "/w=="),
     (NOON, "2024-06-01T12:00:00Z"), (pd.Timestamp(NOON), "2024-06-01T12:00:00Z"),

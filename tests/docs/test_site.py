@@ -4,7 +4,7 @@ import re
 import runpy
 
 import pytest
-from support.paths import DOCS, ROOT
+from support.paths import DOCS, EXAMPLES, ROOT
 
 import whet
 
@@ -45,3 +45,14 @@ def test_reference_has_every_public_name():
 )
 def test_links_lead_to_the_page_or_the_repository(link, source, page, expected):
     assert hook()["with_site_links"](f"[x]({link})", source, page) == f"[x]({expected})"
+
+
+def test_a_notebook_becomes_a_page_with_its_pictures():
+    text = (EXAMPLES / "01_select.ipynb").read_text(encoding="utf-8")
+    page, pictures = hook()["notebook_page"](text, "01_select")
+    assert page.startswith("# Select informative examples\n")
+    assert page.count("```python\n") >= 5 and "```text\nnearest" in page
+    assert [f"![]({name})" in page for name in pictures] == [True, True]
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+    links = hook()["with_site_links"](page, "examples/01_select.ipynb", "notebooks/01_select.md")
+    assert "](02_data_space.md)" in links and "](../selectors.md)" in links

@@ -310,6 +310,7 @@ assert writer.snapshot().count() == 1030
 
 
 def test_a_full_disk_changes_nothing(path):
+    pytest.importorskip("resource")
     before = files(path)
     _, complaint = (writer := python(FULL, path)).communicate()
     assert writer.returncode == 0, complaint
