@@ -69,6 +69,8 @@ def notebook_page(text: str, name: str) -> tuple[str, dict[str, bytes]]:
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     name = page.file.src_uri
+    if name == "index.md":  # badges are pictures of other hosts
+        markdown = re.sub(r"^\[!\[.*\n", "", markdown, flags=re.MULTILINE)
     return with_site_links(markdown, OUTSIDE.get(name, f"docs/{name}"), name)
 
 
