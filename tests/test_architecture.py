@@ -154,7 +154,7 @@ def test_without_extras_arrays_are_selected_and_every_command_names_its_extra(tm
         "select s.whet bees": "space",
         "space info s.whet": "space",
         "report run": "space",
-        "eval s.whet --prompts t.jsonl --out run": "space",
+        "eval s.whet --prompts t.jsonl --out run": "adapt",
         "score s.whet bees --prompt a": "adapt",
         "generate s.whet bees": "adapt",
         "serve s.whet": "serve",

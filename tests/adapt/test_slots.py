@@ -438,7 +438,7 @@ def test_states_on_disk_are_bounded_and_a_full_disk_is_no_error(some_model, tmp_
     assert losses_on_disk(some_model, LAST_LORA, tmp_path / "small", folder_bytes=limit) == exact
     sizes = [path.stat().st_size for path in (tmp_path / "small").glob("*/*")]
     assert 0 < sum(sizes) <= limit and len(sizes) < len(set(TEXTS[0]))
-    (tmp_path / "a file").touch()  # in the place of the folder: nothing can be written
+    (tmp_path / "a file").touch()  # instead of the folder: nothing can be written
     assert losses_on_disk(some_model, LAST_LORA, tmp_path / "a file") == exact
     assert [record.message for record in caplog.records if "no longer stored" in record.message]
 
