@@ -31,7 +31,11 @@ def test_a_notebook_is_stored_with_pictures_and_without_errors(path):
     assert numbers == list(range(1, len(cells) + 1)), "run it from top to bottom"
     outputs = [output for cell in cells for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert {output.output_type for output in outputs} <= {
+        "stream",
+        "display_data",
+        "execute_result",
+    }
     text = json.dumps(outputs)
     assert len(text) < 300_000 and not re.search(r"/(home|root|tmp|work|Users)/", text)
 
