@@ -12,9 +12,19 @@ import typing
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is expected
+_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is expected
 _compare_shapes = jaxtyping.jaxtyped
 _SHAPE = re.compile(r"jaxtyping|\b(Bool|Float|Int|Shaped|UInt64)\[")
+
+
+def checked(function):
+    """`function` with checks; its annotations stay as they are written."""
+    annotations = dict(getattr(function, "__annotations__", {}))
+    with_checks = _beartype(function)
+    for changed in (function, with_checks):
+        if hasattr(changed, "__annotations__"):
+            changed.__annotations__ = annotations
+    return with_checks
 
 
 def _check(function):
