@@ -1,6 +1,7 @@
 """Tasks with an answer: prompts, metrics and results, each against a few plain lines."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_invalid_input_is_one_line(world, tmp_path, arguments, reason):
     assert len(done.stderr.strip().splitlines()) <= 3 and "Traceback" not in done.output
 
 
-def test_intervals_resample_files_within_sets():
+def test_intervals_resample_files():
     config = EvalConfig.from_table({"task": "lines", "methods": ["base", "nearest(use=context)"]})
     values = np.array([[0.0] * 24, [100.0, 0.0] * 12])
     files = tuple(f"{i // 2}.py" for i in range(24))  # both lines of each file differ
@@ -214,3 +215,7 @@ def test_intervals_resample_files_within_sets():
     assert context.verdict("exact_match") == "better than base"
     pooled = AnswerResults.pooled([results, results], ["one", "two"])
     assert pooled.n == 48 and pooled.lines("exact_match")[1].value.n == 24
+    ones = [replace(results, values={"exact_match": 100 * np.eye(2)}, seconds=np.ones((2, 2)),
+                    sets=("all",) * 2, documents=("a", "b"))]  # fmt: skip
+    singles = AnswerResults.pooled(ones * 6, list("abcdef"))  # few files of each data space
+    assert singles.lines("exact_match")[1].value.has_interval

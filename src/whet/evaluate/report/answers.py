@@ -1,8 +1,8 @@
 """The results of a task with an answer: metrics of every method, with paired differences.
 
 A difference is to the base model or to the first method that puts passages into the context (the
-retrieval-augmented baseline), paired by prompt. Intervals are resampled over documents within a
-set, because lines of one file are not independent.
+retrieval-augmented baseline), paired by prompt. Intervals are resampled over documents, because
+lines of one file are not independent.
 """
 
 from collections.abc import Sequence
@@ -140,8 +140,8 @@ class AnswerResults:
         ]
 
     def estimate(self, values: Float[Array, " n"]) -> Estimate:
-        """The mean with its 90 % bootstrap interval over documents, within sets."""
-        names, (document, groups) = self._clusters
+        """The mean with its 90 % bootstrap interval over documents, whatever their sets."""
+        names, document = self._clusters
         count = len(names)
         sums = np.bincount(document, values, count)
         sizes = np.bincount(document, minlength=count).astype(np.float64)
@@ -150,7 +150,7 @@ class AnswerResults:
             means: Float[Array, " r"] = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
             return means
 
-        return resampled(count, mean, groups=groups)
+        return resampled(count, mean)
 
     def record(self) -> dict[str, Any]:
         """The tables as JSON values."""
@@ -196,11 +196,11 @@ class AnswerResults:
         )
 
     @cached_property
-    def _clusters(self) -> tuple[Array, tuple[Array, Array]]:
-        """The distinct documents, the document of every prompt, and the set of every document."""
+    def _clusters(self) -> tuple[Array, Array]:
+        """The distinct documents, and which of them every prompt is of."""
         keys = [f"{s}\0{d}" for s, d in zip(self.sets, self.documents, strict=True)]
         names, document = np.unique(keys, return_inverse=True)
-        return names, (document, np.array([name.partition("\0")[0] for name in names]))
+        return names, document
 
 
 def _is_base(method: Any) -> bool:
