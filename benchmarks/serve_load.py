@@ -128,10 +128,11 @@ def serving(space: Path, **options: Any) -> Iterator[Server]:
             command, env=environment, stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stderr is not None
-            first = json.loads(process.stderr.readline())
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            server = Server(int(first["url"].rpartition(":")[2]), process.pid)
             try:
+                lines_of_log = map(json.loads, process.stderr)  # warnings may come first
+                url = next(line["url"] for line in lines_of_log if "url" in line)
+                threading.Thread(target=process.stderr.read, daemon=True).start()
+                server = Server(int(url.rpartition(":")[2]), process.pid)
                 server.request("/health")
                 yield server
             finally:
