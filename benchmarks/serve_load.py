@@ -328,7 +328,7 @@ def send_one(server: Server, texts: list[str], i: int) -> None:
             long = body | {"max_tokens": 64, "stream": bool(i % 20 == 3), "adapt": {"n": 3}}
             server.disconnect("/v1/completions", long)
         case 4:
-            invalid = {"model": "another"}, {"prompt": prompt * 999}, {"n": 2}, {"stop": 1}
+            invalid = {"model": "another"}, {"prompt": prompt * 999}, {"n": 17}, {"stop": 1}
             server.request("/v1/completions", body | invalid[i // 10 % 4], expect_error=True)
         case 5:
             new = {"model": NAME, "prompt": prompt, "adapt": {"n": 1, "cache": "refresh"}}
