@@ -121,12 +121,16 @@ def test_few_documents_and_a_small_budget_are_errors(space, model):
         (settings(-0.2, -0.3), "do not adapt"),
         (settings(0.05, -0.01), "unclear"),
         (settings(fresh=False), "unclear"),
+        (settings(0.004, 0.001, most_steps=5), "unclear"),
+        (settings(most_steps=5), "adapt"),
         (settings(gain=0.2, low=0.2, before=Estimate(1, 1, 1, 1)), "adapt"),
     ],
 )
 def test_a_verdict_needs_a_gain_beyond_noise(chosen, verdict):
     assert chosen.verdict == verdict
     assert ("use retrieval instead" in chosen.summary) == (verdict == "do not adapt")
+    limited = verdict == "unclear" and chosen.most_steps is not None
+    assert ("the minutes allowed at most 5 steps" in chosen.summary) == limited
 
 
 def test_the_choice_is_used_for_what_is_not_given(space, model):

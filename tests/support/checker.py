@@ -12,7 +12,8 @@ import typing
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is expected
+# an int where a float is expected; an error that code which reads damaged records may catch
+_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 _compare_shapes = jaxtyping.jaxtyped
 _SHAPE = re.compile(r"jaxtyping|\b(Bool|Float|Int|Shaped|UInt64)\[")
 

@@ -50,13 +50,16 @@ class TunedSettings:
     """Seconds per request for selecting and training, without generation."""
     fresh: bool
     """Whether the numbers are those of passages that nothing was chosen on."""
+    most_steps: int | None = None
+    """Most steps that the minutes allowed to try; None if they limited nothing."""
     verdict: Verdict = field(init=False)
 
     def __post_init__(self) -> None:
         gain, verdict = self.gain, "unclear"
         if self.fresh and gain.n >= MIN_FRESH:
             verdict = "adapt" if gain.low > 0 else "unclear"
-            verdict = verdict if gain.value >= MIN_GAIN else "do not adapt"
+            if gain.value < MIN_GAIN:  # more steps may gain more
+                verdict = "do not adapt" if self.most_steps is None else "unclear"
         object.__setattr__(self, "verdict", verdict)
         AdapterOptions(name=self.adapter, lr=self.lr, layers=self.layers)
         SelectionConfig(n=self.n, lam="embedder" if self.lam is None else self.lam)
@@ -78,14 +81,15 @@ class TunedSettings:
         if gain.has_interval:
             line += f" (90 % interval {100 * gain.low:.1f} to {100 * gain.high:.1f} %"
             line += f", {gain.n} passages)"
-        return (
-            line
-            + {
-                "adapt": ": worth it",
-                "do not adapt": ": do not adapt, use retrieval instead",
-                "unclear": ": unclear, because too few passages were measured; allow more minutes",
-            }[self.verdict]
-        )
+        if self.verdict == "adapt":
+            return line + ": worth it"
+        if self.verdict == "do not adapt":
+            return line + ": do not adapt, use retrieval instead"
+        is_measured = self.fresh and gain.n >= MIN_FRESH
+        reason = "too few passages were measured"
+        if is_measured and self.most_steps is not None:
+            reason = f"the minutes allowed at most {self.most_steps} steps"
+        return line + f": unclear, because {reason}; allow more minutes"
 
     @classmethod
     def of_record(cls, record: Any) -> "TunedSettings":

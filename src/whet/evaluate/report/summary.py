@@ -3,7 +3,7 @@
 Definitions: docs/protocol.md, "Reports".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -69,7 +69,7 @@ def protocol_name(config: EvalConfig) -> str:
     return f"{config.leakage}{context}, long_texts {config.training.long_texts}"
 
 
-def comparison_table(summaries: dict[str, Sequence[MethodSummary]]) -> Table:
+def comparison_table(summaries: Mapping[str, Sequence[MethodSummary]]) -> Table:
     """One row per method; for each protocol, the mean of % of base and its difference to nearest.
 
     Args:

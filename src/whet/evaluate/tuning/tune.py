@@ -135,7 +135,9 @@ class _Tuning:
             self._share = 1.0
             measured = self._measure(best, step)
         fresh = bool(measured)
-        chosen = _settings(self._model.name, best, step, measured or trials, fresh)
+        most = self._journal.steps if self._config.n is None else None
+        most = None if most == STEPS[-1] else most
+        chosen = _settings(self._model.name, best, step, measured or trials, fresh, most)
         path, reason = "", f"{self._space.path} is an address"
         if is_folder(self._space.path):
             try:
@@ -271,8 +273,9 @@ def _sufficient_step(trials: Sequence[Trial]) -> int:
 
 
 def _settings(
-    model: str, setting: Setting, step: int, trials: Sequence[Trial], fresh: bool
-) -> TunedSettings:
+    model: str, setting: Setting, step: int, trials: Sequence[Trial], fresh: bool,
+    most_steps: int | None,
+) -> TunedSettings:  # fmt: skip
     rows = np.array([[t.base_bits, t.bits[step], t.num_bytes] for t in trials])
 
     def estimate(value: Callable[[Array], float]) -> Estimate:
@@ -290,4 +293,5 @@ def _settings(
         gain=estimate(lambda total: float(1 - total[1] / total[0])),
         seconds=float(np.mean([trial.seconds[step] for trial in trials])),
         fresh=fresh,
+        most_steps=most_steps,
     )
