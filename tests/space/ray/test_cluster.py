@@ -210,9 +210,9 @@ def test_evaluation_runs_survive_dead_workers(nodes, tmp_path):
     here = eval_fixtures.build(tmp_path)
     with ThreadPoolExecutor(1) as pool:
         killed = pool.submit(kill_first, "ray::_record")
-        remote_run = eval_fixtures.run(here, tmp_path / "far", ray=nodes, per_set=2)
+        remote_run = eval_fixtures.run(here, tmp_path / "far", ray=nodes, per_set=1)
         assert killed.result()
-    local_run = eval_fixtures.run(here, tmp_path / "near", per_set=2)
+    local_run = eval_fixtures.run(here, tmp_path / "near", per_set=1)
     one, two = (
         {(r["prompt"], r["method"], r["part"], r["step"]): r for r in run.table.to_pylist()}
         for run in (local_run, remote_run)
