@@ -82,7 +82,9 @@ def test_documents_of_other_sources_stay(folder):
     other.write_text(json.dumps(records[1] | {"year": 2020}) + "\n")
     space = build(other)
     assert {d.id: d.meta for d in space.documents(space.rows)}["own"] == {"year": 2020}
-    assert "ants.md" not in texts(space) and "by hand" in texts(space) and space.changes.updated == 1
+    assert (
+        "ants.md" not in texts(space) and "by hand" in texts(space) and space.changes.updated == 1
+    )
 
 
 def test_missing_files_can_be_kept(folder):
