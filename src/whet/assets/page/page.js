@@ -291,11 +291,16 @@ function draw(tag, attributes, text) {
 
 // ---- keys and buttons
 
-$("ask").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
+let described = describe(); // a question waits for it: only then is there a model to ask
+$("ask").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  await described;
+  if (model) ask();
+});
 $("stop").addEventListener("click", () => running?.abort());
 $("new").addEventListener("click", forget);
 $("steps").addEventListener("input", () => { $("steps-shown").textContent = $("steps").value; });
-$("key").addEventListener("change", describe);
+$("key").addEventListener("change", () => { described = describe(); });
 $("theme").addEventListener("click", () => {
   const root = document.documentElement.dataset;
   const dark = root.theme ? root.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
@@ -305,4 +310,3 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask").requestSubmit();
 });
-describe();
