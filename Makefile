@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) --constraint constraints.txt --editable '.[all]'
 
-.PHONY: demo smollm2 test docs notebooks clean
+.PHONY: demo smollm2 test check-types check-behavior docs notebooks clean
 
 ## whet demo: SIFT and nearest neighbors on the source of Python's standard library, in three minutes
 demo: $(READY)
@@ -19,7 +19,13 @@ smollm2: $(READY)
 test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory --jobs=2 check-types check-behavior
+
+# at once: tests often wait for servers and other processes
+check-types:
 	$(BIN)/mypy
+
+check-behavior:
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 ## generated pages (docs/cli.md, docs/insights.md) and the documentation site in site/, strictly
