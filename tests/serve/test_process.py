@@ -54,7 +54,7 @@ def process(file):
 
 def test_sigterm_finishes_running_requests(tmp_path, llama_folder):
     file, _ = config(tmp_path, llama_folder)
-    payload = {"model": "tiny", "prompt": "bee", "max_tokens": 26, "stream": True}
+    payload = {"model": "tiny", "prompt": "honey", "max_tokens": 26, "stream": True}
     payload |= {"adapt": {"n": 40}}
     with process(file) as (server, client):
         connection = client.connect("POST", "/v1/completions", payload)
@@ -67,7 +67,7 @@ def test_sigterm_finishes_running_requests(tmp_path, llama_folder):
         assert server.wait() in (0, -signal.SIGTERM)
     [line] = [item for item in response if item.get("route") == "/v1/completions"]
     assert line["status"] == 200 and line["request"] == answer.headers["x-request-id"]
-    assert "bee" not in json.dumps(response)
+    assert "honey" not in json.dumps(response)
 
 
 @pytest.mark.parametrize("round", range(int(os.environ.get("WHET_KILLS", "1"))))
