@@ -10,7 +10,7 @@ from support import tiny_models
 from whet.adapt.config import LoRA, TrainingConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import adapted
-from whet.adapt.updates import plan_updates
+from whet.adapt.updates import TrainExample, Update, plan_updates
 from whet.data.documents import Document, iter_documents, to_documents
 from whet.engine import Engine, Request, SamplingParams
 
@@ -155,7 +155,8 @@ def test_the_loss_of_a_step_is_the_mean_of_the_response(model):
             replace(text, loss_mask=~text.loss_mask),
             replace(text, loss_mask=None),
         ):
-            losses.append(session._slots.step({0: [counts]})[0][0])
+            session.train([Update((TrainExample("d", None, counts),))])
+            losses.append(session.steps[-1].loss)
             session.restore(None)
     share = text.num_loss_tokens / len(text.tokens)
     assert losses[2] == pytest.approx(share * losses[0] + (1 - share) * losses[1], rel=1e-5)

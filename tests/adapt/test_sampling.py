@@ -76,7 +76,7 @@ def logits_after(model, adjust, *generated, **options):
     for token in generated:
         sequence.append(token)
     logits = torch.linspace(-1, 1, model.vocab_size)
-    return adjust(logits), sequence._adjustments.apply(logits)
+    return adjust(logits), sequence.adjusted(logits)
 
 
 def test_penalties_change_the_logits_as_documented(model):

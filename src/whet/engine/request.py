@@ -148,12 +148,9 @@ class RequestRunner:
         """
         request, group = state.request, None
         session = AdaptationSession(
-            slots,
-            slot,
-            training=self.training,
-            init_adapter=request.init_adapter,
+            slots, slot, training=self.training, init_adapter=request.init_adapter,
             on_step=state.on_event,
-        )
+        )  # fmt: skip
         if state.cancelled:  # while it waited
             trace = AdaptationTrace((), "cancelled")
             return Output(request, request.text or "", trace, finish_reason="cancelled")
@@ -196,9 +193,11 @@ class RequestRunner:
                 group, should_stop=lambda: state.cancelled, on_text=state.on_event
             )
         clock.end("generate")
-        reason = reason or plan.stop_reason
-        reason = "evidence" if kept < scores.taken else reason
+        reason = "evidence" if kept < scores.taken else reason or plan.stop_reason
         reason = "cancelled" if state.cancelled else reason
+        passages = dict(Counter(step.id for step in session.steps))
+        sigma = _last_sigma(session.steps, plan, documents)
+        seconds, read = sum(clock.seconds.values()), documents.in_context
         scored = GeneratedText(request.text or "", "score", 0)
         texts = tuple(sequence.result for sequence in group.sequences) if group else (scored,)
         return Output(
@@ -210,14 +209,7 @@ class RequestRunner:
             scores.scores,
             session.adapter if request.return_adapter else None,
             clock.seconds,
-            Evidence(
-                evidence.bits_per_byte,
-                kept,
-                dict(Counter(step.id for step in session.steps)),
-                _last_sigma(session.steps, plan, documents),
-                sum(clock.seconds.values()),
-                documents.in_context,
-            ),
+            Evidence(evidence.bits_per_byte, kept, passages, sigma, seconds, read),
             answer_score=answer_score,
             num_tokens=sum(text.num_tokens for text in texts),
             num_prompt_tokens=len(group.sequences[0].prompt) if group else 0,

@@ -191,6 +191,14 @@ class SequenceState:
         logprobs = tuple(self._logprobs[: self._tokens_before(len(self.text))])
         return GeneratedText(self.text, reason, len(self.token_ids), logprobs)
 
+    def adjusted(self, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+        """The model's `logits` after penalties, biases and the grammar, before the temperature.
+
+        Raises:
+            ValueError: If no token can be found that matches the grammar.
+        """
+        return self._adjustments.apply(logits)
+
     def sample(self, logits: Float[Tensor, " v"]) -> Int[Tensor, ""]:
         """The next token, to be given to `append`.
 
@@ -199,7 +207,7 @@ class SequenceState:
         """
         sampling = self._sampling
         self._logits = None if sampling.logprobs is None else logits
-        logits = self._adjustments.apply(logits)
+        logits = self.adjusted(logits)
         if not sampling.temperature:
             return logits.argmax()
         logits, tokens = logits.sort(descending=True, stable=True)
