@@ -1,14 +1,17 @@
 """Every command, as a user types it, with a tiny model."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from support import tiny_models
 from support.paths import ROOT
+from transformers import AutoModelForCausalLM
 
 from whet.adapt.config import AdapterOptions, OptimizerConfig
 from whet.cli import main
@@ -161,6 +164,19 @@ def test_generate_compares_with_the_base_model(folder):
     assert compared["base"] == base != compared["text"]
     plain = f"base model:\n{base}\n\nadapted model:\n{compared['text']}\n"
     assert whet(*words, "--compare") == printable(plain)
+
+
+def test_an_empty_answer_is_reported(folder, tmp_path):
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    ends = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():  # every hidden state is the embedding of the token that ends a text
+        ends.transformer.ln_f.weight.zero_()
+        ends.transformer.ln_f.bias.copy_(99 * ends.transformer.wte.weight[ends.config.eos_token_id])
+    ends.save_pretrained(model)
+    words = ["generate", folder / "space", "alpha", "--model", model, "--max-tokens", 4, "-n", 0]
+    found = run(*words)
+    assert found.stdout == "\n" and "the answer is empty" in found.stderr.splitlines()[-1]
+    assert run(*words, "--quiet").stderr == ""
 
 
 def test_the_documents_trained_on_are_printed_on_stderr_unless_quiet(folder):

@@ -27,6 +27,10 @@ from whet.io import printable
 from whet.select.config import SelectionConfig
 
 NO_MATCH: Final = "no_match"
+EMPTY = (
+    "the answer is empty: the model ended the text at once; whet chat asks questions through the "
+    "model's chat template"
+)
 
 
 @click.command(cls=Command)
@@ -58,6 +62,8 @@ def generate(
     base = engine.model.generate(prompt, **sampling) if compare else None
     output = _run(engine, prompt=prompt, use=use, sampling=SamplingParams(**sampling))
     report(output, quiet or as_json)
+    if not (quiet or as_json or output.text.strip()) and output.finish_reason == "stop":
+        print(EMPTY, file=sys.stderr)
     record, plain = {"prompt": prompt, **_record(output)}, output.text
     if base is not None:
         record, plain = record | {"base": base}, f"base model:\n{base}\n\nadapted model:\n{plain}"
