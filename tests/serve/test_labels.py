@@ -1,5 +1,7 @@
 """Documents that a key may not read do not change a single bit of its responses."""
 
+from operator import itemgetter
+
 import pytest
 from support import label_escape, serving
 
@@ -170,32 +172,42 @@ def test_space_without_labels_needs_a_key_for_all(llama_folder, tmp_path):
         assert client.of("chief").post("/v1/select", SELECT).status == 200
 
 
-def test_writing_confirms_no_hidden_document(llama_folder, tmp_path):
-    board = Document("legal:7", "merger with honey corp", {"label": "board"})
+@pytest.mark.parametrize("words", [5, 700], ids=["whole", "cut into passages"])
+def test_writing_confirms_no_hidden_document(llama_folder, tmp_path, words):
+    hidden = " ".join((serving.WORDS * 80)[:words])
+    guess = " ".join((serving.WORDS[::-1] * 80)[:words])
+    board = {"id": "legal:7", "text": hidden, "meta": {"label": "board"}}
     documents = [item for item in serving.documents() if item.id != "legal:7"]
     labels = Labels(field="label", public="public")
-    DataSpace.build([*documents, board], tmp_path / "with.whet", labels=labels)
-    DataSpace.build(documents, tmp_path / "without.whet", labels=labels)
+    records = [{"id": d.id, "text": d.text, "meta": d.meta} for d in documents]
+    DataSpace.build([*records, board], tmp_path / "with.whet", labels=labels, chunks="auto")
+    DataSpace.build(records, tmp_path / "without.whet", labels=labels, chunks="auto")
     path = "/v1/data_spaces/docs/documents"
     answers = []
     for place in (tmp_path / "with.whet", tmp_path / "without.whet"):
         with serving.running(serving.app(llama_folder, place)) as client:
             legal, chief = client.of("legal"), client.of("chief")
             seen = []
-            for text in ("guess", "guess", board.text, "guess"):
+
+            def found(key, text):
+                reply = key.post("/v1/search", {"prompt": text, "k": 60}).json()
+                return [item for item in reply["data"] if item["id"].startswith("legal:7")]
+
+            for text in (guess, guess, hidden, guess):
                 new = {"id": "legal:7", "text": text, "label": "legal"}
-                seen.append(legal.post(path, {"documents": [new]}))
-                found = legal.post("/v1/search", {"prompt": "guess", "k": 99}).json()["data"]
-                seen.append([item for item in found if item["id"] == "legal:7"])
-            seen.append(legal.post(f"{path}/delete", {"ids": ["legal:7"]}))
-            seen.append(legal.post(f"{path}/delete", {"ids": ["legal:7"]}))
-            new = {"id": "legal:7", "text": board.text, "label": "legal"}
+                seen += [legal.post(path, {"documents": [new]}), found(legal, guess)]
+            taken = {"id": "legal:7#1", "text": "bee", "label": "legal"}
+            seen.append(legal.post(path, {"documents": [taken]}))
+            for name in ("legal:7", "legal:7", "legal:7#1"):
+                seen.append(legal.post(f"{path}/delete", {"ids": [name]}))
+            new = {"id": "legal:7", "text": hidden, "label": "legal"}
             seen.append(legal.post(path, {"documents": [new]}))
             answers.append([(s.status, s.body) if hasattr(s, "status") else s for s in seen])
             legal.post(f"{path}/delete", {"ids": ["legal:7"]})
-            left = chief.post("/v1/search", {"prompt": board.text, "k": 99}).json()["data"]
-            kept = [item["text"] for item in left if item["id"] == "legal:7"]
-            assert kept == ([board.text] if "with." in str(place) else [])
+            kept = "".join(
+                item["text"] for item in sorted(found(chief, hidden), key=itemgetter("id"))
+            )
+            assert kept == (hidden if "with." in str(place) else "")
     assert answers[0] == answers[1]
 
 
