@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from typing import Any
 import click
 
 from whet.adapt.config import AdapterOptions
+from whet.adapt.decoding.sampling import TextPiece
 from whet.data.documents import Document, read_documents
-from whet.engine import Request, SamplingParams
+from whet.engine import Request, SamplingParams, TrainStep
 from whet.select.config import SelectionConfig
 from whet.serve.config import ServeConfig
 from whet.serve.main import build_engines
@@ -191,13 +193,13 @@ def at_once(space: Path, prompts: list[str], runs: int, **options: Any) -> dict[
 def overhead(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     """Compare HTTP requests with the engine in this process, alternating which is first."""
     data_space = DataSpace.open(space)
-    engine = build_engines(_config(space))["lora"]
+    config = _config(space)
+    engine, selection = build_engines(config)["lora"], replace(config.selection, n=STEPS)
     greedy = SamplingParams(max_tokens=TOKENS)
 
     def direct(prompt: str) -> None:
-        retrieval = retrieve(data_space, prompt, SelectionConfig(n=STEPS, k=200))
         engine.submit(
-            Request(prompt=prompt, documents=retrieval.documents, sampling=greedy)
+            Request(prompt, space=data_space, selection=selection, sampling=greedy)
         ).result()
 
     with serving(space) as server, engine:
@@ -259,20 +261,22 @@ def first(space: Path, prompts: list[str], runs: int) -> dict[str, Any]:
     with engine:
         for prompt in prompts[: 4 * runs]:
             retrieval = retrieve(data_space, prompt, SelectionConfig(n=2, k=200))
-            times: list[tuple[str, float]] = []
+            steps: list[float] = []
+            pieces: list[float] = []
 
-            def note(event: Any, times: list[tuple[str, float]] = times) -> None:
-                times.append((type(event).__name__, time.perf_counter()))
+            def note(event: Any, steps: list[float] = steps, pieces: list[float] = pieces) -> None:
+                if isinstance(event, TrainStep):
+                    steps.append(time.perf_counter())
+                elif isinstance(event, TextPiece):
+                    pieces.append(time.perf_counter())
 
             request = Request(
                 prompt=prompt, documents=retrieval.documents, sampling=SamplingParams(max_tokens=4)
             )
             engine.submit(request, note).result()
-            last = max(at for name, at in times if name == "TrainStep")
-            first_text = min((at for name, at in times if name == "str"), default=None)
             forward = [seconds(lambda p=prompt: engine.model.score(p)) for _ in range(3)]  # type: ignore[misc]
-            if first_text is not None:
-                ratios.append((first_text - last) / statistics.median(forward))
+            if pieces:  # a model may end at once
+                ratios.append((pieces[0] - steps[-1]) / statistics.median(forward))
     return {"first_token_over_forward": spread(ratios)}
 
 
