@@ -28,6 +28,7 @@ from whet.adapt.session import AdaptationSession
 from whet.adapt.slots import Slots
 from whet.adapt.updates import Update
 from whet.data.documents import Document
+from whet.data.messages import MESSAGES, messages_of
 from whet.errors import AdaptationError, ModelError
 from whet.evaluate.config import EvalConfig, MethodConfig
 from whet.evaluate.contamination import find_contamination
@@ -154,13 +155,26 @@ def _picks_of(space: DataSpace, picker: Picker, document: Document, config: Eval
                "learned_ratio": each.learned_ratio}
         for name, each in picks.items()
     }  # fmt: skip
-    texts = {d.id: d.text for each in picks.values() for d in each.documents}
+    documents = {d.id: d for each in picks.values() for d in each.documents}
+    texts = {name: _as_record(document) for name, document in documents.items()}
     return record | {"contamination": contamination, "methods": methods, "texts": texts}
+
+
+def _as_record(document: Document) -> str | Record:
+    """What is trained on of a document: its text, and its messages if it is a conversation."""
+    messages = messages_of(document.meta, document.text)
+    return {"text": document.text, MESSAGES: messages} if messages else document.text
+
+
+def _as_document(name: str, record: str | Record) -> Document:
+    if isinstance(record, str):
+        return Document(name, record, {})
+    return Document(name, record["text"], {MESSAGES: record[MESSAGES]})
 
 
 def _read_prompts(lines: Iterator[str]) -> Iterator[Record]:
     """The prompts of a file of `prepare`, with the texts of their picks."""
-    texts = dict[str, str]()
+    texts = dict[str, str | Record]()
     for line in lines:
         record = json.loads(line)
         texts |= record.pop("texts")
@@ -279,7 +293,8 @@ class Batched:
     def _job(self, slot: int, prompt: _Prompt, method: MethodConfig) -> Job:
         """The rows of one method on one prompt, which are added to the prompt at the end."""
         chosen, texts = prompt.record["methods"][method.name], prompt.record["texts"]
-        documents = [Document(name, texts[name], {}) for name in chosen["ids"]]
+        made = {name: _as_document(name, texts[name]) for name in set(chosen["ids"])}
+        documents = [made[name] for name in chosen["ids"]]
         training = _with_seed(method, chosen["seed"])
         picks = Picks(
             documents, chosen["sigma"], chosen["seconds"], training, chosen["n"],

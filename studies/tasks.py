@@ -1,6 +1,7 @@
 """The tables of docs/tasks.md: completing lines of repositories, and answering questions.
 
 python -m studies.tasks repositories CORPUS... --out FOLDER    # one folder of files per repository
+python -m studies.tasks run FOLDER STDLIB --out RUNS           # both tasks in rounds; resumes
 python -m studies.tasks collect RUN...                         # copy runs, without generated texts
 python -m studies.tasks page                                   # write the tables into docs/tasks.md
 """
@@ -9,16 +10,21 @@ import argparse
 import gzip
 import json
 import shutil
-from dataclasses import replace
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from rich.table import Table
 
+from whet.evaluate.dataset import Experiment
 from whet.evaluate.report.answers import BITS, TITLES, AnswerResults
 from whet.evaluate.report.render import markdown, text_table
 from whet.evaluate.results import Run
-from whet.evaluate.run_storage import META, PROMPTS, ROWS, tables
+from whet.evaluate.run_storage import META, PROMPTS, ROWS, strings, tables
+from whet.evaluate.runner import evaluate
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "tasks", ROOT / "docs" / "tasks.md"
@@ -30,6 +36,73 @@ REPOSITORIES = {
     "gson": "google/gson",
     "caddy": "caddyserver/caddy",
 }
+FEW_FILES = {"httpx": ("data.held_out=13", "data.lines_per_file=2")}
+"""Settings of a repository that has too few files of code to hold out one per line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One run of the study, and how many prompts it is to have."""
+
+    name: str
+    experiment: Experiment
+    prompts: int
+    """Prompts of each of its sets."""
+
+    def extend(self, folder: Path, prompts: int) -> int:
+        """Evaluate its first prompts, so many of each set, as far as they are not finished.
+
+        Returns how many prompts are finished.
+        """
+        data, config = replace(self.experiment.data, per_set=prompts), self.experiment.config
+        out = folder / self.name
+        data.open_space(task=config.task)  # built first: prompts may be held out of it
+        wanted = {prompt.document.id for prompt in data.read_prompts(config.task).prompts}
+        finished = set(strings(tables(out)[1], "prompt"))
+        if not wanted <= finished:  # loading the model takes seconds
+            evaluate(data, out, config, progress=False)
+        return len(wanted | finished)
+
+
+def parts(repositories: Path, stdlib: Path, folder: Path, lines: int, questions: int) -> list[Part]:
+    """The runs of both tasks on the files of `repositories` and `stdlib_questions`."""
+    here = Path(__file__).parent
+    made = []
+    for name in REPOSITORIES:
+        where = [
+            f"data.space={folder / 'spaces' / name}.whet",
+            f"data.source={repositories / name}",
+        ]
+        lines_of = Experiment.read(here / "tasks-lines.toml", [*where, *FEW_FILES.get(name, ())])
+        made.append(Part(f"lines-{name}", lines_of, lines))
+    where = [f"data.space={folder / 'spaces' / 'stdlib'}.whet",
+             f"data.source={stdlib / 'documentation.jsonl'}",
+             f"data.prompts={stdlib / 'questions.jsonl'}"]  # fmt: skip
+    return [*made, Part("qa", Experiment.read(here / "tasks-qa.toml", where), questions)]
+
+
+def rounds(parts: list[Part], count: int) -> Iterator[tuple[Part, int]]:
+    """What to extend to how many prompts, so that all parts grow together.
+
+    >>> [(part.name, prompts) for part, prompts in rounds([Part("a", None, 5)], 2)]
+    [('a', 3), ('a', 5)]
+    """
+    for number in range(1, count + 1):
+        for part in parts:
+            yield part, -(-part.prompts * number // count)
+
+
+def run(parts: list[Part], folder: Path, count: int, limit_s: float | None) -> None:
+    """Evaluate the parts in `count` rounds; after `limit_s` seconds, nothing more is begun."""
+    (folder / "spaces").mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for part, prompts in rounds(parts, count):
+        if limit_s is not None and time.monotonic() - started > limit_s:
+            print(f"stopped before {part.name}: the same command goes on", file=sys.stderr)
+            return
+        finished = part.extend(folder, prompts)
+        print(f"{time.monotonic() - started:.0f} s: {part.name} has {finished} prompts",
+              file=sys.stderr, flush=True)  # fmt: skip
 
 
 def repositories(corpus: list[Path], folder: Path) -> None:
@@ -97,12 +170,26 @@ def main() -> None:
     verb = verbs.add_parser("repositories", help="write files of repositories from a corpus")
     verb.add_argument("corpus", type=Path, nargs="+", help="JSON lines, packed by gzip")
     verb.add_argument("--out", type=Path, required=True, help="folder to write")
+    verb = verbs.add_parser("run", help="evaluate both tasks; resumes")
+    verb.add_argument("repositories", type=Path, help="folder that `repositories` wrote")
+    verb.add_argument("stdlib", type=Path, help="folder that studies.stdlib_questions wrote")
+    verb.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    verb.add_argument("--lines", type=int, default=26, help="lines per repository")
+    verb.add_argument("--questions", type=int, default=16, help="questions of each of three kinds")
+    verb.add_argument("--rounds", type=int, default=6, help="visits of each run, in turn")
+    verb.add_argument("--limit-s", type=float, help="begin nothing after so many seconds")
     verb = verbs.add_parser("collect", help="copy runs to benchmarks/results/tasks")
     verb.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     verbs.add_parser("page", help="write the tables into docs/tasks.md")
     arguments = parser.parse_args()
     if arguments.verb == "repositories":
         repositories(arguments.corpus, arguments.out)
+    elif arguments.verb == "run":
+        wanted = parts(
+            arguments.repositories, arguments.stdlib, arguments.out, arguments.lines,
+            arguments.questions,
+        )  # fmt: skip
+        run(wanted, arguments.out, arguments.rounds, arguments.limit_s)
     elif arguments.verb == "collect":
         collect(arguments.runs)
     else:

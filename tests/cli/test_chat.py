@@ -1,6 +1,7 @@
 """A conversation through a pipe, as `whet chat` reads it."""
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from whet.data.documents import Document
 from whet.space.space import DataSpace
 
 TEXTS = ("alpha beta gamma delta", "beta gamma epsilon zeta", "eta theta iota kappa alpha")
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
 SMALL = ["-k", 3, "-n", 2, "--max-tokens", 6, "--device", "cpu", "--lr", 0.05]
 
 
@@ -29,8 +31,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def chat(folder, *lines, more=()):
-    words = ["chat", folder / "space", "--model", folder / "model", *SMALL, *more]
+def chat(folder, *lines, model=None, more=()):
+    words = ["chat", folder / "space", "--model", (model or folder) / "model", *SMALL, *more]
     text = "".join(f"{line}\n" for line in lines)
     done = CliRunner().invoke(main, [str(word) for word in words], input=text)
     assert done.exit_code == 0, done.output
@@ -57,6 +59,18 @@ def test_a_wrong_line_is_reported_and_the_next_one_answered(folder):
     for message in ("/base needs a question", "/nothing is not a command", "has a context of 256"):
         assert message in done.stderr
     assert "/use context|steps|both" in done.stdout
+
+
+def test_the_default_is_context_with_a_chat_template_and_steps_without(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATE)
+    plain = chat(folder, "alpha beta?")
+    assert "adapted by 2 steps" in plain.stderr and "by default" not in plain.stderr
+    done = chat(folder, "alpha beta?", "/use both", "beta?", "/use auto", "gamma?", model=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if "in the context" in line]
+    chosen = ["use: context, chosen by default" in line for line in lines]
+    assert chosen == [True, False, True] and "adapted by 2 steps" in lines[1]
+    assert all("base model with" in lines[i] for i in (0, 2))
 
 
 def test_a_long_conversation_stays_within_the_context(folder):

@@ -1,6 +1,7 @@
 """Documents in the model's context, as gradient steps, or both."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,14 +18,20 @@ DOCUMENTS = tuple(
 )
 QUESTION = {"role": "user", "content": "why?"}
 CHAT = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}, QUESTION)
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
 SIX = SamplingParams(max_tokens=6)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tiny_models.save(tmp_path_factory.mktemp("long"), "llama")
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 160}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
     return LanguageModel.from_pretrained(folder, device="cpu")
 
 
@@ -104,6 +111,28 @@ def test_a_text_is_scored_after_the_documents(engine):
     joined = engine.model.score(" bees dance", context="ants walk\n\nbees dance\n\nwhy?")
     assert context.score.bits == pytest.approx(joined.bits, rel=1e-5)
     assert both.scores[3] == both.score
+
+
+def test_auto_reads_for_a_chat_with_a_template_and_takes_steps_otherwise(folder, model, tmp_path):
+    shutil.copytree(folder, tmp_path / "chat")
+    (tmp_path / "chat" / "chat_template.jinja").write_text(TEMPLATE)
+    templated = LanguageModel.from_pretrained(tmp_path / "chat", device="cpu")
+    assert templated.has_chat_template and not model.has_chat_template
+    logprobs = replace(SIX, prompt_logprobs=1)
+    with Engine(None, templated, whet.LoRA(lr=0.05, r=4)) as engine:
+        chosen = [
+            answer(engine, **options).evidence
+            for options in (
+                {"messages": CHAT},
+                {},
+                {"text": " bees dance"},
+                {"messages": CHAT, "sampling": logprobs},
+                {"messages": CHAT, "use": "both"},
+            )
+        ]
+    assert [e.chosen_use for e in chosen] == ["context", "steps", "steps", "steps", None]
+    assert [e.num_steps for e in chosen] == [0, 3, 3, 3, 3]
+    assert "use: context, chosen by default" in str(chosen[0]) and "use:" not in str(chosen[1])
 
 
 @pytest.mark.parametrize(

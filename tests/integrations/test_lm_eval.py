@@ -16,7 +16,7 @@ from support import eval_fixtures, serving, tiny_models
 from support.paths import DOCS
 
 from whet.adapt.model import LanguageModel
-from whet.engine import Engine
+from whet.engine import Engine, Request, SamplingParams
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.dataset import EvalData
 from whet.evaluate.results import Run
@@ -69,6 +69,22 @@ def test_a_continuation_is_scored_after_training_for_its_context(model, engine):
     found = model.loglikelihood([ask(CONTEXT, choice) for choice in CHOICES], disable_tqdm=True)
     for (value, _), choice in zip(found, CHOICES, strict=True):
         assert value == pytest.approx(nats(engine.score(choice, prompt=CONTEXT).score), rel=1e-6)
+
+
+@pytest.mark.parametrize("use", ["context", "both"])
+def test_documents_in_the_context_are_scored_as_by_the_engine(place, model, engine, use):
+    options = {"adapter": "full", "lr": 1e-2, "n": 3, "k": 10, "use": use}
+    reading = WhetLM(str(place / "space"), str(place / "model"), **options)
+    found = reading.loglikelihood([ask(CONTEXT, choice) for choice in CHOICES], disable_tqdm=True)
+    for (value, _), choice in zip(found, CHOICES, strict=True):
+        output = engine.submit(Request(CONTEXT, text=choice, use=use)).result()
+        assert value == pytest.approx(nats(output.score), rel=1e-6)
+    sampling = {"max_gen_toks": 4, "until": []}
+    [text] = reading.generate_until([ask(CONTEXT, sampling)], disable_tqdm=True)
+    asked = Request(CONTEXT, use=use, sampling=SamplingParams(max_tokens=4))
+    assert text == engine.submit(asked).result().text
+    with pytest.raises(ValueError, match="use is 'auto': expected steps or context or both"):
+        WhetLM(str(place / "space"), str(place / "model"), use="auto")
 
 
 def test_greedy_is_what_generation_gives(model, engine):

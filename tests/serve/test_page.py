@@ -57,6 +57,8 @@ def points(driver, figure):
 
 
 def test_keyboard_alone_asks_and_all_results_are_shown(page):
+    assert Select(item(page, "use")).first_selected_option.text == "automatic"
+    item(page, "use").send_keys(Keys.ARROW_DOWN)  # both
     item(page, "steps").send_keys(Keys.HOME, *([Keys.ARROW_RIGHT] * 5))
     ask(page)
     wait_for_status(page, "Done.")

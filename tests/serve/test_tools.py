@@ -112,6 +112,30 @@ def test_requests_of_the_documentation_are_answered(server):
         assert reply.status == 200, (body, reply.body)
 
 
+def test_what_a_chat_uses_documents_for_by_default(server):
+    """A model with a chat template reads them; naming what is trained asks for steps, too."""
+    chat = {"messages": [{"role": "user", "content": "honey bee"}]}
+    asked = [
+        ("chat/completions", chat, {}),
+        ("chat/completions", chat, {"adapter": "lora"}),
+        ("chat/completions", chat, {"use": "steps"}),
+        ("chat/completions", chat, {"n": 0}),
+        ("completions", {"prompt": "honey bee"}, {}),
+    ]
+    infos = []
+    for path, body, adapt in asked:
+        body = {"model": "tiny", "max_tokens": 4, "adapt": {"cache": "off", **adapt}, **body}
+        infos.append(server.post(f"/v1/{path}", body).json()["adapt"])
+    assert [info["use"] for info in infos] == ["context", "both", "steps", "steps", "steps"]
+    assert [info["steps"] > 0 for info in infos] == [False, True, True, False, True]
+    assert [bool(info["evidence"]["in_context"]) for info in infos] == [True, True] + [False] * 3
+    assert "use: context, chosen by default" in infos[0]["evidence"]["line"]
+    wrong = server.post(
+        "/v1/completions", {"model": "tiny", "prompt": "a", "adapt": {"use": "all"}}
+    )
+    assert wrong.status == 400 and b"context" in wrong.body
+
+
 ASK = {"model": "tiny@base", "messages": [{"role": "user", "content": "go"}], "tools": TOOLS}
 
 

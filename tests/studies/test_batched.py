@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from support import eval_fixtures
 
 from studies.batched import main
+from whet.data.documents import Document
 from whet.evaluate.results import Run
 
 SETTINGS = {
@@ -17,6 +18,19 @@ SETTINGS = {
     "eval_steps": (0, 2),
     "k": 10,
 }
+HALVES = [
+    (" ".join(words[:6]), " ".join(words[6:]))
+    for words in (eval_fixtures.text(100 + i).split() for i in range(6))
+]  # of the prompts
+TALKS = [
+    Document(
+        f"talk{i}",
+        f"User: {asked}\n\nAssistant: {answered}",
+        {"messages": [{"role": "user", "content": asked},
+                      {"role": "assistant", "content": answered}]},
+    )
+    for i, (asked, answered) in enumerate(HALVES)
+]  # fmt: skip
 METHODS = ("nearest", "sift", "sift(stop_alpha=0.9)")
 
 
@@ -27,7 +41,7 @@ def invoke(*words):
 
 @pytest.mark.parametrize("protocol", ["paper", "held-out"])
 def test_a_batched_run_is_that_of_the_evaluator(tmp_path, protocol):
-    here = eval_fixtures.build(tmp_path / "world")
+    here = eval_fixtures.build(tmp_path / "world", texts=20, extra=TALKS)
     lines = [json.loads(line) for line in (here / "prompts.jsonl").read_text().splitlines()]
     lines[1]["text"] = "?"  # shares no term with the data space, and cannot be split
     prompts = eval_fixtures.write(tmp_path / "prompts.jsonl", lines)
@@ -57,6 +71,7 @@ def test_a_batched_run_is_that_of_the_evaluator(tmp_path, protocol):
     rows = [{(r["prompt"], r["method"], r["step"]): r for r in run.table.to_pylist()}
             for run in (made, expected)]  # fmt: skip
     assert rows[0].keys() == rows[1].keys()
+    assert any((row["document"] or "").startswith("talk") for row in rows[0].values())
     for key, row in rows[0].items():
         other = rows[1][key]
         for name in ("document", "multiplicity", "tokens", "bytes", "sigma"):

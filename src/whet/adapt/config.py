@@ -19,6 +19,8 @@ PRECISIONS = ("fp32", "bf16")  # that a model computes in
 Loss = Literal["auto", "all", "response", "conditional"]
 Use = Literal["steps", "context", "both"]
 """What retrieved documents are used for: gradient steps, the model's context, or both."""
+UseOption = Literal["auto", "steps", "context", "both"]
+"""A `Use`, or `auto`, which `whet.engine.in_context.resolve_use` resolves for each request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from whet.adapt.config import Use
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import AdaptationSession
 
@@ -46,6 +47,8 @@ class Evidence:
     """Wall time from the submission of the request to its last token."""
     in_context: tuple[str, ...] = ()
     """Passages that the model has read, the first one nearest to the question."""
+    chosen_use: Use | None = None
+    """What `auto` has chosen to use the documents for; None if the request says it."""
 
     @property
     def before(self) -> float | None:
@@ -65,6 +68,8 @@ class Evidence:
         parts = ["sources: " + ", ".join([*names[:SHOWN], *["…"] * (len(names) > SHOWN)])]
         if self.sigma is not None:
             parts.insert(0, f"σ {self.sigma:.2f}")
+        if self.in_context and self.chosen_use:
+            parts.append(f"use: {self.chosen_use}, chosen by default")
         steps, took = sum(self.passages.values()), f"({self.seconds:.1f} s)"
         read = _count(len(self.in_context), "passage") + " in the context"
         if not steps:

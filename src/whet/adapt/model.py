@@ -241,6 +241,11 @@ class LanguageModel:
                 self._chat_tokenizer = template_tokenizer(self.tokenizer)
             return self._chat_tokenizer
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether a conversation is read through a template; otherwise as a written dialogue."""
+        return bool(self.chat_tokenizer.chat_template)
+
     def encode_chat(
         self,
         messages: Sequence[Message],

@@ -12,27 +12,28 @@ from typing import Any, get_args
 
 import click
 
-from whet.adapt.config import Use
+from whet.adapt.config import UseOption
 from whet.cli.generate import NO_MATCH, new_engine, report
 from whet.cli.options import (
     ADAPTATION,
     QUIET,
     SELECTION_WITHOUT_N,
     SPACE,
+    USE,
     Command,
     GroupedOption,
-    use_option,
 )
 from whet.errors import NoMatchError, WhetError
 from whet.io import printable
 
-USES: tuple[Use, ...] = get_args(Use)
+USES: tuple[UseOption, ...] = get_args(UseOption)
 STEPS = 8
 NEXT_SPEAKER = ("\nuser:", "\nassistant:")  # where a model without a template goes on by itself
 HELP = """\
 /base                    the base model's answer to the last question, without passages
 /why                     why the passages of the last answer were selected
-/use context|steps|both  put passages into the context, take steps on them, or both
+/use context|steps|both  put passages into the context, take steps on them, or both;
+                         /use auto: context, if the model has a chat template, otherwise steps
 /reset                   forget the conversation
 /quit                    leave, as Ctrl-D does; Ctrl-C stops an answer"""
 
@@ -40,11 +41,11 @@ HELP = """\
 class Conversation:
     """Questions and answers so far, and how the next question is answered."""
 
-    def __init__(self, engine: Any, use: Use, max_tokens: int, temperature: float) -> None:
+    def __init__(self, engine: Any, use: UseOption, max_tokens: int, temperature: float) -> None:
         from whet.adapt.decoding.sampling import SamplingParams
 
         self.use, self._engine, self._model = use, engine, engine.model
-        stop = () if self._model.chat_tokenizer.chat_template else NEXT_SPEAKER
+        stop = () if self._model.has_chat_template else NEXT_SPEAKER
         self._sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop)
         self.messages: list[dict[str, str]] = []
         """The conversation so far, without passages."""
@@ -112,7 +113,7 @@ class Conversation:
 
 @click.command(cls=Command)
 @SPACE
-@use_option("both")
+@USE
 @click.option("--max-tokens", default=256, show_default=True, help="Longest answer, in tokens.")
 @click.option(
     "--temperature",
@@ -135,13 +136,13 @@ class Conversation:
 )
 @SELECTION_WITHOUT_N
 def chat(
-    space: Path | str, use: Use, max_tokens: int, temperature: float, quiet: bool, **values: Any
+    space: Path | str, use: UseOption, max_tokens: int, temperature: float, quiet: bool, **values: Any
 ) -> None:  # fmt: skip
     """Answer questions with the help of the documents of SPACE.
 
-    For each question, passages are selected, put into the model's context, and trained on; then the
-    model is restored. Type /help for the commands. Questions are read from standard input, one per
-    line.
+    For each question, passages are selected and put into the model's context, trained on, or both;
+    then the model is restored. Type /help for the commands. Questions are read from standard input,
+    one per line.
     """
     engine = new_engine(space, values, quiet)
     conversation = Conversation(engine, use, max_tokens, temperature)

@@ -7,19 +7,19 @@ from typing import Any, Final
 
 import click
 
-from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig, Use
+from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig, UseOption
 from whet.cli.options import (
     ADAPTATION,
     JSON,
     QUIET,
     SELECTION,
     SPACE,
+    USE,
     Command,
     emit,
     read_text,
     resolve_selection,
     take_config,
-    use_option,
 )
 from whet.cli.tune import use_tuned, with_options
 from whet.errors import NoMatchError, require
@@ -40,13 +40,13 @@ EMPTY = (
 @click.option("--temperature", default=0.0, show_default=True,
               help="Sampling temperature; 0 takes the most likely token.")  # fmt: skip
 @click.option("--compare", is_flag=True, help="Also print the base model's answer.")
-@use_option("steps")
+@USE
 @JSON
 @QUIET
 @ADAPTATION
 @SELECTION
 def generate(
-    space: Path | str, prompt: str, max_tokens: int, temperature: float, compare: bool, use: Use,
+    space: Path | str, prompt: str, max_tokens: int, temperature: float, compare: bool, use: UseOption,
     quiet: bool, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Fine-tune on documents of SPACE, or put them into the context, then continue PROMPT.
@@ -74,13 +74,13 @@ def generate(
 @SPACE
 @click.argument("text")
 @click.option("--prompt", help="What is before TEXT [default: TEXT is cut in half].")
-@use_option("steps")
+@USE
 @JSON
 @QUIET
 @ADAPTATION
 @SELECTION
 def score(
-    space: Path | str, text: str, prompt: str | None, use: Use, quiet: bool, as_json: bool,
+    space: Path | str, text: str, prompt: str | None, use: UseOption, quiet: bool, as_json: bool,
     **values: Any,
 ) -> None:  # fmt: skip
     """Score TEXT before and after fine-tuning on what is before it.

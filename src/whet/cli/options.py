@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig, Use
+from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig, UseOption
 from whet.config import ConfigField, config_fields
 from whet.io import printable
 from whet.select.config import SelectionConfig
@@ -205,6 +205,14 @@ SELECTION = config_options(SelectionConfig, "Selection", selector=click.Choice(l
 SELECTION_WITHOUT_N = config_options(
     SelectionConfig, "Selection", skip=("n",), selector=click.Choice(list(SELECTORS))
 )
+USE = click.option(
+    "--use",
+    type=click.Choice(get_args(UseOption)),
+    default="auto",
+    show_default=True,
+    help="Take gradient steps on the documents, put them into the model's context, or both. auto is "
+    "context for a chat with a model that has a chat template, otherwise steps.",
+)
 MODEL = options(
     click.option(
         "--model",
@@ -224,17 +232,6 @@ ADAPTATION = options(
     config_options(OptimizerConfig, "Optimizer"),
     click.option("--seed", default=0, show_default=True, help="Seed of everything random."),
 )  # fmt: skip
-
-
-def use_option(default: Use) -> Decorator:
-    """The option `--use`: what the selected documents are used for."""
-    return click.option(
-        "--use",
-        type=click.Choice(get_args(Use)),
-        default=default,
-        show_default=True,
-        help="Take gradient steps on the documents, put them into the model's context, or both.",
-    )
 
 
 def resolve_selection(space: Any, config: SelectionConfig) -> SelectionConfig:

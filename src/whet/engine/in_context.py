@@ -15,14 +15,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from whet.adapt.batches import windows
+from whet.adapt.config import Use, UseOption
 from whet.adapt.model import LanguageModel, Score
 from whet.space.context import context
 
+CHAT_USE: Use = "context"
+"""What `auto` is for a question: best in bits and F1, and faster than steps (docs/tasks.md)."""
 SEPARATOR = "\n\n"
 WITH_PASSAGES = "Answer with the help of these passages.\n\n{passages}\n\nQuestion: {question}"
 
 Tokens = Int[Tensor, " t"]
 ContextOrder = Literal["nearest-last", "selected"]
+
+
+def resolve_use(use: UseOption, model: LanguageModel, *, is_chat: bool) -> Use:
+    """What the documents of a request are used for.
+
+    Args:
+        use: What the request asks for. `auto` is `context` for a chat with a model that has a chat
+            template, which answers questions, and `steps` for texts to continue or to score.
+        model: The model that answers.
+        is_chat: Whether the request is a conversation.
+    """
+    if use != "auto":
+        return use
+    return CHAT_USE if is_chat and model.has_chat_template else "steps"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

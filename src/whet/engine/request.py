@@ -26,6 +26,7 @@ from whet.engine.in_context import (
     chat_with_texts,
     last_of_user,
     prompt_with_texts,
+    resolve_use,
 )
 from whet.engine.types import Output, Request
 from whet.select.config import ResolvedSelection, SelectionConfig
@@ -177,7 +178,7 @@ class RequestRunner:
             evidence.after_update(number)
 
         reason = yield from session.run(
-            plan.updates if request.use != "context" else (),
+            plan.updates if documents.use != "context" else (),
             limit=plan.num_texts,
             before_update=before_update,
             after_update=after_update,
@@ -209,7 +210,15 @@ class RequestRunner:
             scores.scores,
             session.adapter if request.return_adapter else None,
             clock.seconds,
-            Evidence(evidence.bits_per_byte, kept, passages, sigma, seconds, read),
+            Evidence(
+                evidence.bits_per_byte,
+                kept,
+                passages,
+                sigma,
+                seconds,
+                read,
+                documents.use if request.use == "auto" else None,
+            ),
             answer_score=answer_score,
             num_tokens=sum(text.num_tokens for text in texts),
             num_prompt_tokens=len(group.sequences[0].prompt) if group else 0,
@@ -272,8 +281,11 @@ class _Documents:
 
     def __init__(self, request: Request, model: LanguageModel) -> None:
         self._request, self._model, self._plan = request, model, TrainingPlan()
+        is_chat = request.messages is not None and request.sampling.prompt_logprobs is None
+        self.use = resolve_use(request.use, model, is_chat=is_chat)
+        """What they are used for."""
         self._scoring = None
-        if request.use != "steps" and request.text is not None:
+        if self.use != "steps" and request.text is not None:
             left = request.prompt if request.context is None else request.context
             self._scoring = InContext(model, request.text, left=left)
         self._trained: dict[int, None] = {}
@@ -305,7 +317,7 @@ class _Documents:
         """The same with the documents that fit; None without any to read."""
         request, model, sampling = self._request, self._model, self._request.sampling
         places = list(self._trained | self._plan.planned)
-        if request.use == "steps" or not places:
+        if self.use == "steps" or not places:
             return None
         texts = [self._plan.documents[place].text for place in places]
         if request.messages is not None:
@@ -381,7 +393,7 @@ class _Scores:
         """Score the text by the model that answers; with documents in its context, return that."""
         if self._request.text is None:
             return None
-        if self._request.use == "steps":
+        if self._documents.use == "steps":
             self.add(kept)
             return None
         if kept == self.taken and self._documents.in_context:

@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, get_args
 
 from whet.adapt.adapters import Adapter
-from whet.adapt.config import Use
+from whet.adapt.config import UseOption
 from whet.adapt.decoding.logprobs import TokenLogprob
 from whet.adapt.decoding.sampling import GeneratedText, SamplingParams
 from whet.adapt.evidence import Evidence
@@ -65,10 +65,12 @@ class Request:
     """How text is generated."""
     eval_steps: tuple[int, ...] = ()
     """Updates after which the text is scored, in addition to the first and the last score."""
-    use: Use = "steps"
+    use: UseOption = "auto"
     """What the documents are used for: gradient steps (`steps`), to be read by the model
-    (`context`), or `both`. They are read in front of the prompt or scored text, or in the user's
-    last message, as far as they fit the context; the first one stands last."""
+    (`context`), or `both`. With `auto`, a model with a chat template reads them to answer
+    `messages`, and any other request takes steps. They are read in front of the prompt or scored
+    text, or in the user's last message, as far as they fit the context; the first one stands
+    last."""
     adapt: bool = True
     """Whether to use documents at all; otherwise the base model answers."""
     init_adapter: Adapter | None = None
@@ -104,8 +106,8 @@ class Request:
                 )
         if self.messages is not None and not self.messages:
             raise ValueError("messages is empty: expected at least one")
-        check_choice(self.use, get_args(Use), "use")
-        if self.use != "steps" and self.sampling.prompt_logprobs is not None:
+        check_choice(self.use, get_args(UseOption), "use")
+        if self.use in ("context", "both") and self.sampling.prompt_logprobs is not None:
             raise ValueError(
                 f"use is {self.use!r}: expected steps with prompt_logprobs, which are those of the "
                 "prompt alone"

@@ -120,7 +120,7 @@ async function stream(body, question, { signal }, panel, shown) {
     if (progress?.selection) {
       plot(part(".sigma", here), progress.sigma, "σ", 1);
       showSources(progress.selection, question, here);
-      showStatus(body.adapt.use === "context" ? "Reading…" : "Training…");
+      showStatus(["steps", "both"].includes(body.adapt.use) ? "Training…" : "Reading…");
     } else if (progress) {
       losses.push(progress.bits_per_byte);
       plot(part(".loss", here), losses, "bits per byte");

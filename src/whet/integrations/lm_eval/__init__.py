@@ -8,7 +8,8 @@ This is lm-eval's own command line with the model `whet` added. From Python:
 
 The model is never trained on what it is scored on: a continuation is scored after training for its
 context, and a whole text (`loglikelihood_rolling`) chunk by chunk, each after training for the text
-before it. Where there is no text before, the base model is scored.
+before it. Where there is no text before, the base model is scored. With `use=context` the model reads
+the documents in front of the context instead, and with `use=both` it does both.
 """
 
 import logging
@@ -23,11 +24,13 @@ from whet.adapt.config import AdapterOptions, TrainingConfig
 from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import adapted
+from whet.adapt.updates import Update
 from whet.config import config_fields, parse_fields, unknown_name
 from whet.engine import Engine, Request
-from whet.engine.request import plan_retrieval
+from whet.engine.in_context import InContext
+from whet.engine.request import TrainingPlan, plan_retrieval
 from whet.errors import NoMatchError, require
-from whet.evaluate.config import EvalConfig
+from whet.evaluate.config import EvalConfig, MethodConfig
 from whet.evaluate.tasks import ScoringTask
 from whet.io import progress_bar
 from whet.maths.arrays import as_count
@@ -49,8 +52,10 @@ NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "num_return_sequences": 1}
 SELECTION = tuple(field.name for field in config_fields(SelectionConfig))
 ADAPTER = tuple(field.name for field in config_fields(AdapterOptions) if field.name != "name")
 TRAINING = ("order", "gradient_reuse", "long_texts", "loss", "learned_ratio")
-OPTIONS = (*SELECTION, "adapter", *ADAPTER, *TRAINING)
-"""Names of the options: those of `whet.SelectionConfig`, of the adapter, and of the training."""
+METHOD = ("use",)
+OPTIONS = (*SELECTION, "adapter", *ADAPTER, *TRAINING, *METHOD)
+"""Names of the options: those of `whet.SelectionConfig`, of the adapter, of the training, and `use`
+of `whet.evaluate.config.MethodConfig`."""
 
 
 @register_model("whet")
@@ -86,7 +91,8 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
             options: Fields of `whet.SelectionConfig` (`lam="auto"` is resolved once, here),
                 `adapter` (auto, full, lora or head), and its `lr`, `r`, `lora_alpha` and
                 `target_modules`; `order`, `gradient_reuse`, `long_texts`, `loss` and
-                `learned_ratio` of `whet.engine.TrainingConfig`.
+                `learned_ratio` of `whet.engine.TrainingConfig`; `use`: `steps` (the default),
+                `context` or `both`.
 
         Raises:
             WhetError: If the data space or the model cannot be opened.
@@ -96,6 +102,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         for name in options:
             if name not in OPTIONS:
                 raise ValueError(f"model_args: {unknown_name(name, OPTIONS)}")
+        self._use = _take(MethodConfig, options, METHOD).get("use", "steps")
         selection = SelectionConfig(**_take(SelectionConfig, options, SELECTION))
         adapter = AdapterOptions(
             name=options.get("adapter", "auto"), **_take(AdapterOptions, options, ADAPTER)
@@ -158,7 +165,7 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
                 context, options = request.args
                 sampling = sampling_params(options)
                 prompt = self.engine.model.truncate_left(context, sampling.max_tokens)
-                generation = Request(prompt=prompt, sampling=sampling)
+                generation = Request(prompt=prompt, sampling=sampling, use=self._use)
                 try:
                     output = self.engine.submit(generation).result()
                 except NoMatchError:  # nothing to train on: the base model
@@ -194,7 +201,10 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         return ScoringTask.of(text, replace(self._chunks, chunks=count))
 
     def _scores(self, query: str, context: str, texts: Sequence[str]) -> list[Score]:
-        """The score of each of `texts` after `context`, by the model adapted to `query`."""
+        """The score of each of `texts` after `context`, by the model adapted to `query`.
+
+        That is the engine's score (`Output.score`), except that steps are never undone.
+        """
         engine = self.engine
         try:
             retrieval = engine.retrieve(query) if engine.selection.n and query else None
@@ -203,9 +213,25 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
         if not retrieval:
             return [engine.model.score(text, context=context) for text in texts]
         updates = plan_retrieval(retrieval, engine.model, engine.training, query)
+        documents, read = retrieval.training_documents(), dict[int, None]()
+
+        def score(text: str) -> Score:
+            """With the documents of the steps in front, then those that were selected, too."""
+            places = read | TrainingPlan(updates, len(retrieval)).planned
+            in_context = InContext(engine.model, text, left=context)
+            return in_context.score([documents[place].text for place in places])
+
+        def after_update(update: Update, _: int) -> None:
+            read.update(dict.fromkeys(example.place for example in update.examples))
+
+        if self._use == "context":
+            return [score(text) for text in texts]
         with adapted(engine.model, engine.adapter, engine.optimizer, engine.training) as session:
-            session.train(updates, limit=len(retrieval))
-            return [session.score(text, context=context) for text in texts]
+            session.train(updates, limit=len(retrieval), after_update=after_update)
+            if self._use == "steps":
+                return [session.score(text, context=context) for text in texts]
+            _ = session.model  # computes with the session's weights
+            return [session.check(score(text)) for text in texts]
 
 
 def _take(kind: type, options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

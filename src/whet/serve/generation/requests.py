@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from whet.adapt.config import Use
 from whet.engine import SamplingParams
+from whet.engine.in_context import resolve_use
 from whet.select.config import SelectionConfig
 from whet.serve.adapter_cache import CachedAdapter
 from whet.serve.dependencies import RequestContext
@@ -48,6 +50,16 @@ class AdaptedRequest:
     """The adapter that the request names in `model`."""
     started: float
     """When the request was built, by `time.perf_counter`."""
+
+    @property
+    def use(self) -> Use:
+        """What the documents are used for: a request that says what is trained asks for steps."""
+        use, model = self.params.use, self.context.state.model
+        is_chat = self.messages is not None and self.view is not None
+        resolved = resolve_use(use, model, is_chat=is_chat)
+        if use == "auto" and resolved == "context" and self.params.adapter is not None:
+            return "both"
+        return resolved
 
     @property
     def deadline_s(self) -> float:

@@ -102,7 +102,7 @@ class RequestRunner:
             self._stream.publish(self._selection_event())
         self._check_connected()
         cached = request.cached or self._find_cached()
-        use = request.params.use
+        use = request.use
         retrieval = None if cached and use == "steps" else self._retrieval
         engine_request = Request(
             prompt=request.prompt,
@@ -137,7 +137,7 @@ class RequestRunner:
         request = self._request
         return (
             request.params.cache != "off"
-            and request.params.use != "context"
+            and request.use != "context"
             and request.adapter == "lora"
             and request.cached is None
         )
@@ -150,7 +150,7 @@ class RequestRunner:
         scored = 0 if request.text is None else len(model.encode(request.text))
         self._prompt_tokens = read + scored
         available = model.max_length - read
-        if request.max_tokens is None and request.params.use != "steps":
+        if request.max_tokens is None and request.use != "steps":
             available = max(1, available // 2)  # the rest is for documents
         most = request.context.limits.max_tokens // request.sampling.num_sequences
         wanted = min(available, most) if request.max_tokens is None else max(1, request.max_tokens)
@@ -258,12 +258,13 @@ class RequestRunner:
         request, retrieval, include = self._request, self._retrieval, self._request.params.include
         steps = len(adapter.rows) if adapter and is_cached else len(output.trace)
         selected = len(retrieval) if retrieval else 0
-        in_context = request.params.use != "steps"
+        in_context = request.use != "steps"
         shown = selected if is_cached or in_context else min(selected, steps)
         view, named = request.view, request.cached
         seconds = dict(output.seconds)
         seconds["select"] = sum(retrieval.seconds.values()) if retrieval else 0.0
         seconds.setdefault("generate", 0.0)  # missing if it was cancelled in the queue
+        chosen_use = request.use if request.params.use == "auto" else None
         seconds["total"] = time.perf_counter() - request.started
         selection = None
         if "selection" in include:
@@ -281,8 +282,8 @@ class RequestRunner:
             loss=self._losses if "trace" in include else None,
             selection=selection,
             seconds={stage: round(duration, 6) for stage, duration in seconds.items()},
-            use=request.params.use,
-            evidence=EvidenceInfo.of(output.evidence),
+            use=request.use,
+            evidence=EvidenceInfo.of(replace(output.evidence, chosen_use=chosen_use)),
         )
 
     def _stop_reason(self, output: Output) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from whet.adapt.config import Use
+from whet.adapt.config import Use, UseOption
 from whet.adapt.evidence import Evidence
 from whet.adapt.model import Score
 from whet.serve.schemas import Name, ResponseModel, SelectionParams, StrictModel, Text
@@ -19,9 +19,11 @@ class AdaptParams(SelectionParams):
 
     adapter: AdapterName | None = None
     """What is trained [default: the server's first adapter]."""
-    use: Use = "steps"
+    use: UseOption = "auto"
     """What the selected documents are used for: gradient steps (`steps`), to be read by the model
-    in front of the prompt or in the user's last message (`context`), or `both`."""
+    in front of the prompt or in the user's last message (`context`), or `both`. With `auto`, a chat
+    with a model that has a chat template reads them, and takes steps, too, if `adapter` is given;
+    any other request takes steps."""
     deadline_s: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = None
     """Time for selection and training in seconds; the answer uses the steps that fit, even none
     [default: the key's limit]."""
