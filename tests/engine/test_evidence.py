@@ -38,7 +38,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """A model that writes words, to which other texts do more harm than 2 %."""
+    """A model that writes words, to which other texts do more harm than 5 %."""
     model = LanguageModel.from_pretrained(folder, device="cpu", dtype=torch.float64)
     optimizer = torch.optim.Adam(model.hf_model.parameters(), lr=3e-3)
     for seed in range(100, 106):

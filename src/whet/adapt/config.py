@@ -77,7 +77,7 @@ class TrainingConfig:
     evidence: Literal["off", "measure", "check", "best"] = "check"
     """What is done with the likelihood of the prompt's last quarter, given the rest of it: nothing
     (`off`); it is measured before and after the steps (`measure`); also, the base model answers if
-    its bits per byte are more than 2 % higher after them (`check`); or the best of 0, 2, 5, 10, 20,
+    its bits per byte are more than 5 % higher after them (`check`); or the best of 0, 2, 5, 10, 20,
     50 and all steps are kept (`best`)."""
     persist_optimizer: bool = False
     """Keep the optimizer's state from prompt to prompt, so that results depend on earlier prompts:

@@ -17,9 +17,9 @@ from whet.adapt.session import AdaptationSession
 CHECKED_STEPS = (0, 2, 5, 10, 20, 50)
 MIN_TOKENS = 16  # of the part held back: fewer say too little
 MAX_CHARACTERS = 4096  # of the prompt's end, so that a long prompt does not cost more than a step
-UNDONE_ABOVE = 1.02
+UNDONE_ABOVE = 1.05
 """Times the bits before, above which `check` undoes the steps: a quarter of a prompt is too short to
-witness smaller differences (benchmarks/LOG.md)."""
+represent all that follows (benchmarks/LOG.md)."""
 SHOWN = 3  # sources in a line
 
 
