@@ -3,6 +3,8 @@
 import http.server
 import json
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from support import tiny_gguf
 
 from whet.adapt.adapters import Adapter
 from whet.adapt.config import LoRA
@@ -82,6 +85,61 @@ def test_gguf_changes_the_weights_as_the_adapter_does(llama, llama_adapter, tmp_
                 expected = as_llama_cpp_stores(expected, heads[theirs])
             change = tensors[tensor + ".lora_b"] @ tensors[tensor + ".lora_a"]
             np.testing.assert_allclose(change, expected, rtol=1e-5, atol=1e-5)
+
+
+LLAMA_CPP = """
+import json, sys
+import xllamacpp
+model, adapter, tokens, answers = json.loads(sys.argv[1])
+params = xllamacpp.CommonParams()
+params.model.path, params.warmup = model, False
+params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 64, 1, 1
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+if adapter:
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
+ask = {"prompt": tokens, "max_tokens": 1, "logit_bias": {"66": 100}, "logprobs": 260}
+answer = xllamacpp.Server(params).handle_completions(ask)
+[position] = answer["choices"][0]["logprobs"]["content"]
+with open(answers, "w") as file:
+    json.dump({token["id"]: token["logprob"] for token in position["top_logprobs"]}, file)
+"""
+"""Writes the log-probabilities of the next token to a file: llama.cpp logs to both streams. Numbers
+are float32 as in whet, for an exact comparison; by default keys and values are float16. A token that
+is a part of a letter would have no log-probabilities, so the bias, which these do not contain, makes
+the next one `c`."""
+
+
+def next_logprobs_in_llama_cpp(model, adapter, tokens, folder):
+    answers = folder / "answers.json"
+    arguments = json.dumps([str(model), adapter and str(adapter), tokens, str(answers)])
+    done = subprocess.run(
+        [sys.executable, "-c", LLAMA_CPP, arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    logprobs = json.loads(answers.read_text())
+    return [logprobs[str(token)] for token in range(len(logprobs))]
+
+
+def next_logprobs(model, tokens):
+    with torch.no_grad():
+        return model.hf_model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1).tolist()
+
+
+def test_llama_cpp_computes_what_the_adapted_model_does(tmp_path, monkeypatch):
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (xllamacpp)")
+    monkeypatch.setenv("WHET_CACHE", str(tmp_path / "cache"))
+    path = tiny_gguf.save(tmp_path / "tiny.gguf")
+    model, tokens = LanguageModel.from_pretrained(path, device="cpu"), [256, 66, 101, 101, 32]
+    adapter = random_adapter(model, path)
+    save_gguf(adapter, tmp_path / "a.gguf")
+    base = next_logprobs(model, tokens)
+    adapter.merge_into(model)
+    adapted = next_logprobs(model, tokens)
+    assert np.abs(np.subtract(base, adapted)).max() > 1
+    for file, expected in [(None, base), (tmp_path / "a.gguf", adapted)]:
+        found = next_logprobs_in_llama_cpp(path, file, tokens, tmp_path)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def test_gguf_of_a_model_with_transposed_weights(tmp_path):
