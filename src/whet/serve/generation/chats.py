@@ -53,6 +53,7 @@ async def _add_tokens(
     token_ids = await state.encode_chat(messages, tools, prefix=prefix)
     format = ChatFormat(
         tools=tool_format,
+        functions=tools,
         forced=forced,
         parallel=body.parallel_tool_calls,
         token_bytes=await state.token_bytes() if body.logprobs else None,

@@ -114,6 +114,7 @@ class ChatFormat:
         self,
         *,
         tools: ToolFormat | None = None,
+        functions: Sequence[Mapping[str, Any]] = (),
         forced: bool = False,
         parallel: bool = True,
         token_bytes: TokenBytes | None = None,
@@ -123,17 +124,21 @@ class ChatFormat:
 
         Args:
             tools: How the model writes function calls, if it may.
+            functions: The functions that it may call, in OpenAI's format.
             forced: Whether it must.
             parallel: Whether an answer may contain several calls.
             token_bytes: Gives the bytes of a token, for logprobs.
             top_logprobs: Number of most likely tokens at each position.
         """
-        self.tools, self.forced, self.parallel = tools, forced, parallel
+        self.tools, self.functions = tools, functions
+        self.forced, self.parallel = forced, parallel
         self.token_bytes, self.top_logprobs = token_bytes, top_logprobs
 
     def parser(self) -> ToolCallParser | None:
         """A parser of one answer; None if the model cannot call functions."""
-        return None if self.tools is None else ToolCallParser(self.tools, forced=self.forced)
+        if self.tools is None:
+            return None
+        return ToolCallParser(self.tools, self.functions, forced=self.forced)
 
     def logprobs(self, tokens: Sequence[TokenLogprob]) -> Any:
         """The object `logprobs`, if the request asks for it."""
