@@ -50,6 +50,17 @@ def test_a_search_that_cannot_be_is_refused(space, queries, k, message):
         space.search(queries, k)
 
 
+def test_texts_are_searched_by_their_vectors(space):
+    texts = ["two three", "one"]
+    vectors = space.embedder.encode(texts)
+    for queries in (texts, tuple(texts), "two three"):
+        for one, two in zip(space.search(queries, 5), space.search(vectors, 5), strict=False):
+            assert one.rows.tolist() == two.rows.tolist()
+    assert len(space.search(texts, 5)) == 2 and len(space.search("one", 5)) == 1
+    with pytest.raises(ValueError, match="query 1 is the zero vector"):
+        space.search(["one", ""], 5)
+
+
 def test_opened_again_it_is_as_it_was_built(space):
     again = DataSpace.open(space.path, HashingEmbedder())
     assert len(again) == 40 and again.dimension == 16

@@ -12,7 +12,7 @@ from whet.data.documents import Document, format_count, reject_str
 from whet.data.filters import Filter, as_filter, both
 from whet.data.values import read_meta
 from whet.data.walk import FileOptions, LeftOut
-from whet.embed.embedder import Embedder, check_embedder
+from whet.embed.embedder import Embedder, check_embedder, encode_queries
 from whet.embed.registry import get_embedder
 from whet.errors import SpaceError
 from whet.maths.arrays import Array, as_count
@@ -39,7 +39,7 @@ class DataSpace:
     number that the data space assigns once and never reuses.
 
     >>> space = DataSpace.build(["bees dance", "ants walk", "bees sting"], "insects.whet")
-    >>> [neighbors] = space.search(space.embedder.encode(["dancing bees"]), k=2)
+    >>> [neighbors] = space.search("dancing bees", k=2)
     >>> space.texts(neighbors.rows)
     ['bees dance', 'bees sting']
     >>> len(DataSpace.open("insects.whet"))
@@ -322,12 +322,12 @@ class DataSpace:
         lowest row. Segments without an index are searched exactly, O(N d).
 
         >>> space = DataSpace.build(["bees dance", "ants walk"], "search.whet")
-        >>> [neighbors] = space.search(space.vectors([1]), k=1)
+        >>> [neighbors] = space.search("ants walk", k=1)
         >>> neighbors.rows.tolist(), round(float(neighbors.scores[0]), 2)
         ([1], 1.0)
 
         Args:
-            queries: One row per query.
+            queries: One vector per query, or texts, which are embedded.
             k: Number of documents.
             metric: `abs_cosine` finds vectors opposite to the query too, as SIFT can use them.
             where: Filter that a document must pass.
@@ -344,6 +344,9 @@ class DataSpace:
         """
         where = as_filter(where)
         self.resolve_k(k, where)
+        texts = [queries] if isinstance(queries, str) else queries
+        if isinstance(texts, list | tuple) and texts and isinstance(texts[0], str):
+            queries = encode_queries(self.embedder, texts)
         results = self.store.search(
             queries, k, metric=metric, where=where, exact=exact, probe_fraction=probe_fraction
         )
