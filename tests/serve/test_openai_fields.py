@@ -260,6 +260,14 @@ def test_invalid_value_of_a_chat_is_a_bad_request(openai, name):
         assert name in caught.value.body["message"], value
 
 
+def test_schema_that_no_text_matches_is_a_bad_request(openai):
+    format = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
+    with pytest.raises(
+        BadRequestError, match=r"by its schema \(\w+\): expected a schema that some"
+    ):
+        openai.chat.completions.create(**CHAT, response_format=format)
+
+
 def test_tools_need_a_chat_template(openai):
     tools = [{"type": "function", "function": {"name": "f"}}]
     with pytest.raises(BadRequestError, match="tools: the model has no chat template"):

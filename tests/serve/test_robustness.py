@@ -87,6 +87,10 @@ FAULTS = {
     b'{"model": "tiny", "prompt": 5}': ("prompt is 5: expected a text, a list of", "prompt"),
     b'{"model": "tiny", "prompt": "x", "suffix": "y"}': ("suffix is not supported: the", "suffix"),
     b'{"model": "tiny", "prompt": "x", "stop": 5}': ("stop is 5: expected a valid string", "stop"),
+    b'{"model": "tiny", "prompt": "x", "stop": "' + b"y" * 300 + b'"}': (
+        f"stop is '{'y' * 39}…: expected at most 256 characters",
+        "stop",
+    ),
     b'{"model": "tiny", "prompt": [[]]}': ("prompt.0 is []: expected at least 1 item", "prompt.0"),
     b'{"model": "tiny", "prompt": "x", "adapt": {"lam": [1]}}': (
         "adapt.lam is [1]: expected a valid number or a valid string",

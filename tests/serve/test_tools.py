@@ -248,6 +248,21 @@ def test_schema_of_a_tool_that_cannot_be_compiled_is_rejected(openai):
         openai.chat.completions.create(**ASK | {"tools": tools}, tool_choice="required")
 
 
+def test_schema_or_arguments_that_are_nested_too_deeply_are_rejected(server):
+    deep = {}
+    for _ in range(400):
+        deep = {"properties": {"a": deep}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": deep}}]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": json.dumps(deep)}}
+    for more in (
+        {"tools": tools, "tool_choice": "required"},
+        {"tools": tools},
+        {"messages": [{"role": "assistant", "tool_calls": [call]}, *ASK["messages"]]},
+    ):
+        reply = server.post("/v1/chat/completions", ASK | {"max_tokens": 1} | more)
+        assert reply.status == 400 and "deeply" in reply.error["message"], reply.body
+
+
 def test_tools_in_the_prompt_are_those_of_the_template(folder):
     from whet.adapt.model import LanguageModel
 

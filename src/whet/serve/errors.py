@@ -154,7 +154,8 @@ def _expected(error: dict[str, Any]) -> str:
     if error["type"] in ("model_attributes_type", "model_type", "dict_type"):
         return "an object"
     wanted = re.match(r"(?:Input|List|String|Value) should (?:be|have) (.*)", str(error["msg"]))
-    return re.sub(r" after validation, not .*", "", wanted[1]) if wanted else ""
+    text = re.sub(r" after validation, not .*", "", wanted[1]) if wanted else ""
+    return re.sub(r" item(s?)$", r" character\1", text) if isinstance(error["input"], str) else text
 
 
 def _truncate(text: str) -> str:

@@ -108,6 +108,9 @@ class RequestMiddleware:
             await self._call_app(scope, receive, send_with_headers)
         except APIError as error:
             await self._respond(error, scope, receive, send_with_headers)
+        except RecursionError:  # of what walks through the body, such as a template or a schema
+            deep = APIError(400, "body is nested too deeply: expected at most some 100 levels")
+            await self._respond(deep, scope, receive, send_with_headers)
         except Exception:  # unexpected: details go to the log only
             log.exception("request failed", extra={"request": state["id"]})
             if status != CLIENT_CLOSED_REQUEST:
