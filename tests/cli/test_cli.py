@@ -387,6 +387,36 @@ def test_selection_runs_without_torch_and_adaptation_names_its_extra(folder):
     assert refused.stderr == "Error: torch is not installed: run `pip install 'whet[adapt]'`\n"
 
 
+WITHOUT_EXTRAS = """
+import importlib, sys
+from whet.errors import EXTRAS, MissingDependencyError
+sys.modules |= dict.fromkeys(name for names in EXTRAS.values() for name in names)
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+        print(module, "loaded")
+    except MissingDependencyError as error:
+        print(module, error)
+"""
+MODULES = {
+    "whet.adapt.adapters": "adapt", "whet.adapt.decoding.sampling": "adapt",
+    "whet.adapt.model": "adapt", "whet.adapt.session": "adapt", "whet.adapt.tuners.lora": "adapt",
+    "whet.embed.hidden_states": "adapt", "whet.engine": "adapt", "whet.evaluate.runner": "adapt",
+    "whet.integrations.llama_cpp": "adapt", "whet.evaluate.results": "space",
+    "whet.evaluate.report.render": "space", "whet.evaluate.run_storage": "space",
+    "whet.space.space": "space", "whet.serve.app": "serve", "whet.serve.main": "serve",
+    "whet.serve.schemas.chat": "serve",
+}  # fmt: skip
+
+
+def test_a_module_names_the_extra_that_it_lacks():
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, *MODULES]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == len(MODULES)
+    for line, extra in zip(lines, MODULES.values(), strict=True):
+        assert line.endswith(f" is not installed: run `pip install 'whet[{extra}]'`"), line
+
+
 def test_cli_page_is_current():
     page = ROOT / "docs" / "make_cli.py"
     subprocess.run([sys.executable, page, "--check"], check=True)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -33,6 +34,10 @@ def test_files_come_by_path_with_size_time_and_documents(tmp_path):
     assert [document.id for file in files for document in file.documents()] == kept(tmp_path)
 
 
+has_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+@has_git
 def test_ignored_files_are_those_of_git(tmp_path):
     write(tmp_path / ".gitignore", "*.log\n!keep.log\n/build\ncache/\n# note\na[\n**/deep/*.tmp\n")
     write(tmp_path / "sub/.gitignore", "!again.log\n*.bak\n")
@@ -49,6 +54,7 @@ def test_ignored_files_are_those_of_git(tmp_path):
     assert set(names) <= set(kept(tmp_path, FileOptions(no_ignore=True)))
 
 
+@has_git
 def test_a_folder_that_its_repository_ignores_is_read_when_it_is_named(tmp_path):
     write(tmp_path / ".gitignore", "data/\n*.csv\n")
     write(tmp_path / "data/more/x.md")

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whet.errors import require
+
+require("torch", "adapt")
+
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from whet.errors import ModelError, require
+
+require("torch", "adapt")
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,7 +27,6 @@ from whet.adapt.decoding.sampling import SamplingParams, SequenceState
 from whet.adapt.loss import OutputProjection
 from whet.adapt.loss import Score as Score
 from whet.config import Renamed
-from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
 GPU_TOKENS = 4096  # per pass when scoring, of several windows
@@ -75,9 +78,7 @@ class LanguageModel:
         self.max_length = loading.read_max_length(hf_model.config, name, max_length)
         self._template_tokenizer: Any = None
         self._chat_tokenizer, self._chat_lock = None, threading.Lock()
-        self.vocab_size = 1 + max(
-            tokenizer.get_vocab().values()
-        )  # the rest of the logits is padding
+        self.vocab_size = 1 + max(tokenizer.get_vocab().values())  # other logits are padding
         self.longrope_switch = longrope_switch(hf_model.config)
         self._in_use = threading.Lock()
         if (rows := hf_model.get_output_embeddings().weight.shape[0]) < self.vocab_size:

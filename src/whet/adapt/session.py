@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from whet.errors import require
+
+require("torch", "adapt")
+
 from torch import Tensor
 
 from whet.adapt.adapters import Adapter

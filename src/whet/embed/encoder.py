@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from whet.errors import require
+
+require("torch", "adapt")
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int

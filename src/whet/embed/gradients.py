@@ -20,6 +20,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal
 
+from whet.errors import require
+
+require("torch", "adapt")
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -5,6 +5,10 @@ Source: SIFT, arXiv 2410.08020, Section 5.
 
 from collections.abc import Sequence
 
+from whet.errors import require
+
+require("torch", "adapt")
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn

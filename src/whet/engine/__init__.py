@@ -1,5 +1,9 @@
 """Many prompts at once, each with its own adapted weights: `Engine`, `Request`, `Output`."""
 
+from whet.errors import require
+
+require("torch", "adapt")
+
 from whet.adapt.config import TrainingConfig
 from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.session import AdaptationTrace, TrainStep

@@ -9,6 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from whet.errors import require
+
+require("pyarrow", "space")
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -16,6 +16,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from whet.errors import require
+
+require("pyarrow", "space")
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq

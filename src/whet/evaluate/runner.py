@@ -15,6 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from whet.errors import require
+
+require("torch", "adapt")
+
 import torch
 
 from whet.adapt.checkpoints.loading import DTYPES

@@ -7,6 +7,10 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from whet.errors import require
+
+require("torch", "adapt")
+
 import torch
 from jaxtyping import Int
 from torch import Tensor

@@ -5,6 +5,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
+from whet.errors import require
+
+require("fastapi", "serve")
+
 from fastapi import APIRouter, FastAPI, Response
 
 from whet._version import __version__

@@ -8,6 +8,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from whet.errors import require
+
+require("fastapi", "serve")
+
 from fastapi import FastAPI
 
 from whet.adapt.config import AdapterConfig, LoRA

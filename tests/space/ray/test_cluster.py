@@ -244,6 +244,7 @@ def test_the_command_serves_until_it_is_interrupted(space, nodes):
     ("ray:nowhere/x", "'nowhere': expected HOST:PORT"),
 ])  # fmt: skip
 def test_invalid_addresses_are_reported_at_once(address, message):
+    pytest.importorskip("ray", reason="ray is not installed (extra: ray)")
     code = "import sys; from whet.cli import main; main(sys.argv[1:])"
     asked = [sys.executable, "-c", code, "select", address, "a prompt"]
     found = subprocess.run(asked, capture_output=True, text=True)

@@ -1,0 +1,3 @@
+from whet.errors import require
+
+require("pyarrow", "space")

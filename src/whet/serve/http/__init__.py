@@ -1,1 +1,5 @@
 """Connections, request bodies and headers, below the routes."""
+
+from whet.errors import require
+
+require("fastapi", "serve")

@@ -5,6 +5,10 @@ The docstring under a field is its description in the OpenAPI document.
 
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
+from whet.errors import require
+
+require("fastapi", "serve")
+
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
