@@ -6,7 +6,9 @@ frozen weights are shared. Slots whose texts have one bucket length share a pass
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -33,6 +35,11 @@ log = logging.getLogger("whet")
 CPU_PASS_TOKENS = 1_024
 """Tokens per training pass on a CPU, padding included: what a larger pass saves for the backward pass
 leaves the caches, and takes memory. 8 × 256 tokens at once are 24 % slower: benchmarks/LOG.md."""
+THREAD_PASS_TOKENS = 256
+"""The same where each thread computes a pass of its own."""
+MIN_THREAD_WORK = 2**31  # tokens × weights of a pass that is worth a thread of its own
+MAX_PASS_THREADS = 8  # each takes memory for a pass
+Pass = tuple[list[int], list[TrainText], int]  # the slots, a text for each, and their length
 
 
 @runtime_checkable
@@ -89,6 +96,8 @@ class Slots:
         self.params = FlatParams(self._tuner.initial, count, adapter.lr, self.optimizer, dtype)
         self.micro_batch_size = count  # texts per pass; lowered when memory runs out
         self._workspace = self._tuner.lm_head.workspace()
+        self._threads: PassThreads | None = None  # while attached, from the first use on
+        self._num_weights = sum(p.numel() for p in model.hf_model.base_model.parameters())
         self._bound: list[int] = []  # the slots whose rows the tuner computes with
         self._grad = self.params.gradients([0])
         self._decoder = BatchDecoder(model, self._bind_keys)
@@ -117,6 +126,7 @@ class Slots:
             stack.enter_context(self.model.exclusive())
             stack.enter_context(_frozen(self.model.hf_model))
             stack.enter_context(self._tuner.attached())
+            stack.callback(self._end_threads)
             stack.callback(self.decode_step, {})  # drops the caches of unfinished sequences
             self.activate(0)
             yield
@@ -201,16 +211,50 @@ class Slots:
         torch._foreach_zero_([self.params.grad[slot] for slot in texts])
         for i in range(max(map(len, texts.values()), default=0)):
             current = {slot: batch[i] for slot, batch in sorted(texts.items()) if i < len(batch)}
-            for slots, length in self._passes(current):
-                batch = [current[slot] for slot in slots]
-                for slot, loss in zip(slots, self._pass(slots, batch, length), strict=True):
+            threads = self._pass_threads(current)
+            passes = [
+                (slots, [current[slot] for slot in slots], length)
+                for slots, length in self._passes(current, 1 if threads is None else len(threads))
+            ]
+            if threads is None:
+                results = [self._pass(*each) for each in passes]
+            else:
+                results = threads.run(self._thread_pass, passes)
+            for (slots, _, _), found in zip(passes, results, strict=True):
+                for slot, loss in zip(slots, found, strict=True):
                     losses[slot].append(loss)
         for slot, every in texts.items():
             if len(every) > 1:
                 self.params.grad[slot] /= len(every)
         return losses
 
-    def _passes(self, texts: Mapping[int, TrainText]) -> Iterator[tuple[list[int], int]]:
+    def _pass_threads(self, texts: Mapping[int, TrainText]) -> "PassThreads | None":
+        """Threads that compute a pass each; None where one after the other is faster.
+
+        Products of few rows use several threads badly, so a thread for each text is faster, unless
+        there are more threads than texts or the passes are small.
+        """
+        threads = min(torch.get_num_threads(), len(self), self.micro_batch_size, MAX_PASS_THREADS)
+        shortest = min((len(text.tokens) for text in texts.values()), default=0)
+        is_parallel = isinstance(self._tuner, LoRATuner) and self._tuner.is_parallel
+        is_work = shortest * self._num_weights >= MIN_THREAD_WORK
+        if not (
+            is_parallel and is_work and threads > 1 and len(texts) > threads // 2 and len(texts) > 1
+        ):
+            return None
+        if self._threads is None or len(self._threads) != threads:
+            self._end_threads()
+            self._threads = PassThreads(threads, self._tuner.lm_head)
+        return self._threads
+
+    def _end_threads(self) -> None:
+        if self._threads is not None:
+            self._threads.close()
+            self._threads = None
+
+    def _passes(
+        self, texts: Mapping[int, TrainText], threads: int
+    ) -> Iterator[tuple[list[int], int]]:
         """The slots that share a pass, and its length.
 
         A single slot is not padded, except for CUDA graphs, which have one length each.
@@ -222,7 +266,8 @@ class Slots:
         for length, positions in group_by_length(lengths).items():
             together = self.micro_batch_size
             if self.model.device.type == "cpu":
-                together = min(together, max(1, CPU_PASS_TOKENS // length))
+                limit = CPU_PASS_TOKENS if threads == 1 else THREAD_PASS_TOKENS
+                together = min(together, -(-len(slots) // threads), max(1, limit // length))
             for first in range(0, len(positions), together):
                 yield [slots[i] for i in positions[first : first + together]], length
 
@@ -233,22 +278,39 @@ class Slots:
             batch = Batch.from_texts(texts, length, self.model.bos_token_id).to(self.model.device)
             if self._bound != slots:
                 self._bind(slots)
-            losses = self._compute(slots, [text.tokens for text in texts], batch)
+            tokens = [text.tokens for text in texts]
+            losses = self._compute(slots, tokens, batch, self._grad, self._workspace)
+        return [float(loss) for loss in losses.tolist()]
+
+    def _thread_pass(self, workspace: Tensor, work: Pass) -> list[float]:
+        """The losses of a pass in a thread of its own."""
+        slots, texts, length = work
+        assert isinstance(self._tuner, LoRATuner)
+        values, grad = self.params.weights(slots), self.params.gradients(slots)
+        views = self.params.views(values), self.params.views(grad)
+        self._tuner.bind(*views, this_thread=True)
+        batch = Batch.from_texts(texts, length, self.model.bos_token_id)
+        losses = self._compute(slots, (), batch, grad, workspace)
         return [float(loss) for loss in losses.tolist()]
 
     def _compute(
-        self, slots: SlotIndex, texts: Sequence[Tokens], batch: Batch
+        self,
+        slots: SlotIndex,
+        texts: Sequence[Tokens],
+        batch: Batch,
+        grad: Float[Tensor, "b n"],
+        workspace: Float[Tensor, " c"],
     ) -> Float[Tensor, " b"]:
         states = self._tuner.hidden_states(texts, batch)
-        losses = chunked_cross_entropy(states, self._tuner.lm_head, batch, self._workspace)
-        self.params.accumulate(slots, self._grad)
+        losses = chunked_cross_entropy(states, self._tuner.lm_head, batch, workspace)
+        self.params.accumulate(slots, grad)
         return losses
 
     def _capturable_pass(self, slots: Int[Tensor, " b"], batch: Batch) -> Float[Tensor, " b"]:
         """A pass that reads nothing back to the CPU, with the slots as an input."""
         self._bind(slots)
         self._bound = []  # it computes with tensors of the graph
-        return self._compute(slots, (), batch)
+        return self._compute(slots, (), batch, self._grad, self._workspace)
 
     def _bind_no_grad(self, slots: Sequence[int]) -> OutputProjection:
         """Compute with `slots` without gradients; returns the output layer."""
@@ -277,6 +339,45 @@ class Slots:
         if self.graphs is not None:
             self.graphs.clear()
         log.warning("out of memory: computing %d texts at once from now on", self.micro_batch_size)
+
+
+class PassThreads:
+    """Threads that compute a pass each, with an equal share of torch's threads."""
+
+    def __init__(self, count: int, output: OutputProjection) -> None:
+        self._count, self._output, self._local = count, output, threading.local()
+        self._executor = ThreadPoolExecutor(count, thread_name_prefix="whet-pass")
+        total, barrier = torch.get_num_threads(), threading.Barrier(count)
+        begun = [self._executor.submit(self._begin, barrier, total // count) for _ in range(count)]
+        wait(begun)
+        torch.set_num_threads(total)  # a thread's number is also that of all later threads
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _begin(self, barrier: threading.Barrier, share: int) -> None:
+        torch.set_num_threads(share)
+        self._local.workspace = self._output.workspace()
+        barrier.wait()  # so that each thread comes here
+
+    def run(
+        self, compute: Callable[[Tensor, Pass], list[float]], passes: Sequence[Pass]
+    ) -> list[list[float]]:
+        """What `compute` returns for each pass; on an error, after all that have begun ended."""
+        futures = [self._executor.submit(self._run, compute, each) for each in passes]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+    def _run(self, compute: Callable[[Tensor, Pass], list[float]], work: Pass) -> list[float]:
+        return compute(self._local.workspace, work)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._executor.shutdown()
 
 
 def check_compile(adapter: AdapterConfig, torch_compile: bool) -> None:

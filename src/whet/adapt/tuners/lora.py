@@ -6,9 +6,9 @@ autograd. A starts the same for every slot and prompt, and B at zero. Source: Lo
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,24 +18,12 @@ from torch import Tensor, nn
 from whet.adapt.batches import Batch, Tokens
 from whet.adapt.config import LoRA
 from whet.adapt.model import LanguageModel
-from whet.adapt.tuners.state_cache import CacheLimits, last_layers, restore_forward
+from whet.adapt.tuners.fused_layers import fused_forward
+from whet.adapt.tuners.lora_products import LoRAWeights
+from whet.adapt.tuners.state_cache import CacheLimits, last_layers, layer_list, restore_forward
 from whet.errors import ModelError
 
 LORA_A, LORA_B = ".lora_A", ".lora_B"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoRAWeights:
-    """A and B for each row of a batch, and the tensors that their gradients are added to."""
-
-    lora_A: Float[Tensor, "b r i"]
-    lora_B: Float[Tensor, "b o r"]
-    grad_A: Float[Tensor, "b r i"] | None = None
-    grad_B: Float[Tensor, "b o r"] | None = None
-
-    def expand(self, rows: int) -> "LoRAWeights":
-        """The weights of a single row for `rows` rows, without gradients."""
-        return LoRAWeights(self.lora_A.expand(rows, -1, -1), self.lora_B.expand(rows, -1, -1))
 
 
 class LoRATuner:
@@ -53,6 +41,8 @@ class LoRATuner:
                 if name.startswith(self._last.prefixes)
             }
         self._weights: dict[str, LoRAWeights] = {}
+        self._thread = threading.local()
+        self._fused: dict[Any, Any] = {}
         self.lm_head = model.lm_head()
         generator = torch.Generator().manual_seed(0)
         self.initial: dict[str, Tensor] = {}
@@ -70,26 +60,40 @@ class LoRATuner:
     def attached(self) -> Iterator[None]:
         if self._last is not None:
             self._last.cache.refresh()
+        self._fused = self._fused_forwards()
         with ExitStack() as stack:
             for name, module in self._layers.items():
                 stack.callback(restore_forward, module, vars(module).get("forward"))
                 module.forward = self._forward(name, module)
+            for layer, forward in self._fused.items():
+                stack.callback(restore_forward, layer, vars(layer).get("forward"))
+                layer.forward = forward
             yield
 
-    def bind(self, params: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
-        """Compute with `params`, row by row of the batch; the backward pass adds to `grad`."""
-        self._weights = {}
+    def bind(
+        self,
+        params: Mapping[str, Tensor],
+        grad: Mapping[str, Tensor] | None,
+        *,
+        this_thread: bool = False,
+    ) -> None:
+        """Compute with `params`, row by row of the batch; the backward pass adds to `grad`.
+
+        With `this_thread`, this is for the calling thread alone, until it ends.
+        """
+        bound: dict[str, LoRAWeights] = {}
         for name in self._layers:
             lora_A, lora_B = params[name + LORA_A], params[name + LORA_B]
             if grad is None:
-                self._weights[name] = LoRAWeights(lora_A, lora_B)
+                bound[name] = LoRAWeights(lora_A, lora_B)
             else:
-                trained = (
-                    lora_A.detach().requires_grad_()
-                )  # so that autograd reaches the first layer
-                self._weights[name] = LoRAWeights(
-                    trained, lora_B, grad[name + LORA_A], grad[name + LORA_B]
-                )
+                trained = lora_A.detach().requires_grad_()  # so that autograd reaches the layer
+                gradients = grad[name + LORA_A], grad[name + LORA_B]
+                bound[name] = LoRAWeights(trained, lora_B, *gradients)
+        if this_thread:
+            self._thread.weights = bound
+        else:
+            self._weights = bound
 
     def hidden_states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
         if self._last is None:
@@ -99,12 +103,46 @@ class LoRATuner:
     def precompute(self, texts: Sequence[Tokens]) -> None:
         """Does nothing: a step computes what it needs, and caches it."""
 
+    @property
+    def is_parallel(self) -> bool:
+        """Whether several threads may compute at once: then nothing depends on what was computed.
+
+        That is so for layers of a known kind, if all are trained: the last ones use a cache, and
+        some rotary embeddings depend on the longest text before.
+        """
+        if self._last is not None or not self._fused:
+            return False
+        parameters = getattr(self._model.hf_model.config, "rope_parameters", None) or {}
+        _, layers = layer_list(self._model.hf_model)
+        fixed = parameters.get("rope_type") in ("default", "linear", "llama3", "yarn")
+        return fixed and len(self._fused) == len(layers)
+
+    def _fused_forwards(self) -> dict[Any, Any]:
+        """Faster forward functions of the layers, where their kind is known."""
+        network = self._model.hf_model
+        if network.device.type != "cpu" or network.dtype == torch.float64:
+            return {}
+        try:
+            name, layers = layer_list(network)
+        except ModelError:
+            return {}
+        forwards = {
+            layer: fused_forward(f"{name}.{i}", layer, self._weights_of, self._scale)
+            for i, layer in enumerate(layers)
+        }
+        return {layer: forward for layer, forward in forwards.items() if forward is not None}
+
+    def _weights_of(self, name: str) -> LoRAWeights | None:
+        weights: dict[str, LoRAWeights] = getattr(self._thread, "weights", self._weights)
+        return weights.get(name)
+
     def _forward(self, name: str, module: Any) -> Callable[[Tensor], Tensor]:
         base = module.forward
         matrix = module.weight.detach() if is_conv1d(module) else module.weight.detach().mT
 
         def forward(inputs: Tensor) -> Tensor:
-            weights = self._weights[name]
+            weights = self._weights_of(name)
+            assert weights is not None
             if (
                 weights.grad_A is None and len(weights.lora_A) == 1
             ):  # one slot scores several windows
