@@ -199,10 +199,16 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def progress_bar(label: str, total: int | None, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """Draw a progress bar on stderr if `show`; yields a function that advances it."""
+def progress_bar(
+    label: str, total: int | None, *, show: bool, transient: bool = False
+) -> Iterator[Callable[..., None]]:
+    """Draw a progress bar on stderr if `show`, and erase it at the end if `transient`.
+
+    Yields a function that advances it by a number, and shows a text instead of the speed if that is
+    given; `total=…` changes the total.
+    """
     if not show:
-        yield lambda _: None
+        yield lambda *_, **__: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -222,11 +228,12 @@ def progress_bar(label: str, total: int | None, *, show: bool) -> Iterator[Calla
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=transient) as progress:
         task = progress.add_task(label, total=total, rate="")
 
-        def advance(n: int) -> None:
+        def advance(n: int, text: str = "", total: int | None = None) -> None:
             speed = progress.tasks[0].speed
-            progress.update(task, advance=n, rate=f"{speed:,.1f}/s" if speed else "")
+            text = text or (f"{speed:,.1f}/s" if speed else "")
+            progress.update(task, advance=n, rate=text, total=total)
 
         yield advance

@@ -202,6 +202,20 @@ def lora_rate(hidden_size: int) -> float:
     return float(RATE * (WIDTH / width) ** POWER)
 
 
+STEPS, FEW_STEPS = 50, 10  # the paper's, and where a step takes a second rather than milliseconds
+LARGE = 20_000_000  # weights
+
+
+def suited_steps(num_weights: int, device: str) -> int:
+    """The number of gradient steps for a model: 50, as in the paper, or 10 for one of more than 20
+    million weights on a CPU.
+
+    >>> suited_steps(3_500_000, "cpu"), suited_steps(134_500_000, "cpu")
+    (50, 10)
+    """
+    return FEW_STEPS if device == "cpu" and num_weights > LARGE else STEPS
+
+
 def suited_config(
     adapter: str, hidden_size: int, tuned: Mapping[str, float], **options: object
 ) -> AdapterConfig:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from whet.adapt.batches import batch_by_length, bucket_length, windows
 from whet.adapt.chat.template import Message, apply_chat_template, template_tokenizer
 from whet.adapt.checkpoints import loading
-from whet.adapt.config import AdapterConfig, suited_config
+from whet.adapt.config import AdapterConfig, suited_config, suited_steps
 from whet.adapt.decoding.batch_decoding import BatchDecoder
 from whet.adapt.decoding.kv_cache import longrope_switch, no_cache
 from whet.adapt.decoding.sampling import SamplingParams, SequenceState
@@ -157,6 +157,12 @@ class LanguageModel:
         tuned = getattr(self.hf_model.config, "whet_learning_rates", {})
         width = self.hf_model.get_output_embeddings().weight.shape[1]
         return suited_config(adapter, width, tuned, **options)
+
+    @property
+    def suited_steps(self) -> int:
+        """The default number of gradient steps: see `whet.adapt.config.suited_steps`."""
+        num_weights = sum(weight.numel() for weight in self.hf_model.parameters())
+        return suited_steps(num_weights, self.device.type)
 
     @property
     def fingerprint(self) -> str:

@@ -1,6 +1,9 @@
 """`whet generate` and `whet score`: fine-tune a model for a prompt, then use it."""
 
+import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +24,9 @@ from whet.cli.options import (
     resolve_selection,
     take_config,
 )
-from whet.cli.tune import use_tuned, with_options
+from whet.cli.tune import given_options, use_tuned, with_options
 from whet.errors import NoMatchError, require
-from whet.io import printable
+from whet.io import printable, progress_bar
 from whet.select.config import SelectionConfig
 
 NO_MATCH: Final = "no_match"
@@ -60,7 +63,7 @@ def generate(
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": values["seed"]}
     engine = new_engine(space, values, quiet)
     base = engine.model.generate(prompt, **sampling) if compare else None
-    output = _run(engine, prompt=prompt, use=use, sampling=SamplingParams(**sampling))
+    output = _run(engine, quiet, prompt=prompt, use=use, sampling=SamplingParams(**sampling))
     report(output, quiet or as_json)
     if not (quiet or as_json or output.text.strip()) and output.finish_reason == "stop":
         print(EMPTY, file=sys.stderr)
@@ -95,7 +98,7 @@ def score(
     if prompt is None:
         (task,) = ScoringTask.of(text, EvalConfig())
         prompt, text = task.context, task.text
-    output = _run(new_engine(space, values, quiet), prompt=prompt, text=text, use=use)
+    output = _run(new_engine(space, values, quiet), quiet, prompt=prompt, text=text, use=use)
     before, after = output.base.bits_per_byte, output.score.bits_per_byte
     report(output, quiet or as_json)
     plain = f"{before:.4f} bits per byte, after adaptation {after:.4f}"
@@ -110,6 +113,7 @@ def new_engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
     optimizer = take_config(OptimizerConfig, values)
     selection = take_config(SelectionConfig, values)
     require("torch", "adapt")
+    from whet.adapt.config import STEPS
     from whet.adapt.model import LanguageModel
     from whet.engine import Engine
     from whet.space.long_texts import count_long_texts
@@ -121,6 +125,8 @@ def new_engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
     opened = DataSpace.open(space)
     tuned = use_tuned(space, model, quiet=quiet)
     adapter, selection = with_options(adapter, tuned), with_options(selection, tuned)
+    if selection.n == STEPS and "n" not in {*tuned, *given_options()}:
+        selection = replace(selection, n=model.suited_steps)
     if not quiet and (line := str(count_long_texts(opened, model))):
         print(printable(line), file=sys.stderr)
     return Engine(
@@ -133,17 +139,39 @@ def new_engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
     )
 
 
-def _run(engine: Any, **options: Any) -> Any:
-    """The output of a request; the base model answers where no document is near the prompt."""
+def _run(engine: Any, quiet: bool, **options: Any) -> Any:
+    """The output of a request; the base model answers where no document is near the prompt.
+
+    The steps are shown on a terminal.
+    """
     from whet.adapt.session import AdaptationTrace
     from whet.engine import Request
 
     request = Request(**options)
     try:
-        return engine.submit(request).result()
+        with _progress(quiet) as show:
+            return engine.submit(request, show).result()
     except NoMatchError:
         output = engine.submit(replace(request, adapt=False)).result()
         return replace(output, trace=AdaptationTrace((), NO_MATCH))
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Any], None]]:
+    """A bar of the steps with the bits per token before each, on a terminal; erased at the end."""
+    from whet.adapt.session import TrainStep
+    from whet.space.retrieve import Retrieval
+
+    show = sys.stderr.isatty() and not quiet
+    with progress_bar("adapting", None, show=show, transient=True) as advance:
+
+        def on_event(event: Any) -> None:
+            if isinstance(event, Retrieval):
+                advance(0, total=len(event))
+            elif isinstance(event, TrainStep):
+                advance(1, f"{event.loss / math.log(2):.2f} bits per token")
+
+        yield on_event
 
 
 def report(output: Any, quiet: bool) -> None:

@@ -70,16 +70,19 @@ def use_tuned(
     """
     from whet.engine.tuned import tuned_defaults
 
-    if given is None:
-        context = click.get_current_context()
-        given = [
-            name for name in context.params
-            if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        ]  # fmt: skip
-    defaults = tuned_defaults(space, model, set(given))
+    defaults = tuned_defaults(space, model, given_options() if given is None else set(given))
     if defaults.line and not quiet:
         print(printable(defaults.line), file=sys.stderr)
     return dict(defaults.options)
+
+
+def given_options() -> set[str]:
+    """Names of the options that the user gave on the command line."""
+    context = click.get_current_context()
+    return {
+        name for name in context.params
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }  # fmt: skip
 
 
 def with_options(config: C, options: dict[str, Any]) -> C:

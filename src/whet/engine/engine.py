@@ -105,7 +105,8 @@ class Engine:
             model: The model to adapt.
             adapter: What is trained: `LoRA`, `FullFineTuning` or `LMHead`, or by name `lora`,
                 `full`, `head` or `auto` (the default).
-            selection: How to select documents. `auto` is resolved once, here.
+            selection: How to select documents; by default 50 of them, or 10 for a model of more
+                than 20 million weights on a CPU. `auto` is resolved once, here.
             training: How the documents become updates.
             optimizer: How a gradient becomes a step.
             slots: Requests that run at once; by default 8, or 1 for full fine-tuning, which
@@ -138,7 +139,7 @@ class Engine:
                 f"slots is {count}: expected 1 with full fine-tuning, where the network itself is "
                 "the slot; use LoRA or LMHead to run several requests at once"
             )
-        selection = selection or SelectionConfig()
+        selection = selection or SelectionConfig(n=model.suited_steps)
         if space is not None and isinstance(selection, SelectionConfig):
             selection = resolve(space, selection)
         self.model, self.adapter, self.selection, self._count = model, adapter, selection, count

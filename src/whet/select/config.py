@@ -25,7 +25,9 @@ class SelectionConfig:
     selector: str = "sift"
     """Algorithm that picks among the candidates: `whet select --help` lists them."""
     n: int = 50
-    """Number of gradient steps, one on each selected text, repeats included; 0 for the base model."""
+    """Number of gradient steps, one on each selected text, repeats included; 0 for the base model.
+    `generate`, `score` and `serve` take 10 for a model of more than 20 million weights on a CPU if
+    none is given."""
     k: int | None = None
     """Number of candidates that the retriever proposes [default: 200, or all documents if fewer]."""
     lam: float | FromEmbedder | Auto = "embedder"

@@ -14,7 +14,7 @@ require("fastapi", "serve")
 
 from fastapi import FastAPI
 
-from whet.adapt.config import AdapterConfig, LoRA
+from whet.adapt.config import STEPS, AdapterConfig, LoRA
 from whet.adapt.model import LanguageModel
 from whet.adapt.tuners.state_cache import CacheLimits
 from whet.engine import Engine, Request, SamplingParams
@@ -72,6 +72,15 @@ def _load_model(config: ServeConfig) -> LanguageModel:
     return LanguageModel.from_pretrained(config.model, max_length=config.max_length)
 
 
+def with_suited_steps(
+    config: ServeConfig, model: LanguageModel, given: Collection[str] = ()
+) -> ServeConfig:
+    """`config` with the number of steps that suits the model, if the file contains none."""
+    if "n" in given or config.selection.n != STEPS:
+        return config
+    return replace(config, selection=replace(config.selection, n=model.suited_steps))
+
+
 def with_tuned(
     config: ServeConfig, model: LanguageModel, given: Collection[str] = ()
 ) -> tuple[ServeConfig, str]:
@@ -107,7 +116,7 @@ def with_tuned(
 def build_app(config: ServeConfig, given: Collection[str] = ()) -> FastAPI:
     """The application that `config` describes; `given` is as for `with_tuned`."""
     model = _load_model(config)
-    config, line = with_tuned(config, model, given)
+    config, line = with_tuned(with_suited_steps(config, model, given), model, given)
     if line:
         log.info("tuned settings", extra={"reason": line})
     keys = None if config.api_keys is None else APIKeyStore.read(config.api_keys, config.limits)
@@ -147,7 +156,7 @@ def check(config: ServeConfig, given: Collection[str] = ()) -> Iterator[str]:
     for name, space in spaces.items():
         yield f"space {name}: {len(space):,} documents, {space.embedder.name}, {_labels(space)}"
     model = _load_model(config)
-    config, line = with_tuned(config, model, given)
+    config, line = with_tuned(with_suited_steps(config, model, given), model, given)
     if line:
         yield line
     for adapter, engine in build_engines(config, model).items():
