@@ -73,6 +73,11 @@ def test_the_default_is_context_with_a_chat_template_and_steps_without(folder, t
     assert all("base model with" in lines[i] for i in (0, 2))
 
 
+def test_steps_end_at_the_deadline_and_passages_are_read_nevertheless(folder):
+    done = chat(folder, "alpha beta?", more=["--use", "both", "--deadline-s", 0])
+    assert "base model with 2 passages in the context" in done.stderr
+
+
 def test_a_long_conversation_stays_within_the_context(folder):
     questions = [f"alpha beta gamma {'delta ' * i}?" for i in range(2, 9)]
     done = chat(folder, *questions, more=["--use", "both"])

@@ -28,6 +28,7 @@ from whet.io import printable
 
 USES: tuple[UseOption, ...] = get_args(UseOption)
 STEPS = 8
+DEADLINE_S = 6.0  # leaves time for reading the passages, so that an answer begins within 10 seconds
 NEXT_SPEAKER = ("\nuser:", "\nassistant:")  # where a model without a template goes on by itself
 HELP = """\
 /base                    the base model's answer to the last question, without passages
@@ -41,10 +42,13 @@ HELP = """\
 class Conversation:
     """Questions and answers so far, and how the next question is answered."""
 
-    def __init__(self, engine: Any, use: UseOption, max_tokens: int, temperature: float) -> None:
+    def __init__(
+        self, engine: Any, use: UseOption, max_tokens: int, temperature: float, deadline_s: float
+    ) -> None:
         from whet.adapt.decoding.sampling import SamplingParams
 
         self.use, self._engine, self._model = use, engine, engine.model
+        self._deadline_s = deadline_s
         stop = () if self._model.has_chat_template else NEXT_SPEAKER
         self._sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, stop=stop)
         self.messages: list[dict[str, str]] = []
@@ -79,6 +83,7 @@ class Conversation:
             retrieval=self.retrieval,
             use=self.use,
             adapt=self.retrieval is not None,
+            deadline_s=self._deadline_s,
             sampling=self._sampling,
         )
         answer = ""
@@ -121,6 +126,14 @@ class Conversation:
     show_default=True,
     help="Sampling temperature; 0 takes the most likely token.",
 )
+@click.option(
+    "--deadline-s",
+    type=click.FloatRange(0),
+    default=DEADLINE_S,
+    show_default=True,
+    help="Seconds for the steps on the passages of a question; a step that would end later is not "
+    "taken. inf for no limit.",
+)
 @QUIET
 @ADAPTATION
 @click.option(
@@ -136,7 +149,8 @@ class Conversation:
 )
 @SELECTION_WITHOUT_N
 def chat(
-    space: Path | str, use: UseOption, max_tokens: int, temperature: float, quiet: bool, **values: Any
+    space: Path | str, use: UseOption, max_tokens: int, temperature: float, deadline_s: float,
+    quiet: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Answer questions with the help of the documents of SPACE.
 
@@ -145,7 +159,7 @@ def chat(
     one per line.
     """
     engine = new_engine(space, values, quiet)
-    conversation = Conversation(engine, use, max_tokens, temperature)
+    conversation = Conversation(engine, use, max_tokens, temperature, deadline_s)
     if sys.stdin.isatty():
         import readline  # noqa: F401  # edits the line, and remembers the former ones
 

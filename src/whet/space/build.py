@@ -186,7 +186,7 @@ def add(addition: Addition, path: Path, embedder: Embedder) -> Changes:
 
 
 def unchanged(
-    addition: Addition, path: Path, embedder: str | Embedder, labels: Labels | None
+    addition: Addition, path: Path, embedder: str | Embedder | None, labels: Labels | None
 ) -> Changes | None:
     """The counts of files if the data space at `path` is in step with its source.
 

@@ -213,9 +213,9 @@ def _refuse_relative(path: Path, spec: str) -> None:
 
 
 def embedder_for_adding(
-    path: Path, embedder: str | Embedder, labels: Labels | None
+    path: Path, embedder: str | Embedder | None, labels: Labels | None
 ) -> Embedder | None:
-    """The embedder to add to the data space at `path` with; None if it is the space's own `lsa`.
+    """The embedder to add to the data space at `path` with; None for the one that it stores.
 
     A model other than that of the data space is rejected before it is loaded.
 
@@ -225,19 +225,22 @@ def embedder_for_adding(
     """
     manifest = read_manifest(path)
     made_by = manifest.embedder
-    if isinstance(embedder, str):
+    can_load, loaded = made_by.partition(":")[0] in ("lsa", *LOADABLE), None
+    if embedder is None:
+        matches = can_load
+    elif isinstance(embedder, str):
         matches = base_spec(made_by) == base_spec(embedder)
         loaded = get_embedder(embedder) if matches else None
     else:
         matches, loaded = True, embedder
     if loaded is not None and not has_fingerprint(loaded, manifest.fingerprint):
         matches = loaded.name == made_by  # same name, other weights: `open` explains that
-    if not matches and made_by.partition(":")[0] not in ("lsa", *LOADABLE):
+    if not matches and not can_load:
         raise EmbedderMismatchError(
             f"data space {path} was made by the Python embedder {made_by!r}: add to it in Python, "
             "with `DataSpace.build(docs, path, embedder)`, or choose another path"
         )
-    if not matches:
+    if not matches and embedder is not None:
         name = embedder if isinstance(embedder, str) else embedder.name
         raise EmbedderMismatchError(
             f"data space {path} was made by embedder {made_by}, not {name}: "

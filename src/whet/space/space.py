@@ -71,7 +71,7 @@ class DataSpace:
         cls,
         docs: Documents,
         path: str | Path,
-        embedder: str | Embedder = "lsa",
+        embedder: str | Embedder | None = None,
         *,
         text_field: str = "text",
         chunks: str = AUTO,
@@ -103,7 +103,8 @@ class DataSpace:
             path: A new folder, or that of a data space.
             embedder: `lsa`, which is fitted on the documents and stored in the folder;
                 `st:NAME`, `hf:NAME@layer=6` or another specification of docs/embedders.md; or an
-                object that implements `Embedder`.
+                object that implements `Embedder`. By default that of an existing data space,
+                otherwise `lsa`.
             text_field: Field of a record that holds the text.
             chunks: How texts are cut: see `whet.data.chunking`. `auto` is the rule of the existing
                 data space, and passages that the embedder reads entirely for a new one.
@@ -127,7 +128,8 @@ class DataSpace:
             ValueError: If an argument is invalid, or `lsa` would be fitted on documents that are
                 not public.
         """
-        check_embedder(embedder)
+        if embedder is not None:
+            check_embedder(embedder)
         if not is_folder(path):
             raise ValueError(f"path is {str(path)!r}: expected a folder")
         path = Path(path)
@@ -138,7 +140,7 @@ class DataSpace:
         )  # fmt: skip
         if (path / MANIFEST_FILE).exists():
             return cls.open(path, embedder_for_adding(path, embedder, labels))._add(addition)
-        loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder
+        loaded = get_embedder(embedder) if isinstance(embedder, str) else embedder  # None: lsa
         changes = build.create(addition, path, loaded, labels)
         opened = cls.open(path, loaded)
         opened.changes = changes
