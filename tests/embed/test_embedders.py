@@ -87,7 +87,7 @@ def test_a_broken_lsa_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize("spec", ["LSA", "bert", "st:", "hf:", "", "hf:@layer=1", "tf:x"])
 def test_an_unknown_embedder_is_told_those_that_exist(spec):
-    with pytest.raises(ValueError, match=r"expected lsa, st:NAME .* hf:NAME"):
+    with pytest.raises(ValueError, match=r"expected lsa, minilm, st:NAME .* hf:NAME"):
         get_embedder(spec)
 
 
@@ -122,8 +122,10 @@ def test_a_sentence_encoder_gives_unit_rows_and_zero_for_blanks():
     assert rows[0] @ rows[1] > 0.7 > rows[0] @ rows[2]
     with pytest.raises(ValueError, match="surrogates not allowed"):
         encoder.encode(["\ud800"])
-    raw = get_embedder(f"{minilm()}@normalize=false")
-    assert raw.name.endswith("@normalize=false") and not raw.normalized
+    raw = get_embedder("minilm@normalize=false")
+    assert raw.name == "st:minilm@normalize=false" and not raw.normalized
+    [row] = raw.encode(["A dog runs."])
+    assert row @ rows[0] / np.linalg.norm(row) > 0.999  # the same model
     assert raw.fingerprint != encoder.fingerprint
 
 

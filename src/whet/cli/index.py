@@ -21,8 +21,8 @@ WATCH_S = 2.0  # between two looks at the source
 @SPACE
 @click.option(
     "--embedder",
-    help="lsa, st:NAME, hf:NAME, ntk:NAME or influence:NAME, with options: see docs/embedders.md "
-    "[default: that of an existing SPACE, otherwise lsa].",
+    help="lsa, minilm, st:NAME, hf:NAME, ntk:NAME or influence:NAME, with options: see "
+    "docs/embedders.md [default: that of an existing SPACE, otherwise lsa].",
 )
 @click.option("--text-field", default="text", show_default=True, help="Field with the text.")
 @click.option(

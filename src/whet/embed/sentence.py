@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from whet.embed.embedder import spec_of
 from whet.embed.lsa import MIN_NORM
-from whet.embed.model_files import model_folder, modules_fingerprint
+from whet.embed.model_files import model_folder, modules_fingerprint, resolve
 from whet.errors import ModelError, require
 from whet.maths.arrays import Array, normalize_rows
 
@@ -38,7 +38,7 @@ def _refuse_custom_modules(folder: Path) -> None:
 
 
 class SentenceEncoder:
-    """A sentence-transformers model, by name or folder (`st:NAME`)."""
+    """A sentence-transformers model, by name or folder (`st:NAME`); `minilm` is all-MiniLM-L6-v2."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class SentenceEncoder:
         """Load `model`, by default onto a GPU if there is one.
 
         Args:
-            model: Name or folder; also of a static model of model2vec.
+            model: `minilm`, name or folder; also of a static model of model2vec.
             query_prompt: Text in front of every query, or the name of one of the model's own
                 prompts; by default what the model itself puts in front of any text.
             passage_prompt: The same for documents.
@@ -74,11 +74,13 @@ class SentenceEncoder:
         from whet.adapt.checkpoints.loading import weights_fingerprint
         from whet.adapt.checkpoints.processor import default_device
 
+        located = resolve(model)
         if not trust_remote_code:
-            _refuse_custom_modules(Path(model))
+            _refuse_custom_modules(Path(located))
+        require("transformers", "embed").utils.logging.disable_progress_bar()  # of loading weights
         try:
             self._model = library.SentenceTransformer(
-                model,
+                located,
                 device=device or default_device(),
                 trust_remote_code=trust_remote_code,
                 local_files_only=local_files_only,
@@ -108,7 +110,7 @@ class SentenceEncoder:
         self.dimension = truncate_dim or length
         weights = weights_fingerprint(self._model.state_dict())
         former = f"st {weights} {self._model.max_seq_length} {normalize}"
-        self.fingerprint = f"{former} {modules_fingerprint(model_folder(model))}"
+        self.fingerprint = f"{former} {modules_fingerprint(model_folder(located))}"
         self.former_fingerprints: tuple[str, ...] = (former,)
         changes = [self._query_prompt, self._passage_prompt, truncate_dim]
         if changes != [None, None, None]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from whet.embed.embedder import Embedder, check_embedder, has_fingerprint
 from whet.embed.lsa import LSA
+from whet.embed.model_files import PACKAGED
 from whet.embed.registry import LOADABLE, base_spec, get_embedder, is_hub_id, stored_options
 from whet.errors import EmbedderMismatchError, ModelError, SpaceError
 from whet.space.store.manifest import Labels, Manifest, read_manifest
@@ -198,7 +199,7 @@ def _refuse_relative(path: Path, spec: str) -> None:
         SpaceError: If it names a relative path.
     """
     model = spec.partition(":")[2].partition("@")[0]
-    bundled = model in ("whet-nano", "whet-pico")
+    bundled = model in ("whet-nano", "whet-pico", *PACKAGED)
     relative = not Path(model).is_absolute() and not bundled
     if relative and PureWindowsPath(model).is_absolute():
         raise SpaceError(
