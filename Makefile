@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALL := $(PIP) --constraint constraints.txt --editable '.[all]'
 
-.PHONY: demo smollm2 test check-types check-behavior docs notebooks clean
+.PHONY: demo smollm2 test check-types check-behavior coverage docs notebooks clean
 
 ## whet demo: SIFT and nearest neighbors on the source of Python's standard library, in three minutes
 demo: $(READY)
@@ -27,6 +27,11 @@ check-types:
 
 check-behavior:
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+## coverage of the layers that need no torch; fails below the floor in pyproject.toml
+coverage: $(READY)
+	$(BIN)/pytest -m core -n auto --maxprocesses 4 --dist loadfile tests/maths tests/data tests/select tests/space \
+	  --cov=whet.maths --cov=whet.data --cov=whet.select --cov=whet.space --cov-report=term
 
 ## generated pages (docs/cli.md, docs/insights.md) and the documentation site in site/, strictly
 docs: $(READY)

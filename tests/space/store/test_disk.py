@@ -22,6 +22,14 @@ from whet.space.store.reader import DiskReader
 from whet.space.store.segments import ann_index
 from whet.space.store.writer import DiskWriter
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+sees_readers = pytest.mark.skipif(
+    fcntl is None and sys.platform != "win32",
+    reason="without fcntl, compaction does not see readers: docs/platforms.md",
+)
 PREAMBLE = """
 import os, sys
 from pathlib import Path
@@ -165,6 +173,7 @@ def test_the_thread_count_of_faiss_is_restored(path):
     assert faiss.omp_get_max_threads() == before
 
 
+@sees_readers
 def test_readers_survive_compaction_which_then_frees_the_disk(path):
     reader = DiskReader.open(path)
     found, old = reader.search(units(3, 9), 40), set(os.listdir(path / "segments"))
@@ -190,6 +199,7 @@ print(reader.count(), len(reader.rows(reader.ids())), found.ids[0])
 """
 
 
+@sees_readers
 def test_other_processes_read_during_compaction(path):
     process = subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + READER, str(path)],
