@@ -156,6 +156,14 @@ def test_generate_prints_the_answer_and_its_trace(folder):
     assert whet(*words, "--max-tokens", 4) == printable(answer["text"]) + "\n"
 
 
+def test_a_large_model_on_a_cpu_takes_ten_steps_unless_n_is_given(folder, monkeypatch):
+    monkeypatch.setattr("whet.adapt.config.LARGE", 0)
+    words = ["generate", folder / "space", "alpha", "--model", folder / "model", "-k", 10, "--json"]
+    words += ["--max-tokens", 2, "--device", "cpu", "--long-texts", "first"]
+    assert len(json.loads(whet(*words))["trace"]) == 10
+    assert len(json.loads(whet(*words, "-n", 50))["trace"]) > 10
+
+
 def test_generate_compares_with_the_base_model(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
     words += ["--max-tokens", 4, "--lr", 0.1]

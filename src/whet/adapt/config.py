@@ -206,14 +206,12 @@ STEPS, FEW_STEPS = 50, 10  # the paper's, and where a step takes a second rather
 LARGE = 20_000_000  # weights
 
 
-def suited_steps(num_weights: int, device: str) -> int:
-    """The number of gradient steps for a model: 50, as in the paper, or 10 for one of more than 20
+def suited_steps(hf_model: Any) -> int:
+    """The default number of gradient steps: 50, as in the paper, or 10 for a network of more than 20
     million weights on a CPU.
-
-    >>> suited_steps(3_500_000, "cpu"), suited_steps(134_500_000, "cpu")
-    (50, 10)
     """
-    return FEW_STEPS if device == "cpu" and num_weights > LARGE else STEPS
+    num_weights = sum(weight.numel() for weight in hf_model.parameters())
+    return FEW_STEPS if hf_model.device.type == "cpu" and num_weights > LARGE else STEPS
 
 
 def suited_config(

@@ -20,7 +20,7 @@ from torch.nn import functional
 from whet.adapt.batches import batch_by_length, bucket_length, windows
 from whet.adapt.chat.template import Message, apply_chat_template, template_tokenizer
 from whet.adapt.checkpoints import loading
-from whet.adapt.config import AdapterConfig, suited_config, suited_steps
+from whet.adapt.config import AdapterConfig, suited_config
 from whet.adapt.decoding.batch_decoding import BatchDecoder
 from whet.adapt.decoding.kv_cache import longrope_switch, no_cache
 from whet.adapt.decoding.sampling import SamplingParams, SequenceState
@@ -157,12 +157,6 @@ class LanguageModel:
         tuned = getattr(self.hf_model.config, "whet_learning_rates", {})
         width = self.hf_model.get_output_embeddings().weight.shape[1]
         return suited_config(adapter, width, tuned, **options)
-
-    @property
-    def suited_steps(self) -> int:
-        """The default number of gradient steps: see `whet.adapt.config.suited_steps`."""
-        num_weights = sum(weight.numel() for weight in self.hf_model.parameters())
-        return suited_steps(num_weights, self.device.type)
 
     @property
     def fingerprint(self) -> str:
@@ -333,7 +327,8 @@ class LanguageModel:
         batch_size = 1 if sequence.is_cpu else max(1, GPU_TOKENS // self.max_length)
         every = windows(len(sequence) - 1, self.max_length, skip=len(left))
         for batch in batch_by_length(every, batch_size):
-            rows = self._logits(torch.stack([sequence[w.start : w.stop] for w in batch]))
+            inputs = torch.stack([sequence[w.start : w.stop] for w in batch])
+            rows = self._logits(inputs, max(window.targets for window in batch))
             for window, row in zip(batch, rows, strict=True):
                 logits = row[-window.targets :]
                 targets = sequence[window.stop + 1 - window.targets : window.stop + 1]
@@ -430,7 +425,6 @@ class LanguageModel:
     def _add_start(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
         return functional.pad(tokens, (1, 0), value=self.bos_token_id)
 
-    def _logits(self, inputs: Int[Tensor, "b t"]) -> Float[Tensor, "b t v"]:
-        output = self.hf_model(input_ids=inputs, use_cache=False)
-        logits: Tensor = output.logits[..., : self.vocab_size].float()
-        return logits
+    def _logits(self, inputs: Int[Tensor, "b t"], last: int) -> list[Float[Tensor, "_ v"]]:
+        states = self.hidden_states(inputs)[:, -last:]
+        return [self.lm_head().logits(row) for row in states]

@@ -113,7 +113,7 @@ def new_engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
     optimizer = take_config(OptimizerConfig, values)
     selection = take_config(SelectionConfig, values)
     require("torch", "adapt")
-    from whet.adapt.config import STEPS
+    from whet.adapt.config import STEPS, suited_steps
     from whet.adapt.model import LanguageModel
     from whet.engine import Engine
     from whet.space.long_texts import count_long_texts
@@ -126,7 +126,7 @@ def new_engine(space: Path | str, values: dict[str, Any], quiet: bool) -> Any:
     tuned = use_tuned(space, model, quiet=quiet)
     adapter, selection = with_options(adapter, tuned), with_options(selection, tuned)
     if selection.n == STEPS and "n" not in {*tuned, *given_options()}:
-        selection = replace(selection, n=model.suited_steps)
+        selection = replace(selection, n=suited_steps(model.hf_model))
     if not quiet and (line := str(count_long_texts(opened, model))):
         print(printable(line), file=sys.stderr)
     return Engine(

@@ -9,7 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
-from whet.adapt.config import AdapterConfig, FullFineTuning, OptimizerConfig, TrainingConfig
+from whet.adapt.config import (
+    AdapterConfig,
+    FullFineTuning,
+    OptimizerConfig,
+    TrainingConfig,
+    suited_steps,
+)
 from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import AdaptationTrace
@@ -139,7 +145,7 @@ class Engine:
                 f"slots is {count}: expected 1 with full fine-tuning, where the network itself is "
                 "the slot; use LoRA or LMHead to run several requests at once"
             )
-        selection = selection or SelectionConfig(n=model.suited_steps)
+        selection = selection or SelectionConfig(n=suited_steps(model.hf_model))
         if space is not None and isinstance(selection, SelectionConfig):
             selection = resolve(space, selection)
         self.model, self.adapter, self.selection, self._count = model, adapter, selection, count

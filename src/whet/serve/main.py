@@ -14,7 +14,7 @@ require("fastapi", "serve")
 
 from fastapi import FastAPI
 
-from whet.adapt.config import STEPS, AdapterConfig, LoRA
+from whet.adapt.config import STEPS, AdapterConfig, LoRA, suited_steps
 from whet.adapt.model import LanguageModel
 from whet.adapt.tuners.state_cache import CacheLimits
 from whet.engine import Engine, Request, SamplingParams
@@ -78,7 +78,7 @@ def with_suited_steps(
     """`config` with the number of steps that suits the model, if the file contains none."""
     if "n" in given or config.selection.n != STEPS:
         return config
-    return replace(config, selection=replace(config.selection, n=model.suited_steps))
+    return replace(config, selection=replace(config.selection, n=suited_steps(model.hf_model)))
 
 
 def with_tuned(

@@ -135,7 +135,7 @@ class _Norm:
 
     def again(self, states: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """What `forward` returned."""
-        normed = (states.float() * self.inverse).to(states.dtype)
+        normed: Tensor = (states.float() * self.inverse).to(states.dtype)
         return normed.mul_(self.weight)
 
     def backward(
@@ -145,7 +145,8 @@ class _Norm:
         wide = states.float()
         gradient = slope.mul_(self.weight).float()
         along = (gradient * wide).mean(-1, keepdim=True).mul_(self.inverse**3)
-        return gradient.mul_(self.inverse).addcmul_(wide, along, value=-1).to(states.dtype)
+        gradient = gradient.mul_(self.inverse).addcmul_(wide, along, value=-1)
+        return gradient.to(states.dtype)
 
 
 @dataclass(slots=True, eq=False)
@@ -162,7 +163,7 @@ class _Pass:
     def forward(self, states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         norm, inputs = _Norm.of(self.layer.input_layernorm), self._products(*INPUTS)
         heads = [
-            each.unflatten(2, (-1, self.layer.self_attn.head_dim))
+            each.view(*each.shape[:2], -1, self.layer.self_attn.head_dim)
             for each in inputs.forward(norm.forward(states))
         ]
         raw = heads[:2]

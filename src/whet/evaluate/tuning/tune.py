@@ -196,6 +196,9 @@ class _Tuning:
     def _search(self, candidates: Sequence[Setting]) -> tuple[Setting, list[Trial]]:
         """The best setting, with its trials on the passages on which it was compared."""
         best: tuple[Setting, list[Trial]] | None = None
+        self._share = 1.0  # rather use all minutes than not try the default at all
+        self._trials(candidates[0], self._passages[: _rungs(len(self._passages))[0]])
+        self._share = SEARCH
         for size in _rungs(len(self._passages)):
             tried = [(s, self._trials(s, self._passages[:size])) for s in candidates]
             ranked = sorted(((s, t) for s, t in tried if t is not None), key=lambda p: _least(p[1]))
