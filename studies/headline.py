@@ -1,6 +1,6 @@
-"""The picture and the table of the README, from the committed runs of both protocols.
+"""The pictures and the table of the README, from the committed runs of both protocols.
 
-python -m studies.headline    # writes docs/headline.svg, and the table between README's markers
+python -m studies.headline    # writes docs/headline-MODEL.svg, and tables between pages' markers
 """
 
 from pathlib import Path
@@ -15,13 +15,17 @@ from whet.maths.statistics import mean_estimate
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "benchmarks" / "results" / "study"
 PROTOCOLS = ("paper", "held-out")
+MODELS = {"smollm2": "SmolLM2-135M", "nano": "whet-nano"}
+"""What names of folders begin with: `MODEL-PROTOCOL`, or the same and what the run is about."""
 RIVALS = "-rivals"  # ends the names of runs of other methods, which may have fewer prompts
 METHODS = ("nearest", "sift", "whet")
 WHET = "#0072b2"
 START, END = "<!-- headline -->\n", "<!-- end of headline -->"
+Runs = dict[str, Run]
+"""The run of each protocol."""
 
 
-def picture(runs: dict[str, Run], path: Path) -> None:
+def picture(runs: Runs, path: Path) -> None:
     """Bits per byte against gradient steps, one panel per protocol."""
     with canvas(len(runs), 3.6, 2.9) as (figure, panels):
         for axes, (protocol, run) in zip(panels, runs.items(), strict=True):
@@ -36,28 +40,42 @@ def picture(runs: dict[str, Run], path: Path) -> None:
             axes.annotate("base model", (run.steps[-1], 100), (0, 2), textcoords="offset points",
                           ha="right", va="bottom", color=MUTED, fontsize=8)  # fmt: skip
             axes.set_title(f"{protocol} protocol, {len(run)} prompts")
-            axes.set(xlabel="gradient steps", xticks=(0, 10, 20, 50))
+            axes.set(xlabel="gradient steps", xticks=[s for s in run.steps if s % 5 == 0])
         panels[0].set(ylabel="bits per byte, % of base")
         panels[0].legend(loc="lower left")
         save(figure, path)
 
 
-def table(runs: dict[str, Run]) -> str:
-    """One row per protocol: % of base with its interval, and the differences to NN."""
+def table(models: dict[str, Runs]) -> str:
+    """One row per model and protocol: % of base with its interval, and the differences to NN."""
     lines = [
-        "| protocol | prompts | NN | SIFT | whet | SIFT − NN | whet − NN |",
-        "|---|---|---|---|---|---|---|",
+        "| model | protocol | prompts | NN | SIFT | whet | SIFT − NN | whet − NN |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for protocol, run in runs.items():
-        last = run.steps[-1]
-        values = {method: run.ratio(method, last) for method in METHODS}
-        cells = [format_estimate(mean_estimate(v), half=True) for v in values.values()]
-        cells += [
-            format_estimate(mean_estimate(values[method] - values["nearest"]), sign="+")
-            for method in METHODS[1:]
-        ]
-        lines.append(f"| {protocol} | {len(run)} | " + " | ".join(cells) + " |")
+    for model, runs in models.items():
+        for protocol, run in runs.items():
+            values = {method: run.ratio(method, run.steps[-1]) for method in METHODS}
+            cells = [format_estimate(mean_estimate(v), half=True) for v in values.values()]
+            cells += [
+                format_estimate(mean_estimate(values[method] - values["nearest"]), sign="+")
+                for method in METHODS[1:]
+            ]
+            name = f"{MODELS[model]}, {run.steps[-1]} steps"
+            lines.append(f"| {name} | {protocol} | {len(run)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def results(models: dict[str, Runs], rivals: Runs) -> str:
+    """The tables by set, and the one of all methods with whet-nano."""
+    parts = [
+        f"**{MODELS[model]}, {protocol} protocol**\n\n{markdown(report(run))}\n"
+        for model, runs in models.items()
+        for protocol, run in runs.items()
+    ]
+    prompts = len(next(iter(rivals.values())))
+    summaries = {protocol: summarize(run) for protocol, run in rivals.items()}
+    every = markdown(comparison_table(summaries))
+    return "\n".join([*parts, f"**All methods with whet-nano, {prompts} prompts**\n\n{every}\n"])
 
 
 def write(path: Path, tables: str) -> None:
@@ -67,25 +85,24 @@ def write(path: Path, tables: str) -> None:
     path.write_text(f"{before}{START}{tables}{END}{after}", "utf-8")
 
 
-def committed(rivals: bool) -> dict[str, Run]:
+def committed(model: str, *, rivals: bool = False) -> Runs:
     """The committed runs of each protocol, joined, with the prompts that all of them have."""
-    folders = [f for name in PROTOCOLS for f in sorted(RUNS.glob(f"nano-{name}*"))]
+    folders = [f for name in PROTOCOLS for f in sorted(RUNS.glob(f"{model}-{name}*"))]
     return by_protocol([Run.open(f) for f in folders if rivals or not f.name.endswith(RIVALS)])
 
 
+def headline() -> dict[str, Runs]:
+    """The runs of README's table, by model."""
+    return {model: committed(model) for model in MODELS}
+
+
 def main() -> None:
-    """Write the picture and the tables."""
-    runs = committed(rivals=False)
-    picture(runs, ROOT / "docs" / "headline.svg")
-    write(ROOT / "README.md", table(runs))
-    by_set = [f"**{name} protocol**\n\n{markdown(report(run))}\n" for name, run in runs.items()]
-    every = committed(rivals=True)
-    prompts = len(next(iter(every.values())))
-    summaries = {name: summarize(run) for name, run in every.items()}
-    by_set.append(
-        f"**All methods, {prompts} prompts**\n\n{markdown(comparison_table(summaries))}\n"
-    )
-    write(ROOT / "docs" / "results.md", "\n".join(by_set))
+    """Write the pictures and the tables."""
+    models = headline()
+    for model, runs in models.items():
+        picture(runs, ROOT / "docs" / f"headline-{model}.svg")
+    write(ROOT / "README.md", table(models))
+    write(ROOT / "docs" / "results.md", results(models, committed("nano", rivals=True)))
 
 
 if __name__ == "__main__":
