@@ -48,14 +48,23 @@ def test_whet_commands_of_readme_run(tmp_path, monkeypatch):
         assert done.exit_code == 0, f"{command}: {done.output}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", *(f"docs/{page}" for page in PAGES)])
+LINKED = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *(f"docs/{p}" for p in PAGES),
+]
+
+
+@pytest.mark.parametrize("page", LINKED)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}" for page in PAGES)])
+@pytest.mark.parametrize("page", LINKED)
 def test_anchors_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
