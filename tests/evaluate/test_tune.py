@@ -130,7 +130,7 @@ def test_a_verdict_needs_a_gain_beyond_noise(chosen, verdict):
     assert chosen.verdict == verdict
     assert ("use retrieval instead" in chosen.summary) == (verdict == "do not adapt")
     limited = verdict == "unclear" and chosen.most_steps is not None
-    assert ("the minutes allowed at most 5 steps" in chosen.summary) == limited
+    assert ("at most 5 steps were tried" in chosen.summary) == limited
 
 
 def test_the_choice_is_used_for_what_is_not_given(space, model):

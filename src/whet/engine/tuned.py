@@ -51,7 +51,7 @@ class TunedSettings:
     fresh: bool
     """Whether the numbers are those of passages that nothing was chosen on."""
     most_steps: int | None = None
-    """Most steps that the minutes allowed to try; None if they limited nothing."""
+    """Most steps that were tried; None if these are the 50 of a trial without limits."""
     verdict: Verdict = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,8 +88,8 @@ class TunedSettings:
         is_measured = self.fresh and gain.n >= MIN_FRESH
         reason = "too few passages were measured"
         if is_measured and self.most_steps is not None:
-            reason = f"the minutes allowed at most {self.most_steps} steps"
-        return line + f": unclear, because {reason}; allow more minutes"
+            reason = f"at most {self.most_steps} steps were tried"
+        return line + f": unclear, because {reason}; allow more minutes or a larger -n"
 
     @classmethod
     def of_record(cls, record: Any) -> "TunedSettings":

@@ -135,8 +135,7 @@ class _Tuning:
             self._share = 1.0
             measured = self._measure(best, step)
         fresh = bool(measured)
-        most = self._journal.steps if self._config.n is None else None
-        most = None if most == STEPS[-1] else most
+        most = None if self._journal.steps == STEPS[-1] else self._journal.steps
         chosen = _settings(self._model.name, best, step, measured or trials, fresh, most)
         path, reason = "", f"{self._space.path} is an address"
         if is_folder(self._space.path):
