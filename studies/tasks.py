@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from rich.table import Table
 
+from whet.errors import WhetError
 from whet.evaluate.dataset import Experiment
 from whet.evaluate.report.answers import BITS, TITLES, AnswerResults
 from whet.evaluate.report.render import markdown, text_table
@@ -79,6 +80,14 @@ def parts(repositories: Path, stdlib: Path, folder: Path, lines: int, questions:
              f"data.source={stdlib / 'documentation.jsonl'}",
              f"data.prompts={stdlib / 'questions.jsonl'}"]  # fmt: skip
     return [*made, Part("qa", Experiment.read(here / "tasks-qa.toml", where), questions)]
+
+
+def at_least_one(text: str) -> int:
+    """A number of at least 1 on the command line: 0 prompts would mean all of them."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def rounds(parts: list[Part], count: int) -> Iterator[tuple[Part, int]]:
@@ -174,9 +183,11 @@ def main() -> None:
     verb.add_argument("repositories", type=Path, help="folder that `repositories` wrote")
     verb.add_argument("stdlib", type=Path, help="folder that studies.stdlib_questions wrote")
     verb.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    verb.add_argument("--lines", type=int, default=26, help="lines per repository")
-    verb.add_argument("--questions", type=int, default=16, help="questions of each of three kinds")
-    verb.add_argument("--rounds", type=int, default=6, help="visits of each run, in turn")
+    verb.add_argument("--lines", type=at_least_one, default=26, help="lines per repository")
+    verb.add_argument(
+        "--questions", type=at_least_one, default=16, help="questions of each of three kinds"
+    )
+    verb.add_argument("--rounds", type=at_least_one, default=6, help="visits of each run, in turn")
     verb.add_argument("--limit-s", type=float, help="begin nothing after so many seconds")
     verb = verbs.add_parser("collect", help="copy runs to benchmarks/results/tasks")
     verb.add_argument("runs", type=Path, nargs="+", help="folders of runs")
@@ -189,7 +200,10 @@ def main() -> None:
             arguments.repositories, arguments.stdlib, arguments.out, arguments.lines,
             arguments.questions,
         )  # fmt: skip
-        run(wanted, arguments.out, arguments.rounds, arguments.limit_s)
+        try:
+            run(wanted, arguments.out, arguments.rounds, arguments.limit_s)
+        except (WhetError, ValueError) as error:
+            raise SystemExit(f"Error: {error}") from error
     elif arguments.verb == "collect":
         collect(arguments.runs)
     else:

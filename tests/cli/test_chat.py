@@ -56,8 +56,14 @@ def test_the_base_model_answers_where_nothing_is_near(folder):
 
 def test_a_wrong_line_is_reported_and_the_next_one_answered(folder):
     done = chat(folder, "/base", "/nothing", "/use maybe", "x" * 400, "", "/reset", "/help")
-    for message in ("/base needs a question", "/nothing is not a command", "has a context of 256"):
+    for message in (
+        "/base needs a question",
+        "/nothing is not a command",
+        "has a context of 256",
+        "/use is followed by auto",
+    ):
         assert message in done.stderr
+    assert "/use is followed by auto or" in done.stderr
     assert "/use context|steps|both" in done.stdout
 
 

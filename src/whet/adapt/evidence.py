@@ -63,7 +63,7 @@ class Evidence:
 
     def __str__(self) -> str:
         last = max(self.bits_per_byte, default=self.num_steps)
-        counts = self.passages or dict.fromkeys(self.in_context, 1)
+        counts = dict.fromkeys([*self.passages, *self.in_context], 1) | {**self.passages}
         names = [name + (f" ×{count}" if count > 1 else "") for name, count in counts.items()]
         parts = ["sources: " + ", ".join([*names[:SHOWN], *["…"] * (len(names) > SHOWN)])]
         if self.sigma is not None:

@@ -128,7 +128,7 @@ class Conversation:
 )
 @click.option(
     "--deadline-s",
-    type=click.FloatRange(0),
+    type=float,
     default=DEADLINE_S,
     show_default=True,
     help="Seconds for the steps on the passages of a question; a step that would end later is not "
@@ -158,6 +158,8 @@ def chat(
     then the model is restored. Type /help for the commands. Questions are read from standard input,
     one per line.
     """
+    if not deadline_s >= 0:
+        raise click.UsageError(f"--deadline-s is {deadline_s}: expected 0 or more, or inf")
     engine = new_engine(space, values, quiet)
     conversation = Conversation(engine, use, max_tokens, temperature, deadline_s)
     if sys.stdin.isatty():
@@ -203,6 +205,8 @@ def _answer(conversation: Conversation, line: str, quiet: bool) -> None:
         conversation.messages, conversation.retrieval = [], None
     elif command == "/use" and argument.strip() in USES:
         conversation.use = next(use for use in USES if use == argument.strip())
+    elif command == "/use":
+        print(f"/use is followed by {' or '.join(USES)}", file=sys.stderr)
     elif command in ("/base", "/why") and conversation.question is None:
         print(f"{command} needs a question before it: ask one", file=sys.stderr)
     elif command == "/base":

@@ -73,7 +73,8 @@ def base_spec(spec: str) -> str:
 
 def _split(spec: str) -> tuple[str, str, str]:
     """Kind, model and options; a folder becomes absolute, to be found from anywhere later."""
-    if spec.partition("@")[0] in PACKAGED:
+    name, _, options = spec.partition("@")
+    if name in PACKAGED and (spec == name or "=" in options):
         spec = f"st:{spec}"
     kind, _, rest = spec.partition(":")
     model, _, options = rest.rpartition("@") if "=" in rest.rpartition("@")[2] else (rest, "", "")
