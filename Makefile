@@ -28,10 +28,10 @@ check-types:
 check-behavior:
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-## coverage of the layers that need no torch; fails below the floor in pyproject.toml
+## coverage of selection, data spaces, engine and server; fails below the floor in pyproject.toml
 coverage: $(READY)
-	$(BIN)/pytest -m core -n auto --maxprocesses 4 --dist loadfile tests/maths tests/data tests/select tests/space \
-	  --cov=whet.maths --cov=whet.data --cov=whet.select --cov=whet.space --cov-report=term
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile tests/maths tests/data tests/select tests/space tests/engine tests/serve \
+	  --cov=whet.maths --cov=whet.data --cov=whet.select --cov=whet.space --cov=whet.engine --cov=whet.serve --cov-report=term
 
 ## generated pages (docs/cli.md, docs/insights.md) and the documentation site in site/, strictly
 docs: $(READY)
