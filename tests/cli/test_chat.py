@@ -13,7 +13,8 @@ from whet.space.space import DataSpace
 
 TEXTS = ("alpha beta gamma delta", "beta gamma epsilon zeta", "eta theta iota kappa alpha")
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
-SMALL = ["-k", 3, "-n", 2, "--max-tokens", 6, "--device", "cpu", "--lr", 0.05]
+SMALL = ["-k", 3, "-n", 2, "--max-tokens", 6, "--device", "cpu", "--lr", 0.05,
+         "--deadline-s", "inf"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,7 @@ def points(driver, figure):
 def test_keyboard_alone_asks_and_all_results_are_shown(page):
     assert Select(item(page, "use")).first_selected_option.text == "automatic"
     item(page, "use").send_keys(Keys.ARROW_DOWN)  # both
+    Select(item(page, "deadline")).select_by_visible_text("none")
     item(page, "steps").send_keys(Keys.HOME, *([Keys.ARROW_RIGHT] * 5))
     ask(page)
     wait_for_status(page, "Done.")
