@@ -83,6 +83,7 @@ def test_the_default_is_context_with_a_chat_template_and_steps_without(folder, t
 def test_steps_end_at_the_deadline_and_passages_are_read_nevertheless(folder):
     done = chat(folder, "alpha beta?", more=["--use", "both", "--deadline-s", 0])
     assert "base model with 2 passages in the context" in done.stderr
+    assert "no time for more steps" in done.stderr
 
 
 def test_a_long_conversation_stays_within_the_context(folder):

@@ -178,8 +178,11 @@ def report(output: Any, quiet: bool) -> None:
     """Print a line on stderr: what the answer rests on, and whether the steps helped."""
     if quiet:
         return
-    near = output.trace.stop_reason != NO_MATCH
-    line = str(output.evidence) if near else "base model: no document is near the prompt"
+    reason, line = output.trace.stop_reason, str(output.evidence)
+    if reason == NO_MATCH:
+        line = "base model: no document is near the prompt"
+    elif reason == "deadline":
+        line += "; no time for more steps"
     print(printable(line), file=sys.stderr)
 
 
