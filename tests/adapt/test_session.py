@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from support import reference_slot, tiny_models
@@ -217,3 +218,22 @@ def test_the_reserve_takes_the_place_of_repeats_that_are_skipped(model):
     assert taken < 8 and ids == [*"a" * taken, *"bcd"[: 8 - taken]]
     plain = TrainingConfig(learned_ratio=0)
     assert [e.id for u in plan_updates(texts, model, plain, n=8) for e in u.examples] == ["a"] * 8
+
+
+def test_chunks_of_a_repeat_are_skipped_together(model):
+    rng = np.random.default_rng(0)
+    hard = " ".join(str(number) for number in rng.integers(10**6, size=40))
+    half = model.max_length
+    while len(model.training_tokens(hard)) <= half:
+        hard += f" {rng.integers(10**6)}"
+    long = Document("long", hard + " bees" * half)  # the last chunk is learned first
+    count = len(plan_updates([long], model, TrainingConfig()))
+    reserve = [Document(str(i), f"text {i}") for i in range(6)]
+    training = TrainingConfig(learned_ratio=0.8)
+    updates = plan_updates([long] * 6 + reserve, model, training, n=6)
+    with adapted(model, FullFineTuning(lr=1e-2), training=training) as session:
+        session.train(updates, limit=6)
+        ids = [step.id for step in session.steps]
+    repeats, others = ids.count("long"), [id for id in ids if id != "long"]
+    assert count > 1 and count < repeats < 6 * count and repeats % count == 0
+    assert len(others) == 6 - repeats // count

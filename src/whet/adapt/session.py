@@ -67,21 +67,35 @@ class AdaptationTrace:
 
 
 class _Repeats:
-    """The first and the last loss of each text of one training."""
+    """Which texts are learned, so that repeats of them are skipped, with all of their chunks."""
 
-    def __init__(self) -> None:
-        self._losses: dict[bytes, tuple[float, float]] = {}
+    def __init__(self, updates: Sequence[Update]) -> None:
+        self._losses: dict[bytes, tuple[float, float]] = {}  # the first and the last of each chunk
+        self._chunks: dict[int, list[TrainText]] = {}  # of the text at each place
+        self._begun: set[int] = set()
+        for example in (example for update in updates for example in update.examples):
+            self._chunks.setdefault(example.place, []).append(example.text)
 
     def are_learned(self, update: Update) -> bool:
-        """Whether the last loss of every text was below the update's share of its first loss."""
-        ratio = update.learned_ratio
-        losses = [self._losses.get(example.text.key()) for example in update.examples]
-        return all(each is not None and each[1] < ratio * each[0] for each in losses)
+        """Whether the last losses of every text were below the update's share of its first ones.
+
+        A text that was begun is trained on to its end.
+        """
+        return bool(update.learned_ratio) and all(
+            place not in self._begun
+            and all(self._is_learned(chunk, update.learned_ratio) for chunk in self._chunks[place])
+            for place in (example.place for example in update.examples)
+        )
 
     def note(self, update: Update, losses: Sequence[float]) -> None:
         for example, loss in zip(update.examples, losses, strict=True):
+            self._begun.add(example.place)
             first, _ = self._losses.get(example.text.key(), (loss, loss))
             self._losses[example.text.key()] = first, loss
+
+    def _is_learned(self, chunk: TrainText, ratio: float) -> bool:
+        first, last = self._losses.get(chunk.key(), (0.0, 0.0))
+        return last < ratio * first
 
 
 class AdaptationSession:
@@ -166,7 +180,7 @@ class AdaptationSession:
         Raises:
             AdaptationError: If a loss is not finite; it carries the steps before.
         """
-        losses, number, num_texts, repeats = list[float](), 0, 0, _Repeats()
+        losses, number, num_texts, repeats = list[float](), 0, 0, _Repeats(updates)
         for update in updates:
             if limit is not None and num_texts >= limit:
                 return None
