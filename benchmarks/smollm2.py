@@ -257,9 +257,9 @@ def rendered(results: dict[str, Any]) -> str:
     """The tables of the README."""
     about = results["machine"]
     lines = [
-        f"{about['cpu']}, {about['threads']} thread, torch {about['torch']}, transformers "
-        f"{about['transformers']}, peft {about['peft']}; seconds are processor time, next to other "
-        "work.",
+        f"{about['cpu']}, torch {about['torch']}, transformers {about['transformers']}, peft "
+        f"{about['peft']}. First table: {about['threads']} threads, by the clock, nothing else on "
+        "the machine. Second: processor time of one thread, next to other work.",
         "",
         "| case | ratio | seconds per text, first → second | commit | target: minimum / stretch |",
         "|---|---|---|---|---|",
