@@ -47,8 +47,8 @@ CASES = {
         "count_tokens returned a Tokens: expected an integer, as lambda text: len("
     ),
     "DataSpace.build(Document('a', 'b'), 'new/one')": "docs is Document(id='a', text='b', meta={})",
-    "DataSpace.build(['a b'], 'new/one', 'x')": "embedder is 'x': expected lsa, st:NAME",
-    "DataSpace.build(['a b'], 'new/one', None)": "embedder is None, without name: expected a",
+    "DataSpace.build(['a b'], 'new/one', 'x')": "embedder is 'x': expected lsa, minilm, st:NAME",
+    "DataSpace.build(['a b'], 'new/one', 4)": "embedder is 4, without name: expected a",
     "DataSpace.build(['a b'], 'new/one', Unfinished())": (
         "embedder is Unfinished(), without fingerprint: expected a string such as 'lsa'"
     ),

@@ -144,7 +144,7 @@ def fastest_threads(most: int, seconds: Callable[[int], float]) -> int:
         if times[count] * FASTER <= times[chosen]:
             chosen = count
     if chosen < most:
-        LOGGER.info("%d threads are faster than %d here", chosen, most)
+        LOGGER.info("computes with %d of %d threads, which is faster here", chosen, most)
     return chosen
 
 
