@@ -130,13 +130,21 @@ def test_examples_of_the_docs_run(tmp_path, llama_folder):
 
         def localize(text):
             text = text.replace("http://127.0.0.1:8000", client.url).replace("whet-nano", "tiny")
-            text = text.replace('"model": "my"', '"model": "docs"')
+            text = text.replace('"model": "my"', '"model": "docs"').replace(
+                "spaces/my/", "spaces/docs/"
+            )
             text = re.sub(r'("max_tokens": )\d+', r"\g<1>4", text)  # fits the tiny context
             return text.replace("my.whet", str(tmp_path / "docs.whet"))
 
         blocks = re.findall(r"```sh\n(.*?)```", page, re.S)
         # the tiny model has no template for tools, and a context of 32 tokens
-        left_out = ('"NAME"', '"developer"', "/v1/responses", "origin:", "Origin:")  # nor other origins
+        left_out = (
+            '"NAME"',
+            '"developer"',
+            "/v1/responses",
+            "origin:",
+            "Origin:",
+        )  # nor other origins
         shell = [b for b in blocks if "curl" in b and not any(name in b for name in left_out)]
         assert len(shell) >= 2
         for block in shell:
