@@ -1,6 +1,7 @@
 """Checkpoints that do not hold the whole network are refused: nothing runs with random weights."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -255,3 +256,13 @@ def test_the_precision_may_depend_on_the_processor(tmp_path):
 )
 def test_fewer_threads_are_used_where_they_are_clearly_faster(seconds, threads):
     assert fastest_threads(max(seconds), seconds.__getitem__) == threads
+
+
+def test_models_are_loaded_by_many_threads_at_once():
+    def tied(_):
+        network = LanguageModel.from_pretrained("whet-pico", device="cpu").hf_model
+        return network.get_input_embeddings().weight is network.get_output_embeddings().weight
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(tied, range(8)))
+    assert tied(None)

@@ -71,6 +71,7 @@ class SentenceEncoder:
                 than `truncate_dim`.
         """
         library = require("sentence_transformers", "embed")
+        from whet.adapt.checkpoints.gguf import LOADING
         from whet.adapt.checkpoints.loading import weights_fingerprint
         from whet.adapt.checkpoints.processor import default_device
 
@@ -79,12 +80,13 @@ class SentenceEncoder:
             _refuse_custom_modules(Path(located))
         require("transformers", "embed").utils.logging.disable_progress_bar()  # of loading weights
         try:
-            self._model = library.SentenceTransformer(
-                located,
-                device=device or default_device(),
-                trust_remote_code=trust_remote_code,
-                local_files_only=local_files_only,
-            )
+            with LOADING:
+                self._model = library.SentenceTransformer(
+                    located,
+                    device=device or default_device(),
+                    trust_remote_code=trust_remote_code,
+                    local_files_only=local_files_only,
+                )
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ModelError(f"sentence encoder {model!r} cannot be loaded: {reason}") from error

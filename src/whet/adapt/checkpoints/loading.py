@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from whet.adapt.checkpoints.gguf import INSTALL, PACKAGED, is_converted, resolve
+from whet.adapt.checkpoints.gguf import INSTALL, LOADING, PACKAGED, is_converted, resolve
 from whet.adapt.checkpoints.processor import default_device, fast_dtype, limit_threads
 from whet.adapt.config import PRECISIONS
 from whet.errors import ModelError, require
@@ -75,13 +75,14 @@ def load(
         _check_trainable(str(name), kind, config)
         multimodal = kind == "AutoModelForCausalLM" and "text_config" in config
         class_ = getattr(transformers, "AutoModelForImageTextToText" if multimodal else kind)
-        network, info = class_.from_pretrained(
-            source,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **local,
-        )
+        with LOADING:
+            network, info = class_.from_pretrained(
+                source,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **local,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(_explain(str(name), source, kind, error)) from error
     if multimodal:
