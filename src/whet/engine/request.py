@@ -211,13 +211,7 @@ class RequestRunner:
             session.adapter if request.return_adapter else None,
             clock.seconds,
             Evidence(
-                evidence.bits_per_byte,
-                kept,
-                passages,
-                sigma,
-                seconds,
-                read,
-                documents.use if request.use == "auto" else None,
+                evidence.bits_per_byte, kept, passages, sigma, seconds, read, documents.chosen_use
             ),
             answer_score=answer_score,
             num_tokens=sum(text.num_tokens for text in texts),
@@ -284,6 +278,8 @@ class _Documents:
         is_chat = request.messages is not None and request.sampling.prompt_logprobs is None
         self.use = resolve_use(request.use, model, is_chat=is_chat)
         """What they are used for."""
+        self.chosen_use = self.use if request.use == "auto" else None
+        """The same, if `auto` has chosen it."""
         self._scoring = None
         if self.use != "steps" and request.text is not None:
             left = request.prompt if request.context is None else request.context
