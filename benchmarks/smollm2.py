@@ -82,10 +82,10 @@ def smollm2(name: str = "smollm2") -> LanguageModel:
 
 
 def prompts(model: LanguageModel, space: Path, file: Path, count: int, first: int) -> list[Prompt]:
-    """Prompts with their passages, each cut at 256 tokens."""
+    """Prompts spread evenly over the file, with their passages, each cut at 256 tokens."""
     data_space, chosen = DataSpace.open(space), list[Prompt]()
     long = [d.text for d in read_documents(file) if len(d.text) >= CONTEXT + TEXT]
-    for text in long[first : first + count]:
+    for text in long[first :: max(1, len(long) // count)][:count]:
         found = retrieve(data_space, text[:CONTEXT], SelectionConfig(n=STEPS), for_training=True)
         tokens = [model.training_tokens(d.text)[:T] for d in found.training_documents()[:STEPS]]
         chosen.append(Prompt(text[:CONTEXT], text[CONTEXT : CONTEXT + TEXT], tokens))
