@@ -1,6 +1,7 @@
 """Whether the steps helped, by the end of the prompt, against training from scratch."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from support import reference_slot, tiny_models
 from support.engines import TEXT, picking, words
 
 import whet
+from whet.adapt.decoding.sampling import TextPiece
 from whet.adapt.evidence import HeldBack
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import adapted
@@ -51,12 +53,19 @@ def trained(folder):
 
 def from_scratch(model, documents, text=None, context=None):
     """Bits per byte after the steps on `documents`, of the held-back part unless of `text`."""
-    part = HeldBack.of(PROMPT, model)
     with reference_slot.adapted(model, LORA) as slot:
         for document in documents:
             slot.step(document.text)
-        context = part.context if context is None else context
-        return slot.score(text or part.text, context=context).bits_per_byte
+        if text is None:
+            context, text = held_back(model, PROMPT)
+        return slot.score(text, context=context).bits_per_byte
+
+
+def held_back(model, prompt):
+    """What comes before the last quarter of the prompt, and that quarter."""
+    part = HeldBack.of(model.encode(prompt), model)
+    first = len(part.tokens) - part.num_scored
+    return tuple(model.tokenizer.decode(t) for t in (part.tokens[:first], part.tokens[first:]))
 
 
 def engine_of(model, evidence="check", space=None, **options):
@@ -72,13 +81,13 @@ def output_of(model, documents, evidence="check", **options):
 
 
 def test_the_end_of_the_prompt_is_held_back(model):
-    part = HeldBack.of(PROMPT, model)
-    assert part.context + part.text == PROMPT and part.text[0] == " "
-    assert len(part.text) == pytest.approx(len(PROMPT) / 4, abs=10)
-    long = HeldBack.of("x" * 9000, model, front="unused")
-    assert (len(long.context), len(long.text)) == (3072, 1024)
-    assert HeldBack.of(PROMPT, model, front="a\n").context == "a\n" + part.context
-    assert HeldBack.of("a b c d", model) is None and HeldBack.of("", model) is None
+    context, text = held_back(model, PROMPT)
+    assert context + text == PROMPT
+    assert len(model.encode(text)) == len(model.encode(PROMPT)) // 4
+    long = HeldBack.of(model.encode("x" * 9000), model)
+    assert (len(long.tokens), long.num_scored) == (1024, 256)
+    short = (HeldBack.of(model.encode(prompt), model) for prompt in ("a b c d", ""))
+    assert list(short) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -115,12 +124,38 @@ def test_steps_that_cost_less_than_two_percent_are_not_undone(model):
 
 
 def test_undone_steps_leave_the_base_model(trained):
-    output = output_of(trained, HARMFUL, return_adapter=True)
+    events = []
+    sampling = SamplingParams(max_tokens=6, num_sequences=2)
+    with engine_of(trained) as engine:
+        request = Request(PROMPT, documents=tuple(HARMFUL), sampling=sampling, return_adapter=True)
+        output = engine.submit(request, events.append).result()
     assert output.text == trained.generate(PROMPT, max_tokens=6)
+    pieces = [event for event in events if isinstance(event, TextPiece)]
+    assert ["".join(p for p in pieces if p.sequence == i) for i in (0, 1)] == [output.text] * 2
     assert "so the steps were undone" in str(output.evidence)
     assert output.evidence.after > output.evidence.before
     again = output_of(trained, (), init_adapter=output.adapter, text=TEXT)
     assert again.score.bits == pytest.approx(trained.score(TEXT, context=PROMPT).bits)
+
+
+def test_weights_that_are_not_finite_are_undone(model):
+    adapter = whet.LoRA(lr=1e200, r=4)
+    with Engine(None, model, adapter, training=TrainingConfig(evidence="check")) as engine:
+        request = Request(PROMPT, documents=tuple(NEAR[:1]), sampling=SamplingParams(max_tokens=6))
+        output = engine.submit(request).result()
+    assert output.evidence.after == math.inf and output.trace.stop_reason == "evidence"
+    assert output.text == model.generate(PROMPT, max_tokens=6)
+
+
+def test_the_prompt_is_read_once_after_the_steps(model):
+    read, length = [], len(model.encode_prompt(PROMPT, 6))
+    hook = model.hf_model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    output = output_of(model, NEAR[:2], "measure")
+    hook.remove()
+    assert output.evidence.after is not None
+    assert [count for count in read if count >= length - 1] == [length - 1, length]
 
 
 def test_undone_steps_leave_the_adapter_that_training_started_from(trained):
@@ -131,8 +166,14 @@ def test_undone_steps_leave_the_adapter_that_training_started_from(trained):
 
 
 def test_batch_mates_do_not_change_the_evidence(model):
+    sampling = SamplingParams(max_tokens=2)
     requests = [
-        Request(words(40 + i, 24), text=TEXT, documents=tuple(documents))
+        Request(
+            words(40 + i, 24),
+            text=TEXT if i % 2 else None,
+            documents=tuple(documents),
+            sampling=sampling,
+        )
         for i, documents in enumerate([HELPFUL, MIXED, HARMFUL, MIXED])
     ]
     with engine_of(model, "best", slots=3) as engine:

@@ -1,22 +1,26 @@
 """Whether the steps help: bits per byte of the end of the prompt, held back, along the steps.
 
 Source: arXiv 2606.15569, which chooses the number of steps by the evidence of the prompt. Here the
-evidence is conditional: the last quarter of the prompt, given what comes before it.
+evidence is conditional: the last quarter of the prompt's tokens, given those before.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from torch import Tensor
 
+from whet.adapt.batches import Tokens
 from whet.adapt.config import Use
+from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import AdaptationSession
 
 CHECKED_STEPS = (0, 2, 5, 10, 20, 50)
 MIN_TOKENS = 16  # of the part held back: fewer say too little
-MAX_CHARACTERS = 4096  # of the prompt's end, so that a long prompt does not cost more than a step
+MAX_TOKENS = 1024  # of the prompt's end, so that a long prompt does not cost more than a step
 UNDONE_ABOVE = 1.05
 """Times the bits before, above which `check` undoes the steps: a quarter of a prompt is too short to
 represent all that follows (benchmarks/LOG.md)."""
@@ -96,52 +100,50 @@ def _count(number: int, name: str) -> str:
     return f"{number} {name}" + ("s" if number != 1 else "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HeldBack:
     """The end of a prompt, which is scored, and what is read before it."""
 
-    context: str
-    text: str
+    tokens: Tokens
+    """Both, without the start token."""
+    num_scored: int
+    num_bytes: int
 
     @classmethod
-    def of(cls, prompt: str, model: LanguageModel, *, front: str = "") -> "HeldBack | None":
-        """The last quarter of `prompt`, from the white space before it; None if it is too short.
+    def of(cls, prompt: Tokens, model: LanguageModel) -> "HeldBack | None":
+        """The last quarter of the last 1024 tokens of `prompt`; None if that is too short.
 
         Args:
-            prompt: The prompt, of which the last 4096 characters are used.
-            model: The model, whose tokens are counted.
-            front: What the model reads before the prompt.
+            prompt: The tokens of the prompt, without the start token.
+            model: The model, by which bytes are counted.
         """
-        start = max(0, len(prompt) - MAX_CHARACTERS)
-        quarter = start + (3 * (len(prompt) - start) + 3) // 4
-        half = start + (len(prompt) - start) // 2
-        cut = max(prompt.rfind(space, half, quarter) for space in " \n")
-        cut = quarter if cut < 0 else cut
-        context, text = prompt[start:cut], prompt[cut:]
-        if not text or len(model.encode_after(context, text)) < MIN_TOKENS:
+        tokens = prompt[-MAX_TOKENS:]
+        num_scored = len(tokens) // 4
+        if num_scored < MIN_TOKENS:
             return None
-        return cls((front if not start else "") + context, text)
+        text = model.decode_after(tokens[:-num_scored], tokens[-num_scored:].tolist())
+        return cls(tokens, num_scored, max(1, len(text.encode())))
 
 
 class EvidenceCheck:
     """Measures the evidence along the steps of a session, and keeps what it speaks for.
 
-    Costs one forward pass of the end of the prompt per measurement and, with `best`, a copy of the
-    trained weights.
+    Costs one forward pass of the end of the prompt per measurement, except where `decode` reads it
+    anyway, and with `best` a copy of the trained weights.
     """
 
-    def __init__(self, session: AdaptationSession, prompt: str, *, front: str = "") -> None:
+    def __init__(self, session: AdaptationSession, prompt: str | Tokens) -> None:
         """Measure nothing yet.
 
         Args:
             session: The session, whose `training.evidence` says what is done.
-            prompt: The prompt that the session adapts to.
-            front: What the model reads before the prompt.
+            prompt: The prompt that the session adapts to, or its tokens without the start token.
         """
         self._session, self._mode = session, session.training.evidence
         self._held_back = None
         if self._mode != "off":
-            self._held_back = HeldBack.of(prompt, session.model, front=front)
+            tokens = session.model.encode(prompt) if isinstance(prompt, str) else prompt
+            self._held_back = HeldBack.of(tokens, session.model)
         self.bits_per_byte: dict[int, float] = {}
         """What was measured, by the number of steps before."""
         self._snapshot: Tensor | None = None
@@ -173,6 +175,55 @@ class EvidenceCheck:
             self._session.restore(self._snapshot if chosen else None)
         return chosen
 
+    def decode(
+        self,
+        group: SequenceGroup,
+        number: int,
+        *,
+        restart: Callable[[], SequenceGroup],
+        should_stop: Callable[[], bool],
+        on_text: Callable[[TextPiece], None],
+    ) -> Generator[SequenceGroup, list[TextPiece], tuple[SequenceGroup, int]]:
+        """`finish`, and `AdaptationSession.decode` by the weights that the evidence speaks for.
+
+        If `group` continues the prompt that is measured, it is measured when it is read, and read
+        again only if steps are undone.
+
+        Args:
+            group: The sequences to generate.
+            number: The number of all steps.
+            restart: Returns the sequences anew, to generate them by other weights.
+            should_stop: Called before each token; True ends the generation.
+            on_text: Called with each piece of text.
+
+        Returns:
+            The generated sequences, and the number of steps that their weights have taken.
+        """
+        decode = partial(self._session.decode, should_stop=should_stop, on_text=on_text)
+        chosen, part, first = number, self._held_back, group.sequences[0]
+        if (
+            not number
+            or number in self.bits_per_byte
+            or part is None
+            or not torch.equal(part.tokens, first.prompt[1:])
+        ):
+            chosen = self.finish(number)
+            yield from decode(group)
+            return group, chosen
+        first.num_scored = part.num_scored
+
+        def accepts() -> bool:
+            nonlocal chosen
+            if first.prompt_nats is not None:
+                self._note(number, first.prompt_nats / math.log(2) / part.num_bytes)
+            chosen = self.finish(number)
+            return chosen == number
+
+        if not (yield from decode(group, accepts=accepts)):
+            group = restart()
+            yield from decode(group)
+        return group, chosen
+
     def _choice(self, number: int) -> int:
         """The number of steps to keep of `number`; of equally good ones the fewest."""
         bits = self.bits_per_byte
@@ -182,8 +233,9 @@ class EvidenceCheck:
         return 0 if undone else number
 
     def _measure(self, number: int) -> None:
-        if self._held_back is None:
-            return
-        part = self._held_back
-        bits = self._session.model.score(part.text, context=part.context).bits_per_byte
+        if (part := self._held_back) is not None:
+            score = self._session.model.score_tokens(part.tokens, part.num_scored, part.num_bytes)
+            self._note(number, score.bits_per_byte)
+
+    def _note(self, number: int, bits: float) -> None:
         self.bits_per_byte[number] = bits if math.isfinite(bits) else math.inf

@@ -301,7 +301,6 @@ class LanguageModel:
             bias.grad[rows] if trained and bias is not None else None,
         )
 
-    @torch.no_grad()
     def score(self, text: str, *, context: str = "") -> Score:
         """How many bits the model needs for `text` after `context`.
 
@@ -322,19 +321,23 @@ class LanguageModel:
         left, tokens = self._without_start(self.encode(context)), self.encode_after(context, text)
         if not context and len(tokens) > 1:
             tokens = self._without_start(tokens)
-        sequence = self._add_start(torch.cat([left, tokens]))
-        nats, greedy = 0.0, True
+        return self.score_tokens(torch.cat([left, tokens]), len(tokens), len(text.encode()))
+
+    @torch.no_grad()
+    def score_tokens(self, tokens: Int[Tensor, " t"], num_scored: int, num_bytes: int) -> Score:
+        """`score` of the last `num_scored` of `tokens`, which spell `num_bytes`."""
+        sequence, nats, greedy = self._add_start(tokens), 0.0, True
         batch_size = 1 if sequence.is_cpu else max(1, GPU_TOKENS // self.max_length)
-        every = windows(len(sequence) - 1, self.max_length, skip=len(left))
+        every = windows(len(tokens), self.max_length, skip=len(tokens) - num_scored)
         for batch in batch_by_length(every, batch_size):
             inputs = torch.stack([sequence[w.start : w.stop] for w in batch])
-            rows = self._logits(inputs, max(window.targets for window in batch))
-            for window, row in zip(batch, rows, strict=True):
-                logits = row[-window.targets :]
+            states = self.hidden_states(inputs)
+            for window, row in zip(batch, states, strict=True):
+                logits = self.lm_head().logits(row[-window.targets :])
                 targets = sequence[window.stop + 1 - window.targets : window.stop + 1]
                 nats += functional.cross_entropy(logits, targets, reduction="sum").item()
                 greedy = greedy and bool((logits.argmax(-1) == targets).all())
-        return Score(nats / math.log(2), len(text.encode()), len(tokens), greedy)
+        return Score(nats / math.log(2), num_bytes, num_scored, greedy)
 
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
@@ -424,7 +427,3 @@ class LanguageModel:
 
     def _add_start(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " t+1"]:
         return functional.pad(tokens, (1, 0), value=self.bos_token_id)
-
-    def _logits(self, inputs: Int[Tensor, "b t"], last: int) -> list[Float[Tensor, "_ v"]]:
-        states = self.hidden_states(inputs)[:, -last:]
-        return [self.lm_head().logits(row) for row in states]

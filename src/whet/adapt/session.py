@@ -269,21 +269,39 @@ class AdaptationSession:
         *,
         should_stop: Callable[[], bool] = lambda: False,
         on_text: Callable[[TextPiece], None] = lambda piece: None,
-    ) -> Generator[SequenceGroup, list[TextPiece], None]:
+        accepts: Callable[[], bool] = lambda: True,
+    ) -> Generator[SequenceGroup, list[TextPiece], bool]:
         """Generation as a coroutine: yields `group` for each token and is sent the new text.
+
+        Args:
+            group: The sequences to generate.
+            should_stop: Called before each token; True ends the generation.
+            on_text: Called with each piece of text.
+            accepts: Called once, when the prompt was read, before any text is passed on.
+
+        Returns:
+            False if `accepts` has returned False: then nothing was generated.
 
         Raises:
             AdaptationError: If the logits of the adapted model are not finite.
         """
+        is_read = False
         while not (group.finish_reason or should_stop()):
+            pieces, failure = list[TextPiece](), None
             try:
                 pieces = yield group
             except ModelError as error:
+                failure = error
+            if not is_read and not accepts():
+                return False
+            is_read = True
+            if failure is not None:
                 if not self._steps:  # the base model's fault
-                    raise
-                raise AdaptationError(str(error), AdaptationTrace(self.steps)) from error
+                    raise failure
+                raise AdaptationError(str(failure), AdaptationTrace(self.steps)) from failure
             for piece in filter(None, pieces):
                 on_text(piece)
+        return True
 
     def snapshot(self) -> Tensor:
         """A copy of the trained weights as they are now, for `restore`."""

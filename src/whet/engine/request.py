@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from whet.adapt.batches import Tokens
 from whet.adapt.chat.template import encode_template
 from whet.adapt.config import TrainingConfig
 from whet.adapt.decoding.sampling import GeneratedText, SequenceGroup, TextPiece
@@ -164,7 +165,7 @@ class RequestRunner:
             state.on_event(plan.retrieval)
         documents.set_plan(plan)
         scores = _Scores(request, session, documents)
-        evidence = EvidenceCheck(session, request.prompt)
+        evidence = EvidenceCheck(session, documents.measured_prompt(group))
         scores.add(0)
 
         def before_update(update: Update) -> StopReason | None:
@@ -184,14 +185,18 @@ class RequestRunner:
             after_update=after_update,
         )
         scores.add(scores.taken, is_last=True)
-        kept = evidence.finish(scores.taken)
-        answer_score = scores.add_answer(kept)
-        if group is not None:
-            group = documents.group_with() or group
+        kept, answer_score = scores.taken, None
+        if group is None:
+            kept = evidence.finish(scores.taken)
+            answer_score = scores.add_answer(kept)
         clock.end("train")
         if group is not None:
-            yield from session.decode(
-                group, should_stop=lambda: state.cancelled, on_text=state.on_event
+            group, kept = yield from evidence.decode(
+                documents.group_with() or group,
+                scores.taken,
+                restart=documents.group_without,
+                should_stop=lambda: state.cancelled,
+                on_text=state.on_event,
             )
         clock.end("generate")
         reason = "evidence" if kept < scores.taken else reason or plan.stop_reason
@@ -308,6 +313,12 @@ class _Documents:
         elif request.messages is not None:
             prompt = [*self._model.encode_chat(request.messages, request.tools), *self._prefix()]
         return SequenceGroup(self._model, prompt, request.sampling)
+
+    def measured_prompt(self, group: SequenceGroup | None) -> str | Tokens:
+        """The prompt that the evidence is measured by: of a conversation the text alone."""
+        if group is None or self._request.messages is not None:
+            return self._request.prompt
+        return group.sequences[0].prompt[1:]
 
     def group_with(self) -> SequenceGroup | None:
         """The same with the documents that fit; None without any to read."""

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from whet.adapt.decoding.kv_cache import concat, new_cache, select_rows
-from whet.adapt.decoding.logprobs import prompt_logprobs
+from whet.adapt.decoding.logprobs import prompt_logprobs, prompt_nats
 from whet.adapt.decoding.sampling import SequenceState, TextPiece
 from whet.adapt.loss import OutputProjection
 from whet.errors import ModelError
@@ -159,10 +159,8 @@ class BatchDecoder:
                 f"model {self._model.name} has no key-value cache, so it cannot generate text "
                 "here: use another model"
             )
-        first, count = group.sequences[0], group.sequences[0].wanted_prompt_logprobs
-        if count is not None:
-            states = output.last_hidden_state[0]
-            first.prompt_logprobs = tuple(prompt_logprobs(states, lm_head, first.prompt, count))
+        if not group.length:
+            _score_prompt(group.sequences[0], output.last_hidden_state[0], lm_head)
         group.cache, group.length = output.past_key_values, group.length + group.unread.shape[1]
         logits = lm_head.logits_per_row(output.last_hidden_state[:, -1])
         if len(logits) < len(group.sequences):
@@ -197,6 +195,16 @@ class BatchDecoder:
             f"logits of {self._model.name} are not finite at generated token "
             f"{len(sequence.token_ids) + 1}: lower the learning rate, or load the model as float32"
         )
+
+
+def _score_prompt(
+    first: SequenceState, states: Float[Tensor, "t d"], lm_head: OutputProjection
+) -> None:
+    """Give the first sequence of a prompt, when it was read, what is wanted of its tokens."""
+    if (count := first.wanted_prompt_logprobs) is not None:
+        first.prompt_logprobs = tuple(prompt_logprobs(states, lm_head, first.prompt, count))
+    if first.num_scored and first.prompt_nats is None:
+        first.prompt_nats = prompt_nats(states, lm_head, first.prompt, first.num_scored)
 
 
 def _join(groups: Sequence[_DecodeGroup]) -> _DecodeGroup:

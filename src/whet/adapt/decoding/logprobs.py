@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from whet.adapt.loss import OutputProjection
 
@@ -46,13 +47,39 @@ def prompt_logprobs(
     count: int,
 ) -> list[TokenLogprob]:
     """`token_logprobs` of a prompt's tokens after the first, from the hidden states of all."""
-    layer = lm_head if lm_head.weight.dim() == 2 else lm_head.for_row(0)
     scored: list[TokenLogprob] = []
-    for start in range(0, len(token_ids) - 1, POSITIONS):
-        end = min(start + POSITIONS, len(token_ids) - 1)
-        following = token_ids[start + 1 : end + 1]
-        scored += token_logprobs(layer.logits(states[start:end]), following, count)
+    for logits, following in _predictions(states, lm_head, token_ids, len(token_ids) - 1):
+        scored += token_logprobs(logits, following, count)
     return scored
+
+
+@torch.no_grad()
+def prompt_nats(
+    states: Float[Tensor, "t d"],
+    lm_head: OutputProjection,
+    token_ids: Int[Tensor, " t"],
+    num_scored: int,
+) -> float:
+    """Information content of the last tokens of a prompt, from the hidden states of all."""
+    parts = _predictions(states, lm_head, token_ids, num_scored)
+    return sum(
+        functional.cross_entropy(logits, following, reduction="sum").item()
+        for logits, following in parts
+    )
+
+
+def _predictions(
+    states: Float[Tensor, "t d"],
+    lm_head: OutputProjection,
+    token_ids: Int[Tensor, " t"],
+    num_scored: int,
+) -> Iterator[tuple[Float[Tensor, "n v"], Int[Tensor, " n"]]]:
+    """The logits of the last `num_scored` tokens of a prompt, some at a time, and these tokens."""
+    layer = lm_head if lm_head.weight.dim() == 2 else lm_head.for_row(0)
+    last = len(token_ids) - 1
+    for start in range(last - num_scored, last, POSITIONS):
+        end = min(start + POSITIONS, last)
+        yield layer.logits(states[start:end]), token_ids[start + 1 : end + 1]
 
 
 def _with_token(

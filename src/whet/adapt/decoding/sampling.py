@@ -165,6 +165,10 @@ class SequenceState:
         """The tokens generated so far."""
         self.prompt_logprobs: tuple[TokenLogprob, ...] | None = None
         """Those of the prompt's tokens, once it was read, if the request asks for them."""
+        self.num_scored = 0
+        """How many of the prompt's last tokens are scored when it is read."""
+        self.prompt_nats: float | None = None
+        """Their information content, once the prompt was read."""
         seed = (sampling.seed + index) % 2**63 if index else sampling.seed
         self._random = torch.Generator(model.device).manual_seed(seed)
         self._adjustments = _Adjustments(model, self.prompt, sampling)
