@@ -28,6 +28,14 @@ def tiny(kind, dtype=torch.float32):
     return LanguageModel(network, tiny_models.tokenizer(), kind)
 
 
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 def learn(model, options, steps=2):
     """The losses of several prompts, their gradients and weights, and how many layers are fused."""
     slots = Slots(model, options, count=len(TEXTS))
@@ -87,14 +95,28 @@ def test_layers_that_were_changed_are_left_as_they_are():
     assert learn(model, LoRA(r=4), steps=1)[3] == 1
 
 
-def test_passes_in_threads_change_no_bit(monkeypatch):
-    model, threads = tiny("llama"), torch.get_num_threads()
-    goal = learn(model, LoRA(lr=1e-2, r=4))
-    monkeypatch.setattr("whet.adapt.slots.MIN_THREAD_WORK", 0)
-    try:
-        torch.set_num_threads(2)
-        found = learn(model, LoRA(lr=1e-2, r=4))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
+def test_passes_in_threads_change_no_bit(monkeypatch, two_threads):
+    goal = learn(tiny("llama"), LoRA(lr=1e-2, r=4))
+    monkeypatch.setattr("whet.adapt.slots.MIN_THREAD_WORK", 1)
+    monkeypatch.setattr("whet.adapt.slots.SHORT_TEXT", 0)
+    found = learn(tiny("llama"), LoRA(lr=1e-2, r=4))
+    assert torch.get_num_threads() == 2
     assert found[0] == goal[0] and torch.equal(found[2], goal[2])
+
+
+def test_a_text_that_has_a_pass_of_its_own_is_not_padded(monkeypatch, two_threads):
+    monkeypatch.setattr("whet.adapt.slots.MIN_THREAD_WORK", 0)
+    monkeypatch.setattr("whet.adapt.slots.THREAD_PASS_TOKENS", 32)
+    model, shapes = tiny("llama"), []
+    model.hf_model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    texts = {i: [model.training_tokens(text)] for i, text in enumerate(TEXTS)}
+    slots = Slots(model, LoRA(lr=1e-2, r=4), count=3)
+    with slots.attached():
+        losses = slots.step(texts)
+        assert sorted(shapes) == [(1, len(TEXTS[0])), (2, 16)]
+        grad = slots.params.grad.clone()
+        alone = {i: slots.reset(i) or slots.step({i: text})[i] for i, text in texts.items()}
+    assert alone == losses and torch.equal(slots.params.grad, grad)

@@ -38,6 +38,8 @@ leaves the caches, and takes memory. 8 × 256 tokens at once are 24 % slower: be
 THREAD_PASS_TOKENS = 256
 """The same where each thread computes a pass of its own."""
 MIN_THREAD_WORK = 2**31  # tokens × weights of a pass that is worth a thread of its own
+SHORT_TEXT = 32  # tokens; a network is large if so few are worth a thread
+MAX_BUSY_THREADS = 3  # as many have a pass each, however few texts there are
 MAX_PASS_THREADS = 8  # each takes memory for a pass
 Pass = tuple[list[int], list[TrainText], int]  # the slots, a text for each, and their length
 
@@ -236,16 +238,17 @@ class Slots:
         """
         threads = min(torch.get_num_threads(), len(self), self.micro_batch_size, MAX_PASS_THREADS)
         shortest = min((len(text.tokens) for text in texts.values()), default=0)
-        is_parallel = isinstance(self._tuner, LoRATuner) and self._tuner.is_parallel
         is_work = shortest * self._num_weights >= MIN_THREAD_WORK
-        if not (
-            is_parallel and is_work and threads > 1 and len(texts) > threads // 2 and len(texts) > 1
-        ):
+        if not (1 < threads < 2 * len(texts) and is_work and self._is_parallel):
             return None
         if self._threads is None or len(self._threads) != threads:
             self._end_threads()
             self._threads = PassThreads(threads, self._tuner.lm_head)
         return self._threads
+
+    @property
+    def _is_parallel(self) -> bool:
+        return isinstance(self._tuner, LoRATuner) and self._tuner.is_parallel
 
     def _end_threads(self) -> None:
         if self._threads is not None:
@@ -255,21 +258,30 @@ class Slots:
     def _passes(
         self, texts: Mapping[int, TrainText], threads: int
     ) -> Iterator[tuple[list[int], int]]:
-        """The slots that share a pass, and its length.
-
-        A single slot is not padded, except for CUDA graphs, which have one length each.
-        """
+        """The slots that share a pass, and its length; the longest first, which threads wait for."""
         slots = list(texts)
-        lengths = [len(text.tokens) for text in texts.values()]
-        if len(self.params) > 1 or self.graphs is not None:
-            lengths = [self.model.padded_length(length) for length in lengths]
-        for length, positions in group_by_length(lengths).items():
+        lengths = [self._pass_length(len(text.tokens)) for text in texts.values()]
+        for length, positions in reversed(group_by_length(lengths).items()):
             together = self.micro_batch_size
             if self.model.device.type == "cpu":
                 limit = CPU_PASS_TOKENS if threads == 1 else THREAD_PASS_TOKENS
                 together = min(together, -(-len(slots) // threads), max(1, limit // length))
             for first in range(0, len(positions), together):
                 yield [slots[i] for i in positions[first : first + together]], length
+
+    def _pass_length(self, tokens: int) -> int:
+        """The length at which a text is computed, which depends on no other text.
+
+        Padded where it may share a pass: not if few threads compute a large network text by text.
+        """
+        padded = self.model.padded_length(tokens)
+        is_alone = len(self) == 1 or (
+            2 * padded > THREAD_PASS_TOKENS
+            and SHORT_TEXT * self._num_weights >= MIN_THREAD_WORK
+            and min(torch.get_num_threads(), len(self)) <= MAX_BUSY_THREADS
+            and self._is_parallel
+        )
+        return tokens if is_alone and self.graphs is None else padded
 
     def _pass(self, slots: list[int], texts: list[TrainText], length: int) -> list[float]:
         if self.graphs is not None and self.graphs.supports(len(slots), length):
