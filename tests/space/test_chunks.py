@@ -79,3 +79,6 @@ def test_texts_that_a_model_trains_on_in_several_steps_are_counted(tmp_path):
     line = str(count_long_texts(space, Model()))
     assert "2 of its 3 (67 %) texts have more than the 100 tokens that words trains on" in line
     assert "index the source again" in line
+    passages = DataSpace.build([LONG | {"text": "it. " * 500}], tmp_path / "p")
+    assert count_long_texts(passages, Model()).by_model
+    assert not str(count_long_texts(passages, Model()))

@@ -1,7 +1,8 @@
 """How many texts of a data space are longer than an embedder reads, or a model trains on at once.
 
-Nothing is lost of a text that is longer than the model's context, but it takes several steps; of one
-that is longer than the embedder reads, the selection knows the beginning only.
+Nothing is lost of a text that is longer than the model's context, but it takes several steps, which
+is worth a remark where passages would fit; of one that is longer than the embedder reads, the
+selection knows the beginning only.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from whet.data.chunking import PASSAGES
+from whet.data.chunking import PASSAGE_WORDS, PASSAGES
 from whet.space.space import DataSpace
 
 SAMPLE = 512  # texts that are counted in larger data spaces: a share is then off by about 2 points
@@ -37,12 +38,16 @@ class LongTexts:
     """Texts with more tokens."""
 
     def __str__(self) -> str:
-        """One line for people; empty if no text is too long."""
-        facts = []
+        """One line for people; empty if no text is too long.
+
+        Of passages of the default length, only those that the embedder does not read count.
+        """
+        rule, _, size = self.chunks.partition(":")
+        facts, is_cut = [], rule == PASSAGES and int(size) <= PASSAGE_WORDS
         if self.by_embedder:
             count = self._count(self.by_embedder)
             facts.append(f"{self.embedder} reads only the beginning of {count} texts")
-        if self.by_model:
+        if self.by_model and not is_cut:
             count = self._count(self.by_model)
             facts.append(
                 f"{count} texts have more than the {self.context:,} tokens that {self.model} trains "
@@ -51,7 +56,7 @@ class LongTexts:
         if not facts:
             return ""
         remedy = (
-            "" if self.chunks.startswith(PASSAGES)
+            "" if is_cut
             else "; for passages that fit, index the source again into a new data space"
         )  # fmt: skip
         return f"{self.path}: {', and '.join(facts)}{remedy}"
