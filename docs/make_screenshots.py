@@ -1,9 +1,9 @@
 """Draw docs/page-light.png and page-dark.png: `python docs/make_screenshots.py URL QUESTION…`.
 
-The page as it is after the last question. The pictures in the documentation are of a server of these
-very docs, with SmolLM2:
+The page as it is after the last question. The pictures in the documentation are of a server of the
+manual of Valgrind, as Debian's package installs it, with SmolLM2:
 
-    whet index docs docs.whet && whet serve docs.whet --model smollm2
+    whet index /usr/share/doc/valgrind/html valgrind.whet && whet serve valgrind.whet --model smollm2
 """
 
 import sys
@@ -16,15 +16,15 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 from support.browser import browser
 
-SECONDS, STEPS = 3000, 3
+SECONDS, PASSAGES = 3000, 3
 
 
 def draw(url, questions, folder):
     """Ask the questions, and save the page in both color schemes."""
-    with browser(900, 1760) as driver:
+    with browser(900, 1600) as driver:
         driver.get(url)
         wait, steps = WebDriverWait(driver, SECONDS), driver.find_element(By.ID, "steps")
-        steps.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * STEPS)
+        steps.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * PASSAGES)
         for count, question in enumerate(questions, 1):
             driver.find_element(By.ID, "prompt").send_keys(question, Keys.CONTROL, Keys.ENTER)
             wait.until(lambda driver, count=count: is_answered(driver, count))

@@ -102,6 +102,13 @@ def test_no_time_for_steps_still_leaves_the_documents_in_the_context(engine):
     assert output.evidence.in_context == ("d0", "d1")
 
 
+def test_steps_on_documents_that_are_read_have_a_quarter_of_the_rate(engine, model):
+    both = [step.loss for step in answer(engine, use="both").trace]
+    with Engine(None, model, whet.LoRA(lr=0.05 / 4, r=4)) as slower:
+        assert both == [step.loss for step in answer(slower, use="steps").trace]
+    assert both != [step.loss for step in answer(engine, use="steps").trace]
+
+
 def test_a_text_is_scored_after_the_documents(engine):
     base, context, both = (
         answer(engine, text=" bees dance", use=use) for use in ("steps", "context", "both")

@@ -86,6 +86,7 @@ def test_a_conversation_goes_on_and_begins_anew(page):
     turns = page.find_elements(By.CSS_SELECTOR, ".turn")
     assert len(turns) == 2 and "in the context" in last(page, ".adapted-name")[0].text
     assert "step" not in last(page, ".adapted-name")[0].text
+    assert not last(page, ".loss")[0].is_displayed() and last(page, ".time")[0].is_displayed()
     item(page, "new").click()
     assert not page.find_elements(By.CSS_SELECTOR, ".turn")
     Select(item(page, "use")).select_by_value("both")

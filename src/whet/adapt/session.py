@@ -111,6 +111,7 @@ class AdaptationSession:
         *,
         training: TrainingConfig | None = None,
         init_adapter: Adapter | None = None,
+        lr_factor: float = 1.0,
         on_step: Callable[[TrainStep], None] | None = None,
     ) -> None:
         """Reset the slot, then load the initial adapter.
@@ -121,6 +122,7 @@ class AdaptationSession:
             training: How texts become updates; decides whether the optimizer's state is reset, and
                 the scale of the learning rate.
             init_adapter: LoRA adapter to start from instead of the base model.
+            lr_factor: Factor of the adapter's learning rate.
             on_step: Called with each step after it was taken.
 
         Raises:
@@ -132,7 +134,8 @@ class AdaptationSession:
         self._steps: list[TrainStep] = []
         self._init_adapter = init_adapter
         self._start(optimizer=not self.training.persist_optimizer)
-        slots.params.lr[slot] = slots.adapter.lr * lr_scale(self.training, slots.optimizer.name)
+        scale = lr_factor * lr_scale(self.training, slots.optimizer.name)
+        slots.params.lr[slot] = slots.adapter.lr * scale
 
     @property
     def steps(self) -> tuple[TrainStep, ...]:

@@ -21,6 +21,9 @@ from whet.space.context import context
 
 CHAT_USE: Use = "context"
 """What `auto` is for a question: best in bits and F1, and faster than steps (docs/tasks.md)."""
+READ_LR_FACTOR = 0.25
+"""Factor of the learning rate of steps on documents that the model also reads: it need not remember
+them, and the whole rate makes it copy them too surely (benchmarks/LOG.md)."""
 SEPARATOR = "\n\n"
 WITH_PASSAGES = "Answer with the help of these passages.\n\n{passages}\n\nQuestion: {question}"
 
@@ -40,6 +43,15 @@ def resolve_use(use: UseOption, model: LanguageModel, *, is_chat: bool) -> Use:
     if use != "auto":
         return use
     return CHAT_USE if is_chat and model.has_chat_template else "steps"
+
+
+def lr_factor(use: Use) -> float:
+    """Factor of the learning rate of the steps of a request.
+
+    >>> lr_factor("steps"), lr_factor("both")
+    (1.0, 0.25)
+    """
+    return READ_LR_FACTOR if use == "both" else 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,6 +26,7 @@ from whet.engine.in_context import (
     InContext,
     chat_with_texts,
     last_of_user,
+    lr_factor,
     prompt_with_texts,
     resolve_use,
 )
@@ -149,14 +150,14 @@ class RequestRunner:
             ValueError: If prompt and generated text exceed the model's context.
         """
         request, group = state.request, None
+        documents = _Documents(request, self.model)
         session = AdaptationSession(
             slots, slot, training=self.training, init_adapter=request.init_adapter,
-            on_step=state.on_event,
+            lr_factor=lr_factor(documents.use), on_step=state.on_event,
         )  # fmt: skip
         if state.cancelled:  # while it waited
             trace = AdaptationTrace((), "cancelled")
             return Output(request, request.text or "", trace, finish_reason="cancelled")
-        documents = _Documents(request, self.model)
         if request.text is None:  # a prompt that is too long is an error before the first step
             group = documents.group_without()
         clock = _Stages(state)

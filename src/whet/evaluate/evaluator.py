@@ -21,7 +21,7 @@ from whet.adapt.session import AdaptationSession
 from whet.adapt.slots import Slots
 from whet.adapt.updates import TrainExample, Update
 from whet.data.documents import Document
-from whet.engine.in_context import InContext
+from whet.engine.in_context import InContext, lr_factor
 from whet.errors import AdaptationError, ModelError
 from whet.evaluate.answers.generation import PromptTokens, answer, plain_prompt
 from whet.evaluate.answers.kinds import KINDS, METRICS
@@ -383,7 +383,7 @@ class Evaluator:
             self._slots[kind] = Slots(self._model, adapter, optimizer)
         slots = self._slots[kind]
         with slots.attached():
-            yield AdaptationSession(slots, training=training)
+            yield AdaptationSession(slots, training=training, lr_factor=lr_factor(method.use))
 
 
 def _score(

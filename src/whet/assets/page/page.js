@@ -174,6 +174,7 @@ function forget() {
 
 function showAdaptation(adapt, here) {
   if (adapt.sigma.length) plot(part(".sigma", here), adapt.sigma, "σ", 1);
+  part(".loss", here).closest("figure").hidden = !part(".loss polyline", here); // nothing was trained on
   const names = ["queue", "select", "train", "generate"];
   const total = names.reduce((sum, name) => sum + (adapt.seconds[name] ?? 0), 0) || 1;
   part(".time", here).replaceChildren(...names.map((name, i) => {

@@ -187,6 +187,8 @@ class RequestRunner:
         how = f"{engine.adapter} {engine.optimizer} {engine.training}"
         if engine.training.loss == "conditional":  # the steps depend on the question
             how += f" {request.prompt!r} {request.messages!r}"
+        if request.use == "both":  # the steps are smaller
+            how += " both"
         model = f"{self._state.fingerprint} {how}" + ("" if complete else " incomplete")
         space = f"{request.view.name} {request.view.build_id} {request.view.version}"
         return adapter_id(request.context.key.id, request.adapter, model, space, rows)
