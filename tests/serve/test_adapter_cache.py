@@ -74,11 +74,18 @@ def test_folder_for_other_engines_has_the_cached_adapters(llama_folder, tmp_path
         ).json()["id"]
         name = create("bee honey")
         assert names() == [name, "mine"] and create("bee honey") == name
+        steps, both = (
+            client.post("/v1/completions", {
+                "model": "tiny", "prompt": "bee honey", "max_tokens": 1, "adapt": {"use": use}
+            }).json()["adapt"]["adapter_id"] for use in ("steps", "both")
+        )  # fmt: skip
+        assert steps == name != both  # whose steps are smaller
         config = json.loads((folder / name / "adapter_config.json").read_text())
         assert config["peft_type"] == "LORA"
         assert config["base_model_name_or_path"] == str(llama_folder)
         assert (folder / name / "adapter_model.safetensors").exists()
-        client.send("DELETE", f"/v1/adapters/{name}")
+        for each in (name, both):
+            client.send("DELETE", f"/v1/adapters/{each}")
         assert names() == ["mine"]
         (folder / "mine").rmdir()
         folder.rmdir()
