@@ -47,6 +47,17 @@ CASES = {
         "count_tokens returned a Tokens: expected an integer, as lambda text: len("
     ),
     "DataSpace.build(Document('a', 'b'), 'new/one')": "docs is Document(id='a', text='b', meta={})",
+    "DataSpace.build(None, 'new/one')": "docs is None: expected a list of texts, mappings or",
+    "DataSpace.build(5, 'new/one')": "docs is 5: expected a list of texts, mappings or documents",
+    "DataSpace.build(b'ab', 'new/one')": "docs is b'ab': expected a list of texts, mappings or",
+    "whet.random_selection([1.0], [[1.0]], 1, seed=-1)": "seed is -1: expected a whole number, 0",
+    "whet.random_selection([1.0], [[1.0]], 1, seed=0.5)": "seed is 0.5: expected a whole number, 0",
+    "whet.TrainingConfig(seed='a')": "seed is 'a': expected a whole number, 0 or more",
+    "engine.generate('fox', seed='a')": "seed is 'a': expected a whole number of at most 63 bits",
+    "engine.generate('fox', seed=2**70)": "seed is 1180591620717411303424: expected a whole number",
+    "LanguageModel.from_pretrained(3)": "model is 3: expected a name, a folder or a file",
+    "LanguageModel.from_pretrained('model', dtype='float8')": "dtype is 'float8': expected auto or",
+    "s.filter('a contains 3')": "filter 'a contains 3' cannot be read (invalid syntax): expected comp",
     "DataSpace.build(['a b'], 'new/one', 'x')": "embedder is 'x': expected lsa, minilm, st:NAME",
     "DataSpace.build(['a b'], 'new/one', 4)": "embedder is 4, without name: expected a",
     "DataSpace.build(['a b'], 'new/one', Unfinished())": (

@@ -1,5 +1,6 @@
 """Many requests through one engine: each as if it were alone."""
 
+import asyncio
 import os
 import sys
 import time
@@ -109,6 +110,17 @@ def test_adaptive_stopping_is_decided_before_training(engine):
     output = engine.submit(request(2, text=TEXT, selection=picking(4, stop_alpha=9.0))).result()
     assert output.trace.stop_reason == "alpha" and len(output.trace) < 4
     assert len(output.retrieval) == len(output.trace)
+
+
+def test_a_handle_can_be_awaited_and_a_timeout_leaves_the_request(engine):
+    async def outputs():
+        slow = engine.submit(request(2, text=TEXT))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(slow, 0)
+        return await slow, slow
+
+    output, handle = asyncio.run(outputs())
+    assert output is handle.result() and repr(handle).endswith(", finished)")
 
 
 def test_a_deadline_of_zero_gives_the_base_model(engine, model):

@@ -69,6 +69,7 @@ def test_malformed_body_is_a_bad_request(server, path, body):
 FAULTS = {
     b"{": ("body is not valid JSON: Expecting property name", None),
     b"[]": ("body is []: expected an object", None),
+    b'{"prompt": "\xff"}': ("the body cannot be read: expected JSON in UTF-8", None),
     b"": ("body is missing", None),
     b'{"prompt": "x"}': ("model is missing", "model"),
     b'{"model": "tiny", "prompt": "x", "temprature": 1}': (

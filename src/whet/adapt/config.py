@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from whet.config import check_choices, unknown_name
-from whet.maths.arrays import as_count, as_positive
+from whet.maths.arrays import as_count, as_positive, as_seed
 
 log = logging.getLogger("whet")
 
@@ -89,6 +89,7 @@ class TrainingConfig:
         check_choices(self)
         as_count(self.batch_size, "batch_size")
         as_count(self.gradient_reuse, "gradient_reuse")
+        as_seed(self.seed)
         if not 0 <= self.learned_ratio < 1:
             raise ValueError(f"learned_ratio is {self.learned_ratio}: expected 0 or more, below 1")
         if self.batch_size > 1 and self.gradient_reuse > 1:

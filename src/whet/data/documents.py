@@ -249,7 +249,7 @@ def _from_record(record: Record, text_field: str) -> Document | SourceError:
             present = ", ".join(repr(name) for name in fields) or "no fields"
             return SourceError(
                 f"{record.where}: no field {text_field!r}, only {present}: name the one that holds "
-                "the text"
+                "the text (text_field, --text-field)"
             )
         fields = {name: value for name, value in fields.items() if name not in conversation.used}
         fields |= {text_field: conversation.text, MESSAGES: conversation.messages}

@@ -203,8 +203,9 @@ def parse(text: str) -> Filter:
         return _filter(expression)
     except (SyntaxError, RecursionError, MemoryError, UnicodeEncodeError) as error:
         raise ValueError(
-            f"filter {_short(text)!r} cannot be read ({error}): "
-            'expected such as `set == "github" and year >= 2010`'
+            f"filter {_short(text)!r} cannot be read ({getattr(error, 'msg', error)}): expected "
+            "comparisons by ==, !=, <, <=, >, >= or in [...], joined by and, or and not, such as "
+            '`set == "github" and year >= 2010`'
         ) from error
 
 
@@ -269,7 +270,8 @@ def _comparison(field: str, op: ast.cmpop, right: ast.expr) -> Filter:
             signs = {ast.Eq: "==", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
             return Compare(field, signs[type(op)], _value(right))
     raise ValueError(
-        f"filter compares `{field}` in a way it cannot: expected ==, !=, <, <=, >, >=, in [...]"
+        f"filter compares `{field}` in a way it cannot: expected ==, !=, <, <=, >, >= with one value, "
+        "or in [...]; parts of a text are not searched for"
     )
 
 

@@ -4,10 +4,12 @@ The engine is where data spaces and language models meet. Source: SIFT, arXiv 24
 and 6.
 """
 
+import asyncio
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
+from typing import Any
 
 from whet.adapt.config import (
     AdapterConfig,
@@ -43,8 +45,15 @@ class RequestHandle:
         self.future = state.output
         """The output as a `concurrent.futures.Future`."""
 
+    def __repr__(self) -> str:
+        state = "finished" if self.future.done() else "not finished"
+        return f"RequestHandle({self._state.request.prompt[:40]!r}, {state})"
+
+    def __await__(self) -> Generator[Any, None, Output]:
+        return asyncio.shield(asyncio.wrap_future(self.future)).__await__()
+
     def result(self, timeout_s: float | None = None) -> Output:
-        """Wait for the output.
+        """Wait for the output; in a coroutine, `await handle` does so.
 
         Raises:
             TimeoutError: If it is not there in time; the request goes on.

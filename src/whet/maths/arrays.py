@@ -143,6 +143,17 @@ def as_count(n: Any, name: str) -> int:
     return int(n)
 
 
+def as_seed(seed: Any, name: str = "seed") -> int:
+    """Return `seed` as an int.
+
+    Raises:
+        ValueError: If `seed` is not a whole number, 0 or more.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"{name} is {seed!r}: expected a whole number, 0 or more")
+    return int(seed)
+
+
 def as_positive(x: Any, name: str) -> float:
     """Return `x` as a float.
 

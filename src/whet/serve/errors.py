@@ -100,6 +100,8 @@ def register_exception_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         status = error.status_code if error.status_code in TYPES else 400
         message = str(error.detail)
+        if status == 400:  # FastAPI's own, as below
+            message = "the body cannot be read: expected JSON in UTF-8, not deeply nested"
         if status in (404, 405):  # the router's own: routes raise `APIError`
             message = f"no route {request.method} {request.url.path}: see /openapi.json"
         return APIError(status, message).response()

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from whet.embed.embedder import encode_queries
 from whet.io import progress_bar
-from whet.maths.arrays import Array, as_count, as_positive
+from whet.maths.arrays import Array, as_count, as_positive, as_seed
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.select.selection import Selection, Selector
 from whet.space.retrieve import Retriever, resolve_lam
@@ -170,7 +170,7 @@ class _HeldOut(NamedTuple):
 
 
 def _held_out(space: DataSpace, prompts: int, k: int, metric: Metric, seed: int) -> list[_HeldOut]:
-    order = np.random.default_rng(seed).permutation(space.rows)
+    order = np.random.default_rng(as_seed(seed)).permutation(space.rows)
     held_out: list[_HeldOut] = []
     for start in range(0, len(order), prompts):
         rows = order[start : start + prompts]

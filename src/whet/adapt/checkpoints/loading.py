@@ -60,7 +60,11 @@ def load(
             checkpoint lacks weights that the network needs.
     """
     transformers = require("transformers", "adapt")
+    if not isinstance(name, str | Path):
+        raise ValueError(f"model is {name!r}: expected a name, a folder or a file")
     device = _check_device(device)
+    if dtype != "auto" and not isinstance(getattr(torch, str(dtype), dtype), torch.dtype):
+        raise ValueError(f"dtype is {dtype!r}: expected auto or a torch.dtype, as torch.bfloat16")
     if torch.device(device).type == "cpu":
         limit_threads()
     if dtype == "auto":

@@ -80,6 +80,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         as_count(self.max_tokens, "max_tokens")
         as_count(self.num_sequences, "num_sequences")
+        if not isinstance(self.seed, int) or abs(self.seed) >= 2**63:
+            raise ValueError(f"seed is {self.seed!r}: expected a whole number of at most 63 bits")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature is {self.temperature}: expected 0 or more")
         if not 0 < self.top_p <= 1:

@@ -10,7 +10,7 @@ import heapq
 
 import numpy as np
 
-from whet.maths.arrays import ArrayLike, duplicate_groups, normalize_rows
+from whet.maths.arrays import ArrayLike, as_seed, duplicate_groups, normalize_rows
 from whet.select.selection import TIE, GreedyState, Selection, WithoutReplacement, argmax_first
 
 
@@ -93,7 +93,7 @@ def random_selection(
     Raises as `nearest`.
     """
     picks = WithoutReplacement(query, candidates, n, lam, name="random")
-    order = np.random.default_rng(seed).permutation(len(picks.state.candidates))
+    order = np.random.default_rng(as_seed(seed)).permutation(len(picks.state.candidates))
     for index in order[:n]:
         picks.pick(int(index))
     return picks.selection()

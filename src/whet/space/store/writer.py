@@ -21,7 +21,7 @@ from whet.data.documents import reject_str
 from whet.data.filters import Filter, as_filter
 from whet.embed.lsa import LSA
 from whet.errors import SpaceError
-from whet.io import atomic_write, fsync, translate_disk_errors
+from whet.io import DISK_ERRORS, atomic_write, fsync, translate_disk_errors
 from whet.locks import LOCK_FILE, exclusive_lock, remove_folder
 from whet.maths.arrays import Array
 from whet.space.store.kernel import kernel_record
@@ -362,8 +362,12 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         fsync(path.parent)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise SpaceError(f"{path} cannot be created: {error.strerror}") from error
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
+        raise SpaceError(
+            f"{path} cannot be created ({error.strerror}): choose another path"
+        ) from error
 
 
 def delete_documents(
