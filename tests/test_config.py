@@ -46,7 +46,7 @@ def test_values_are_converted_to_the_types_of_the_fields():
         ({"count": True}, "count is True: expected an integer"),
         ({"rate": "fast"}, "rate is 'fast': expected a number"),
         ({"level": "high"}, "level is 'high': expected a number or auto"),
-        ({"words": "ab"}, "words is 'ab': expected a list, each item a string"),
+        ({"words": "ab"}, "words is 'ab': expected a list in brackets, each item a string"),
         ({"cuont": 1}, "x.toml: unknown name 'cuont': expected count"),
         ([], r"x.toml is \[\]: expected a table"),
     ],

@@ -256,7 +256,7 @@ def _converted(hint: Any, value: Any, name: str) -> Any:
             item = get_args(member)[0]
             if isinstance(value, list | tuple):
                 return tuple(_converted(item, each, name) for each in value)
-            expected.append(f"a list, each item {EXPECTED.get(item, 'a table')}")
+            expected.append(f"a list in brackets, each item {EXPECTED.get(item, 'a table')}")
         elif member is not NoneType:
             return value
     raise ValueError(f"{name} is {value!r}: expected {' or '.join(expected)}")

@@ -356,6 +356,17 @@ BAD = [
     (1, ["eval", "{space}", "--prompts", "nowhere", "--out", "{out}"], "nowhere"),
     (2, ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--set", "x=1"], "name 'x'"),
     (2, ["eval", "{space}", "--out", "{out}"], "pass SPACE and --prompts"),
+    (
+        1,
+        ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--model", "no"],
+        "model 'no'",
+    ),
+    (
+        2,
+        ["generate", "{space}", "alpha", "-k", "9", "--seed", "-1"],
+        "seed is -1: expected a whole",
+    ),
+    (1, ["index", "{texts}", "{texts}/space"], "cannot be created (Not a directory): choose"),
     (1, ["report", "nowhere"], "holds no run"),
     (1, ["report", "{space}"], "holds no run"),
     (1, ["select", "{texts}", "alpha"], "is a file"),

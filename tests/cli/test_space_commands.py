@@ -66,6 +66,10 @@ def test_verify_names_the_file_that_was_changed(space):
 def test_delete_compact_and_index_again(space, tmp_path):
     assert run_json("space", "delete", space, "d1", "d2", "nobody")["deleted"] == 2
     assert run_json("space", "delete", space, "--where", "year >= 2030")["deleted"] == 10
+    assert (
+        "0 deleted; no document has the id nobody"
+        in whet("space", "delete", space, "nobody").stdout
+    )
     assert run_json("space", "info", space)["deleted"] == 12
     compacted = run_json("space", "compact", space, "--quiet")
     assert compacted["bytes"] < compacted["bytes_before"]

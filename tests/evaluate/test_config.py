@@ -169,7 +169,7 @@ def test_a_configuration_is_stored_and_read_back(lines):
         (["selector=sift"], "selector is chosen by each method: name it in methods"),
         (["leakage=none"], "leakage is 'none': expected split or whole or score-first"),
         (["left_context=perhaps"], "left_context is 'perhaps': expected true or false"),
-        (["eval_steps=7"], "eval_steps is 7: expected a list, each item an integer"),
+        (["eval_steps=7"], "eval_steps is 7: expected a list in brackets, each item an integer"),
         (["adapter=lora", "r=2.5"], "r is 2.5: expected an integer"),
         (["where='year >'"], "year >"),
         (["gradient_reuse=0"], "gradient_reuse is 0"),

@@ -83,7 +83,8 @@ class Evidence:
         numbers = f"{_count(steps, 'step')} on {_count(len(self.passages), 'passage')}"
         numbers += f", with {read} {took}" if self.in_context else f" {took}"
         if self.after is None:
-            return f"adapted by {numbers}: " + "; ".join(["whether it helped was not measured", *parts])
+            parts.insert(0, "whether it helped was not measured")
+            return f"adapted by {numbers}: " + "; ".join(parts)
         if not self.num_steps:
             parts.insert(0, self._measured(self.after) + ", so the steps were undone")
             return f"base model after trying {numbers}: " + "; ".join(parts)

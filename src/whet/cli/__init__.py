@@ -74,7 +74,10 @@ class ErrorHandlingGroup(click.Group):
         except (WhetError, OSError, ValueError) as error:
             if ctx.params["debug"]:
                 raise
-            raise UserError(str(error), usage=isinstance(error, ValueError)) from error
+            message = str(error)
+            if isinstance(error, OSError) and error.filename and error.strerror:
+                message = f"{error.filename}: {error.strerror}"  # without the number
+            raise UserError(message, usage=isinstance(error, ValueError)) from error
         except ModuleNotFoundError as error:
             missing = missing_dependency(error)
             if ctx.params["debug"] or not isinstance(missing, MissingDependencyError):

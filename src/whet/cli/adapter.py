@@ -31,7 +31,7 @@ def export(adapter: Path, out: Path, form: str, model: str | None) -> None:
     print(out)
 
 
-@adapter.command(cls=Command)
+@adapter.command(cls=Command, short_help="Have the engine at URL load ADAPTER.")
 @ADAPTER
 @click.argument("url")
 @click.option("--engine", type=click.Choice(["vllm", "sglang"]), required=True,

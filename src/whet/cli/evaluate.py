@@ -26,6 +26,8 @@ DROP_LEAKS = click.option(
 @click.option("--protocol", type=click.Choice(["paper", "held-out"]),
               help="Score the text that was the query (paper), or its second half after a query "
               "for the first (held-out).")  # fmt: skip
+@click.option("--model", help="Bundled model, smollm2, folder, .gguf file, ollama:NAME, or Hugging "
+              "Face id [default: whet-nano].")  # fmt: skip
 @click.option("--task", type=click.Choice(["text", "lines", "qa"]),
               help="Score documents (text), complete lines of code (lines), or answer questions "
               "(qa).  [default: text]")  # fmt: skip
@@ -33,14 +35,15 @@ DROP_LEAKS = click.option(
 @RAY
 @click.option("--config", type=PATH, help="TOML file with data and options: see docs/protocol.md.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-              help="Set one option of the configuration; repeatable.")  # fmt: skip
+              help="Set one option of the configuration, such as n=20 or "
+              "'methods=[\"nearest\", \"whet\"]'; repeatable.")  # fmt: skip
 @DROP_LEAKS
 @JSON
 @QUIET
 def evaluate(
     space: Path | str, prompts: str | None, out: Path, per_set: int | None,
-    protocol: str | None, task: str | None, workers: int, ray: str | None, config: Path | None,
-    overrides: tuple[str, ...], drop_leaks: bool, as_json: bool, quiet: bool,
+    protocol: str | None, model: str | None, task: str | None, workers: int, ray: str | None,
+    config: Path | None, overrides: tuple[str, ...], drop_leaks: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Score every method on every prompt.
 
@@ -53,8 +56,9 @@ def evaluate(
     from whet.evaluate.results import Run
     from whet.evaluate.runner import WorkerPool, evaluate
 
-    options = {"protocol": protocol, "task": task}
-    overrides = (*(f"{name}={value}" for name, value in options.items() if value), *overrides)
+    options = {"protocol": protocol, "model": model, "task": task}
+    given = (f"{name}={json.dumps(value)}" for name, value in options.items() if value)
+    overrides = (*given, *overrides)
     if isinstance(space, Path) and space.suffix == ".toml":
         experiment = Experiment.read(space, overrides)
     else:

@@ -36,7 +36,7 @@ EMPTY = (
 )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Fine-tune on documents of SPACE, then continue PROMPT.")
 @SPACE
 @click.argument("prompt")
 @click.option("--max-tokens", default=128, show_default=True, help="Longest answer, in tokens.")

@@ -10,7 +10,7 @@ import click
 from whet.cli.options import PATH, Command
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Serve adapted answers through OpenAI's API.")
 @click.argument("space", type=PATH, required=False)
 @click.option("--config", "path", type=PATH, help="Configuration in TOML: see docs/serving.md.")
 @click.option(
@@ -48,7 +48,7 @@ def serve(space: Path | None, path: Path | None, check: bool, **overrides: Any) 
         main.run(config, given)
 
 
-@click.command()
+@click.command(short_help="Create an API key called NAME and print it.")
 @click.argument("file", type=PATH)
 @click.argument("name")
 @click.option("--role", "roles", multiple=True, help="read, write or metrics [default: read].")

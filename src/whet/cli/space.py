@@ -1,6 +1,5 @@
 """`whet space` and `whet ray`: maintain a data space, copy it, serve it on a Ray cluster."""
 
-import json
 import signal
 import sys
 import threading
@@ -43,6 +42,8 @@ def info(space: Path, as_json: bool) -> None:
 
     record = describe(space)
     shown = record if record["index"]["segments"] else record | {"index": "none: exact search"}
+    hidden = "source" if record["sources"] else "sources"  # the files of folders are recorded
+    shown = {name: value for name, value in shown.items() if name != hidden}
     lines = [f"{name:<12}{_plain(value)}" for name, value in shown.items()]
     emit(record, as_json, "\n".join(lines))
 
@@ -111,16 +112,18 @@ def delete(space: Path, ids: tuple[str, ...], where: str | None, as_json: bool) 
     if bool(ids) == (where is not None):
         raise click.UsageError("pass either IDS or --where FILTER")
     deleted = delete_documents(space, ids, where)
-    emit({"space": str(space), "deleted": deleted}, as_json, f"{space}: {deleted:,} deleted")
+    unknown = f"; no document has the id {' or '.join(ids)}" if ids and not deleted else ""
+    plain = f"{space}: {deleted:,} deleted{unknown}"
+    emit({"space": str(space), "deleted": deleted}, as_json, plain)
 
 
-@space.command(cls=Command)
+@space.command(cls=Command, short_help="Write the documents of SPACE as JSON lines.")
 @FOLDER
 @click.option("--out", type=PATH, help="File to write [default: stdout].")
 @WHERE
 def export(space: Path, out: Path | None, where: str | None) -> None:
     """Write the documents of SPACE as JSON lines, which `whet index` reads."""
-    from whet.io import atomic_write
+    from whet.io import atomic_write, translate_disk_errors
     from whet.space.maintenance.inspection import export as export_lines
 
     lines = export_lines(space, where)
@@ -129,7 +132,7 @@ def export(space: Path, out: Path | None, where: str | None) -> None:
         return
     if out.exists():
         raise SpaceError(f"{out} exists: move it, or choose another file")
-    with atomic_write(out) as new:
+    with translate_disk_errors(out), atomic_write(out) as new:
         with new.open("w", encoding="utf-8") as file:
             file.writelines(lines)
 
@@ -226,6 +229,9 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
     if isinstance(value, list):
-        return json.dumps(value)
-    number = isinstance(value, int) and not isinstance(value, bool)
-    return f"{value:,}" if number else str(value)
+        return ", ".join(map(_plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -27,7 +27,7 @@ from whet.io import printable
 C = TypeVar("C")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Choose the settings of fine-tuning on SPACE.")
 @SPACE
 @JSON
 @QUIET

@@ -60,8 +60,8 @@ def save_gguf(adapter: Adapter, path: str | Path, *, model: str | None = None) -
             configuration is read [default: the name in the adapter].
 
     Raises:
-        ModelError: If the model's configuration cannot be read, llama.cpp has no such model, or a
-            layer of the adapter has no counterpart in it.
+        ModelError: If the model's configuration cannot be read, llama.cpp has no such model, a
+            layer of the adapter has no counterpart in it, or the file cannot be written.
         MissingDependencyError: If `gguf` is not installed.
     """
     gguf = require("gguf", "gguf")
@@ -75,19 +75,22 @@ def save_gguf(adapter: Adapter, path: str | Path, *, model: str | None = None) -
         )
     architecture = ARCHITECTURES[kind]
     tensors = _tensors(gguf, adapter, architecture, config)
-    with atomic_write(Path(path)) as new:
-        writer = gguf.GGUFWriter(new, architecture.name)
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_name(Path(path).stem)
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter.config.lora_alpha))
-        for tensor_name, values in tensors.items():
-            writer.add_tensor(tensor_name, values)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    try:
+        with atomic_write(Path(path)) as new:
+            writer = gguf.GGUFWriter(new, architecture.name)
+            writer.add_type(gguf.GGUFType.ADAPTER)
+            writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+            writer.add_name(Path(path).stem)
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter.config.lora_alpha))
+            for tensor_name, values in tensors.items():
+                writer.add_tensor(tensor_name, values)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+    except OSError as error:  # NumPy's short writes have no number
+        raise ModelError(f"{path} cannot be written ({error}): nothing was changed") from error
 
 
 def _tensors(

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from whet.data.documents import Document, reject_str
 from whet.embed.embedder import encode_queries
 from whet.errors import require
-from whet.io import as_json, atomic_write
+from whet.io import as_json, atomic_write, translate_disk_errors
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection
 from whet.select.sift import sift
@@ -66,8 +66,10 @@ class TrainingSet:
 
     def write(self, path: str | Path) -> None:
         """Write the records to the file `path` as JSON lines, atomically."""
-        with atomic_write(Path(path)) as new, new.open("w", encoding="utf-8") as file:
-            file.writelines(self.lines())
+        path = Path(path)
+        with translate_disk_errors(path), atomic_write(path) as new:
+            with new.open("w", encoding="utf-8") as file:
+                file.writelines(self.lines())
 
     def to_dataset(self) -> Any:
         """The records as a Hugging Face `datasets.Dataset`, with `meta` as a column of JSON.

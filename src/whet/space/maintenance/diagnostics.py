@@ -46,23 +46,23 @@ class Diagnosis:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.documents:,} documents: {self.duplicates:,} duplicates "
+            f"{_count(self.documents, 'document')}: {_count(self.duplicates, 'duplicate')} "
             f"({_percent(self.duplicates, self.documents)}), {self.blank:,} without content"
         ]
         if self.prompts:
             lines.append(
-                f"{self.prompts:,} prompts: {self.exact_matches:,} are in the data space "
+                f"{_count(self.prompts, 'prompt')}: {self.exact_matches:,} are in the data space "
                 f"({_percent(self.exact_matches, self.prompts)}), {self.near_matches:,} nearly "
                 f"({_percent(self.near_matches, self.prompts)}), {self.unmatched:,} have nothing "
                 "in common with it"
             )
-            lines.append(self.verdict())
+        lines.append(self.verdict())
         return "\n".join(lines)
 
     def verdict(self) -> str:
         """Whether adaptation should pay, in one sentence: an estimate, which `whet eval` tests."""
         if not self.prompts:
-            return "no verdict: give prompts (--prompts FILE)"
+            return "no verdict: give prompts (--prompts FILE), or measure a model with `whet tune`"
         if self.sigma is None or self.sigma_limit is None:
             return "adaptation cannot pay: no prompt has anything in common with the data space"
         reason = (
@@ -147,6 +147,10 @@ def _text_hashes_and_blank(space: DataSpace, step: int = 4096) -> tuple[Array, i
         texts.append(hash_strings(space.texts(part)))
         blank += int((~space.vectors(part).any(axis=1)).sum())
     return np.concatenate(texts), blank
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}" + ("s" if number != 1 else "")
 
 
 def _percent(part: int, whole: int) -> str:

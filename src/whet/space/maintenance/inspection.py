@@ -9,6 +9,7 @@ from whet.data.filters import Filter, as_filter
 from whet.data.values import read_meta
 from whet.errors import SpaceError
 from whet.io import as_json
+from whet.space.indexing.records import read_sources
 from whet.space.store.kernel import KernelScale, measure_kernel
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
@@ -48,6 +49,7 @@ def describe(path: Path) -> dict[str, Any]:
         "lam": kernel.lam,
         "chunks": manifest.chunking,
         "source": manifest.source,
+        "sources": sorted(read_sources(path, manifest)),
         "segments": len(store.segments),
         "bytes": size(path),
         "index": {
