@@ -3,11 +3,13 @@
 import asyncio
 import os
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 from support import reference_slot
 from support.engines import ADAPTERS, LORA, TEXT, name, picking, request, words
 
@@ -308,3 +310,33 @@ def test_full_fine_tuning_has_one_slot(space, model):
 def test_old_names_are_errors_that_give_the_new_name(engine, call, message):
     with pytest.raises((TypeError, AttributeError), match=message):
         call(engine)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e9])
+def test_an_answer_gets_as_many_tokens_per_step_as_its_share_allows(model, share, monkeypatch):
+    monkeypatch.setattr("whet.engine.scheduler.DECODING_SHARE", share)
+    passes, started, go = [], threading.Event(), threading.Event()
+
+    def note(module, args, kwargs):
+        is_token = kwargs["input_ids"].shape[1] == 1
+        passes.append("s" if torch.is_grad_enabled() else "t" if is_token else "r")
+
+    def block(event):
+        started.set()
+        assert go.wait(60)
+
+    hook = model.hf_model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+    training = TrainingConfig(learned_ratio=0.0, evidence="off")
+    documents = tuple(Document(f"d{i}", words(i)) for i in range(40))
+    with Engine(None, model, LORA, slots=2, training=training) as engine:
+        one = SamplingParams(max_tokens=1)
+        trained = engine.submit(Request("alpha", documents=documents, sampling=one), block)
+        assert started.wait(60)
+        sampling = SamplingParams(max_tokens=8)
+        answer = engine.submit(Request("beta", adapt=False, sampling=sampling))
+        go.set()
+        outputs = trained.result(60), answer.result(60)
+    hook.remove()
+    assert [len(output.trace) for output in outputs] == [40, 0]
+    expected = "srst" + 6 * "st" + "s" if share == 0 else "sr" + 7 * "t" + "s"
+    assert expected in "".join(passes)

@@ -4,8 +4,8 @@ Retrieval runs in a thread pool before a request is given a slot, so a slow sear
 other requests, as long as no more than `THREADS_PER_CLIENT` searches of its client, and
 `RETRIEVAL_THREADS` of all, are slow at once. Clients get slots in turn (`whet.engine.fair_queue`).
 In each iteration the scheduler asks every request's coroutine (`whet.engine.request`) for its next
-action, takes all updates together, then one token of every generated text. The slot of a finished
-request goes to the next one in the same iteration.
+action, takes all updates together, then one token of every generated text, and more of them if the
+updates took long. The slot of a finished request goes to the next one in the same iteration.
 """
 
 import atexit
@@ -33,6 +33,9 @@ from whet.errors import EngineClosedError, ModelError, QueueFullError
 
 RETRIEVAL_THREADS, THREADS_PER_CLIENT = 8, 4
 STEP_TIME_DECAY = 0.9  # per request, so that one slow step does not end all training
+DECODING_SHARE = 0.1
+"""Time for further tokens after a training step, relative to that step: otherwise each token of an
+answer waits for a step of all other requests (benchmarks/LOG.md)."""
 MAX_PREFETCH = 16  # waiting requests of a client that have a plan, which holds vectors
 
 Results = dict[int, list[float] | list[TextPiece] | Exception]
@@ -174,26 +177,31 @@ class Scheduler:
                     return
 
     def _loop(self, slots: Slots, finished: list[Callable[[], None]]) -> None:
+        actions: dict[int, Action] = {}
         results: Results = {}
+        next_training = 0.0
         while True:
-            updates: dict[int, Update] = {}
-            groups: dict[int, SequenceGroup] = {}
             for slot in range(len(slots)):
-                match self._advance(slots, slot, results.get(slot), finished):
-                    case Update() as update:
-                        updates[slot] = update
-                    case SequenceGroup() as group:
-                        groups[slot] = group
+                if slot not in actions:
+                    action = self._advance(slots, slot, results.get(slot), finished)
+                    actions |= {} if action is None else {slot: action}
             while finished and (self._active or self._waiting):
                 finished.pop(0)()
             if not self._active:
                 if not self._wait_for_work():
                     return
                 continue
+            updates = {slot: a for slot, a in actions.items() if isinstance(a, Update)}
+            groups = {slot: a for slot, a in actions.items() if isinstance(a, SequenceGroup)}
             start = time.perf_counter()
-            results = _train_step(slots, updates) | _decode_step(slots, groups)
-            if updates:
+            trains = bool(updates) and (not groups or start >= next_training)
+            results = _train_step(slots, updates) if trains else {}
+            trained = time.perf_counter()
+            results |= _decode_step(slots, groups)
+            if trains:
                 self._step_time_s = time.perf_counter() - start
+                next_training = trained + DECODING_SHARE * (trained - start)
+            actions = {} if trains else {**updates}  # those wait for their turn
 
     def _wait_for_work(self) -> bool:
         """Wait until a request can start; False if none is waiting."""
