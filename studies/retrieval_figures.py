@@ -22,7 +22,7 @@ from whet.evaluate.dataset import Prompts
 from whet.evaluate.results import Run
 from whet.evaluate.tasks import ScoringTask
 from whet.maths.arrays import Array
-from whet.maths.irreducible import irreducible_variance
+from whet.maths.posterior import irreducible_variance
 from whet.maths.statistics import Estimate, bootstrap, mean_estimate
 from whet.select.sift import sift
 from whet.space.space import DataSpace

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whet.maths.arrays import Array
-from whet.maths.irreducible import irreducible_variance
-from whet.maths.posterior import Posterior
+from whet.maths.posterior import Posterior, irreducible_variance
 
 SUBMODULAR = float(1 - np.exp(-1))  # Nemhauser et al. (1978): greedy's share of the best reduction
 TOLERANCE = 1e-9  # relative to the gain (a thousandth of it relative to the prior): rounding

@@ -12,7 +12,8 @@ import pytest
 import torch
 from support import tiny_gguf, tiny_models
 
-from whet.adapt.checkpoints.gguf import cache_folder, ollama_file, packaged_file
+from whet.adapt.checkpoints.gguf import cache_folder, packaged_file
+from whet.adapt.checkpoints.ollama import ollama_file
 from whet.adapt.model import LanguageModel
 from whet.embed.hidden_states import HiddenStates
 from whet.errors import ModelError

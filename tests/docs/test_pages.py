@@ -102,13 +102,13 @@ def test_every_function_in_the_table_of_theory_exists():
     import studies.theory.confidence
     import studies.theory.convergence
     import studies.theory.surrogate
-    import whet.maths.irreducible
+    import whet.maths.posterior
 
     modules = (
         studies.theory.confidence,
         studies.theory.convergence,
         studies.theory.surrogate,
-        whet.maths.irreducible,
+        whet.maths.posterior,
     )
     rows = re.findall(r"^\|[^|]*\|[^|]*\| ([^|]*) \|", PAGES["theory.md"], re.MULTILINE)
     names = {name for row in rows for name in re.findall(r"`(\w+)`", row)}

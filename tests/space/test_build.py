@@ -284,7 +284,7 @@ def test_texts_and_mappings_are_documents_too(tmp_path):
 
 
 def test_one_record_is_not_a_list_of_them(tmp_path):
-    with pytest.raises(ValueError, match="expected a list of them"):
+    with pytest.raises(ValueError, match="expected a list of texts"):
         DataSpace.build({"text": "a"}, tmp_path / "s", HashingEmbedder())
     with pytest.raises(ValueError, match="document 0 is 5: expected a text, a mapping"):
         to_document(5, 0)

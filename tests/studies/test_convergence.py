@@ -18,7 +18,7 @@ from studies.theory.convergence import (
     submodularity_violations,
     uncertainty_reduction,
 )
-from whet.maths.irreducible import irreducible_variance
+from whet.maths.posterior import irreducible_variance
 
 seeds = st.integers(0, 2**32 - 1)
 lams = st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0])

@@ -131,7 +131,7 @@ def report(
     if as_json:
         print(json.dumps({sheet.title: sheet.record for sheet in sheets}))
     else:
-        print_tables(*(sheet.table() for sheet in sheets))
+        print_tables(*(part for sheet in sheets for part in (sheet.title, sheet.table())))
 
 
 @click.command(cls=Command)

@@ -78,11 +78,9 @@ class Addition:
     def __post_init__(self) -> None:
         if self.chunks != AUTO:
             get_chunker(self.chunks)
-        if isinstance(self.docs, Mapping | Document):
-            raise ValueError(f"docs is {str(self.docs)[:40]}: expected a list of them")
-        if isinstance(self.docs, bytes) or not (
-            isinstance(self.docs, str | Path) or _is_iterable(self.docs)
-        ):
+        iterable = any(hasattr(self.docs, name) for name in ("__iter__", "__getitem__"))
+        single = isinstance(self.docs, Mapping | Document | bytes)
+        if single or not (iterable or isinstance(self.docs, Path)):
             raise ValueError(
                 f"docs is {str(self.docs)[:40]}: expected a list of texts, mappings or documents, or "
                 "a source"
@@ -146,15 +144,6 @@ class Addition:
                 on_left_out=self.on_left_out,
             )
         return to_documents(self.docs, first, text_field=self.text_field, chunks=self.chunks)
-
-
-def _is_iterable(value: object) -> bool:
-    """Whether `for` accepts it, as also a table that has items but no `__iter__`."""
-    try:
-        iter(value)  # type: ignore[call-overload]
-    except TypeError:
-        return False
-    return True
 
 
 def create(

@@ -24,8 +24,8 @@ class ReportTable:
     rows: Sequence[Sequence[str]]
 
     def table(self) -> Table:
-        """The table for the terminal."""
-        return text_table(self.headings, self.rows, self.title)
+        """The table for the terminal, without the title, which it would break into lines."""
+        return text_table(self.headings, self.rows)
 
 
 def uncertainty(run: Run, step: int | None = None) -> Iterator[ReportTable]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from whet.embed.embedder import encode_queries
 from whet.maths.arrays import Array, as_positive
-from whet.maths.irreducible import irreducible_variance
+from whet.maths.posterior import irreducible_variance
 from whet.select.sift import sift
 from whet.space.space import DEFAULT_K, DataSpace
 from whet.space.store.segments.records import hash_strings
