@@ -141,18 +141,22 @@ class EvidenceCheck:
             prompt: The prompt that the session adapts to, or its tokens without the start token.
         """
         self._session, self._mode = session, session.training.evidence
-        self._held_back = None
-        if self._mode != "off":
-            tokens = session.model.encode(prompt) if isinstance(prompt, str) else prompt
-            self._held_back = HeldBack.of(tokens, session.model)
+        self._prompt = None if self._mode == "off" else prompt  # until it is measured
+        self._held_back: HeldBack | None = None
         self.bits_per_byte: dict[int, float] = {}
         """What was measured, by the number of steps before."""
         self._snapshot: Tensor | None = None
 
     def before_first(self) -> None:
         """Measure the model before the first step."""
-        if not self.bits_per_byte:
-            self._measure(0)
+        prompt, self._prompt = self._prompt, None
+        if prompt is None:
+            return
+        model = self._session.model
+        if isinstance(prompt, str):
+            prompt = model.without_start(model.encode(prompt))
+        self._held_back = HeldBack.of(prompt, model)
+        self._measure(0)
 
     def after_update(self, number: int) -> None:
         """Measure after `number` steps, if `best` asks for that."""

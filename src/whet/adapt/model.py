@@ -318,9 +318,9 @@ class LanguageModel:
         """
         if not text:
             raise ValueError("text to score is empty: bits per byte need at least one byte")
-        left, tokens = self._without_start(self.encode(context)), self.encode_after(context, text)
+        left, tokens = self.without_start(self.encode(context)), self.encode_after(context, text)
         if not context and len(tokens) > 1:
-            tokens = self._without_start(tokens)
+            tokens = self.without_start(tokens)
         return self.score_tokens(torch.cat([left, tokens]), len(tokens), len(text.encode()))
 
     @torch.no_grad()
@@ -375,7 +375,7 @@ class LanguageModel:
                 out of range.
         """
         ids = (
-            self._without_start(self.encode(prompt))
+            self.without_start(self.encode(prompt))
             if isinstance(prompt, str)
             else torch.tensor(prompt, dtype=torch.long, device=self.device)
         )
@@ -420,7 +420,7 @@ class LanguageModel:
         finally:
             self._in_use.release()
 
-    def _without_start(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " s"]:
+    def without_start(self, tokens: Int[Tensor, " t"]) -> Int[Tensor, " s"]:
         """`tokens` without the start token of a chat template, because every text gets one."""
         doubled = self.parse_special_tokens and len(tokens) and tokens[0] == self.bos_token_id
         return tokens[1:] if doubled else tokens
