@@ -1,8 +1,8 @@
 """A demonstration of the paper's claim on the source of Python's standard library.
 
-The documents are modules and their top-level definitions, cut into passages as `whet index` does.
-The prompts are the beginnings of held-out files; the first half of each is the query, the second
-half is scored.
+The documents are modules and their top-level definitions, in pieces of about one context window.
+The prompts are held-out files, cut after two pieces; the first half of each is the query, the
+second half is scored.
 """
 
 import ast
@@ -26,6 +26,7 @@ from whet.space.space import DataSpace
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "__pycache__"}
 SHORTEST, LONGEST = 1_500, 3_000  # characters of a prompt
+PIECE = 1_500  # characters of a document: about one window
 
 
 def demo(
@@ -50,7 +51,7 @@ def demo(
     if not space.exists():
         indexed = (path for path in modules(library) if path not in held_out)
         documents = (part for path in indexed for part in parts(path, library))
-        DataSpace.build(documents, space, progress=progress)
+        DataSpace.build(documents, space, chunks="whole", progress=progress)
     with prompts.open("w", encoding="utf-8") as file:
         for path in held_out:
             name = str(path.relative_to(library))
@@ -97,22 +98,35 @@ def choose(library: Path, files: int) -> list[Path]:
 
 
 def parts(path: Path, library: Path) -> Iterator[Document]:
-    """A module, followed by its top-level functions and classes."""
+    """A module in pieces, followed by the pieces of its top-level functions and classes."""
     text, name = source(path), str(path.relative_to(library))
-    if text.strip():
-        yield Document(name, text, {})
+    lines = text.splitlines(keepends=True)
+    yield from pieces(name, lines)
     try:
         tree = ast.parse(text)
     except SyntaxError:
         return
-    lines, counts = text.split("\n"), Counter[str]()  # as ast counts lines
+    counts: Counter[str] = Counter()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             counts[node.name] += 1
-            suffix = f":{counts[node.name]}" if counts[node.name] > 1 else ""
+            suffix = f"#{counts[node.name]}" if counts[node.name] > 1 else ""
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
-            definition = "\n".join(lines[first : node.end_lineno])
-            yield Document(f"{name}:{node.name}{suffix}", definition, {})
+            yield from pieces(f"{name}:{node.name}{suffix}", lines[first : node.end_lineno])
+
+
+def pieces(name: str, lines: list[str]) -> Iterator[Document]:
+    """`lines` as documents of at most about `PIECE` characters, cut between lines.
+
+    A gradient step uses one context of a document, so the rest of a longer one would be lost.
+    """
+    start, size, number = 0, 0, 1
+    for end, line in enumerate([*lines, ""]):
+        if end > start and (size + len(line) > PIECE or end == len(lines)):
+            if text := "".join(lines[start:end]).strip():
+                yield Document(f"{name}[{number}]" if number > 1 else name, text, {})
+            start, size, number = end, 0, number + 1
+        size += len(line)
 
 
 def source(path: Path) -> str:

@@ -1,8 +1,8 @@
 """How many texts of a data space are longer than an embedder reads, or a model trains on at once.
 
 Nothing is lost of a text that is longer than the model's context, but it takes several steps, which
-is worth a remark where passages would fit; of one that is longer than the embedder reads, the
-selection knows the beginning only.
+is worth a remark where many do and passages would fit; of one that is longer than the embedder
+reads, the selection knows the beginning only.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from whet.data.chunking import PASSAGE_WORDS, PASSAGES
 from whet.space.space import DataSpace
 
 SAMPLE = 512  # texts that are counted in larger data spaces: a share is then off by about 2 points
+MANY = 0.2  # of the texts: fewer that take several steps hardly change a request
 CHARACTERS = 8  # per token: a beginning of that many shows for almost all texts that they are long
 
 
@@ -40,14 +41,15 @@ class LongTexts:
     def __str__(self) -> str:
         """One line for people; empty if no text is too long.
 
-        Of passages of the default length, only those that the embedder does not read count.
+        Texts that are longer than the model's context are left out if they are a fifth at most, or
+        passages of the default length.
         """
         rule, _, size = self.chunks.partition(":")
         facts, is_cut = [], rule == PASSAGES and int(size) <= PASSAGE_WORDS
         if self.by_embedder:
             count = self._count(self.by_embedder)
             facts.append(f"{self.embedder} reads only the beginning of {count} texts")
-        if self.by_model and not is_cut:
+        if self.by_model > MANY * self.counted and not is_cut:
             count = self._count(self.by_model)
             facts.append(
                 f"{count} texts have more than the {self.context:,} tokens that {self.model} trains "
