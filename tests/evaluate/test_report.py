@@ -323,6 +323,7 @@ def test_pictures_and_tables_are_drawn(run, tmp_path):
     made = report(run)
     assert [c.header for c in table(made).columns][:5] == ["set", "n", "near", "base", "US"]
     assert "near-duplicate in the data space" in caption(made)
+    assert "NN: nearest" in caption(made)
     assert Report.of(json.loads(json.dumps(made.record()))) == made
     for name in ("curves.png", "curves.svg"):
         curves(run, tmp_path / name)

@@ -70,11 +70,13 @@ def caption(report: Report) -> str:
         near = " near: prompts that have a near-duplicate in the data space."
     notes = "".join(f" {note}" for note in report.meta.get("notes", ()))
     failed = f" {report.failed} prompts failed and are left out." if report.failed else ""
+    shown = {method for line in report.lines for method in line.methods}
+    names = [f" {SHORT[name]}: {name}." for name in SHORT if name in shown and name != "sift"]
     return (
-        f"Bits per byte as % of the base model's after {report.step} steps (± half of the 90 % "
-        "bootstrap interval over documents); base: bits per byte before any step. Δ: SIFT minus "
-        "the best baseline; − NN: difference to nearest neighbors, paired by document; both in "
-        f"percentage points.{near}{failed}{notes}"
+        f"Bits per byte as % of the base model's after {report.step} steps, less is better (± half "
+        "of the 90 % bootstrap interval over documents); base: bits per byte before any step. Δ: "
+        "SIFT minus the best baseline; − NN: difference to nearest neighbors, paired by document; "
+        f"both in percentage points.{''.join(names)}{near}{failed}{notes}"
     )
 
 
