@@ -178,6 +178,15 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number with its unit, such as `1,234 documents`.
+
+    >>> count_of(1, "document")
+    '1 document'
+    """
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
 def as_json(value: Any) -> str:
     """`value` on one line of standard JSON: NaN and infinities become null, other types strings.
 

@@ -189,8 +189,7 @@ def test_an_empty_answer_is_reported(folder, tmp_path):
 
 def test_the_documents_trained_on_are_printed_on_stderr_unless_quiet(folder):
     words = ["generate", folder / "space", "alpha", "--model", folder / "model", *SMALL]
-    long, line = run(*words, "--max-tokens", 2).stderr.splitlines()
-    assert "20 of its 20 (100 %) texts have more than the 32 tokens that" in long
+    [line] = run(*words, "--max-tokens", 2).stderr.splitlines()
     assert line.startswith("adapted by 6 steps on 3 passages (") and "sources: d" in line
     assert run(*words, "--max-tokens", 2, "--quiet").stderr == ""
     refused = run(*words, "--device", "nowhere")

@@ -271,7 +271,7 @@ def test_a_space_of_a_python_embedder_is_extended_in_python(tmp_path):
     assert len(DataSpace.open(space.path, HashingEmbedder()).add(documents(5))) == 5
 
 
-def test_texts_and_mappings_are_documents_too(tmp_path):
+def test_texts_and_mappings_are_documents_too(tmp_path, caplog):
     first = ["a b", {"id": "x", "text": "c d", "meta": {"y": 1}, "n": 2}, Document("z", "e")]
     space = DataSpace.build(first, tmp_path / "s", HashingEmbedder())
     assert space.ids == ["0", "x", "z"]
@@ -281,6 +281,7 @@ def test_texts_and_mappings_are_documents_too(tmp_path):
     assert repr(more) == f"DataSpace('{tmp_path / 's'}', 4 documents, hashing)"
     lines = (tmp_path / "s" / "failed.jsonl").read_text()
     assert "document 4: field 'text' is an empty text" in lines and "document 5: no field" in lines
+    assert caplog.messages == [f"2 documents could not be added: see {tmp_path / 's/failed.jsonl'}"]
 
 
 def test_one_record_is_not_a_list_of_them(tmp_path):

@@ -140,7 +140,7 @@ def test_no_documents_and_a_taken_place_are_refused(space, tmp_path):
     with pytest.raises(SpaceError, match="exists"):
         DataSpace.build(documents(3), tmp_path / "taken", HashingEmbedder())
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpaceError, match="cannot be created: Not a directory"):
+    with pytest.raises(SpaceError, match="cannot be created .Not a directory"):
         DataSpace.build(documents(3), tmp_path / "file" / "s", HashingEmbedder())
 
 

@@ -17,6 +17,7 @@ from whet.adapt.config import Use
 from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import AdaptationSession
+from whet.io import count_of
 
 CHECKED_STEPS = (0, 2, 5, 10, 20, 50)
 MIN_TOKENS = 16  # of the part held back: fewer say too little
@@ -75,12 +76,12 @@ class Evidence:
         if self.in_context and self.chosen_use:
             parts.append(f"use: {self.chosen_use}, chosen by default")
         steps, took = sum(self.passages.values()), f"({self.seconds:.1f} s)"
-        read = _count(len(self.in_context), "passage") + " in the context"
+        read = count_of(len(self.in_context), "passage") + " in the context"
         if not steps:
             if not self.in_context:
                 return f"base model, nothing was trained on {took}"
             return f"base model with {read} {took}: " + "; ".join(parts)
-        numbers = f"{_count(steps, 'step')} on {_count(len(self.passages), 'passage')}"
+        numbers = f"{count_of(steps, 'step')} on {count_of(len(self.passages), 'passage')}"
         numbers += f", with {read} {took}" if self.in_context else f" {took}"
         if self.after is None:
             parts.insert(0, "whether it helped was not measured")
@@ -90,15 +91,11 @@ class Evidence:
             return f"base model after trying {numbers}: " + "; ".join(parts)
         parts.insert(0, self._measured(self.bits_per_byte[self.num_steps]))
         if self.num_steps < last:
-            parts.insert(1, f"the best, after {_count(self.num_steps, 'step')}")
+            parts.insert(1, f"the best, after {count_of(self.num_steps, 'step')}")
         return f"adapted by {numbers}: " + "; ".join(parts)
 
     def _measured(self, after: float) -> str:
         return f"held-back part of the prompt {self.before:.2f} → {after:.2f} bits per byte"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}" + ("s" if number != 1 else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

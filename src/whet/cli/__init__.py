@@ -7,6 +7,7 @@ errors.
 import io
 import logging
 import sys
+from functools import partial
 from typing import Any
 
 import click
@@ -32,12 +33,17 @@ class UserError(click.ClickException):
 
 
 def _log_to_stderr(ctx: click.Context) -> None:
-    """Print which model a data space's embedder is, while it is loaded."""
+    """Print which model a data space's embedder is, while it is loaded.
+
+    `whet index` prints the number of documents that could not be added itself.
+    """
     logger, handler = logging.getLogger("whet.space.opening"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter())
-    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    ctx.call_on_close(lambda: logger.removeHandler(handler))
+    silent = logging.getLogger("whet.space.build"), logging.NullHandler()
+    for each, its_handler in ((logger, handler), silent):
+        each.addHandler(its_handler)
+        ctx.call_on_close(partial(each.removeHandler, its_handler))
 
 
 def _escape_what_cannot_be_printed() -> None:

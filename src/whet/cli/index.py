@@ -11,7 +11,7 @@ import click
 from whet.cli.options import JSON, QUIET, RAY, SPACE, Command, config_options, emit, take_config
 from whet.data.walk import FileOptions, LeftOut
 from whet.errors import SourceError, SpaceError
-from whet.io import printable
+from whet.io import count_of, printable
 
 WATCH_S = 2.0  # between two looks at the source
 
@@ -107,7 +107,6 @@ def _print(
     verbose: bool,
 ) -> None:  # fmt: skip
     """Print what the data space holds and what changed; what was left out on stderr."""
-    from whet.data.documents import format_count
     from whet.space.store.manifest import read_manifest
     from whet.space.store.reader import DiskReader
 
@@ -117,7 +116,7 @@ def _print(
     record |= {"dimension": manifest.dimension, "failed": manifest.failed}
     record |= {"updated": changes.updated, "changes": changes.record()}
     record |= {"left_out": [{"path": each.path, "reason": each.reason} for each in left_out]}
-    plain = f"{space}: {format_count(documents)}, {manifest.embedder}"
+    plain = f"{space}: {count_of(documents, 'document')}, {manifest.embedder}"
     if changes.updated:
         plain += f"; {changes.updated:,} updated with other metadata"
     if manifest.failed:

@@ -13,6 +13,7 @@ import click
 
 from whet.cli.options import JSON, PATH, QUIET, SPACE, WHERE, Command, emit
 from whet.errors import SpaceError
+from whet.io import count_of
 
 FOLDER = click.argument("space", type=PATH)
 
@@ -58,8 +59,8 @@ def verify(space: Path, as_json: bool) -> None:
     damaged = find_damage(space)
     emit({"faults": damaged}, as_json, "\n".join(damaged) or f"{space}: no file is damaged")
     if damaged:
-        count = f"{len(damaged):,} fault" + ("s" if len(damaged) > 1 else "")
-        raise SpaceError(f"{space} has {count}: restore the files listed above, or rebuild it")
+        faults = count_of(len(damaged), "fault")
+        raise SpaceError(f"{space} has {faults}: restore the files listed above, or rebuild it")
 
 
 @space.command(cls=Command)

@@ -309,8 +309,3 @@ def _id(value: Any, default: str) -> str:
     """The id of a document; `default` if it is missing or empty."""
     value = plain(value)
     return default if value is None or value == "" else str(value)
-
-
-def format_count(documents: int) -> str:
-    """The number of documents with its unit, such as `1,234 documents`."""
-    return f"{documents:,} document" + ("s" if documents != 1 else "")

@@ -28,6 +28,7 @@ from whet.engine.request import Event, RequestRunner, RequestState
 from whet.engine.scheduler import Scheduler
 from whet.engine.types import Output, Request
 from whet.errors import WhetError
+from whet.io import count_of
 from whet.maths.arrays import as_count
 from whet.select.config import ResolvedSelection, SelectionConfig
 from whet.space.retrieve import Retrieval, check_space
@@ -308,7 +309,7 @@ class Engine:
         self._scheduler.close()
 
     def __repr__(self) -> str:
-        slots = f"{self._count} slot" + ("s" if self._count > 1 else "")
+        slots = count_of(self._count, "slot")
         return f"Engine({self.model.name!r}, {self.adapter}, n={self.selection.n}, {slots})"
 
     def __enter__(self) -> "Engine":

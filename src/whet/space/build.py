@@ -7,6 +7,7 @@ and what building an index needs.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from whet.embed.embedder import Embedder, has_fingerprint
 from whet.embed.lsa import LSA
 from whet.embed.registry import base_spec
 from whet.errors import SourceError, SpaceError
-from whet.io import as_json, atomic_write, progress_bar, translate_disk_errors
+from whet.io import as_json, atomic_write, count_of, progress_bar, translate_disk_errors
 from whet.locks import LOCK_FILE
 from whet.space.indexing.embedding import embed_parts, fit_lsa, is_normalized, no_documents
 from whet.space.indexing.records import differ, read_sources, rows_of, staged_state, with_rows
@@ -57,6 +58,7 @@ from whet.space.store.staging import (
 )
 from whet.space.store.writer import DiskWriter
 
+LOGGER = logging.getLogger(__name__)
 Documents = Iterable[DocumentLike] | str | Path
 """What can be added: documents, texts or mappings; or a source that `read_documents` reads."""
 
@@ -353,6 +355,10 @@ def _commit(
     if (path / FAILED_FILE).exists() and (message := writer.manifest.check_file(path, FAILED_FILE)):
         raise SpaceError(f"{message}, or delete it to begin a new list")
     failed = _log(path / FAILED_FILE, failures, writer.manifest.failed)
+    if new := failed - writer.manifest.failed:
+        LOGGER.warning(
+            "%s could not be added: see %s", count_of(new, "document"), path / FAILED_FILE
+        )
     deleted = np.union1d(replaced, going)
     sources = read_sources(path, writer.manifest)
     old, now = sources.get(addition.source, {}), with_rows(state, row_of) if state else {}

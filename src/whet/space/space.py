@@ -8,13 +8,14 @@ from jaxtyping import Float, Int
 
 from whet.config import Renamed
 from whet.data.chunking import AUTO
-from whet.data.documents import Document, format_count, reject_str
+from whet.data.documents import Document, reject_str
 from whet.data.filters import Filter, as_filter, both
 from whet.data.values import read_meta
 from whet.data.walk import FileOptions, LeftOut
 from whet.embed.embedder import Embedder, check_embedder, encode_queries
 from whet.embed.registry import get_embedder
 from whet.errors import SpaceError
+from whet.io import count_of
 from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.bm25 import BM25
@@ -263,7 +264,8 @@ class DataSpace:
         return self._count
 
     def __repr__(self) -> str:
-        return f"DataSpace({str(self.path)!r}, {format_count(self._count)}, {self.embedder.name})"
+        documents = count_of(self._count, "document")
+        return f"DataSpace({str(self.path)!r}, {documents}, {self.embedder.name})"
 
     @property
     def dimension(self) -> int:
@@ -391,7 +393,8 @@ class DataSpace:
             filtered = where is not None or self.where is not None
             raise ValueError("no document passes the filter: correct it" if filtered else EMPTY)
         limit = "the data space holds {}" if where is None else "{} pass the filter"
-        raise ValueError(f"k is {resolved}, but {limit.format(format_count(count))}: lower k")
+        limit = limit.format(count_of(count, "document"))
+        raise ValueError(f"k is {resolved}, but {limit}: lower k")
 
     def _require_writable(self) -> None:
         if not is_folder(self.path):

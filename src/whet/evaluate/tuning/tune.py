@@ -19,7 +19,7 @@ from whet.engine.tuned import TunedSettings, store_tuned
 from whet.errors import ModelError
 from whet.evaluate.tuning.config import STEPS, TuneConfig
 from whet.evaluate.tuning.trials import Bench, HeldOut, Journal, Setting, Trial, hold_out
-from whet.io import progress_bar
+from whet.io import count_of, progress_bar
 from whet.maths.arrays import Array
 from whet.maths.statistics import Estimate, bootstrap
 from whet.select.config import SelectionConfig
@@ -100,9 +100,10 @@ class _Tuning:
         self._space, self._model, self._config = space, model, config
         passages = hold_out(space, config.passages, seed=config.seed, where=config.where)
         if len(passages) < MIN_PROMPTS:
+            found = count_of(len(passages), "document")
             raise ValueError(
-                f"only {len(passages)} documents of {space.path} can be held out, but {MIN_PROMPTS} "
-                "are needed to tune: add documents, or use the default settings"
+                f"only {found} of {space.path} can be held out, but {MIN_PROMPTS} are needed to "
+                "tune: add documents, or use the default settings"
             )
         count = min(RUNGS[-1], len(passages) // 2)
         self._passages, self._fresh = passages[:count], passages[count:]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whet.embed.embedder import encode_queries
+from whet.io import count_of
 from whet.maths.arrays import Array, as_positive
 from whet.maths.posterior import irreducible_variance
 from whet.select.sift import sift
@@ -46,12 +47,12 @@ class Diagnosis:
 
     def __str__(self) -> str:
         lines = [
-            f"{_count(self.documents, 'document')}: {_count(self.duplicates, 'duplicate')} "
+            f"{count_of(self.documents, 'document')}: {count_of(self.duplicates, 'duplicate')} "
             f"({_percent(self.duplicates, self.documents)}), {self.blank:,} without content"
         ]
         if self.prompts:
             lines.append(
-                f"{_count(self.prompts, 'prompt')}: {self.exact_matches:,} are in the data space "
+                f"{count_of(self.prompts, 'prompt')}: {self.exact_matches:,} are in the data space "
                 f"({_percent(self.exact_matches, self.prompts)}), {self.near_matches:,} nearly "
                 f"({_percent(self.near_matches, self.prompts)}), {self.unmatched:,} have nothing "
                 "in common with it"
@@ -147,10 +148,6 @@ def _text_hashes_and_blank(space: DataSpace, step: int = 4096) -> tuple[Array, i
         texts.append(hash_strings(space.texts(part)))
         blank += int((~space.vectors(part).any(axis=1)).sum())
     return np.concatenate(texts), blank
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name}" + ("s" if number != 1 else "")
 
 
 def _percent(part: int, whole: int) -> str:
