@@ -205,7 +205,7 @@ def unknown_name(name: str, valid: list[str] | tuple[str, ...]) -> str:
     """
     if RENAMED.get(name) in valid:
         return f"{name!r} is now called {RENAMED[name]!r}"
-    expected = ", ".join(get_close_matches(name, valid) or valid)
+    expected = ", ".join(get_close_matches(name, valid, cutoff=0.65) or valid)
     return f"unknown name {name!r}: expected {expected}"
 
 

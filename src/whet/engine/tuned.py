@@ -144,7 +144,8 @@ def tuned_defaults(
         fingerprint = model.fingerprint
         if fingerprint not in entries:
             names = ", ".join(sorted({str(e.get("model")) for e in entries.values()})) or "no model"
-            return TunedDefaults({}, f"{path} is about {names}, not {model.name}: ignored")
+            line = f"{path} is about {names}, not {model.name}: ignored; --model chooses the model"
+            return TunedDefaults({}, line)
         tuned = TunedSettings.of_record(entries[fingerprint])
     except (OSError, ValueError, AttributeError) as error:
         return TunedDefaults({}, f"{path} cannot be read, so it is ignored ({error})")

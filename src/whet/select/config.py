@@ -23,7 +23,7 @@ class SelectionConfig:
     """
 
     selector: str = "sift"
-    """Algorithm that picks among the candidates: `whet select --help` lists them."""
+    """Algorithm that picks among the candidates: see docs/selectors.md."""
     n: int = 50
     """Number of gradient steps, one on each selected text, repeats included; 0 for the base model.
     `generate`, `score` and `serve` take 10 for a model of more than 20 million weights on a CPU if

@@ -253,7 +253,8 @@ class Retriever:
         if not query.any():
             raise NoMatchError(
                 "prompt shares no term with the data space according to "
-                f"{self.space.embedder.name}: no document is near it"
+                f"{self.space.embedder.name}: no document is near it; use other words, or a data space "
+                "with another embedder"
             )
         return query
 
