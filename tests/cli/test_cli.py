@@ -385,6 +385,28 @@ def test_an_error_is_one_clear_line(folder, tmp_path, code, words, message):
     assert not (tmp_path / "out").exists() and done.stdout == ""
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit of a file's size")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["select", "{space}", "--targets", "{texts}", "-k", "9", "-n", "3"],
+        ["space", "export", "{space}"],
+    ],
+)
+def test_a_result_that_does_not_fit_the_disk_names_its_file(folder, tmp_path, words):
+    import resource
+
+    names = {"space": folder / "space", "texts": folder / "texts.jsonl"}
+    limits, out = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "out.jsonl"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9, limits[1]))
+    try:
+        done = run(*[word.format(**names) for word in words], "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.exit_code == 1 and list(tmp_path.iterdir()) == []
+    assert f"{out} cannot be written (File too large): nothing was changed" in done.stderr
+
+
 def test_help_version_and_completion_start_without_torch(folder):
     code = "import sys; from whet.cli import main; main(['--version'], standalone_mode=False);"
     code += "print('torch' in sys.modules, 'sklearn' in sys.modules)"

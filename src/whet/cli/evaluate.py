@@ -10,7 +10,7 @@ import click
 
 from whet.cli.options import JSON, PATH, QUIET, RAY, Command, Space, print_tables
 from whet.cli.tune import use_tuned
-from whet.io import printable
+from whet.io import atomic_write, printable, translate_disk_errors
 
 DROP_LEAKS = click.option(
     "--drop-leaks", is_flag=True, help="Leave out prompts that are in the data space, or nearly so."
@@ -120,7 +120,8 @@ def report(
     if plot:
         from whet.evaluate.report.render import curves
 
-        curves(run, plot)
+        with translate_disk_errors(plot):
+            curves(run, plot)
         print(f"wrote {plot}", file=sys.stderr)
     if html:
         _write_page(run, step, html, space)
@@ -218,7 +219,7 @@ def _write_page(run: Any, step: int | None, html: Path, space: Path | str | None
     from whet.evaluate.report.html import page
     from whet.space.space import DataSpace
 
-    html.write_text(
-        page(run, step, space=DataSpace.open(space) if space else None), encoding="utf-8"
-    )
+    text = page(run, step, space=DataSpace.open(space) if space else None)
+    with translate_disk_errors(html), atomic_write(html) as new:
+        new.write_text(text, "utf-8")
     print(f"wrote {html}", file=sys.stderr)
