@@ -21,7 +21,7 @@ SECONDS, PASSAGES = 3000, 3
 
 def draw(url, questions, folder):
     """Ask the questions, and save the page in both color schemes."""
-    with browser(900, 1600) as driver:
+    with browser(900, 1680) as driver:
         driver.get(url)
         wait, steps = WebDriverWait(driver, SECONDS), driver.find_element(By.ID, "steps")
         steps.send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * PASSAGES)
