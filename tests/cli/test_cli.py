@@ -326,6 +326,7 @@ from whet.select.config import SelectionConfig
 main(sys.argv[1:])
 """
 
+SMALL_RUN = ["--set", "n=9"]
 BAD = [
     (2, ["select", "{space}", "alpha", "-n", "0"], "n is 0"),
     (2, ["report", "{space}", "--space", "{space}"], "--space requires --html"),
@@ -355,9 +356,10 @@ BAD = [
     (1, ["eval", "{space}", "--prompts", "nowhere", "--out", "{out}"], "nowhere"),
     (2, ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--set", "x=1"], "name 'x'"),
     (2, ["eval", "{space}", "--out", "{out}"], "pass SPACE and --prompts"),
+    (2, ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}"], "lower n, as by --set n=20"),
     (
         1,
-        ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--model", "no"],
+        ["eval", "{space}", "--prompts", "{texts}", "--out", "{out}", "--model", "no", *SMALL_RUN],
         "model 'no'",
     ),
     (

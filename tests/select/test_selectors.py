@@ -7,7 +7,7 @@ from support import reference_selectors as slow
 from support.vectors import BAD_ARGUMENTS, unit
 
 import whet
-from whet.select.registry import REMOVED, SELECTORS, selector
+from whet.select.registry import REMOVED, SELECTORS, WITHOUT_REPEATS, selector
 from whet.select.selectors.baselines import mmr, nearest_product
 from whet.select.selectors.hull import hull, reconstruct, round_to_counts
 
@@ -15,6 +15,18 @@ seeds = st.integers(0, 2**32 - 1)
 lams = st.sampled_from([1e-4, 1e-2, 0.1, 1.0, 10.0])
 sizes = dict(seed=seeds, k=st.integers(1, 9), d=st.integers(2, 6), n=st.integers(1, 7))
 ONCE = ["nearest", "nearest-product", "random", "mmr"]
+
+
+def test_only_selectors_without_repeats_refuse_more_picks_than_candidates():
+    query, candidates = problem(3, 2, 0)
+    for name, select in SELECTORS.items():
+        if name in WITHOUT_REPEATS:
+            with pytest.raises(ValueError, match="at most once"):
+                select(query, candidates, 4)
+        else:
+            assert len(select(query, candidates, 4)) == 4
+
+
 every = pytest.mark.parametrize("name", SELECTORS)
 
 

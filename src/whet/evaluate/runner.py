@@ -34,6 +34,7 @@ from whet.io import progress_bar, write_json
 from whet.locks import exclusive_lock
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
+from whet.select.registry import WITHOUT_REPEATS
 from whet.space.long_texts import count_long_texts
 from whet.space.ray.client import connect, map_unordered
 from whet.space.space import DataSpace
@@ -66,7 +67,8 @@ def evaluate(
         WhetError: If the data space, the prompts or the model cannot be read, `folder` holds
             another run or is being written, or a worker process dies.
         ValueError: If both several workers and `ray` are given, or either of them for a method
-            that keeps the optimizer's state.
+            that keeps the optimizer's state; or if a method would pick more documents than there
+            are, each once.
     """
     pool = workers if workers and workers.count > 1 else None
     if pool and ray is not None:
@@ -77,6 +79,7 @@ def evaluate(
             "expected one worker and no Ray cluster"
         )
     space, prompts = data.open_space(progress, config.task), data.read_prompts(config.task)
+    _check_n(space, config)
     chosen = _stored_auto_values(folder, config) or auto_values(space, config, progress=progress)
     resolved = with_auto_values(config, chosen)
     model = load_model(config)
@@ -114,6 +117,19 @@ def evaluate(
                 append(folder, record)
                 advance(1)
         pack(folder)
+
+
+def _check_n(space: DataSpace, config: EvalConfig) -> None:
+    """Check before the first prompt what each prompt's selection would refuse."""
+    for method in config.method_configs:
+        selection = method.selection
+        if method.train_on != "documents" or selection.selector not in WITHOUT_REPEATS:
+            continue
+        if selection.n > (k := space.resolve_k(selection.k, selection.where)):
+            raise ValueError(
+                f"n is {selection.n}, but method {method.name!r} picks each of the {k} candidates at "
+                f"most once: lower n, as by --set n={k}, or leave it out of `methods`"
+            )
 
 
 def auto_values(space: DataSpace, config: EvalConfig, *, progress: bool = False) -> AutoValues:

@@ -25,6 +25,8 @@ SELECTORS: dict[str, Selector] = {
     "hull": hull,
 }
 """Every selector by name."""
+WITHOUT_REPEATS = frozenset({"nearest", "nearest-product", "random", "mmr"})
+"""Those that pick each candidate at most once, so that n is at most the number of candidates."""
 
 REMOVED = {
     "kmeanspp": "random or mmr",
