@@ -20,7 +20,7 @@ from whet.adapt.model import LanguageModel, Score
 from whet.space.context import context
 
 CHAT_USE: Use = "context"
-"""What `auto` is for a question: nothing is shown to be better, or is as fast (docs/tasks.md)."""
+"""What `auto` is for a question: no answer is shown to be better, and it is fast (docs/tasks.md)."""
 READ_LR_FACTOR = 0.25
 """Factor of the learning rate of steps on documents that the model also reads: it need not remember
 them, and the whole rate makes it copy them too surely (benchmarks/LOG.md)."""
