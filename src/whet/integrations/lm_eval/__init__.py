@@ -27,7 +27,7 @@ from whet.adapt.session import adapted
 from whet.adapt.updates import Update
 from whet.config import config_fields, parse_fields, unknown_name
 from whet.engine import Engine, Request
-from whet.engine.in_context import InContext
+from whet.engine.in_context import InContext, lr_factor
 from whet.engine.request import TrainingPlan, plan_retrieval
 from whet.errors import NoMatchError, require
 from whet.evaluate.config import EvalConfig, MethodConfig
@@ -226,7 +226,8 @@ class WhetLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
         if self._use == "context":
             return [score(text) for text in texts]
-        with adapted(engine.model, engine.adapter, engine.optimizer, engine.training) as session:
+        adapter = replace(engine.adapter, lr=engine.adapter.lr * lr_factor(self._use))
+        with adapted(engine.model, adapter, engine.optimizer, engine.training) as session:
             session.train(updates, limit=len(retrieval), after_update=after_update)
             if self._use == "steps":
                 return [session.score(text, context=context) for text in texts]
