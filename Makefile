@@ -7,7 +7,7 @@ INSTALL := $(PIP) --constraint constraints.txt --editable '.[all]'
 
 .PHONY: demo smollm2 test check-types check-behavior coverage docs notebooks clean
 
-## whet demo: SIFT and nearest neighbors on the source of Python's standard library, in three minutes
+## whet demo: SIFT, whet and nearest neighbors on the source of Python's standard library, in four minutes
 demo: $(READY)
 	$(BIN)/whet demo
 

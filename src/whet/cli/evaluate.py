@@ -145,7 +145,7 @@ def report(
 @JSON
 @QUIET
 def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) -> None:
-    """Compare SIFT with nearest neighbors in three minutes.
+    """Compare SIFT and whet with nearest neighbors in four minutes.
 
     The documents are the source files of Python's standard library.
     """
