@@ -198,7 +198,7 @@ def test_invalid_input_is_one_line(world, tmp_path, arguments, reason):
         [
             "eval", str(world / "space.whet"), "--out", str(tmp_path / "run"), "--quiet",
             "--set", f"data.source={world / 'repository'}", "--set", "model=whet-pico",
-            "--set", "k=5", *map(str, [*prompts, *arguments]),
+            "--set", "k=5", "--set", "n=4", *map(str, [*prompts, *arguments]),
         ],
     )  # fmt: skip
     assert done.exit_code in (1, 2) and reason in done.stderr, done.output

@@ -61,7 +61,7 @@ def test_a_finished_run_is_two_tables_and_no_journal(finished):
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {"meta.json", "rows.parquet", "prompts.parquet"}
     assert len(finished) == 6 and finished.steps == (0, 2, 4)
-    assert len(finished.table) == 6 * 4 * 5
+    assert len(finished.table) == 6 * 5 * 5
 
 
 def test_more_prompts_extend_a_run_and_none_is_done_again(here, finished, tmp_path):
@@ -122,7 +122,7 @@ def test_a_crash_while_packing_counts_nothing_twice(here, finished, tmp_path, pa
     (run / "journal.jsonl").write_bytes(journal)
     for name in old.keys() - set(packed):
         (run / f"{name}.parquet").write_bytes(old[name])
-    assert len(whole) == 4 * 4 * 5 and measured(Run.open(run)) == whole
+    assert len(whole) == 4 * 5 * 5 and measured(Run.open(run)) == whole
     assert measured(eval_fixtures.run(here, run)) == measured(finished)
 
 

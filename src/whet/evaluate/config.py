@@ -126,7 +126,9 @@ class EvalConfig:
     """Longest answer that is generated, for tasks with an answer."""
     prompt_chars: int = 1500
     """Characters of a file that the model reads before the line that it completes."""
-    methods: tuple[str | MethodConfig, ...] = ("uncertainty", "nearest", "nearest-repeated", "sift")
+    methods: tuple[str | MethodConfig, ...] = (
+        "uncertainty", "nearest", "nearest-repeated", "sift", "whet",
+    )  # fmt: skip
     """Methods that are compared: names of selectors, `base`, `dynamic`, `streaming`, or `whet` (the
     engine's defaults), each with settings in brackets, such as `sift(lam=0.1)`; or `MethodConfig`s."""
     eval_steps: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)

@@ -27,7 +27,6 @@ from whet.space.space import DataSpace
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "__pycache__"}
 SHORTEST, LONGEST = 1_500, 3_000  # characters of a prompt
 PIECE = 1_500  # characters of a document: about one window
-METHODS = ("uncertainty", "nearest", "nearest-repeated", "sift", "whet")
 
 
 def demo(
@@ -43,10 +42,7 @@ def demo(
     Writes a data space, the prompts, a run and its curves to `out`; an interrupted demo resumes.
     """
     config = EvalConfig(
-        model=model,
-        methods=METHODS,
-        eval_steps=(0, 1, 2, 5, 10, 20),
-        selection=replace(PLAIN_SELECTION, n=n),
+        model=model, eval_steps=(0, 1, 2, 5, 10, 20), selection=replace(PLAIN_SELECTION, n=n)
     )
     library = Path(sysconfig.get_path("stdlib"))
     held_out = choose(library, files)
