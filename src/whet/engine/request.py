@@ -6,7 +6,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -202,9 +202,6 @@ class RequestRunner:
         clock.end("generate")
         reason = "evidence" if kept < scores.taken else reason or plan.stop_reason
         reason = "cancelled" if state.cancelled else reason
-        passages = dict(Counter(step.id for step in session.steps))
-        sigma = _last_sigma(session.steps, plan, documents)
-        seconds, read = sum(clock.seconds.values()), documents.in_context
         scored = GeneratedText(request.text or "", "score", 0)
         texts = tuple(sequence.result for sequence in group.sequences) if group else (scored,)
         return Output(
@@ -216,9 +213,7 @@ class RequestRunner:
             scores.scores,
             session.adapter if request.return_adapter else None,
             clock.seconds,
-            Evidence(
-                evidence.bits_per_byte, kept, passages, sigma, seconds, read, documents.chosen_use
-            ),
+            documents.evidence(evidence.bits_per_byte, kept, session.steps, clock.seconds),
             answer_score=answer_score,
             num_tokens=sum(text.num_tokens for text in texts),
             num_prompt_tokens=len(group.sequences[0].prompt) if group else 0,
@@ -266,16 +261,6 @@ def learned_ratio(retrieval: Retrieval, training: TrainingConfig) -> float:
     )
 
 
-def _last_sigma(
-    steps: Sequence[TrainStep], plan: TrainingPlan, documents: "_Documents"
-) -> float | None:
-    """σ after the last pick that was used; None without a selection."""
-    sigmas = [step.sigma for step in steps if step.sigma is not None]
-    if not steps and documents.in_context and plan.retrieval is not None:
-        sigmas = plan.retrieval.selection.sigma.tolist()
-    return min(sigmas, default=None)
-
-
 class _Documents:
     """The documents of a request in the model's context, as far as its `use` asks for that."""
 
@@ -284,8 +269,6 @@ class _Documents:
         is_chat = request.messages is not None and request.sampling.prompt_logprobs is None
         self.use = resolve_use(request.use, model, is_chat=is_chat)
         """What they are used for."""
-        self.chosen_use = self.use if request.use == "auto" else None
-        """The same, if `auto` has chosen it."""
         self._scoring = None
         if self.use != "steps" and request.text is not None:
             left = request.prompt if request.context is None else request.context
@@ -300,6 +283,27 @@ class _Documents:
     def note(self, update: Update) -> None:
         """Documents are read in the order of the steps on them."""
         self._trained |= dict.fromkeys(example.place for example in update.examples)
+
+    def evidence(
+        self,
+        bits_per_byte: Mapping[int, float],
+        kept: int,
+        steps: Sequence[TrainStep],
+        seconds: Mapping[str, float],
+    ) -> Evidence:
+        """What an answer rests on, by the weights after `kept` of `steps`."""
+        sigmas = [step.sigma for step in steps if step.sigma is not None]
+        if not steps and self.in_context and self._plan.retrieval is not None:
+            sigmas = self._plan.retrieval.selection.sigma.tolist()
+        return Evidence(
+            bits_per_byte,
+            kept,
+            dict(Counter(step.id for step in steps)),
+            min(sigmas, default=None),
+            sum(seconds.values()),
+            self.in_context,
+            self.use if self._request.use == "auto" else None,
+        )
 
     def group_without(self) -> SequenceGroup:
         """The sequences to generate, without documents.
