@@ -42,6 +42,7 @@ def test_langchain_retrieves_with_scores_metadata_and_filters(path):
     assert found[0].metadata["score"] >= found[1].metadata["score"]
     english = retriever.invoke("bees dance", where='lang == "en"')
     assert {document.metadata["lang"] for document in english} == {"en"}
+    assert len(retriever.invoke("bees dance", n=1)) == 1
     fixed = module.WhetRetriever.of(DataSpace.open(path), n=1, where="year > 2020")
     assert [document.id for document in fixed.invoke("bees dance")] == ["b"]
     assert retriever.invoke("zzz qqq") == []
@@ -72,6 +73,10 @@ def test_llama_index_retrieves_with_scores_metadata_and_filters(path):
 def test_wrong_options_are_named(path, tmp_path):
     with pytest.raises(ValueError, match="n is -1"):
         DocumentRetriever(path, n=-1)
+    with pytest.raises(TypeError, match="unknown name 'similarity_top_k': expected selector, n, k"):
+        DocumentRetriever(path, similarity_top_k=3)
+    with pytest.raises(TypeError, match="unknown name 'wher': expected where"):
+        DocumentRetriever(path).select("bees dance", wher="year > 2020")
     with pytest.raises(WhetError, match="none"):
         DocumentRetriever(tmp_path / "none")
 

@@ -9,7 +9,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 from peft import PeftModel
 from support import serving, tiny_models
 from transformers import AutoModelForCausalLM
@@ -331,9 +331,18 @@ def test_request_is_freed_without_garbage_collection(server):
 def test_errors_are_openai_errors(openai):
     with pytest.raises(NotFoundError, match="does not exist"):
         openai.completions.create(model="gpt-4", prompt="bee")
-    with pytest.raises(BadRequestError, match="context") as caught:
-        openai.completions.create(model="tiny", prompt="bee " * 50, max_tokens=4)
-    assert caught.value.code == "context_length_exceeded"
+    long = {"prompt": "bee " * 50, "max_tokens": 4}
+    cases = (long | {"max_tokens": -1}, "longer than the model's context length"), (
+        long | {"prompt": "bee", "max_tokens": 400}, "max_tokens is 400: expected at most"
+    )  # fmt: skip
+    for fields, message in cases:
+        with pytest.raises(BadRequestError, match=message) as caught:
+            openai.completions.create(model="tiny", **fields)
+        assert caught.value.code == "context_length_exceeded"
+    many = {"adapt": {"n": 10**6}}
+    with pytest.raises(APIStatusError, match=r"adapt\.n is 1000000: this key's limit") as refused:
+        openai.completions.create(model="tiny", prompt="bee", extra_body=many)
+    assert refused.value.param == "adapt.n"
     with pytest.raises(BadRequestError) as caught:
         openai.completions.create(model="tiny", prompt="bee", extra_body={"adapt": {"steps": 3}})
     assert caught.value.param == "adapt.steps"

@@ -108,11 +108,19 @@ def test_error_names_the_invalid_field_and_what_was_expected(server, body):
     assert reply.error["param"] == param and "Input should" not in reply.error["message"]
 
 
-@pytest.mark.parametrize("method, path, status", [("GET", "/v1/no", 404), ("PUT", "/health", 405)])
-def test_unknown_path_is_an_openai_error(server, method, path, status):
+@pytest.mark.parametrize(
+    "method, path, status, advice",
+    [
+        ("GET", "/v1/no", 404, "see /openapi.json"),
+        ("PUT", "/health", 405, "expected GET"),
+        ("POST", "/chat/completions", 404, "expected /v1/chat/completions, for which"),
+        ("GET", "/v1/v1/models", 404, "expected /v1/models, for which"),
+    ],
+)
+def test_unknown_path_is_an_openai_error(server, method, path, status, advice):
     reply = server.send(method, path)
     assert status_of(reply) == status
-    assert reply.error["message"] == f"no route {method} {path}: see /openapi.json"
+    assert reply.error["message"].startswith(f"no route {method} {path}: {advice}")
 
 
 def test_large_body_is_rejected_with_and_without_content_length(server):

@@ -24,7 +24,8 @@ class WhetRetriever(BaseRetriever):
     """Documents that SIFT, or another selector of whet, selects for a query.
 
     Each document has its id and its metadata, with `score` (similarity to the query), `gain` and
-    `count`. `invoke`, `ainvoke` and `batch` accept `where`, a filter for that query.
+    `count`. `invoke`, `ainvoke` and `batch` accept the options of `of` for that query, such as `where`
+    and `n`.
     """
 
     documents: Any
@@ -40,16 +41,17 @@ class WhetRetriever(BaseRetriever):
 
         Raises:
             SpaceError: If the data space cannot be opened.
+            TypeError: If an option is unknown.
             ValueError: If an option is invalid.
         """
         return cls(documents=DocumentRetriever(space, **options))
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, where: Any = None
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
         return [
             Document(
                 id=ranked.document.id, page_content=ranked.document.text, metadata=ranked.metadata
             )
-            for ranked in self.documents.select(query, where)
+            for ranked in self.documents.select(query, **options)
         ]

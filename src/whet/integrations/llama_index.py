@@ -35,6 +35,7 @@ class WhetRetriever(BaseRetriever):
 
         Raises:
             SpaceError: If the data space cannot be opened.
+            TypeError: If an option is unknown.
             ValueError: If an option is invalid.
         """
         self._documents = DocumentRetriever(space, **options)

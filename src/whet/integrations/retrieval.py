@@ -1,9 +1,10 @@
 """What the retrievers of other libraries share: the selected documents, each once, with scores."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from whet.config import unknown_name
 from whet.data.documents import Document
 from whet.errors import NoMatchError
 from whet.select.config import SelectionConfig
@@ -44,25 +45,29 @@ class DocumentRetriever:
 
         Raises:
             SpaceError: If the data space cannot be opened.
+            TypeError: If an option is unknown.
             ValueError: If an option is invalid.
         """
         self.space = space if isinstance(space, DataSpace) else DataSpace.open(space)
-        self.config = SelectionConfig(**({"n": N} | options))
+        self.config = SelectionConfig(**({"n": N} | _checked(options)))
         self._retriever = Retriever(self.space, self.config)
 
-    def select(self, query: str, where: Any = None) -> list[Ranked]:
+    def select(self, query: str, **options: Any) -> list[Ranked]:
         """The selected documents in order; none if the query has nothing in common with any.
 
         Args:
             query: A question or another text.
-            where: A filter that replaces that of the options.
+            options: Fields of `whet.SelectionConfig` that are replaced for this query; None leaves
+                one as it is.
 
         Raises:
-            ValueError: If the filter is invalid.
+            TypeError: If an option is unknown.
+            ValueError: If an option is invalid.
         """
         retriever = self._retriever
-        if where is not None:
-            retriever = Retriever(self.space, replace(self.config, where=where))
+        changed = {name: value for name, value in _checked(options).items() if value is not None}
+        if changed:
+            retriever = Retriever(self.space, replace(self.config, **changed))
         try:
             retrieval = retriever.select(query)
         except NoMatchError:
@@ -81,3 +86,10 @@ class DocumentRetriever:
             else:
                 ranked[row] = Ranked(document, score, gain, 1)
         return list(ranked.values())
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    names = [field.name for field in fields(SelectionConfig)]
+    for name in options.keys() - set(names):
+        raise TypeError(unknown_name(name, names))
+    return options

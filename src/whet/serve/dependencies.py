@@ -43,11 +43,18 @@ class RequestContext:
         self.require_role("read")
         self.check_limit("prompt_chars", max(len(text) for text in texts))
 
-    def check_limit(self, name: str, value: float) -> None:
-        """Raises APIError, 413, if `value` exceeds the key's limit called `name`."""
+    def check_limit(self, name: str, value: float, param: str | None = None) -> None:
+        """Raises APIError, 413, if `value` exceeds the key's limit called `name`.
+
+        Args:
+            name: A field of `Limits`.
+            value: What the request asks for.
+            param: The field of the request, if it is not called `name`.
+        """
         if value > (limit := getattr(self.limits, name)):
+            param = param or name
             raise APIError(
-                413, f"{name} is {value}: this key's limit is {limit}", param=name,
+                413, f"{param} is {value}: this key's limit is {limit}", param=param,
                 code="limit_exceeded",
             )  # fmt: skip
 

@@ -103,7 +103,7 @@ def register_exception_handlers(app: FastAPI) -> None:
         if status == 400:  # FastAPI's own, as below
             message = "the body cannot be read: expected JSON in UTF-8, not deeply nested"
         if status in (404, 405):  # the router's own: routes raise `APIError`
-            message = f"no route {request.method} {request.url.path}: see /openapi.json"
+            message = _no_route(request)
         return APIError(status, message).response()
 
     @app.exception_handler(ValidationError)
@@ -114,6 +114,18 @@ def register_exception_handlers(app: FastAPI) -> None:
     @app.exception_handler(WhetError)
     async def expected_error(request: Request, error: ValueError | WhetError) -> JSONResponse:
         return to_api_error(error, request.state.id).response()
+
+
+def _no_route(request: Request) -> str:
+    """The message about a request that no route takes, with the method or path that exists."""
+    method, path = request.method, request.url.path
+    routes, message = request.app.openapi()["paths"], f"no route {method} {path}"
+    if path in routes:
+        return f"{message}: expected {' or '.join(sorted(map(str.upper, routes[path])))}"
+    v1 = "/v1/" + path.removeprefix("/").removeprefix("v1/").removeprefix("v1/")
+    if v1 in routes:
+        return f"{message}: expected {v1}, for which a client's base URL ends in /v1"
+    return f"{message}: see /openapi.json"
 
 
 def to_api_error(error: ValueError | WhetError, request_id: str) -> APIError:

@@ -91,10 +91,13 @@ def build_request(
     cached, use_base = resolve_model(context, model)
     adapter = cached.adapter_name if cached else _adapter_name(context, params)
     if params.deadline_s is not None:
-        context.check_limit("deadline_s", params.deadline_s)
+        context.check_limit("deadline_s", params.deadline_s, "adapt.deadline_s")
     if values.get("max_tokens") is not None:
         sampling = values.get("sampling") or SamplingParams()
-        context.check_limit("max_tokens", values["max_tokens"] * sampling.num_sequences)
+        context.check_limit(
+            "max_tokens", values["max_tokens"] * sampling.num_sequences,
+            "max_tokens" if sampling.num_sequences == 1 else "max_tokens times n",
+        )  # fmt: skip
     selection = selection_config(context, params)
     untrained = use_base or cached is not None or selection.n == 0
     return AdaptedRequest(
@@ -104,7 +107,9 @@ def build_request(
         query=params.query or query or prompt,
         selection=selection,
         adapter=BASE if untrained and cached is None else adapter,
-        view=None if untrained else state.spaces.view(params.data_space, context.key),
+        view=None if untrained else state.spaces.view(
+            params.data_space, context.key, param="adapt.data_space"
+        ),
         cached=cached,
         started=time.perf_counter(),
         **values,
@@ -138,7 +143,8 @@ def selection_config(context: RequestContext, params: SpaceParams) -> SelectionC
             value = values[name]
             values[name] = None if value is None else min(value, getattr(limits, name))
         else:
-            context.check_limit(name, values[name])
+            prefix = "adapt." if isinstance(params, AdaptParams) else ""
+            context.check_limit(name, values[name], prefix + name)
     if values["k"] is None and limits.k < DEFAULT_K:
         values["k"] = limits.k
     if values["k"] is not None:
@@ -157,7 +163,8 @@ def resolve_model(context: RequestContext, model: str) -> tuple[CachedAdapter | 
     cached = state.adapters.get(context.key.id, suffix)
     if name != state.name or not (cached or suffix in ("", BASE)):
         raise APIError(
-            404, f"model {model!r} does not exist for this key: see /v1/models", param="model",
+            404, f"model {model!r} does not exist for this key: expected {state.name!r}, "
+            f"{state.name + '@' + BASE!r}, or another of /v1/models", param="model",
             code="model_not_found",
         )  # fmt: skip
     return cached, suffix == BASE

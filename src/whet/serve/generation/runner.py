@@ -154,11 +154,17 @@ class RequestRunner:
             available = max(1, available // 2)  # the rest is for documents
         most = request.context.limits.max_tokens // request.sampling.num_sequences
         wanted = min(available, most) if request.max_tokens is None else max(1, request.max_tokens)
-        if request.text is None and not 0 < wanted <= available:
+        if request.text is None and available < 1:
             raise APIError(
-                400, f"the prompt has {read} tokens and max_tokens is {wanted}, but the context of "
-                f"{self._state.name} is {model.max_length} tokens", param="max_tokens",
+                400, f"the prompt of {read} tokens is longer than the model's context length, "
+                f"{model.max_length} tokens: shorten it, for example by the oldest messages",
                 code="context_length_exceeded",
+            )  # fmt: skip
+        if request.text is None and wanted > available:
+            raise APIError(
+                400, f"max_tokens is {wanted}: expected at most {available}, because the prompt has "
+                f"{read} tokens and the context length of {self._state.name} is "
+                f"{model.max_length} tokens", param="max_tokens", code="context_length_exceeded",
             )  # fmt: skip
         return replace(request.sampling, max_tokens=max(1, wanted))
 
