@@ -107,9 +107,9 @@ def build_request(
         query=params.query or query or prompt,
         selection=selection,
         adapter=BASE if untrained and cached is None else adapter,
-        view=None if untrained else state.spaces.view(
-            params.data_space, context.key, param="adapt.data_space"
-        ),
+        view=None
+        if untrained
+        else state.spaces.view(params.data_space, context.key, param="adapt.data_space"),
         cached=cached,
         started=time.perf_counter(),
         **values,
