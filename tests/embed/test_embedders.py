@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import CountVectorizer
 
 from whet.embed.hidden_states import HiddenStates
-from whet.embed.lsa import LSA
+from whet.embed.lsa import LSA, MIN_NORM
 from whet.embed.registry import get_embedder
 from whet.embed.sentence import SentenceEncoder
+from whet.embed.terms import terms
 from whet.errors import EmbedderMismatchError, ModelError, SpaceError
+from whet.maths.arrays import normalize_rows
 from whet.space.space import DataSpace
 from whet.space.store.manifest import read_manifest
 
@@ -62,6 +65,15 @@ def test_lsa_of_a_text_does_not_depend_on_its_batch():
     lsa = LSA.fit(TEXTS, dimension=8)
     alone = np.concatenate([lsa.encode([text]) for text in TEXTS])
     np.testing.assert_array_equal(lsa.encode(TEXTS), alone)
+
+
+def test_lsa_counts_terms_as_scikit_learn_does():
+    lsa = LSA.fit(TEXTS, dimension=8)
+    counts = CountVectorizer(vocabulary=lsa._terms, analyzer=terms).transform([*TEXTS, "new", ""])
+    counts = counts.astype(np.float32)
+    counts.data = 1 + np.log(counts.data)
+    expected = normalize_rows(counts @ lsa._weights, dtype=np.float32, min_norm=MIN_NORM)
+    assert np.array_equal(lsa.encode([*TEXTS, "new", ""]), expected)
 
 
 def test_lsa_fits_a_seeded_sample_of_a_large_space(monkeypatch):

@@ -6,8 +6,11 @@ terms, projected on the leading right singular vectors of the fitted texts.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +19,9 @@ from whet.embed.terms import ANALYZER, legacy_terms, terms
 from whet.errors import SpaceError
 from whet.io import load_npy
 from whet.maths.arrays import Array, as_count, normalize_rows
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 CUT = 4000  # characters of a text that are read
 SAMPLE = 16_384  # texts that are fitted
@@ -38,15 +44,11 @@ class LSA:
         self, terms: Sequence[str], weights: Float[Array, "terms d"], analyzer: int = ANALYZER
     ) -> None:
         """Use `fit` or `load` instead. A row of `weights` is a term's idf × singular vectors."""
-        from sklearn.feature_extraction.text import CountVectorizer
-
         self._terms = list(terms)
+        self._columns = {term: column for column, term in enumerate(self._terms)}
         self._weights = weights
         self.analyzer = analyzer
         """Version of the terms (`whet.embed.terms`): 1 in data spaces that do not store one."""
-        self._counter = CountVectorizer(
-            vocabulary=self._terms, analyzer=ANALYZERS[analyzer], dtype=np.float32
-        )
         digest = hashlib.sha256(json.dumps(self._terms).encode())
         if analyzer > 1:  # fingerprints of version 1 stay as they were
             digest.update(f"analyzer {analyzer}".encode())
@@ -97,9 +99,27 @@ class LSA:
         """Embed texts; one without a fitted term gets a zero row. About 6,000 texts per second."""
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
-        counts = self._counter.transform(text[:CUT] for text in texts)
+        counts = self._counts(text[:CUT] for text in texts)
         counts.data = 1 + np.log(counts.data)
         return normalize_rows(counts @ self._weights, dtype=np.float32, min_norm=MIN_NORM)
+
+    def _counts(self, texts: Iterable[str]) -> "csr_array":
+        """How often each term occurs in each text.
+
+        As scikit-learn's `CountVectorizer` with this vocabulary, whose import takes a second.
+        """
+        from scipy.sparse import csr_array
+
+        columns, counts, ends = array("i"), array("f"), [0]
+        for text in texts:
+            known = (self._columns.get(term, -1) for term in ANALYZERS[self.analyzer](text))
+            for column, count in sorted(Counter(known).items()):
+                if column >= 0:
+                    columns.append(column)
+                    counts.append(count)
+            ends.append(len(columns))
+        data = np.array(counts, np.float32), np.array(columns, np.int32), ends
+        return csr_array(data, shape=(len(ends) - 1, len(self._terms)))
 
     def save(self, folder: str | Path) -> None:
         """Write the embedder to `folder`, which is created if needed."""
