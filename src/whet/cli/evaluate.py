@@ -142,21 +142,25 @@ def report(
               "id.")  # fmt: skip
 @click.option("--files", default=12, show_default=True, help="Number of held-out files.")
 @click.option("-n", "--n", "n", default=20, show_default=True, help="Gradient steps per file.")
+@click.option("--protocol", type=click.Choice(["paper", "held-out"]), default="paper",
+              show_default=True, help="What asks and what is scored: the whole prompt, as in the "
+              "paper, or the first half of it asks and the second is scored.")  # fmt: skip
 @JSON
 @QUIET
-def demo(out: Path, model: str, files: int, n: int, as_json: bool, quiet: bool) -> None:
+def demo(
+    out: Path, model: str, files: int, n: int, protocol: str, as_json: bool, quiet: bool
+) -> None:
     """Compare SIFT and whet with nearest neighbors in four minutes.
 
     The documents are the source files of Python's standard library.
     """
     from whet.evaluate.demo import demo, show_picks
-    from whet.evaluate.results import Run
 
-    demo(out, model=model, files=files, n=n, progress=not quiet)
-    print(f"wrote {out / 'curves.png'}", file=sys.stderr)
+    run = demo(out, model=model, files=files, n=n, protocol=protocol, progress=not quiet)
+    print(f"wrote {run.folder / 'curves.png'}", file=sys.stderr)
     if not as_json:
-        print(printable(show_picks(out)))
-    _print_report(Run.open(out / "run"), None, as_json)
+        print(printable(show_picks(run)))
+    _print_report(run, None, as_json)
 
 
 def _with_tuned(space: Path | str, experiment: Any, overrides: tuple[str, ...], quiet: bool) -> Any:

@@ -1,8 +1,8 @@
 """A demonstration of the paper's claim on the source of Python's standard library.
 
 The documents are modules and their top-level definitions, in pieces of about one context window.
-The prompts are held-out files, cut after two pieces; the first half of each is the query, the
-second half is scored.
+The prompts are held-out files, cut after two pieces. In the paper's protocol each is both the query
+and what is scored; in the held-out one, the first half is the query and the second half is scored.
 """
 
 import ast
@@ -11,13 +11,12 @@ import random
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from whet.data.documents import Document
-from whet.evaluate.config import PLAIN_SELECTION, EvalConfig
+from whet.evaluate.config import EvalConfig
 from whet.evaluate.dataset import EvalData
 from whet.evaluate.report.render import curves
 from whet.evaluate.results import Run
@@ -35,14 +34,16 @@ def demo(
     model: str = "whet-nano",
     files: int = 12,
     n: int = 20,
+    protocol: str = "paper",
     progress: bool = True,
-) -> None:
+) -> Run:
     """Index the library without `files` of its modules, then evaluate on each of those.
 
-    Writes a data space, the prompts, a run and its curves to `out`; an interrupted demo resumes.
+    Writes a data space, the prompts, a run for each protocol and its curves to `out`; an interrupted
+    demo resumes.
     """
-    config = EvalConfig(
-        model=model, eval_steps=(0, 1, 2, 5, 10, 20), selection=replace(PLAIN_SELECTION, n=n)
+    config = EvalConfig.from_table(
+        {"model": model, "n": n, "eval_steps": [0, 1, 2, 5, 10, 20], "protocol": protocol}
     )
     library = Path(sysconfig.get_path("stdlib"))
     held_out = choose(library, files)
@@ -57,13 +58,15 @@ def demo(
             name = str(path.relative_to(library))
             file.write(json.dumps({"id": name, "text": source(path)[:LONGEST]}) + "\n")
     data = EvalData(space=str(space), prompts=str(prompts))
-    evaluate(data, out / "run", config, progress=progress)
-    curves(Run.open(out / "run"), out / "curves.png")
+    folder = out / f"run-{protocol}"
+    evaluate(data, folder, config, progress=progress)
+    run = Run.open(folder)
+    curves(run, folder / "curves.png")
+    return run
 
 
-def show_picks(out: Path) -> str:
+def show_picks(run: Run) -> str:
     """The documents that each method picked for the prompt on which SIFT gains most over nearest."""
-    run = Run.open(out / "run")
     index = int(np.argmin(run.bits("sift") / run.bits("nearest")))
     prompt = run.prompts["prompt"][index].as_py()
     lines = [f"Picks of each method for {prompt} (× repeats; % of base after the last step):"]
