@@ -10,11 +10,13 @@ from support.engines import TEXT, picking, words
 
 import whet
 from whet.adapt.decoding.sampling import TextPiece
-from whet.adapt.evidence import HeldBack
+from whet.adapt.evidence import EvidenceCheck, HeldBack
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import adapted
+from whet.adapt.updates import plan_updates
 from whet.data.documents import Document
 from whet.engine import Engine, Request, SamplingParams, TrainingConfig
+from whet.select.config import SelectionConfig
 
 LORA = whet.LoRA(lr=0.01, r=4)
 PROMPT = words(7, 28)  # long enough that its end can be held back
@@ -121,6 +123,34 @@ def test_steps_that_cost_less_than_two_percent_are_not_undone(model):
     output = output_of(model, HARMFUL, "check", text=TEXT)
     assert 1 < output.evidence.after / output.evidence.before <= 1.02
     assert output.evidence.num_steps == 4 and output.score != output.base
+
+
+@pytest.mark.parametrize("is_copy, kept", [(False, 0), (True, 5)])
+def test_fewer_steps_on_a_copy_are_kept_where_all_do_harm(trained, is_copy, kept):
+    documents = [Document("prompt", PROMPT)] * 5 + 2 * FAR
+    training = TrainingConfig(learned_ratio=0.0)
+    updates, adapter = plan_updates(documents, trained, training), whet.LoRA(lr=2e-3, r=4)
+    with adapted(trained, adapter, training=training) as session:
+        evidence = EvidenceCheck(session, PROMPT, is_copy=is_copy)
+        evidence.before_first()
+        session.train(updates, after_update=lambda update, number: evidence.after_update(number))
+        assert evidence.finish(len(updates)) == kept
+        score = session.score(TEXT, context=PROMPT)
+    bits = evidence.bits_per_byte
+    assert bits[len(updates)] > 1.05 * bits[0] and kept == min(bits, key=bits.get)
+    with adapted(trained, adapter, training=training) as session:
+        session.train(updates[:kept])
+        assert session.score(TEXT, context=PROMPT) == score
+
+
+def test_intermediate_steps_are_measured_where_there_is_a_copy(trained, tmp_path):
+    documents = [Document("copy", PROMPT.upper()), *NEAR, *FAR]  # compared without case
+    space = whet.DataSpace.build(documents, tmp_path / "copy.whet", chunks="whole")
+    for overlap, measured in ((0.5, [0, 2, 5, 10, 20]), (0.0, [0, 20])):
+        selection = SelectionConfig(n=20, copy_overlap=overlap)
+        with engine_of(trained, space=space, selection=selection) as engine:
+            output = engine.submit(Request(PROMPT, text=TEXT)).result()
+        assert list(output.evidence.bits_per_byte) == measured
 
 
 def test_undone_steps_leave_the_base_model(trained):

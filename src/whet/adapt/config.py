@@ -78,7 +78,8 @@ class TrainingConfig:
     """What is done with the likelihood of the prompt's last quarter, given the rest of it: nothing
     (`off`); it is measured before and after the steps (`measure`); also, the base model answers if
     its bits per byte are more than 5 % higher after them (`check`); or the best of 0, 2, 5, 10, 20,
-    50 and all steps are kept (`best`)."""
+    50 and all steps are kept (`best`). Where the documents are the passages of a copy of the prompt,
+    `check` keeps the best of these instead of the base model."""
     persist_optimizer: bool = False
     """Keep the optimizer's state from prompt to prompt, so that results depend on earlier prompts:
     only to reproduce work that did so."""

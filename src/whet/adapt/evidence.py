@@ -127,17 +127,22 @@ class EvidenceCheck:
     """Measures the evidence along the steps of a session, and keeps what it speaks for.
 
     Costs one forward pass of the end of the prompt per measurement, except where `decode` reads it
-    anyway, and with `best` a copy of the trained weights.
+    anyway, and where intermediate steps are measured a copy of the trained weights.
     """
 
-    def __init__(self, session: AdaptationSession, prompt: str | Tokens) -> None:
+    def __init__(
+        self, session: AdaptationSession, prompt: str | Tokens, *, is_copy: bool = False
+    ) -> None:
         """Measure nothing yet.
 
         Args:
             session: The session, whose `training.evidence` says what is done.
             prompt: The prompt that the session adapts to, or its tokens without the start token.
+            is_copy: Whether the steps learn a copy of the prompt by heart: if that harms what
+                differs from the copy, `check` keeps the best of some fewer steps.
         """
         self._session, self._mode = session, session.training.evidence
+        self._has_fewer = self._mode == "best" or (is_copy and self._mode == "check")
         self._prompt = None if self._mode == "off" else prompt  # until it is measured
         self._held_back: HeldBack | None = None
         self.bits_per_byte: dict[int, float] = {}
@@ -156,10 +161,10 @@ class EvidenceCheck:
         self._measure(0)
 
     def after_update(self, number: int) -> None:
-        """Measure after `number` steps, if `best` asks for that."""
-        if self._mode == "best" and self._held_back is not None and number in CHECKED_STEPS:
+        """Measure after `number` steps, if fewer steps than all may be kept."""
+        if self._has_fewer and self._held_back is not None and number in CHECKED_STEPS:
             self._measure(number)
-            if self._choice(number) == number:
+            if self._best() == number:
                 self._snapshot = self._session.snapshot()
 
     def finish(self, number: int) -> int:
@@ -227,12 +232,14 @@ class EvidenceCheck:
         return group, chosen
 
     def _choice(self, number: int) -> int:
-        """The number of steps to keep of `number`; of equally good ones the fewest."""
+        """The number of steps to keep of `number`."""
         bits = self.bits_per_byte
-        if self._mode == "best":
-            return min(bits, key=bits.__getitem__)
         undone = self._mode == "check" and bits[number] > UNDONE_ABOVE * bits[0]
-        return 0 if undone else number
+        return self._best() if undone or self._mode == "best" else number
+
+    def _best(self) -> int:
+        """The number of steps that were best; of equally good ones the fewest."""
+        return min(self.bits_per_byte, key=self.bits_per_byte.__getitem__)
 
     def _measure(self, number: int) -> None:
         if (part := self._held_back) is not None:

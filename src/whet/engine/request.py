@@ -166,7 +166,8 @@ class RequestRunner:
             state.on_event(plan.retrieval)
         documents.set_plan(plan)
         scores = _Scores(request, session, documents)
-        evidence = EvidenceCheck(session, documents.measured_prompt(group))
+        is_copy = plan.retrieval is not None and bool(plan.retrieval.copy)
+        evidence = EvidenceCheck(session, documents.measured_prompt(group), is_copy=is_copy)
         scores.add(0)
 
         def before_update(update: Update) -> StopReason | None:

@@ -274,7 +274,7 @@ class Evaluator:
             return steps.rows
         with self._session(method, picks.training) as session:
             scores = ScoredSteps(steps, self._config.steps, partial(scored, session), session)
-            evidence, taken = EvidenceCheck(session, task.query), 0
+            evidence, taken = EvidenceCheck(session, task.query, is_copy=picks.is_copy), 0
             evidence.before_first()
 
             def after_update(update: Update, number: int) -> None:

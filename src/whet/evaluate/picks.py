@@ -36,6 +36,8 @@ class Picks:
     """How many of the documents are to be trained on; the others are a reserve."""
     learned_ratio: float = 0.0
     """See `TrainingConfig.learned_ratio`."""
+    is_copy: bool = False
+    """Whether the documents are the passages of a copy of the prompt."""
 
     def updates(self, model: LanguageModel, prompt: str) -> list[Update]:
         """The updates of the engine for `prompt`."""
@@ -97,6 +99,7 @@ class Picker:
             training,
             len(retrieval),
             learned_ratio(retrieval, training),
+            bool(retrieval.copy),
         )
 
     def _drop_duplicates(
