@@ -3,6 +3,8 @@
 python -m studies.headline    # writes docs/headline-MODEL.svg, and tables between pages' markers
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from studies.plotting import COLORS, MUTED, canvas, label, save
@@ -65,9 +67,41 @@ def table(models: dict[str, Runs]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def savings(models: dict[str, Runs]) -> str:
+    """After how many steps SIFT and whet are where nearest neighbors are after all of theirs.
+
+    By the mean over prompts, linear between the steps that were scored.
+    """
+    lines = [
+        "| model | protocol | NN after all steps | SIFT is there after | whet is there after |",
+        "|---|---|---|---|---|",
+    ]
+    for model, runs in models.items():
+        for protocol, run in runs.items():
+            means = {m: [run.ratio(m, s).mean() for s in run.steps] for m in METHODS}
+            goal, cells = means["nearest"][-1], list[str]()
+            for method in METHODS[1:]:
+                reached = first_at(goal, run.steps, means[method])
+                times = f"{run.steps[-1] / reached:.1f}" if reached else ""
+                cells.append(f"{reached:.1f} steps: {times} times fewer" if reached else "never")
+            name = f"{MODELS[model]}, {run.steps[-1]} steps"
+            lines.append(f"| {name} | {protocol} | {goal:.1f} % | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def first_at(goal: float, steps: Sequence[int], values: Sequence[float]) -> float | None:
+    """Where the line through `values` at `steps` first is at or below `goal`; None if nowhere."""
+    points = list(zip(steps, values, strict=True))
+    for (step, value), (next_step, next_value) in pairwise(points):
+        if next_value <= goal < value:
+            return step + (next_step - step) * (value - goal) / (value - next_value)
+    return None
+
+
 def results(models: dict[str, Runs], rivals: Runs) -> str:
     """The tables by set, and the one of all methods with whet-nano."""
-    parts = [
+    parts = [f"**Steps that are saved**\n\n{savings(models)}\n"]
+    parts += [
         f"**{MODELS[model]}, {protocol} protocol**\n\n{markdown(report(run))}\n"
         for model, runs in models.items()
         for protocol, run in runs.items()

@@ -121,6 +121,7 @@ def test_the_tables_of_results_are_those_of_the_committed_run():
     lines = markdown(Report.of(record)).splitlines()
     assert all(line in PAGES["results.md"] for line in lines)
     assert headline.table(headline.headline()) in README
+    assert headline.savings(headline.headline()) in PAGES["results.md"]
     assert tasks.page() in PAGES["tasks.md"]
 
 

@@ -12,6 +12,7 @@ from support import eval_fixtures
 from support.paths import ROOT
 
 from studies.__main__ import main
+from studies.headline import first_at
 from studies.registry import REGISTRY
 from studies.run_specs import RUN_SPECS
 from studies.study import LIBRARY_SETS, Study, find_data, held_out_modules, sample
@@ -20,6 +21,13 @@ from whet.evaluate.config import EvalConfig
 from whet.evaluate.dataset import EvalData
 from whet.evaluate.demo import SHORTEST, source
 from whet.space.space import DataSpace
+
+
+def test_a_goal_is_reached_on_the_line_between_two_steps():
+    values = [100.0, 90.0, 94.0, 80.0]
+    assert first_at(95.0, (0, 2, 5, 10), values) == 1.0
+    assert first_at(85.0, (0, 2, 5, 10), values) == pytest.approx(5 + 5 * 9 / 14)
+    assert first_at(79.9, (0, 2, 5, 10), values) is None
 
 
 @pytest.fixture(scope="module")
