@@ -94,6 +94,14 @@ def test_missing_files_can_be_kept(folder):
     assert "ants.md" not in texts(build(folder))
 
 
+def test_a_data_space_in_its_own_folder_does_not_index_itself(folder):
+    write(folder, {"killed.whet/staging/plan.json": "{}"})
+    spaces = [DataSpace.build(folder, folder / "s.whet", HashingEmbedder()) for _ in range(2)]
+    assert [set(texts(space)) == set(texts(build(folder))) for space in spaces] == [True, True]
+    assert files(spaces[1]) == (0, 0, 0, 3)
+    assert not (folder / "s.whet/failed.jsonl").exists()
+
+
 def test_an_empty_folder_removes_nothing(folder):
     space = build(folder)
     folder.rename(folder.parent / "away")

@@ -1,8 +1,8 @@
 """The files of a folder: in order, with what is left out and why.
 
 Left out are what `.gitignore` files name (with Git's own rules, by pathspec), hidden files, virtual
-environments, `node_modules`, caches, links to folders, and what is not a file. A file that cannot
-be read is not left out: it is an error of its own when it is read.
+environments, `node_modules`, caches, data spaces, links to folders, and what is not a file. A file
+that cannot be read is not left out: it is an error of its own when it is read.
 """
 
 import os
@@ -25,6 +25,7 @@ GENERATED = {
     "__pycache__": "cache of Python",
 }
 ENVIRONMENTS = ("pyvenv.cfg", "conda-meta")  # entries of a virtual environment's folder
+DATA_SPACES = (("meta.json", "segments"), ("staging/plan.json",))  # entries, finished or not
 
 
 class LeftOut(SourceError):
@@ -153,8 +154,9 @@ class _Walk:
         if path.endswith("/"):
             if entry.name in GENERATED:
                 return GENERATED[entry.name]
-            environment = any(os.path.exists(os.path.join(entry.path, e)) for e in ENVIRONMENTS)
-            return "virtual environment" if environment else ""
+            if any(os.path.exists(os.path.join(entry.path, e)) for e in ENVIRONMENTS):
+                return "virtual environment"
+            return "data space" if _is_data_space(entry.path) else ""
         return self._reason_of_link(entry) if entry.is_symlink() else _reason_of_kind(entry)
 
     def _reason_of_link(self, entry: os.DirEntry[str]) -> str:
@@ -167,6 +169,13 @@ class _Walk:
         if target.is_relative_to(self._resolved):
             return "link to another file of the folder"
         return _reason_of_kind(entry)
+
+
+def _is_data_space(folder: str) -> bool:
+    """Whether `folder` is a data space: one in the folder that it indexes would index itself."""
+    return any(
+        all(os.path.exists(os.path.join(folder, name)) for name in names) for names in DATA_SPACES
+    )
 
 
 def _is_ignored(rules: tuple[_Rules, ...], path: str) -> bool:
