@@ -17,7 +17,7 @@ SOURCE = Path(whet.__file__).parent
 LAYERS = [  # from the lowest to the highest
     {"errors", "compat"},
     {"locks"},
-    {"io", "config", "_version"},
+    {"io", "hub", "config", "_version"},
     {"maths"},
     {"data"},
     {"select"},

@@ -17,6 +17,7 @@ from whet.adapt.config import AdapterOptions, OptimizerConfig, TrainingConfig, U
 from whet.config import ConfigField, config_fields
 from whet.io import printable
 from whet.select.config import SelectionConfig
+from whet.select.own import is_own
 from whet.select.registry import SELECTORS
 
 Function = Callable[..., Any]
@@ -75,6 +76,15 @@ class NumberOrWord(click.ParamType):  # type: ignore[type-arg]  # generic since 
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return self.name.replace("number", "NUMBER")
+
+
+class SelectorName(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2
+    """One of whet's selectors, or a Python function as `module:function`."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        return str(value if is_own(str(value)) else super().convert(value, param, ctx))
 
 
 class Words(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
@@ -201,9 +211,9 @@ QUIET = click.option("--quiet", is_flag=True, help="Do not show progress.")
 WHERE = click.option(
     "--where", metavar="FILTER", help='Only documents that pass, such as `set == "github"`.'
 )
-SELECTION = config_options(SelectionConfig, "Selection", selector=click.Choice(list(SELECTORS)))
+SELECTION = config_options(SelectionConfig, "Selection", selector=SelectorName(list(SELECTORS)))
 SELECTION_WITHOUT_N = config_options(
-    SelectionConfig, "Selection", skip=("n",), selector=click.Choice(list(SELECTORS))
+    SelectionConfig, "Selection", skip=("n",), selector=SelectorName(list(SELECTORS))
 )
 USE = click.option(
     "--use",

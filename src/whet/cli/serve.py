@@ -20,6 +20,9 @@ from whet.cli.options import PATH, Command
 )
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
 @click.option("--port", type=int, help="Port to listen on, 0 for any free port [default: 8000].")
+@click.option("--log-format", type=click.Choice(["auto", "json", "text"]),
+              help="Form of log lines; auto is text on a terminal, otherwise json "
+              "[default: auto].")  # fmt: skip
 @click.option("--api-keys", type=PATH, help="File of API keys, made by `whet keys create`.")
 @click.option(
     "--check", is_flag=True, help="Validate the configuration with one test request, then exit."

@@ -14,6 +14,7 @@ from whet.data.records import file_records, json_records
 from whet.data.tables import Record, Records
 from whet.data.walk import FileOptions, walk
 from whet.errors import SourceError, require
+from whet.hub import is_cut_off
 
 STDIN = "-"
 
@@ -55,6 +56,9 @@ def _dataset(spec: str) -> Records:
         yield SourceError("hf: names no data set: expected `hf:owner/name@config:split`")
         return
     where, number = f"hf:{name}" + (f"@{config}" if config else ""), 0
+    if is_cut_off(name):
+        yield SourceError(f"{where}: the Hugging Face hub cannot be reached: connect to the network")
+        return
     try:
         rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
         for number, fields in enumerate(rows, start=1):

@@ -11,6 +11,7 @@ from whet.embed.embedder import spec_of
 from whet.embed.lsa import MIN_NORM
 from whet.embed.model_files import model_folder, modules_fingerprint, resolve
 from whet.errors import ModelError, require
+from whet.hub import is_cut_off
 from whet.maths.arrays import Array, normalize_rows
 
 UNBOUNDED = 10**9  # tokens: more means no limit
@@ -85,7 +86,7 @@ class SentenceEncoder:
                     located,
                     device=device or default_device(),
                     trust_remote_code=trust_remote_code,
-                    local_files_only=local_files_only,
+                    local_files_only=local_files_only or is_cut_off(located),
                 )
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]

@@ -43,7 +43,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 }
 """What `protocol = NAME` stands for: `paper` asks with the scored text, as SIFT (arXiv 2410.08020)
 does; `held-out` scores the second half of a document and asks with the first."""
-SHORT_FORM = re.compile(r"([\w-]+)(?:\((.+)\))?")
+SHORT_FORM = re.compile(r"([\w.:-]+)(?:\((.+)\))?")
 SETTING = re.compile(r"""(?:[^,"']|"[^"]*"|'[^']*')+""")  # between commas that are not quoted
 
 Duplicates = Literal["keep", "drop"]

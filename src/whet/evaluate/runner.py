@@ -30,11 +30,12 @@ from whet.evaluate.dataset import EvalData, Prompt
 from whet.evaluate.evaluator import Evaluator
 from whet.evaluate.provenance import provenance, same_space, space_record
 from whet.evaluate.run_storage import FORMAT, META, append, pack, read_meta, repair, translated_meta
-from whet.io import progress_bar, write_json
+from whet.io import count_of, progress_bar, write_json
 from whet.locks import exclusive_lock
 from whet.maths.arrays import as_count
 from whet.select.config import SelectionConfig
-from whet.select.registry import WITHOUT_REPEATS
+from whet.select.own import is_own, source_digest
+from whet.select.registry import WITHOUT_REPEATS, selector
 from whet.space.long_texts import count_long_texts
 from whet.space.ray.client import connect, map_unordered
 from whet.space.space import DataSpace
@@ -79,7 +80,7 @@ def evaluate(
             "expected one worker and no Ray cluster"
         )
     space, prompts = data.open_space(progress, config.task), data.read_prompts(config.task)
-    _check_n(space, config)
+    _check_selectors(space, config)
     chosen = _stored_auto_values(folder, config) or auto_values(space, config, progress=progress)
     resolved = with_auto_values(config, chosen)
     model = load_model(config)
@@ -94,18 +95,23 @@ def evaluate(
             "space": space_record(space),
             "adapters": {m: _adapter_record(a) for m, a in evaluator.adapters.items()},
             **({"auto": chosen} if chosen else {}),
+            **({"selectors": sources} if (sources := _own_sources(config)) else {}),
             "prompts": prompts.fingerprint,
         },
     )
     with exclusive_lock(folder):
         finished = repair(folder)
         remaining = [prompt for prompt in prompts.prompts if prompt.document.id not in finished]
+        scored = count_of(len(prompts.prompts), "prompt")
         if config.persists_optimizer and finished and remaining:
             raise RunFolderError(
                 f"{folder} holds {len(finished)} prompts, but the optimizer's state after them is "
                 "lost: choose another --out, or delete that folder"
             )
-        with progress_bar(f"evaluate {folder.name}", len(remaining), show=progress) as advance:
+        if progress and not remaining:
+            LOGGER.warning("%s is complete: all %s were scored before", folder, scored)
+        show = progress and bool(remaining)
+        with progress_bar(f"evaluate {folder.name}", len(remaining), show=show) as advance:
             common = data.space, resolved
             records: Iterator[dict[str, Any]] = map(evaluator.record, remaining)
             if ray is not None:
@@ -119,17 +125,26 @@ def evaluate(
         pack(folder)
 
 
-def _check_n(space: DataSpace, config: EvalConfig) -> None:
+def _check_selectors(space: DataSpace, config: EvalConfig) -> None:
     """Check before the first prompt what each prompt's selection would refuse."""
     for method in config.method_configs:
         selection = method.selection
-        if method.train_on != "documents" or selection.selector not in WITHOUT_REPEATS:
+        if method.train_on != "documents":
+            continue
+        selector(selection.selector)
+        if selection.selector not in WITHOUT_REPEATS:
             continue
         if selection.n > (k := space.resolve_k(selection.k, selection.where)):
             raise ValueError(
                 f"n is {selection.n}, but method {method.name!r} picks each of the {k} candidates at "
                 f"most once: lower n, as by --set n={k}, or leave it out of `methods`"
             )
+
+
+def _own_sources(config: EvalConfig) -> dict[str, str | None]:
+    """A hash of the module of each selector that is a Python function, as a run must keep to it."""
+    names = (method.selection.selector for method in config.method_configs)
+    return {name: source_digest(name) for name in names if is_own(name)}
 
 
 def auto_values(space: DataSpace, config: EvalConfig, *, progress: bool = False) -> AutoValues:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from whet.config import check_choices
 from whet.data.filters import Filter, as_filter
 from whet.maths.arrays import as_count, as_positive
-from whet.select.registry import selector
+from whet.select.registry import check_name
 
 Auto = Literal["auto"]
 FromEmbedder = Literal["embedder"]
@@ -23,7 +23,8 @@ class SelectionConfig:
     """
 
     selector: str = "sift"
-    """Algorithm that picks among the candidates: see docs/selectors.md."""
+    """Algorithm that picks among the candidates: see docs/selectors.md; or, except in requests to
+    a server, a Python function of your own as `module:function`."""
     n: int = 50
     """Number of gradient steps, one on each selected text, repeats included; 0 for the base model.
     `generate`, `score` and `serve` take 10 for a model of more than 20 million weights on a CPU if
@@ -50,7 +51,7 @@ class SelectionConfig:
     """Filter that a candidate must pass, such as `set == "github" and year >= 2010`."""
 
     def __post_init__(self) -> None:
-        selector(self.selector)
+        check_name(self.selector)
         if self.n != 0:
             as_count(self.n, "n")
         if self.k is not None:

@@ -1,5 +1,6 @@
 """Every selector by the name that `--selector` takes; docs/selectors.md says when to use which."""
 
+from whet.select.own import check_own, is_own, own_selector
 from whet.select.selection import Selector
 from whet.select.selectors.baselines import (
     mmr,
@@ -40,15 +41,26 @@ REMOVED = {
 """Selectors of earlier versions, and what to use instead."""
 
 
-def selector(name: str) -> Selector:
-    """Return the selector called `name`.
+def check_name(name: str) -> None:
+    """Check that there is a selector called `name`; of `module:function` only the form is checked.
 
     Raises:
-        ValueError: If it does not exist; the message lists the names, or names the replacement of a
-            selector that was removed.
+        ValueError: As `selector`.
     """
-    if name in SELECTORS:
-        return SELECTORS[name]
-    if name in REMOVED:
+    if is_own(name):
+        check_own(name)
+    elif name in REMOVED:
         raise ValueError(f"selector {name!r} was removed: use {REMOVED[name]}")
-    raise ValueError(f"selector is {name!r}: expected one of {', '.join(SELECTORS)}")
+    elif name not in SELECTORS:
+        raise ValueError(f"selector is {name!r}: expected one of {', '.join(SELECTORS)}")
+
+
+def selector(name: str) -> Selector:
+    """Return the selector called `name`, or import the function that `module:function` refers to.
+
+    Raises:
+        ValueError: If it does not exist; the message lists the names, names the replacement of a
+            selector that was removed, or says why the function cannot be imported.
+    """
+    check_name(name)
+    return own_selector(name) if is_own(name) else SELECTORS[name]

@@ -184,14 +184,24 @@ class WithoutReplacement:
         return self.pick(argmax_first(np.where(self._available, values, -np.inf)))
 
     def selection(self) -> Selection:
-        """Return the picks with the variance along them, which needs no other candidates."""
-        rows = self.state.candidates[self._picks]
-        posterior = Posterior(rows, self.state.query, lam=self.state.lam)
-        variance = [posterior.target_variance]
-        for position in range(len(rows)):
-            posterior.observe(position)
-            variance.append(posterior.target_variance)
-        return _selection(self._picks, variance)
+        """Return the picks with the variance along them."""
+        return selection_along(np.array(self._picks, np.int64), self.state)
+
+
+def selection_along(picks: Int[Array, " n"], state: GreedyState) -> Selection:
+    """Return `picks` with the variance along them, which needs no other candidates. O(n² d).
+
+    Args:
+        picks: Rows of the candidates.
+        state: The validated inputs; its posterior stays the prior.
+    """
+    rows = state.candidates[picks]
+    posterior = Posterior(rows, state.query, lam=state.lam)
+    variance = [posterior.target_variance]
+    for position in range(len(rows)):
+        posterior.observe(position)
+        variance.append(posterior.target_variance)
+    return _selection(picks.tolist(), variance)
 
 
 def _selection(picks: list[int], variance: list[float]) -> Selection:

@@ -17,7 +17,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from whet.adapt.config import ADAPTERS, AdapterOptions, OptimizerConfig, TrainingConfig
 from whet.config import from_table, parse_fields, read_toml
@@ -123,6 +123,9 @@ class ServeConfig:
     ones of completions and chats are ignored, with their names in the header `x-whet-ignored`."""
     ui: bool = True
     """Whether `/` serves the web page."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """Form of log lines on stderr: `json`, `text` for a reader, or `auto`, which is `text` on a
+    terminal and otherwise `json`."""
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     """How documents are selected if a request does not say."""
     adapter: AdapterOptions = field(default_factory=AdapterOptions)

@@ -125,7 +125,7 @@ def build_app(config: ServeConfig, given: Collection[str] = ()) -> FastAPI:
 
 def run(config: ServeConfig, given: Collection[str] = ()) -> None:
     """Serve until SIGTERM or SIGINT; running requests may then take `shutdown_timeout_s`."""
-    log_to_stderr()
+    log_to_stderr(config.log_format)
     app = build_app(config, given)
     config = app.state.server.config
     for name in config.spaces:

@@ -1,12 +1,15 @@
-"""Metrics in Prometheus's format and JSON log lines."""
+"""Metrics in Prometheus's format, and log lines in JSON or for a terminal."""
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from whet.io import printable
 
 BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 """Upper bounds of the histograms, in seconds."""
@@ -78,10 +81,40 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_to_stderr(level: str = "INFO") -> None:
-    """Log whet's and uvicorn's records to stderr, one JSON object per line."""
+class TerminalFormatter(logging.Formatter):
+    """Formats a log record for a reader: time, level if it is not `info`, event, and its values."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        values = {name: value for name, value in vars(record).items() if name not in STANDARD}
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        words = [time.strftime("%H:%M:%S", time.localtime(record.created))]
+        words.append(level + record.getMessage())
+        words += [f"{name}={_word(value)}" for name, value in values.items() if value is not None]
+        line = printable("  ".join([words[0], " ".join(words[1:])]))
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _word(value: object) -> str:
+    """A value of a log record: lists without brackets, texts with blanks in quotes."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "-"
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"\s|^$", text) else text
+
+
+def log_to_stderr(form: str = "auto", *, level: str = "INFO") -> None:
+    """Log whet's and uvicorn's records to stderr.
+
+    Args:
+        form: `json` for one JSON object per line, `text` for lines to read, `auto` for `text` on a
+            terminal and otherwise `json`.
+        level: The lowest level that is logged.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter())
+    as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
+    handler.setFormatter(TerminalFormatter() if as_text else JSONFormatter())
     for name in ("whet", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

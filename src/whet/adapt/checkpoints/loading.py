@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from whet.adapt.checkpoints.gguf import INSTALL, LOADING, PACKAGED, is_converted
 from whet.adapt.checkpoints.processor import default_device, fast_dtype, limit_threads
 from whet.adapt.config import PRECISIONS
 from whet.errors import ModelError, require
+from whet.hub import is_cut_off
 from whet.maths.arrays import as_count
 
 LOGGER = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ def load(
     if dtype == "auto":
         dtype = fast_dtype(torch.device(device).type)
     transformers.utils.logging.disable_progress_bar()  # whet shows its own
-    source, local = source_of(name), {"local_files_only": local_files_only}
+    source = source_of(name)
+    local = {"local_files_only": local_files_only or is_cut_off(source)}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, **local
@@ -234,7 +237,7 @@ def _check_device(device: str | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return shorten(str(error), 160, placeholder="…")
 
 
 def _fuse_gelu(network: Any) -> None:

@@ -14,7 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from whet.config import ConfigField, config_fields, unknown_name
 from whet.select.config import SelectionConfig
-from whet.select.registry import SELECTORS, selector
+from whet.select.own import is_own
+from whet.select.registry import SELECTORS, check_name
 from whet.serve.errors import UNKNOWN_FIELD
 
 MAX_NAME = 64
@@ -29,6 +30,17 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _selector_of_whet(name: str) -> str:
+    """Raises ValueError for any other name: a client must not name Python code that is then run."""
+    if is_own(name):
+        raise ValueError(
+            f"selector is {name[:MAX_NAME]!r}, but requests cannot name a Python function: expected "
+            f"one of {', '.join(SELECTORS)}"
+        )
+    check_name(name)
+    return name
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 Name = Annotated[Text, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -36,7 +48,7 @@ PositiveCount = Annotated[int, Field(ge=1, le=LARGEST)]
 PositiveNumber = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 SelectorName = Annotated[
     str,
-    AfterValidator(lambda name: selector(name) and name),
+    AfterValidator(_selector_of_whet),
     Field(json_schema_extra={"enum": list(SELECTORS)}),
 ]
 

@@ -1,0 +1,40 @@
+"""Whether the Hugging Face hub can be reached: its clients wait most of a minute before giving up."""
+
+import logging
+import time
+from pathlib import Path
+
+LOGGER = logging.getLogger(__name__)
+TIMEOUT_S = 5.0
+ATTEMPTS = 2
+
+
+def is_cut_off(source: str | Path) -> bool:
+    """Whether `source` can be loaded from the local cache only: an id while the hub is out of reach.
+
+    False for a folder, and if HF_HUB_OFFLINE already says so. Otherwise sends one request without
+    content, through the proxy that the hub's own client uses; logs a warning if nothing responds.
+
+    Args:
+        source: A folder, or an id of the hub.
+
+    >>> is_cut_off(".")
+    False
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if Path(source).exists() or constants.HF_HUB_OFFLINE:
+        return False
+    for attempt in range(ATTEMPTS):
+        try:
+            get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)
+            return False
+        except Exception as error:  # of the HTTP client, which depends on the hub's version
+            reason = " ".join(str(error).split())
+            time.sleep(0 if attempt else 0.5)
+    LOGGER.warning(
+        "%s cannot be reached (%s): %s is looked for in the local cache only",
+        constants.ENDPOINT, reason, source,
+    )  # fmt: skip
+    return True
