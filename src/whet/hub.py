@@ -4,6 +4,8 @@ import logging
 import time
 from pathlib import Path
 
+from whet.errors import require
+
 LOGGER = logging.getLogger(__name__)
 TIMEOUT_S = 5.0
 ATTEMPTS = 2
@@ -21,14 +23,15 @@ def is_cut_off(source: str | Path) -> bool:
     >>> is_cut_off(".")
     False
     """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    if Path(source).exists() or constants.HF_HUB_OFFLINE:
+    if Path(source).exists():
+        return False
+    hub = require("huggingface_hub", "adapt")
+    constants, session = hub.constants, require("huggingface_hub.utils", "adapt").get_session()
+    if constants.HF_HUB_OFFLINE:
         return False
     for attempt in range(ATTEMPTS):
         try:
-            get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)
+            session.head(constants.ENDPOINT, timeout=TIMEOUT_S)
             return False
         except Exception as error:  # of the HTTP client, which depends on the hub's version
             reason = " ".join(str(error).split())
