@@ -81,9 +81,7 @@ class NumberOrWord(click.ParamType):  # type: ignore[type-arg]  # generic since 
 class SelectorName(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2
     """One of whet's selectors, or a Python function as `module:function`."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return str(value if is_own(str(value)) else super().convert(value, param, ctx))
 
 

@@ -57,7 +57,9 @@ def _dataset(spec: str) -> Records:
         return
     where, number = f"hf:{name}" + (f"@{config}" if config else ""), 0
     if is_cut_off(name):
-        yield SourceError(f"{where}: the Hugging Face hub cannot be reached: connect to the network")
+        yield SourceError(
+            f"{where}: the Hugging Face hub cannot be reached: connect to the network"
+        )
         return
     try:
         rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
