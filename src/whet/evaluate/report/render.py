@@ -81,18 +81,23 @@ def caption(report: Report) -> str:
 
 
 def curves(run: Run, path: Path) -> None:
-    """Plot % of base against steps, one line per method with its 90 % interval, to PNG or SVG."""
+    """Plot % of base against steps, one line per method, to PNG or SVG.
+
+    Bars at the last step are its 90 % intervals.
+    """
     plt = require("matplotlib.pyplot", "eval")
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for method in run.methods:
-        estimates = [mean_estimate(run.ratio(method, step)) for step in run.steps]
-        values = [estimate.value for estimate in estimates]
-        (line,) = axes.plot(run.steps, values, marker="o", ms=3, label=short(method))
-        low, high = [e.low for e in estimates], [e.high for e in estimates]
-        axes.fill_between(run.steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    for place, method in enumerate(run.methods):
+        values = [mean_estimate(run.ratio(method, step)).value for step in run.steps]
+        style = "-" if place % 2 else "--"  # so that one line is seen below another
+        (line,) = axes.plot(run.steps, values, style, marker="o", ms=3, label=short(method))
+        last, color = mean_estimate(run.ratio(method, run.steps[-1])), line.get_color()
+        x = run.steps[-1] * (1.02 + 0.015 * place)
+        axes.plot([x, x], [last.low, last.high], color=color, lw=2, alpha=0.6)
     axes.axhline(100, color="grey", lw=0.8)
     axes.set(xlabel="gradient steps", ylabel="bits per byte, % of base")
-    axes.set_title(f"{len(run)} prompts, 90 % intervals", fontsize=10)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_title(f"{len(run)} prompts; bars: 90 % intervals at the last step", fontsize=10)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
