@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from support.hashing_embedder import HashingEmbedder
 
@@ -83,6 +84,14 @@ def test_a_file_of_picks_is_a_source_of_texts_and_replaces_the_old(space, tmp_pa
     assert [json.loads(line) for line in out.read_text().splitlines()] == list(made.records())
     assert [d.text for d in read_documents(out)] == [d.text for d in made.documents]
     assert list(out.parent.iterdir()) == [out]
+    table = out.with_name("picks.Parquet")
+    made.write(table)
+    rows = [row | {"meta": json.loads(row["meta"])} for row in pq.read_table(table).to_pylist()]
+    assert rows == list(made.records())
+    assert [d.text for d in read_documents(table)] == [d.text for d in made.documents]
+    for name in ("picks.csv", "picks.jsonl.gz"):
+        with pytest.raises(ValueError, match=f"{name}: expected a name that ends in"):
+            made.write(out.with_name(name))
 
 
 def test_a_write_that_fails_leaves_the_old_file(space, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`whet select` and `whet explain`: select documents for a prompt; no model is needed."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ from whet.select.config import SelectionConfig
 @SPACE
 @click.argument("prompt", required=False)
 @click.option("--targets", type=PATH, help="File of target texts to select a training set for.")
-@click.option("--out", type=PATH, help="With --targets: file for the JSON lines [default: stdout].")
+@click.option(
+    "--out",
+    type=PATH,
+    help="With --targets: file for JSON lines, or .parquet for a table [default: stdout].",
+)
 @click.option("--no-repeats", is_flag=True, help="With --targets: select no document twice.")
 @JSON
 @SELECTION
@@ -109,8 +114,10 @@ def _select_training_set(
         raise click.UsageError("--stop-alpha, --retriever and auto cannot be used with --targets")
     from whet.data.documents import read_documents
     from whet.space.space import DataSpace
-    from whet.space.training_set import training_set
+    from whet.space.training_set import check_output, training_set
 
+    if out is not None:
+        check_output(out)
     texts = [document.text for document in read_documents(targets)]
     opened = DataSpace.open(space)
     if config.where is not None:
@@ -118,6 +125,7 @@ def _select_training_set(
     selected = training_set(
         opened, texts, config.n, k=config.k, repeats=repeats, selector=config.selector,
         lam=None if config.lam == "embedder" else float(config.lam),
+        progress=sys.stderr.isatty(),
     )  # fmt: skip
     sigma = float(selected.selection.sigma[-1])
     record: dict[str, Any] = {"targets": len(texts), "candidates": len(selected.candidates)}

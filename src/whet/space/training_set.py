@@ -4,25 +4,29 @@ Source: SIFT, arXiv 2410.08020, Section 2 (targeted instruction tuning): minimiz
 targets' variances instead of the variance of one prompt.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from whet.data.documents import Document, reject_str
 from whet.embed.embedder import encode_queries
 from whet.errors import require
-from whet.io import as_json, atomic_write, translate_disk_errors
+from whet.io import as_json, atomic_write, progress_bar, translate_disk_errors
 from whet.maths.arrays import Array, as_count, as_positive
 from whet.select.selection import Selection
-from whet.select.sift import sift
+from whet.select.sift import SIFT
 from whet.space.space import DataSpace
 from whet.space.store.segments.vectors import cosines
 
+PARQUET = (".parquet", ".pq")
+OTHER_FORMATS = (".csv", ".tsv", ".xlsx", ".arrow", ".feather", ".gz", ".bz2", ".xz", ".zst")
+STEPS = 64  # picks between two updates of the progress bar
 BATCH = 64  # targets searched for in one pass, which holds 64 k rows of candidates
 
 
@@ -65,9 +69,21 @@ class TrainingSet:
         return (as_json(record) + "\n" for record in self.records())
 
     def write(self, path: str | Path) -> None:
-        """Write the records to the file `path` as JSON lines, atomically."""
+        """Write the records to the file `path`, atomically.
+
+        A name that ends in `.parquet` or `.pq` makes it a table, with `meta` as a column of JSON;
+        any other, JSON lines.
+
+        Raises:
+            ValueError: If the name is that of another format: see `check_output`.
+        """
         path = Path(path)
+        check_output(path)
         with translate_disk_errors(path), atomic_write(path) as new:
+            if path.suffix.lower() in PARQUET:
+                table = pa.Table.from_pylist([_flat(record) for record in self.records()])
+                pq.write_table(table, new)
+                return
             with new.open("w", encoding="utf-8") as file:
                 file.writelines(self.lines())
 
@@ -80,8 +96,22 @@ class TrainingSet:
             MissingDependencyError: If `datasets` is not installed.
         """
         datasets = require("datasets", "data")
-        rows = [record | {"meta": json.dumps(record["meta"])} for record in self.records()]
-        return datasets.Dataset.from_list(rows)
+        return datasets.Dataset.from_list([_flat(record) for record in self.records()])
+
+
+def check_output(path: Path) -> None:
+    """Check that a training set can be written in the format that the name of a file states.
+
+    Raises:
+        ValueError: If it is that of another table, or of a compressed file.
+    """
+    if path.suffix.lower() in OTHER_FORMATS:
+        raise ValueError(f"{path}: expected a name that ends in .jsonl or .parquet")
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """A record whose metadata is JSON: that of different documents may differ in its fields."""
+    return record | {"meta": as_json(record["meta"])}
 
 
 def training_set(
@@ -93,6 +123,7 @@ def training_set(
     lam: float | None = None,
     repeats: bool = True,
     selector: str = "sift",
+    progress: bool = False,
 ) -> TrainingSet:
     """Select the `n` documents of `space` that are together most informative about all `targets`.
 
@@ -119,6 +150,7 @@ def training_set(
         repeats: Whether a document can be picked several times.
         selector: `sift`; or, for comparison, `nearest` (by the mean cosine to the targets) or
             `random` (a draw from the same candidates), which pick each document once.
+        progress: Draw a progress bar of the picks of `sift` on stderr.
 
     Returns:
         The documents, with how often and when each was picked.
@@ -146,7 +178,12 @@ def training_set(
             order = np.argsort(-cosines(queries.mean(axis=0), vectors), kind="stable")[:n]
         selection = _with_gains(order, vectors, _condense(queries), lam)
     else:
-        selection = sift(_condense(queries), space.vectors(rows), n, lam=lam, repeats=repeats)
+        greedy = SIFT(_condense(queries), space.vectors(rows), lam=lam, repeats=repeats)
+        with progress_bar("selecting", n, show=progress, transient=True) as advance:
+            while len(greedy) < n:
+                steps = min(STEPS, n - len(greedy))
+                selection = greedy.advance(steps)
+                advance(steps)
     picked, first, place = np.unique(selection.indices, return_index=True, return_inverse=True)
     order = np.argsort(first)
     shares = np.bincount(place, selection.gains / selection.variance[0])
