@@ -24,7 +24,8 @@ from whet.adapt.session import AdaptationTrace
 from whet.adapt.slots import Slots, check_compile
 from whet.adapt.tuners.state_cache import CacheLimits
 from whet.config import Renamed, renamed_keywords
-from whet.engine.request import Event, RequestRunner, RequestState
+from whet.engine.planning import Planner
+from whet.engine.request import Event, RequestState
 from whet.engine.scheduler import Scheduler
 from whet.engine.types import Output, Request
 from whet.errors import WhetError
@@ -162,7 +163,7 @@ class Engine:
         self.optimizer = optimizer or OptimizerConfig()
         self.training = training or TrainingConfig()
         self._max_pending = count + as_count(max_queue_size, "max_queue_size")
-        self._runner = RequestRunner(model, space, selection, self.training)
+        self._planner = Planner(model, space, selection, self.training)
         self._scheduler = Scheduler(
             lambda: Slots(
                 model,
@@ -172,7 +173,7 @@ class Engine:
                 cache_limits=cache_limits,
                 torch_compile=torch_compile,
             ),
-            self._runner,
+            self._planner,
             max_queue_size,
             background_niceness,
         )
@@ -193,7 +194,7 @@ class Engine:
             NoMatchError: If the prompt is blank or has nothing in common with the data space.
             ValueError: If there is no data space to select from.
         """
-        return self._runner.retrieve(_as_request(request))
+        return self._planner.retrieve(_as_request(request))
 
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0

@@ -1,6 +1,6 @@
 """A request's life cycle, as if it were alone: retrieve, train, then score or generate.
 
-`RequestRunner.run` is a coroutine: it yields an `Update` and is sent its losses, or a
+`run_request` is a coroutine: it yields an `Update` and is sent its losses, or a
 `SequenceGroup` and is sent the new text; it returns the `Output`.
 """
 
@@ -8,61 +8,35 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from whet.adapt.batches import Tokens
 from whet.adapt.chat.template import encode_template
 from whet.adapt.config import TrainingConfig
-from whet.adapt.decoding.sampling import GeneratedText, SequenceGroup, TextPiece
+from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
 from whet.adapt.evidence import Evidence, EvidenceCheck
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession, AdaptationTrace, StopReason, TrainStep
 from whet.adapt.slots import Slots
-from whet.adapt.updates import COPY_LEARNED_RATIO, Update, plan_updates
-from whet.data.documents import Document
+from whet.adapt.updates import Update
 from whet.engine.in_context import (
     ContextTokens,
     InContext,
     chat_with_texts,
-    last_of_user,
     lr_factor,
     prompt_with_texts,
     resolve_use,
 )
+from whet.engine.planning import TrainingPlan
 from whet.engine.types import Output, Request
-from whet.select.config import ResolvedSelection, SelectionConfig
-from whet.space.retrieve import Retrieval, retrieve
-from whet.space.space import DataSpace
-from whet.space.tuning import resolve
+from whet.space.retrieve import Retrieval
 
 Event = Retrieval | TrainStep | TextPiece
 """What is reported while a request runs: what was retrieved, each step, each piece of text."""
 Action = Update | SequenceGroup
 ActionResult = Any  # the losses of an update, none if it reuses a gradient; new text of sequences
 RequestCoroutine = Generator[Action, ActionResult, Output]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrainingPlan:
-    """The updates for one request, before the first of them."""
-
-    updates: Sequence[Update] = ()
-    num_texts: int = 0
-    """How many texts of the updates are to be trained on; the others are a reserve."""
-    stop_reason: StopReason = "n"
-    """Why there are no more updates."""
-    retrieval: Retrieval | None = None
-    seconds: float = 0.0
-    """Wall time of retrieval and planning."""
-    documents: Sequence[Document] = ()
-    """What the updates were planned for."""
-
-    @property
-    def planned(self) -> dict[int, None]:
-        """Places of the documents that are to be used, in the order of the updates."""
-        places = (example.place for update in self.updates for example in update.examples)
-        return dict.fromkeys(place for place in places if place < self.num_texts)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,176 +63,123 @@ class RequestState:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RequestRunner:
-    """Runs the requests of one engine."""
+def run_request(
+    state: RequestState,
+    slots: Slots,
+    slot: int,
+    training: TrainingConfig,
+    step_time_s: Callable[[], float],
+) -> RequestCoroutine:
+    """Train as planned, then generate or score.
 
-    model: LanguageModel
-    space: DataSpace | None
-    selection: SelectionConfig | ResolvedSelection
-    training: TrainingConfig
+    Args:
+        state: The request, with its plan.
+        slots: The slots of the model.
+        slot: The slot that is the request's alone.
+        training: How it is trained.
+        step_time_s: Returns about how long one more step takes.
 
-    def retrieve(self, request: Request) -> Retrieval:
-        """The documents to train on for `request`; see `Engine.retrieve`."""
-        if request.retrieval is not None:
-            return request.retrieval
-        space = self.space if request.space is None else request.space
-        if space is None:
-            raise ValueError(
-                "engine has no data space to select from: give the request a `space`, a "
-                "`retrieval` or `documents`"
-            )
-        config = request.selection or self.selection
-        if isinstance(config, SelectionConfig):
-            config = resolve(space, config)
-        query = request.prompt if request.query is None else request.query
-        return retrieve(space, query, config, for_training=True)
-
-    def plan(self, state: RequestState) -> TrainingPlan:
-        """Retrieve, and arrange the documents into updates."""
-        request, start = state.request, time.perf_counter()
-        config = request.selection or self.selection
-        if state.cancelled or not request.adapt or config.n == 0:
-            return TrainingPlan()
-        question = question_of(request)
-        if request.documents is not None:
-            limit = None if request.selection is None else request.selection.n
-            documents = request.documents[:limit]
-            updates = plan_updates(
-                documents, self.model, self.training, learned_ratio=0.0, prompt=question
-            )
-            return TrainingPlan(updates, len(documents), documents=documents)
-        retrieval = self.retrieve(request)
-        updates = plan_retrieval(retrieval, self.model, self.training, question)
-        stopped = config.stop_alpha is not None and not retrieval.copy and len(retrieval) < config.n
-        return TrainingPlan(
-            updates,
-            len(retrieval),
-            "alpha" if stopped else "n",
-            retrieval,
-            time.perf_counter() - start,
-            retrieval.training_documents(),
-        )
-
-    def run(
-        self, state: RequestState, slots: Slots, slot: int, step_time_s: Callable[[], float]
-    ) -> RequestCoroutine:
-        """Train as planned, then generate or score.
-
-        Raises:
-            AdaptationError: If a loss, the score or the logits are not finite.
-            ValueError: If prompt and generated text exceed the model's context.
-        """
-        request, group = state.request, None
-        documents = _Documents(request, self.model)
-        session = AdaptationSession(
-            slots, slot, training=self.training, init_adapter=request.init_adapter,
-            lr_factor=lr_factor(documents.use), on_step=state.on_event,
-        )  # fmt: skip
-        if state.cancelled:  # while it waited
-            trace = AdaptationTrace((), "cancelled")
-            return Output(request, request.text or "", trace, finish_reason="cancelled")
-        if request.text is None:  # a prompt that is too long is an error before the first step
-            group = documents.group_without()
-        clock = _Stages(state)
-        plan = clock.plan
-        if plan.retrieval is not None:
-            state.on_event(plan.retrieval)
-        documents.set_plan(plan)
-        scores = _Scores(request, session, documents)
-        is_copy = plan.retrieval is not None and bool(plan.retrieval.copy)
-        evidence = EvidenceCheck(session, documents.measured_prompt(group), is_copy=is_copy)
-        scores.add(0)
-
-        def before_update(update: Update) -> StopReason | None:
-            if (reason := _stop_reason(state, step_time_s())) is None:
-                evidence.before_first()
-            return reason
-
-        def after_update(update: Update, number: int) -> None:
-            documents.note(update)
-            scores.after_update(update, number)
-            evidence.after_update(number)
-
-        reason = yield from session.run(
-            plan.updates if documents.use != "context" else (),
-            limit=plan.num_texts,
-            before_update=before_update,
-            after_update=after_update,
-        )
-        scores.add(scores.taken, is_last=True)
-        kept, answer_score = scores.taken, None
-        if group is None:
-            kept = evidence.finish(scores.taken)
-            answer_score = scores.add_answer(kept)
-        clock.end("train")
-        if group is not None:
-            group, kept = yield from evidence.decode(
-                documents.group_with() or group,
-                scores.taken,
-                restart=documents.group_without,
-                should_stop=lambda: state.cancelled,
-                on_text=state.on_event,
-            )
-        clock.end("generate")
-        reason = "evidence" if kept < scores.taken else reason or plan.stop_reason
-        reason = "cancelled" if state.cancelled else reason
-        scored = GeneratedText(request.text or "", "score", 0)
-        texts = tuple(sequence.result for sequence in group.sequences) if group else (scored,)
-        return Output(
-            request,
-            texts[0].text,
-            AdaptationTrace(session.steps, reason),
-            plan.retrieval,
-            texts[0].finish_reason,
-            scores.scores,
-            session.adapter if request.return_adapter else None,
-            clock.seconds,
-            documents.evidence(evidence.bits_per_byte, kept, session.steps, clock.seconds),
-            answer_score=answer_score,
-            num_tokens=sum(text.num_tokens for text in texts),
-            num_prompt_tokens=len(group.sequences[0].prompt) if group else 0,
-            texts=texts if group else (),
-            prompt_logprobs=(group.sequences[0].prompt_logprobs or ()) if group else (),
-        )
-
-
-def question_of(request: Request) -> str:
-    """What a request asks: the user's last message, or the prompt."""
-    messages = request.messages or ()
-    place = last_of_user(messages)
-    return request.prompt if place is None else str(messages[place]["content"])
-
-
-def plan_retrieval(
-    retrieval: Retrieval, model: LanguageModel, training: TrainingConfig, prompt: str
-) -> list[Update]:
-    """The updates on what was retrieved for `prompt`.
-
-    As many of them are to be taken as documents were selected.
+    Raises:
+        AdaptationError: If a loss, the score or the logits are not finite.
+        ValueError: If prompt and generated text exceed the model's context.
     """
-    return plan_updates(
-        retrieval.training_documents(),
-        model,
-        training,
-        n=len(retrieval),
-        sigmas=training_sigmas(retrieval),
-        learned_ratio=learned_ratio(retrieval, training),
-        prompt=prompt,
+    request = state.request
+    if state.cancelled:  # while it waited
+        trace = AdaptationTrace((), "cancelled")
+        return Output(request, request.text or "", trace, finish_reason="cancelled")
+    documents = _Documents(request, slots.model)
+    session = AdaptationSession(
+        slots, slot, training=training, init_adapter=request.init_adapter,
+        lr_factor=lr_factor(documents.use), on_step=state.on_event,
+    )  # fmt: skip
+    # a prompt that is too long is an error before the first step
+    group = documents.group_without() if request.text is None else None
+    clock = _Stages(state)
+    plan = clock.plan
+    if plan.retrieval is not None:
+        state.on_event(plan.retrieval)
+    documents.plan = plan
+    is_copy = plan.retrieval is not None and bool(plan.retrieval.copy)
+    evidence = EvidenceCheck(session, documents.measured_prompt(group), is_copy=is_copy)
+    scores = _Scores(request, session, documents)
+    reason = yield from _train(state, session, documents, scores, evidence, step_time_s)
+    answer_score = None
+    if group is None:
+        num_steps = evidence.finish(scores.taken)
+        answer_score = scores.add_answer(num_steps)
+        clock.end("train")
+    else:
+        clock.end("train")
+        group, num_steps = yield from evidence.decode(
+            documents.group_with() or group,
+            scores.taken,
+            restart=documents.group_without,
+            should_stop=lambda: state.cancelled,
+            on_text=state.on_event,
+        )
+    clock.end("generate")
+    if num_steps < scores.taken:
+        reason = "evidence"
+    reason = "cancelled" if state.cancelled else reason
+    output = Output(
+        request,
+        request.text or "",
+        AdaptationTrace(session.steps, reason),
+        plan.retrieval,
+        scores=scores.scores,
+        adapter=session.adapter if request.return_adapter else None,
+        seconds=clock.seconds,
+        evidence=documents.evidence(
+            evidence.bits_per_byte, num_steps, session.steps, clock.seconds
+        ),
+        answer_score=answer_score,
     )
+    return output if group is None else _with_texts(output, group)
 
 
-def training_sigmas(retrieval: Retrieval) -> list[float | None]:
-    """σ after each of the documents to train on; None for a copy and for the reserve."""
-    count = len(retrieval.training_documents())
-    sigmas = [] if retrieval.copy else retrieval.selection.sigma[1:].tolist()
-    return [*sigmas, *[None] * (count - len(sigmas))]
+def _train(
+    state: RequestState,
+    session: AdaptationSession,
+    documents: "_Documents",
+    scores: "_Scores",
+    evidence: EvidenceCheck,
+    step_time_s: Callable[[], float],
+) -> Generator[Update, list[float], StopReason]:
+    """Take the planned steps, and score the text before, along and after them."""
+
+    def before_update(update: Update) -> StopReason | None:
+        if (reason := _stop_reason(state, step_time_s())) is None:
+            evidence.before_first()
+        return reason
+
+    def after_update(update: Update, number: int) -> None:
+        documents.note(update)
+        scores.after_update(number)
+        evidence.after_update(number)
+
+    plan = documents.plan
+    scores.add(0)
+    reason = yield from session.run(
+        plan.updates if documents.use != "context" else (),
+        limit=plan.num_texts,
+        before_update=before_update,
+        after_update=after_update,
+    )
+    scores.add(scores.taken, is_last=True)
+    return reason or plan.stop_reason
 
 
-def learned_ratio(retrieval: Retrieval, training: TrainingConfig) -> float:
-    """The share of its first loss below which a text is learned."""
-    return (
-        COPY_LEARNED_RATIO if retrieval.copy and training.learned_ratio else training.learned_ratio
+def _with_texts(output: Output, group: SequenceGroup) -> Output:
+    """`output` with the texts that were generated."""
+    texts, first = tuple(sequence.result for sequence in group.sequences), group.sequences[0]
+    return replace(
+        output,
+        text=texts[0].text,
+        finish_reason=texts[0].finish_reason,
+        num_tokens=sum(text.num_tokens for text in texts),
+        num_prompt_tokens=len(first.prompt),
+        texts=texts,
+        prompt_logprobs=first.prompt_logprobs or (),
     )
 
 
@@ -266,7 +187,7 @@ class _Documents:
     """The documents of a request in the model's context, as far as its `use` asks for that."""
 
     def __init__(self, request: Request, model: LanguageModel) -> None:
-        self._request, self._model, self._plan = request, model, TrainingPlan()
+        self._request, self._model, self.plan = request, model, TrainingPlan()
         is_chat = request.messages is not None and request.sampling.prompt_logprobs is None
         self.use = resolve_use(request.use, model, is_chat=is_chat)
         """What they are used for."""
@@ -277,9 +198,6 @@ class _Documents:
         self._trained: dict[int, None] = {}
         self.in_context: tuple[str, ...] = ()
         """Ids of the documents in the context of the answer."""
-
-    def set_plan(self, plan: TrainingPlan) -> None:
-        self._plan = plan
 
     def note(self, update: Update) -> None:
         """Documents are read in the order of the steps on them."""
@@ -294,8 +212,8 @@ class _Documents:
     ) -> Evidence:
         """What an answer rests on, by the weights after `kept` of `steps`."""
         sigmas = [step.sigma for step in steps if step.sigma is not None]
-        if not steps and self.in_context and self._plan.retrieval is not None:
-            sigmas = self._plan.retrieval.selection.sigma.tolist()
+        if not steps and self.in_context and self.plan.retrieval is not None:
+            sigmas = self.plan.retrieval.selection.sigma.tolist()
         return Evidence(
             bits_per_byte,
             kept,
@@ -329,10 +247,10 @@ class _Documents:
     def group_with(self) -> SequenceGroup | None:
         """The same with the documents that fit; None without any to read."""
         request, model, sampling = self._request, self._model, self._request.sampling
-        places = list(self._trained | self._plan.planned)
+        places = list(self._trained | self.plan.planned)
         if self.use == "steps" or not places:
             return None
-        texts = [self._plan.documents[place].text for place in places]
+        texts = [self.plan.documents[place].text for place in places]
         if request.messages is not None:
             prefix = self._prefix()
             fitted = chat_with_texts(
@@ -350,16 +268,16 @@ class _Documents:
 
         None if the request has no documents to read.
         """
-        places = list(self._trained | (self._plan.planned if is_answer else {}))
+        places = list(self._trained | (self.plan.planned if is_answer else {}))
         if self._scoring is None or not places:
             return None
-        texts = [self._plan.documents[place].text for place in places]
+        texts = [self.plan.documents[place].text for place in places]
         if is_answer:
             self._set_used(places, self._scoring.examples(texts))
         return self._scoring.score(texts)
 
     def _set_used(self, places: Sequence[int], fitted: ContextTokens) -> None:
-        self.in_context = tuple(self._plan.documents[places[i]].id for i in fitted.used)
+        self.in_context = tuple(self.plan.documents[places[i]].id for i in fitted.used)
 
     def _prefix(self) -> list[int]:
         prefix = self._request.answer_prefix
@@ -390,7 +308,7 @@ class _Scores:
         self.scores: dict[int, Score] = {}
         self.taken = 0
 
-    def after_update(self, update: Update, number: int) -> None:
+    def after_update(self, number: int) -> None:
         self.taken = number
         if number in self._request.eval_steps:
             self.add(number)

@@ -22,13 +22,8 @@ from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
 from whet.adapt.slots import Slots
 from whet.adapt.updates import Update
 from whet.engine.fair_queue import FairPool, FairQueue
-from whet.engine.request import (
-    Action,
-    RequestCoroutine,
-    RequestRunner,
-    RequestState,
-    TrainingPlan,
-)
+from whet.engine.planning import Planner, TrainingPlan
+from whet.engine.request import Action, RequestCoroutine, RequestState, run_request
 from whet.errors import EngineClosedError, ModelError, QueueFullError
 
 RETRIEVAL_THREADS, THREADS_PER_CLIENT = 8, 4
@@ -57,13 +52,13 @@ class Scheduler:
     def __init__(
         self,
         make_slots: Callable[[], Slots],
-        runner: RequestRunner,
+        planner: Planner,
         max_waiting: int,
         niceness: int,
     ) -> None:
-        self._make_slots, self._runner, self._max_waiting = make_slots, runner, max_waiting
+        self._make_slots, self._planner, self._max_waiting = make_slots, planner, max_waiting
         self._set_niceness = partial(set_niceness, niceness)
-        self._planners = FairPool(
+        self._retrieval_threads = FairPool(
             RETRIEVAL_THREADS, THREADS_PER_CLIENT, "whet-plan", self._set_niceness
         )
         self._slots: Slots | None = None
@@ -126,7 +121,7 @@ class Scheduler:
             thread = self._thread
         if thread is not None:
             thread.join()
-        self._planners.shutdown()
+        self._retrieval_threads.shutdown()
 
     def stop(self) -> None:
         """Cancel all requests and wait for the current step."""
@@ -143,9 +138,12 @@ class Scheduler:
         """Start planning the next requests of `client`."""
         for state in self._waiting.of(client)[:MAX_PREFETCH]:
             if state.plan is None:
-                plan = partial(self._runner.plan, state)
-                state.plan = self._planners.submit(client, plan, weight=state.weight)
+                plan = partial(self._plan, state)
+                state.plan = self._retrieval_threads.submit(client, plan, weight=state.weight)
                 state.plan.add_done_callback(self._wake)
+
+    def _plan(self, state: RequestState) -> TrainingPlan:
+        return TrainingPlan() if state.cancelled else self._planner.plan(state.request)
 
     def _wake(self, _: Future[TrainingPlan]) -> None:
         with self._change:
@@ -221,7 +219,8 @@ class Scheduler:
             if slot not in self._active:
                 if (state := self._pop()) is None:
                     return None
-                coroutine = self._runner.run(state, slots, slot, lambda: self._step_time_s)
+                training = self._planner.training
+                coroutine = run_request(state, slots, slot, training, lambda: self._step_time_s)
                 self._active[slot] = state, coroutine
                 self._step_time_s *= STEP_TIME_DECAY
                 result = None

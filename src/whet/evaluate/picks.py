@@ -14,7 +14,7 @@ from whet.adapt.config import TrainingConfig
 from whet.adapt.model import LanguageModel
 from whet.adapt.updates import Update, plan_updates
 from whet.data.documents import Document
-from whet.engine.request import learned_ratio, training_sigmas
+from whet.engine.planning import learned_ratio, training_sigmas
 from whet.evaluate.config import DYNAMIC, EvalConfig, MethodConfig
 from whet.evaluate.contamination import near_duplicates
 from whet.evaluate.tasks import ScoringTask

@@ -23,7 +23,7 @@ from whet.adapt.updates import Update
 from whet.data.documents import Document
 from whet.data.filters import LONGEST, And, Compare, Filter, Not, as_filter
 from whet.embed.embedder import encode_queries
-from whet.engine.request import plan_retrieval
+from whet.engine.planning import plan_retrieval
 from whet.errors import AdaptationError, NoMatchError
 from whet.evaluate.config import EvalConfig
 from whet.evaluate.tasks import ScoringTask

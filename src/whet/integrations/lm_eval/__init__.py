@@ -28,7 +28,7 @@ from whet.adapt.updates import Update
 from whet.config import config_fields, parse_fields, unknown_name
 from whet.engine import Engine, Request
 from whet.engine.in_context import InContext, lr_factor
-from whet.engine.request import TrainingPlan, plan_retrieval
+from whet.engine.planning import TrainingPlan, plan_retrieval
 from whet.errors import NoMatchError, require
 from whet.evaluate.config import EvalConfig, MethodConfig
 from whet.evaluate.tasks import ScoringTask
