@@ -33,11 +33,11 @@ from whet.errors import AdaptationError, ModelError
 from whet.evaluate.config import EvalConfig, MethodConfig
 from whet.evaluate.contamination import find_contamination
 from whet.evaluate.dataset import Experiment
-from whet.evaluate.evaluator import Row, ScoredSteps, Steps, remaining_rows
 from whet.evaluate.picks import Picker, Picks
 from whet.evaluate.provenance import peak_mib, space_record
 from whet.evaluate.run_storage import FORMAT, append, pack, repair
 from whet.evaluate.runner import auto_values, begin, with_auto_values
+from whet.evaluate.steps import Row, ScoredSteps, Steps, remaining_rows
 from whet.evaluate.tasks import ScoringTask
 from whet.io import progress_bar
 from whet.locks import exclusive_lock

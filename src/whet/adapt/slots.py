@@ -9,25 +9,23 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol, runtime_checkable
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from whet.adapt.batches import Batch, Tokens, TrainText, as_train_text, group_by_length
-from whet.adapt.config import AdapterConfig, FullFineTuning, LMHead, LoRA, OptimizerConfig
+from whet.adapt.config import AdapterConfig, FullFineTuning, LMHead, OptimizerConfig
 from whet.adapt.cuda_graphs import CUDAGraphRunner
 from whet.adapt.decoding.batch_decoding import BatchDecoder
 from whet.adapt.decoding.sampling import SequenceGroup, TextPiece
 from whet.adapt.flat_params import FlatParams, SlotIndex
 from whet.adapt.loss import OutputProjection, chunked_cross_entropy
 from whet.adapt.model import LanguageModel
-from whet.adapt.tuners.full import FullTuner
-from whet.adapt.tuners.head import HeadTuner
 from whet.adapt.tuners.lora import LoRATuner
 from whet.adapt.tuners.state_cache import CacheLimits
+from whet.adapt.tuners.tuner import check_compile, make_tuner
 from whet.errors import ModelError
 from whet.maths.arrays import as_count
 
@@ -42,30 +40,6 @@ SHORT_TEXT = 32  # tokens; a network is large if so few are worth a thread
 MAX_BUSY_THREADS = 3  # as many have a pass each, however few texts there are
 MAX_PASS_THREADS = 8  # each takes memory for a pass
 Pass = tuple[list[int], list[TrainText], int]  # the slots, a text for each, and their length
-
-
-@runtime_checkable
-class Tuner(Protocol):
-    """What is trained of a model, and how the network computes with it."""
-
-    @property
-    def initial(self) -> Mapping[str, Tensor]:
-        """The tensors that every slot starts from."""
-
-    @property
-    def lm_head(self) -> OutputProjection:
-        """The output layer as it is now."""
-
-    def attached(self) -> AbstractContextManager[None]: ...
-
-    def bind(self, params: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None) -> None:
-        """Compute with `params`, row by row of the batch, and add their gradients to `grad`."""
-
-    def hidden_states(self, texts: Sequence[Tokens], batch: Batch) -> Float[Tensor, "b t d"]:
-        """The inputs of `lm_head`."""
-
-    def precompute(self, texts: Sequence[Tokens]) -> None:
-        """Compute what does not depend on the steps, for all `texts` at once."""
 
 
 class Slots:
@@ -92,7 +66,7 @@ class Slots:
         check_compile(adapter, torch_compile)
         self.model, self.adapter = model, adapter
         with model.exclusive():  # otherwise adapted weights could be taken for the model's
-            self._tuner = _make_tuner(model, adapter, cache_limits or CacheLimits(), torch_compile)
+            self._tuner = make_tuner(model, adapter, cache_limits or CacheLimits(), torch_compile)
         dtype = next(model.hf_model.parameters()).dtype
         self.optimizer = optimizer or OptimizerConfig()
         self.params = FlatParams(self._tuner.initial, count, adapter.lr, self.optimizer, dtype)
@@ -392,26 +366,8 @@ class PassThreads:
         self._executor.shutdown()
 
 
-def check_compile(adapter: AdapterConfig, torch_compile: bool) -> None:
-    """Raises ValueError if `torch_compile` is combined with an adapter that it does not support."""
-    if torch_compile and isinstance(adapter, LoRA):
-        raise ValueError("torch_compile does not support LoRA: use it with full or head only")
-
-
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _make_tuner(
-    model: LanguageModel, adapter: AdapterConfig, limits: CacheLimits, torch_compile: bool
-) -> Tuner:
-    match adapter:
-        case FullFineTuning():
-            return FullTuner(model, adapter, limits, torch_compile)
-        case LoRA():
-            return LoRATuner(model, adapter, limits)
-        case LMHead():
-            return HeadTuner(model, limits, torch_compile)
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from whet.adapt.config import (
 from whet.adapt.decoding.sampling import SamplingParams
 from whet.adapt.model import LanguageModel
 from whet.adapt.session import AdaptationTrace
-from whet.adapt.slots import Slots, check_compile
+from whet.adapt.slots import Slots
 from whet.adapt.tuners.state_cache import CacheLimits
+from whet.adapt.tuners.tuner import check_compile
 from whet.config import Renamed, renamed_keywords
 from whet.engine.planning import Planner
 from whet.engine.request import Event, RequestState

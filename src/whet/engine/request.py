@@ -206,17 +206,17 @@ class _Documents:
     def evidence(
         self,
         bits_per_byte: Mapping[int, float],
-        kept: int,
+        num_steps: int,
         steps: Sequence[TrainStep],
         seconds: Mapping[str, float],
     ) -> Evidence:
-        """What an answer rests on, by the weights after `kept` of `steps`."""
+        """What an answer rests on, by the weights after `num_steps` of `steps`."""
         sigmas = [step.sigma for step in steps if step.sigma is not None]
         if not steps and self.in_context and self.plan.retrieval is not None:
             sigmas = self.plan.retrieval.selection.sigma.tolist()
         return Evidence(
             bits_per_byte,
-            kept,
+            num_steps,
             dict(Counter(step.id for step in steps)),
             min(sigmas, default=None),
             sum(seconds.values()),
@@ -320,15 +320,15 @@ class _Scores:
         in_context = self._in_context(is_answer=is_last) if taken else None
         self.scores[taken] = in_context or self._alone()
 
-    def add_answer(self, kept: int) -> Score | None:
+    def add_answer(self, num_steps: int) -> Score | None:
         """Score the text by the model that answers; with documents in its context, return that."""
         if self._request.text is None:
             return None
         if self._documents.use == "steps":
-            self.add(kept)
+            self.add(num_steps)
             return None
-        if kept == self.taken and self._documents.in_context:
-            return self.scores[kept]
+        if num_steps == self.taken and self._documents.in_context:
+            return self.scores[num_steps]
         return self._in_context(is_answer=True)
 
     def _alone(self) -> Score:

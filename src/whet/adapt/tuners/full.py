@@ -13,7 +13,7 @@ from whet.adapt.tuners.state_cache import CacheLimits, last_layers
 
 
 class FullTuner:
-    """Trains every weight: see `whet.adapt.slots.Tuner`.
+    """Trains every weight: see `whet.adapt.tuners.tuner.Tuner`.
 
     The network's own tensors are never written, so they are restored bit for bit.
     """

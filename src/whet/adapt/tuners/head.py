@@ -17,7 +17,7 @@ from whet.adapt.tuners.state_cache import CacheLimits, StateCache
 
 
 class HeadTuner:
-    """Trains the output matrix: see `whet.adapt.slots.Tuner`."""
+    """Trains the output matrix: see `whet.adapt.tuners.tuner.Tuner`."""
 
     def __init__(self, model: LanguageModel, limits: CacheLimits, torch_compile: bool) -> None:
         self._model = model

@@ -27,7 +27,7 @@ LORA_A, LORA_B = ".lora_A", ".lora_B"
 
 
 class LoRATuner:
-    """Trains A and B of each linear layer: see `whet.adapt.slots.Tuner`."""
+    """Trains A and B of each linear layer: see `whet.adapt.tuners.tuner.Tuner`."""
 
     def __init__(self, model: LanguageModel, config: LoRA, limits: CacheLimits) -> None:
         self._model = model

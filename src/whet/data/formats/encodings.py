@@ -93,7 +93,7 @@ def encoding_of(content: bytes) -> str | None:
 
 
 def legacy_encoding(content: bytes) -> str | None:
-    """The most plausible encoding of a text that is not UTF-8; None for bytes that are no text."""
+    """The most plausible encoding of a text that is not UTF-8; None for bytes that are not text."""
     from charset_normalizer import from_bytes
 
     sample = content[:SAMPLE]
@@ -136,7 +136,7 @@ def is_damaged_utf8(content: bytes) -> bool:
 
 
 def is_binary(start: bytes) -> bool:
-    """Whether a file that begins so is, by Git's rule, binary: it has a zero byte, but is no UTF-16."""
+    """Whether a file that begins so is, by Git's rule, binary: it has a zero byte and is not UTF-16."""
     return b"\0" in start and encoding_of(start) is None
 
 

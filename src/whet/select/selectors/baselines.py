@@ -2,8 +2,8 @@
 
 Sources: arXiv 2410.08020, Section 5 (NN, NN-F, US) and the appendix on SIFT-FAST, whose assumption
 of submodular gains (C.1) does not hold on text embeddings: for x* = e₁ and candidates
-(e₁ + e₂) / √2 and e₂, the second has no gain until the first is observed, so an old gain is no
-upper bound of the new one. MMR: Carbonell & Goldstein (SIGIR 1998), Section 2.
+(e₁ + e₂) / √2 and e₂, the second has no gain until the first is observed, so an old gain is not
+an upper bound of the new one. MMR: Carbonell & Goldstein (SIGIR 1998), Section 2.
 """
 
 import heapq

@@ -5,7 +5,7 @@ Three checks keep foreign pages out:
 
 - `Host`: a page whose domain resolves to 127.0.0.1 (DNS rebinding) is the server's own page for the
   browser, but its requests still name its domain. Without API keys only loopback names are allowed.
-- `Origin`: browsers name the page that sends a request; clients that are no browsers send none.
+- `Origin`: browsers name the page that sends a request; clients that are not browsers send none.
 - `Content-Type`: a body of JSON that says so needs the permission of a preflight request, which
   foreign pages do not get; bodies that a form can send are rejected.
 """
