@@ -213,19 +213,27 @@ def normalize_rows(
 
 def _numpy(values: ArrayLike, name: str) -> Array:
     if hasattr(values, "detach"):
-        values = _from_torch(values)
+        values = _from_torch(values, name)
     try:
         array = np.asarray(values)
+        if array.dtype == object and array.ndim == 1 and len(array):
+            array = np.array([*array])  # a column of lists, as of pandas or Arrow
     except ValueError as error:
         raise ValueError(f"{name} is ragged: expected rows of equal length") from error
     if array.dtype.kind in "iub":
         array = array.astype(np.float64)
+    if array.dtype.kind == "O" and not array.ndim:
+        raise ValueError(f"{name} is of {type(values)}: expected real numbers in an array or lists")
+    if array.dtype.kind == "U":
+        raise ValueError(f"{name} contains text: expected real numbers, such as its embeddings")
     if array.dtype.kind != "f":
         raise ValueError(f"{name} contains {array.dtype}: expected real numbers")
     return array
 
 
-def _from_torch(tensor: Any) -> Array:
+def _from_torch(tensor: Any, name: str) -> Array:
+    if tensor.is_sparse or tensor.is_meta or str(tensor.layout) != "torch.strided":
+        raise ValueError(f"{name} is a sparse or meta tensor: expected real numbers in a dense one")
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point() and tensor.element_size() == 2:  # NumPy lacks bfloat16
         tensor = tensor.float()
