@@ -152,3 +152,23 @@ def test_a_damaged_record_is_an_error_before_anything_is_removed(folder):
     with pytest.raises(SpaceError, match="sources-.* is broken"):
         build(folder)
     assert "sources-" in verify(space.path)[0]
+
+
+def test_a_part_of_a_known_folder_is_brought_in_step_and_not_added_twice(folder):
+    build(folder)
+    target = folder.parent / "s"
+    write(folder, {"bees.md": "Bees fly.", "long/new.md": "Hornets hum.", ".hidden/a.md": "Moths."})
+    (folder / "long/wasps.md").unlink()
+
+    def add(part):
+        return DataSpace.build(folder / part, target, HashingEmbedder())
+
+    part = add("long")
+    assert files(part) == (1, 0, 1, 2)  # the changed file elsewhere stays as it was
+    expected = {"bees.md": "Bees dance.", "ants.md": "Ants walk.", "long/new.md": "Hornets hum."}
+    assert texts(part) == expected
+    assert texts(add("bees.md")) == expected | {"bees.md": "Bees fly."}
+    assert len(add("bees.md")) == 3 and files(build(folder)) == (0, 0, 0, 3)
+    assert len(add(".hidden")) == 4  # what the folder leaves out is a source of its own
+    (folder / "long/new.md").unlink()
+    assert set(texts(add("long"))) == {"bees.md", "ants.md", "a.md"}

@@ -43,8 +43,14 @@ def passes(filter, row):
 
 
 def compares(stored, op, value):
-    if stored is None or kind(stored) != kind(value):
+    if stored is None:
         return False
+    if kind(value) == "number" and isinstance(stored, str) and stored.strip().isdecimal():
+        stored = float(stored)
+    if kind(stored) != kind(value):
+        return False
+    if op in ("startswith", "contains"):
+        return value in stored if op == "contains" else stored.startswith(value)
     return {"==": stored == value, "<": stored < value, "<=": stored <= value,
             ">": stored > value, ">=": stored >= value}[op]  # fmt: skip
 

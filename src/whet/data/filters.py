@@ -2,14 +2,15 @@
 
     filter = Compare(field, op, value) | In(field, values)
            | And(filters) | Or(filters) | Not(filter)
-    op     = "==" | "<" | "<=" | ">" | ">="
+    op     = "==" | "<" | "<=" | ">" | ">=" | "startswith" | "contains"
     value  = str | int | float | bool
 
-In text, as `parse` reads it: `set == "github" and not (year < 2010 or lang in ["c", "py"])`. A
-field is a key of a document's `meta`, or `id`. The logic is two-valued: a document without the
-field, or with a value of another kind, fails every comparison and passes its negation. Strings are
-compared by code point, but points in time in ISO 8601 as moments: `2024-06-01T12:00:00Z` equals
-`2024-06-01T14:00:00+02:00`, and one without an offset counts as UTC.
+In text, as `parse` reads it: `set == "github" and not (year < 2010 or lang in ["c", "py"])`,
+`path.startswith("src/")`, `"test" in path`. A field is a key of a document's `meta`, or `id`. The
+logic is two-valued: a document without the field, or with a value of another kind, fails every
+comparison and passes its negation. A text that spells a number, as cells of a CSV do, also compares
+as that number. Strings are compared by code point, but points in time in ISO 8601 as moments:
+`2024-06-01T12:00:00Z` equals `2024-06-01T14:00:00+02:00`, and one without an offset counts as UTC.
 """
 
 import ast
@@ -29,6 +30,7 @@ from whet.maths.arrays import Array
 Value = str | int | float | bool
 OPERATORS = {"==": np.equal, "<": np.less, "<=": np.less_equal}
 OPERATORS |= {">": np.greater, ">=": np.greater_equal}
+TEXT_OPERATORS = ("startswith", "contains")
 LONGEST = 256  # characters of a string that can be filtered by
 SHOWN = 80  # characters of a filter in messages
 
@@ -45,9 +47,15 @@ class Compare:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", (kind(self.value),))
-        if self.op not in OPERATORS:
-            raise ValueError(f"op is {self.op!r}: expected one of {', '.join(OPERATORS)}")
+        if self.op not in (*OPERATORS, *TEXT_OPERATORS):
+            names = ", ".join((*OPERATORS, *TEXT_OPERATORS))
+            raise ValueError(f"op is {self.op!r}: expected one of {names}")
         _check(self.value)
+        if self.op in TEXT_OPERATORS and not isinstance(self.value, str):
+            raise ValueError(
+                f"a filter looks for {self.value!r} in the texts of {self.field!r}: expected a text "
+                "in quotes"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +212,7 @@ def parse(text: str) -> Filter:
     except (SyntaxError, RecursionError, MemoryError, UnicodeEncodeError) as error:
         raise ValueError(
             f"filter {_short(text)!r} cannot be read ({getattr(error, 'msg', error)}): expected "
-            "comparisons by ==, !=, <, <=, >, >= or in [...], joined by and, or and not, such as "
+            "comparisons by ==, !=, <, <=, >, >=, in [...] or startswith, joined by and, or and not, as "
             '`set == "github" and year >= 2010`'
         ) from error
 
@@ -251,6 +259,14 @@ def _filter(node: ast.expr) -> Filter:
             return Or(tuple(_filter(part) for part in parts))
         case ast.UnaryOp(op=ast.Not(), operand=inner):
             return Not(_filter(inner))
+        case ast.Call(func=ast.Attribute(value=left, attr="startswith"), args=[value], keywords=[]):
+            return Compare(_field(left), "startswith", _value(value))
+        case ast.Compare(
+            left=ast.Constant(value=str(part)), ops=[ast.In() | ast.NotIn() as op],
+            comparators=[ast.Name() as right],
+        ):  # fmt: skip
+            found = Compare(_field(right), "contains", part)
+            return found if isinstance(op, ast.In) else Not(found)
         case ast.Compare(left=left, ops=[op], comparators=[right]):
             return _comparison(_field(left), op, right)
     raise ValueError(
@@ -271,7 +287,7 @@ def _comparison(field: str, op: ast.cmpop, right: ast.expr) -> Filter:
             return Compare(field, signs[type(op)], _value(right))
     raise ValueError(
         f"filter compares `{field}` in a way it cannot: expected ==, !=, <, <=, >, >= with one value, "
-        "or in [...]; parts of a text are not searched for"
+        'or in [...]; parts of a text by `"part" in field` or `field.startswith("part")`'
     )
 
 

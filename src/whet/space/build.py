@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from whet.data.documents import (
     iter_documents,
     to_documents,
 )
+from whet.data.files import iter_files
 from whet.data.walk import FileOptions, LeftOut
 from whet.embed.embedder import Embedder, has_fingerprint
 from whet.embed.lsa import LSA
@@ -34,7 +36,7 @@ from whet.io import as_json, atomic_write, count_of, progress_bar, translate_dis
 from whet.locks import LOCK_FILE
 from whet.space.indexing.embedding import embed_parts, fit_lsa, is_normalized, no_documents
 from whet.space.indexing.records import differ, read_sources, rows_of, staged_state, with_rows
-from whet.space.indexing.sync import Changes, Scan, scan
+from whet.space.indexing.sync import Changes, Scan, is_within, scan
 from whet.space.store.known_documents import SeenIds, compare_stored
 from whet.space.store.manifest import (
     EMBEDDER_FOLDER,
@@ -76,6 +78,8 @@ class Addition:
     files: FileOptions | None = None
     on_left_out: Callable[[LeftOut], None] | None = None
     keep_missing: bool = False
+    within: str = ""
+    """Only this file or folder of the source `docs`, by its path there; empty for all."""
 
     def __post_init__(self) -> None:
         if self.chunks != AUTO:
@@ -110,8 +114,30 @@ class Addition:
         return scan(
             source.resolve(), path, manifest, self.source, text_field=self.text_field,
             chunks=self.chunks, keep_missing=self.keep_missing, options=self.files,
-            on_left_out=self.on_left_out,
+            on_left_out=self.on_left_out, within=self.within,
         )  # fmt: skip
+
+    def in_known_folder(self, path: Path, manifest: Manifest) -> "Addition":
+        """For a part of a folder that the data space has, that part of the folder.
+
+        So its documents keep their ids, and none is added a second time. A part that the folder
+        leaves out, such as a hidden file, is a source of its own.
+        """
+        if self.within or self.resume_key or not isinstance(self.docs, str | Path):
+            return self
+        part = Path(self.docs).resolve()
+        known = read_sources(path, manifest)
+        if not part.exists() or self.source in known:
+            return self
+        for folder in part.parents:
+            whole = replace(self, docs=folder, within=part.relative_to(folder).as_posix())
+            if whole.source not in known:
+                continue
+            files = (f.path for f in iter_files(folder, self.files) if f.problem is None)
+            if any(is_within(file, whole.within) for file in chain(known[whole.source], files)):
+                _report_part(self.docs, folder)
+                return whole
+        return self
 
     def for_embedder(self, embedder: Embedder | None) -> "Addition":
         """With the rule for passages that `embedder` reads entirely in place of `auto`."""
@@ -146,6 +172,15 @@ class Addition:
                 on_left_out=self.on_left_out,
             )
         return to_documents(self.docs, first, text_field=self.text_field, chunks=self.chunks)
+
+
+@cache
+def _report_part(part: str | Path, folder: Path) -> None:
+    """Log once that `part` belongs to a folder that the data space has."""
+    LOGGER.warning(
+        "%s is a part of %s, which the data space has: its documents there are brought in step, and "
+        "none is added twice", part, folder,
+    )  # fmt: skip
 
 
 def create(
@@ -189,7 +224,8 @@ def add(addition: Addition, path: Path, embedder: Embedder) -> Changes:
         made_by = writer.manifest.fingerprint
         expected = made_by if has_fingerprint(embedder, made_by) else embedder.fingerprint
         DiskReader.open(path, fingerprint=expected).close()
-        return _add(writer, addition.for_space(writer.manifest, path), embedder)
+        addition = addition.for_space(writer.manifest, path)
+        return _add(writer, addition.in_known_folder(path, writer.manifest), embedder)
 
 
 def unchanged(
@@ -205,7 +241,8 @@ def unchanged(
     same = base_spec(spec) == base_spec(manifest.embedder) and labels in (None, manifest.labels)
     if not same or staged_plan(path):
         return None
-    files = addition.for_space(manifest, path).scan(path, manifest)
+    addition = addition.for_space(manifest, path).in_known_folder(path, manifest)
+    files = addition.scan(path, manifest)
     return files.changes if files is not None and files.is_current else None
 
 

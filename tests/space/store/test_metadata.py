@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.reference_store import Row, passes
 
-from whet.data.filters import And, Compare, In, Not, Or, matches, parse
+from whet.data.filters import OPERATORS, And, Compare, In, Not, Or, matches, parse
 from whet.space.store.protocol import SCHEMA
 from whet.space.store.segments import metadata
 from whet.space.store.segments.checked_file import CheckedFile
@@ -19,7 +19,22 @@ from whet.space.store.segments.records import RecordFile, RecordWriter
 
 LONG = "x" * 256
 texts = st.sampled_from(
-    ["", LONG, LONG + "a", "x" * 300, "a", "b", "Z", "é", "é", "\uffff", "\U0001f41d", "1", "True"]
+    [
+        "",
+        LONG,
+        LONG + "a",
+        "x" * 300 + "Z",
+        "a",
+        "b",
+        "Z",
+        "é",
+        "é",
+        "\uffff",
+        "\U0001f41d",
+        "1",
+        " 2",
+        "True",
+    ]
 )
 integers = st.sampled_from([2**70, -(2**70), -(2**63), -1, 0, 1, 2, 2**53 + 1, 2**63 - 1])
 reals = st.sampled_from([-1.5, 0.0, 0.5, 1.0, 2.0, float("inf")])
@@ -30,8 +45,11 @@ operands = (
 fields = st.sampled_from(["a", "b", "id"])
 comparisons = st.tuples(fields, st.sampled_from(["==", "<", "<=", ">", ">="]), operands)
 memberships = st.tuples(fields, st.just("in"), st.lists(operands, max_size=4))
+searches = st.tuples(
+    fields, st.sampled_from(["startswith", "contains"]), texts.filter(lambda text: len(text) <= 256)
+)
 trees = st.recursive(
-    comparisons | memberships,
+    comparisons | memberships | searches,
     lambda inner: st.tuples(st.sampled_from(["and", "or", "not"]), st.lists(inner, max_size=3)),
     max_leaves=6,
 )
@@ -104,7 +122,7 @@ def test_numbers_of_any_size_compare_exactly(tmp_path):
     numbers = [*EDGES, *REALS, -(10**400)]
     stored = [n for n in numbers if abs(n) != float("inf")]
     table = columns([{"n": number} for number in stored], tmp_path)
-    for op, compare in metadata.PYTHON_OPERATORS.items():
+    for op, compare in ((op, metadata.PYTHON_OPERATORS[op]) for op in OPERATORS):
         for number in numbers:
             expected = [compare(have, number) for have in stored]
             assert table.compare("n", op, (number,)).tolist() == expected, (op, number)
@@ -133,8 +151,8 @@ def test_a_field_is_the_one_that_was_written():
 
 def test_missing_values_fail_comparisons_and_pass_their_negation(tmp_path):
     table = columns([{"a": 1}, {"a": "1"}, {"a": True}, {}], tmp_path)
-    assert matches(Compare("a", "==", 1), table).tolist() == [True, False, False, False]
-    assert matches(Not(Compare("a", "==", 1)), table).tolist() == [False, True, True, True]
+    assert matches(Compare("a", "==", 1), table).tolist() == [True, True, False, False]
+    assert matches(Not(Compare("a", "==", 1)), table).tolist() == [False, False, True, True]
     assert matches(Compare("a", "==", True), table).tolist() == [False, False, True, False]
 
 
@@ -159,3 +177,34 @@ def test_long_texts_and_integers_compare_by_their_whole_value(tmp_path, older):
     assert matches(Not(Compare("a", "<", "b")), table).tolist() == [1, 1, 0, 1, 1]
     assert matches(Compare("a", ">", 0), table).tolist() == [0, 0, 0, 1, 0]
     assert matches(In("a", (2**70, LONG)), table).tolist() == [1, 0, 0, 1, 0]
+
+
+def test_texts_that_spell_numbers_compare_as_numbers_and_as_texts(tmp_path):
+    cells = ["2010", "1999.5", " 2021 ", "00501", "n/a", "", "1e3", "9" * 16, "0x10", "1_000", "-3"]
+    table = columns([{"n": cell} for cell in cells], tmp_path)
+
+    def found(text):
+        return [cells[i] for i in np.flatnonzero(matches(parse(text), table))]
+
+    assert found("n >= 2000") == ["2010", " 2021 "]
+    assert found("n in [501, 1000, 16]") == ["00501", "1e3"]
+    assert found("n < 0") == ["-3"] and found('n == "00501"') == ["00501"]
+    assert found('n.startswith("20")') == ["2010"] and found('"02" in n') == [" 2021 "]
+    assert found('"0" not in n') == ["1999.5", "n/a", "", "1e3", "9" * 16, "-3"]
+    visible = np.ones(len(cells), bool)
+    assert table.fields(visible)["n"] == {"text", "number"}
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ("a.startswith(3)", "looks for 3 in the texts of 'a': expected a text in quotes"),
+        ('a.endswith("x")', "expected `field == value`"),
+        ('a.startswith("x", 2)', "expected `field == value`"),
+        ("3 in a", "expected a field's name on the left"),
+        ('a.startswith("' + "x" * 257 + '")', "has 257 characters"),
+    ],
+)
+def test_parts_of_texts_are_texts(where, message):
+    with pytest.raises(ValueError, match=message):
+        parse(where)

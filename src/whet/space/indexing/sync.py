@@ -90,7 +90,7 @@ class Scan:
     def __init__(
         self, source: Path, known: Files, *, text_field: str, chunks: str, keep_missing: bool,
         options: FileOptions | None, on_left_out: Callable[[LeftOut], None] | None,
-        adopts: bool = False,
+        adopts: bool = False, within: str = "",
     ) -> None:  # fmt: skip
         """List the files, and hash those that may have changed.
 
@@ -104,6 +104,7 @@ class Scan:
             on_left_out: Called with what is left out.
             adopts: Whether stored documents of the ids that are read belong to this source: if an
                 older version, which did not record files, built the data space from it.
+            within: Only this file or folder of the source; files elsewhere stay as they are.
 
         Raises:
             SourceError: If the source holds no file that can be read, though it did before.
@@ -111,12 +112,13 @@ class Scan:
         self._source, self._text_field, self._chunks = source, text_field, chunks
         self._options, self._leave_out = options, on_left_out or (lambda _: None)
         self._keep_missing, self._adopts = keep_missing, adopts and not known
+        self._within = within
         self.kept: dict[int, str] = {}
         """Rows of documents that are as before, although their file has changed, with their ids."""
         self.outdated: list[int] = []
         """Rows of documents that were read with another text."""
         self.known, self.changes = known, Changes()
-        self.files: Files = {}
+        self.files: Files = {p: r for p, r in known.items() if not is_within(p, within)}
         """Records of files that need not be read, by path."""
         self.to_read: list[_File] = []
         """Files that are new or have changed."""
@@ -147,6 +149,8 @@ class Scan:
             self._compare(self._source.name, self._source, read)
             return
         for file in iter_files(self._source, self._options):
+            if not is_within(file.path, self._within):
+                continue
             location = self._source / file.path
             if isinstance(file.problem, LeftOut):
                 self._leave_out(file.problem)
@@ -257,6 +261,15 @@ class Scan:
             staging.record(STATE_FILE, temporary)
 
 
+def is_within(path: str, part: str) -> bool:
+    """Whether `path` is the file `part` or in the folder `part`; an empty `part` is everything.
+
+    >>> is_within("api/a.md", "api"), is_within("apis/a.md", "api"), is_within("a.md", "")
+    (True, False, True)
+    """
+    return not part or path == part or path.startswith(f"{part}/")
+
+
 def _is_same(file: _File) -> bool:
     """Whether a file is as it was before it was read."""
     try:
@@ -288,7 +301,7 @@ def _without_deleted(files: Files, folder: Path) -> Files:
 def scan(
     source: Path, folder: Path, manifest: Manifest, key: str, *, text_field: str, chunks: str,
     keep_missing: bool, options: FileOptions | None,
-    on_left_out: Callable[[LeftOut], None] | None,
+    on_left_out: Callable[[LeftOut], None] | None, within: str = "",
 ) -> Scan | None:  # fmt: skip
     """The files of `source` next to those of the data space; None if it is too large.
 
@@ -302,6 +315,7 @@ def scan(
         keep_missing: Keep documents of files that are no longer there.
         options: Which files of a folder are read.
         on_left_out: Called with what is left out.
+        within: Only this file or folder of the source; empty for all.
 
     Raises:
         SourceError: See `Scan`.
@@ -319,5 +333,5 @@ def scan(
     return Scan(
         source, _without_deleted(files, folder),
         text_field=text_field, chunks=chunks, keep_missing=keep_missing, options=options,
-        on_left_out=on_left_out, adopts=manifest.source == key and bool(manifest.next),
+        on_left_out=on_left_out, adopts=manifest.source == key and bool(manifest.next), within=within,
     )  # fmt: skip

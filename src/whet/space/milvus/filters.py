@@ -9,7 +9,18 @@ preserves their order, so that none can be mistaken for a part of an expression.
 import sys
 from collections.abc import Sequence
 
-from whet.data.filters import And, Compare, Filter, In, Not, Or, Value, as_comparable, kind
+from whet.data.filters import (
+    TEXT_OPERATORS,
+    And,
+    Compare,
+    Filter,
+    In,
+    Not,
+    Or,
+    Value,
+    as_comparable,
+    kind,
+)
 
 ALL, NONE = "(row >= 0)", "(row < 0)"
 NEGATED = {"==": "!=", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
@@ -72,6 +83,8 @@ def _join(filters: Sequence[Filter], operator: str, negate: bool) -> str:
 
 
 def _comparison(field: str, op: str, value: Value, negate: bool) -> str:
+    if op in TEXT_OPERATORS:
+        return _text_part(field, op, str(value), negate)
     operator = NEGATED[op] if negate else op
     if field == "id":
         if kind(value) != "text":
@@ -81,3 +94,21 @@ def _comparison(field: str, op: str, value: Value, negate: bool) -> str:
     if negate:
         return f"((not (exists {path})) or ({path} {operator} {literal(value)}))"
     return f"((exists {path}) and ({path} {operator} {literal(value)}))"
+
+
+def _text_part(field: str, op: str, part: str, negate: bool) -> str:
+    """Whether a text starts with `part`, by the hexadecimal form of both.
+
+    Raises:
+        ValueError: If it is to contain `part`, which its hexadecimal form does not show.
+    """
+    if op == "contains":
+        raise ValueError(
+            f"a filter looks for {part!r} within texts, which a copy in Milvus cannot: use "
+            f'`{field}.startswith("…")` or ==, or the data space on disk'
+        )
+    path = "name" if field == "id" else field_path(field, "text")
+    found = f'{path} like "{hex_encode(part)}%"'
+    if field != "id":
+        found = f"(exists {path}) and ({found})"
+    return f"(not ({found}))" if negate else f"({found})"

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
-from whet.data.filters import LONGEST, OPERATORS, Value, as_comparable, kind
+from whet.data.filters import LONGEST, OPERATORS, TEXT_OPERATORS, Value, as_comparable, kind
 from whet.data.values import TIME_PREFIX, comparable_time
 from whet.maths.arrays import Array
 from whet.space.store.segments.checked_file import CheckedFile, unreadable
@@ -37,12 +37,20 @@ KINDS = {"truth": "truth", "whole": "number", "real": "number", "text": "text"}
 _COMPARABLE = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d*[1-9])?$"  # what `comparable_time` returns
 COMPARE = {"==": pc.equal, "<": pc.less, "<=": pc.less_equal, ">": pc.greater}
 COMPARE |= {">=": pc.greater_equal}
+COMPARE |= {
+    "startswith": lambda texts, part: pc.starts_with(texts, part.as_py()),
+    "contains": lambda texts, part: pc.match_substring(texts, part.as_py()),
+}
 COMPLETE = b"whet.complete"
 """Key of the file's metadata: `yes` if every value has a column, `no` if some have none. Files of
 older versions have no such key; they lack long texts, too."""
 PYTHON_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "==": operator.eq, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge
+    "==": operator.eq, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "startswith": str.startswith, "contains": operator.contains,
 }  # fmt: skip
+NUMERAL = r"^\s*[+-]?[0-9]{1,15}(\.[0-9]{1,15})?([eE][+-]?[0-9]{1,3})?\s*$"
+"""Texts that also compare as numbers: of up to 15 digits, which a real represents exactly."""
+NUMERALS_BY = 1024  # texts of a column by which it is known to hold such texts
 CACHED_FIELDS = 8  # fields whose values were read from the records
 
 
@@ -125,6 +133,11 @@ class MetadataColumns:
             for type_, chunks in types.items():
                 if (_concatenate([chunk.is_valid() for chunk in chunks]) & visible).any():
                     fields.setdefault(field, set()).add(KINDS[type_])
+                    if type_ == "text" and any(
+                        pc.any(_numerals(chunk.drop_null()[:NUMERALS_BY])).as_py()
+                        for chunk in chunks[:1]
+                    ):
+                        fields[field].add("number")
         for (field, kind_), rows in self._without_column.items():
             if visible[rows].any():
                 fields.setdefault(field, set()).add(kind_)
@@ -132,12 +145,42 @@ class MetadataColumns:
 
     def compare(self, field: str, op: str, values: tuple[Value, ...]) -> Bool[Array, " n"]:
         """Rows whose value in `field` compares with any of `values` by `op`."""
+        mask = self._compare(field, op, values)
+        if op == "contains":
+            self._find_in_long_texts(field, str(values[0]), mask)
+        numbers = [value for value in values if kind(value) == "number"]
+        if not numbers or field == "id":
+            return mask
+        chunks = self._chunks.get(field, {}).get("text", ())
+        parts = [_compare_numerals(chunk, op, numbers) for chunk in chunks]
+        mask |= np.concatenate(parts) if parts else False
+        if (rows := self._without_column.get((field, "text"))) is not None:
+            texts = pa.array(self._values(field, "text", rows), pa.large_string())
+            mask[rows] |= _compare_numerals(texts, op, numbers)
+        return mask
+
+    def _find_in_long_texts(self, field: str, part: str, mask: Bool[Array, " n"]) -> None:
+        """Set `mask` in rows whose text contains `part` beyond what the column stores."""
+        if field == "id":
+            return
+        chunks = self._chunks.get(field, {}).get("text", ())
+        long = [pc.greater(pc.utf8_length(c), LONGEST).fill_null(False) for c in chunks]
+        rows = np.flatnonzero(_concatenate(long)) if long else np.zeros(0, np.int64)
+        further = self._without_column.get((field, "text"), np.zeros(0, np.int64))
+        rows = np.union1d(rows, further).astype(np.int64)
+        if len(rows):
+            metas = as_strings(self._records.take(rows, ["meta"])["meta"])
+            mask[rows] = [
+                part in str(as_comparable(field, json.loads(meta)[field])) for meta in metas
+            ]
+
+    def _compare(self, field: str, op: str, values: tuple[Value, ...]) -> Bool[Array, " n"]:
         mask = np.zeros(len(self), bool)
         types = self._chunks.get(field, {})
         if field == "id":
             types = {"text": [batch.column("id") for batch in self._records.batches()]}
         for type_, chunks in types.items():
-            same_kind = [as_comparable(field, v) for v in values if kind(v) == KINDS[type_]]
+            same_kind = [_sought(field, op, v) for v in values if kind(v) == KINDS[type_]]
             if not same_kind:
                 continue
             if type_ == "text" and field not in self._converted and field != "id":
@@ -150,7 +193,7 @@ class MetadataColumns:
         for kind_ in {kind(value) for value in values}:
             rows = self._without_column.get((field, kind_))
             if rows is not None:
-                same_kind = [as_comparable(field, v) for v in values if kind(v) == kind_]
+                same_kind = [_sought(field, op, v) for v in values if kind(v) == kind_]
                 passes = PYTHON_OPERATORS[op]
                 mask[rows] |= np.fromiter(
                     (any(passes(have, value) for value in same_kind)
@@ -201,6 +244,25 @@ class MetadataColumns:
                 self._read = {}
             self._read[field, kind_] = values
         return values
+
+
+def _sought(field: str, op: str, value: Value) -> Value:
+    """What values of `field` are compared with; a part of a text is not read as a point in time."""
+    return value if op in TEXT_OPERATORS else as_comparable(field, value)
+
+
+def _numerals(texts: pa.Array) -> pa.Array:
+    """Which texts spell a number."""
+    return pc.match_substring_regex(texts, NUMERAL).fill_null(False)
+
+
+def _compare_numerals(texts: pa.Array, op: str, values: list[Any]) -> Bool[Array, " n"]:
+    """Compare texts that spell a number as numbers; others fail."""
+    spelled = _numerals(texts)
+    mask: Bool[Array, " n"] = spelled.to_numpy(zero_copy_only=False).copy()
+    numbers = pc.utf8_trim_whitespace(texts.filter(spelled)).cast(pa.float64())
+    mask[mask] = _compare_numbers(numbers, op, values)
+    return mask
 
 
 def _compare_numbers(chunk: pa.Array, op: str, values: list[Any]) -> Bool[Array, " n"]:
