@@ -80,6 +80,22 @@ def test_a_weight_of_another_size_is_refused(tmp_path):
         LanguageModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_part_that_a_folder_lacks_is_named(tmp_path, name):
+    tiny_models.save(tmp_path, "llama")
+    (tmp_path / name).unlink()
+    with pytest.raises(ModelError, match=f"the folder has no .*{name}"):
+        LanguageModel.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_cut_off_are_called_damaged(tmp_path):
+    tiny_models.save(tmp_path, "llama")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="damaged or incomplete"):
+        LanguageModel.from_pretrained(tmp_path)
+
+
 def test_an_encoder_decoder_is_not_loaded_as_its_decoder(tmp_path):
     network = transformers.BartForConditionalGeneration(bart())
     save(tmp_path, network)

@@ -32,6 +32,14 @@ SHOWN_KEYS = 4  # names of missing weights in a message
 UNUSED = "pooler."
 ANCHORS = ("\n", ".")  # texts that the token after them does not merge with
 KINDS = {"AutoModel": "a language model", "AutoModelForCausalLM": "a causal language model"}
+PARTS = {
+    "config.json": ("config.json",),
+    "tokenizer (such as tokenizer.json)": (
+        "tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json",
+    ),
+    "weights (such as model.safetensors)": ("*.safetensors", "*.bin"),
+}  # fmt: skip
+"""Parts of a model's folder: the first without any file of these patterns is the one to name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,10 +160,27 @@ def _explain(name: str, source: str, kind: str, error: Exception) -> str:
         )
     if "does not recognize this architecture" in str(error):
         return f"model {name!r} has an architecture that transformers does not know ({reason})"
+    if missing := _missing_part(Path(source)):
+        return (
+            f"cannot load model {name!r}: the folder has no {missing}: copy the missing part from the "
+            "model's source, or name another folder"
+        )
+    if isinstance(error, SafetensorError):
+        return f"the weights of {name!r} are damaged or incomplete ({reason}): download them again"
     return (
         f"cannot load model {name!r}: expected {', '.join(NAMED)}, ollama:NAME, a .gguf file, a "
         f"folder with {KINDS[kind]}, or an id of the Hugging Face hub ({reason})"
     )
+
+
+def _missing_part(folder: Path) -> str:
+    """What a folder lacks to be a model; empty if it lacks nothing, or is no folder."""
+    if not folder.is_dir():
+        return ""
+    for part, patterns in PARTS.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            return part
+    return ""
 
 
 def _check_trainable(name: str, kind: str, config: Mapping[str, Any]) -> None:
