@@ -18,10 +18,10 @@ def adapter() -> None:
 @adapter.command(cls=Command)
 @ADAPTER
 @click.argument("out", type=PATH)
-@click.option("--to", "form", type=click.Choice(["gguf"]), default="gguf", show_default=True,
-              help="Format: gguf, for llama.cpp and Ollama.")  # fmt: skip
+@click.option("--to", type=click.Choice(["gguf"]), default="gguf", show_default=True,
+              expose_value=False, help="Format: gguf, for llama.cpp and Ollama.")  # fmt: skip
 @click.option("--model", help="Model of ADAPTER, for its configuration [default: its own name].")
-def export(adapter: Path, out: Path, form: str, model: str | None) -> None:
+def export(adapter: Path, out: Path, model: str | None) -> None:
     """Convert ADAPTER, a folder in PEFT's format, and write it to OUT."""
     require("torch", "adapt")
     from whet.adapt.adapters import Adapter

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from whet.errors import require
 
@@ -42,6 +42,9 @@ from whet.space.space import DataSpace
 from whet.space.tuning import resolve
 
 LOGGER = logging.getLogger(__name__)
+C = TypeVar("C")
+T = TypeVar("T")
+R = TypeVar("R")
 AutoValues = dict[str, dict[str, float]]
 
 
@@ -290,8 +293,8 @@ class WorkerPool:
         self._close()
 
     def map_unordered(
-        self, function: Callable[..., Any], common: Any, items: Iterable[Any]
-    ) -> Iterator[Any]:
+        self, function: Callable[[C, T], R], common: C, items: Iterable[T]
+    ) -> Iterator[R]:
         """`function(common, item)` of every item, as they finish, in any order.
 
         Raises:
@@ -300,7 +303,7 @@ class WorkerPool:
         """
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"))
-        futures, broken = list[Future[Any]](), None
+        futures, broken = list[Future[R]](), None
         try:
             try:
                 for item in items:

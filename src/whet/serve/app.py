@@ -1,7 +1,7 @@
 """`create_app`: an ASGI application from engines and a configuration. Nothing runs at import."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
@@ -87,7 +87,7 @@ def _page() -> APIRouter:
     return router
 
 
-def _file_route(content: bytes, media_type: str):  # type: ignore[no-untyped-def]
+def _file_route(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
     async def get_file() -> Response:
         return Response(content, media_type=media_type)
 

@@ -284,13 +284,13 @@ def read_max_length(config: Any, name: str, max_length: int | None = None) -> in
     """
     lengths = (getattr(config, key, None) for key in LENGTHS)
     limit = next((int(length) for length in lengths if length), None)
-    if max_length is None and limit is None:
-        raise ModelError(
-            f"the configuration of {name} has no {LENGTHS[0]}: set max_length to the number of "
-            "tokens to read at once, such as 2048"
-        )
     if max_length is None:
-        return limit  # type: ignore[return-value]
+        if limit is None:
+            raise ModelError(
+                f"the configuration of {name} has no {LENGTHS[0]}: set max_length to the number of "
+                "tokens to read at once, such as 2048"
+            )
+        return limit
     if as_count(max_length, "max_length") < MIN_LENGTH:
         raise ValueError(f"max_length is {max_length}: expected at least {MIN_LENGTH}")
     if limit is not None and max_length > limit:

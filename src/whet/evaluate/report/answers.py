@@ -17,7 +17,7 @@ from rich.table import Table
 from whet.errors import RunFolderError
 from whet.evaluate.answers.kinds import KINDS
 from whet.evaluate.answers.lines import file_of
-from whet.evaluate.config import EvalConfig
+from whet.evaluate.config import EvalConfig, MethodConfig
 from whet.evaluate.report.render import format_estimate, text_table
 from whet.evaluate.report.table import MIN_N
 from whet.evaluate.results import REQUEST, Run
@@ -203,8 +203,8 @@ class AnswerResults:
         return names, document
 
 
-def _is_base(method: Any) -> bool:
-    return bool(method.train_on == "nothing" and method.samples == 1)
+def _is_base(method: MethodConfig) -> bool:
+    return method.train_on == "nothing" and method.samples == 1
 
 
 def _compared(difference: Estimate, name: str, metric: str) -> str:

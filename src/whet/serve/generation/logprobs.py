@@ -28,7 +28,7 @@ def completion_logprobs(
         offset: Position of the first token in the text, in characters.
         start: A start-of-text token before the tokens, which has no log-probability.
     """
-    texts, offsets, offset = [start] if start else [], [offset] if start else [], offset
+    texts, offsets = ([start], [offset]) if start else ([], [])
     offset += len(start)
     for token in tokens:
         data = token_bytes(token.token_id)
