@@ -158,6 +158,7 @@ def check_layers(layers: str) -> None:
 
 
 AdapterConfig = FullFineTuning | LoRA | LMHead
+AdapterName = Literal["full", "lora", "head"]
 ADAPTERS: dict[str, type[FullFineTuning] | type[LoRA] | type[LMHead]] = {
     "full": FullFineTuning,
     "lora": LoRA,

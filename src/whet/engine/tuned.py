@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from whet.adapt.config import AdapterOptions
+from whet.adapt.config import AdapterName, AdapterOptions
 from whet.adapt.model import LanguageModel
 from whet.config import check_choices
 from whet.io import write_json
@@ -33,7 +33,7 @@ class TunedSettings:
 
     model: str
     """Name of the model."""
-    adapter: Literal["full", "lora", "head"]
+    adapter: AdapterName
     lr: float
     layers: str | None
     """`last:N`; None for all layers."""

@@ -389,13 +389,7 @@ def _commit(
             embedder.dimension, labels, advance, indexed=is_normalized(embedder),
         )  # fmt: skip
     snapshot.close()
-    if (path / FAILED_FILE).exists() and (message := writer.manifest.check_file(path, FAILED_FILE)):
-        raise SpaceError(f"{message}, or delete it to begin a new list")
-    failed = _log(path / FAILED_FILE, failures, writer.manifest.failed)
-    if new := failed - writer.manifest.failed:
-        LOGGER.warning(
-            "%s could not be added: see %s", count_of(new, "document"), path / FAILED_FILE
-        )
+    failed = _log(path / FAILED_FILE, failures, writer.manifest)
     deleted = np.union1d(replaced, going)
     sources = read_sources(path, writer.manifest)
     old, now = sources.get(addition.source, {}), with_rows(state, row_of) if state else {}
@@ -422,14 +416,22 @@ def _commit(
     return result
 
 
-def _log(path: Path, failures: list[dict[str, str]], known: int) -> int:
+def _log(path: Path, failures: list[dict[str, str]], manifest: Manifest) -> int:
     """List the documents that could not be added, each once, and return their number.
 
-    Lines after the first `known` were written by an addition that did not become complete.
+    Lines after those that the manifest counts were written by an addition that did not become
+    complete.
+
+    Raises:
+        SpaceError: If the file is not as the manifest describes it.
     """
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    if path.exists() and (message := manifest.check_file(path.parent, path.name)):
+        raise SpaceError(f"{message}, or delete it to begin a new list")
+    lines, known = path.read_text("utf-8").splitlines() if path.exists() else [], manifest.failed
     logged = dict.fromkeys([*lines[:known], *(json.dumps(failure) for failure in failures)])
     if list(logged) != lines:
         with atomic_write(path) as new:
             new.write_text("".join(line + "\n" for line in logged), "utf-8")
+    if added := len(logged) - known:
+        LOGGER.warning("%s could not be added: see %s", count_of(added, "document"), path)
     return len(logged)

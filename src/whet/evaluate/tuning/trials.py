@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from whet.adapt.config import TrainingConfig
+from whet.adapt.config import AdapterName, TrainingConfig
 from whet.adapt.model import LanguageModel, Score
 from whet.adapt.session import AdaptationSession
 from whet.adapt.slots import Slots
@@ -43,7 +43,7 @@ FORMAT = 1
 class Setting:
     """How a model is adapted, without the number of steps."""
 
-    adapter: str
+    adapter: AdapterName
     lr: float
     layers: str | None = None
     """`last:N`; None for all layers."""

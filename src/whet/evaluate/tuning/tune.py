@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from whet.adapt.config import FullFineTuning
+from whet.adapt.config import AdapterName, FullFineTuning
 from whet.adapt.model import LanguageModel
 from whet.adapt.tuners.state_cache import layer_list
 from whet.engine.tuned import TunedSettings, store_tuned
@@ -81,7 +81,7 @@ def tune(
 
 def settings_to_try(model: LanguageModel) -> list[Setting]:
     """The adapters at the default learning rate, then at 2, ½, 4 and ¼ times that."""
-    kinds: list[tuple[str, str | None]] = [("lora", None), ("head", None)]
+    kinds: list[tuple[AdapterName, str | None]] = [("lora", None), ("head", None)]
     try:
         layers = len(layer_list(model.hf_model)[1])
         kinds[1:1] = [("lora", f"last:{layers // 4 or 1}")] * (layers > 1)
@@ -286,7 +286,7 @@ def _settings(
 
     return TunedSettings(
         model=model,
-        adapter=setting.adapter,  # type: ignore[arg-type]  # one of ADAPTERS
+        adapter=setting.adapter,
         lr=setting.lr,
         layers=setting.layers,
         n=step,
