@@ -274,3 +274,14 @@ def test_addresses_are_parsed():
     assert parse_address("milvus:http:/host:19530#docs") == ("http://host:19530", "docs")
     with pytest.raises(ValueError, match="expected milvus:URI#COLLECTION"):
         DataSpace.open("milvus:a.db")
+
+
+def test_a_collection_that_no_process_has_loaded_is_opened(tmp_path):
+    uri, collection = location(tmp_path / "released")
+    writer = MilvusWriter(uri, collection, new=NEW)
+    writer.close()
+    client = pymilvus.MilvusClient(uri)
+    client.release_collection(collection)
+    assert MilvusReader.open(uri, collection).count() == 0
+    if SERVER:
+        client.drop_collection(collection)

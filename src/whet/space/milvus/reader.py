@@ -123,6 +123,7 @@ class MilvusReader:
                 f"collection {collection} at {uri} was made by an embedder with fingerprint "
                 f"{record.fingerprint!r}, not {fingerprint!r}: copy the data space again"
             )
+        client.load_collection(collection)  # Milvus Lite releases it with the process that wrote it
         return cls(client, uri, collection, record, owns_client=True)
 
     @property
