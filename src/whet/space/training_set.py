@@ -132,8 +132,8 @@ def training_set(
     so a topic with many targets gets more picks.
 
     For m targets, c ≤ m k candidates and vectors of length d, with r = min(m, d): the search costs
-    O(N m d) for N documents, the selection O(n c (d + r)) time and O(c (d + r)) memory. More than d
-    targets cost no more than d: the sum of variances depends on them through TᵀT alone.
+    O(N m d) for N documents, the selection O(n c (d + n + r)) time and O(c (d + n + r)) memory. More
+    than d targets cost no more than d: the sum of variances depends on them through TᵀT alone.
 
     >>> space = DataSpace.build(["bees dance", "bees sting", "ants walk"], "targets.whet")
     >>> made = training_set(space, ["how bees dance", "how ants walk"], n=2)
