@@ -1,6 +1,7 @@
 """Whether the Hugging Face hub can be reached: its clients wait most of a minute before giving up."""
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def is_cut_off(source: str | Path) -> bool:
     >>> is_cut_off(".")
     False
     """
-    if Path(source).exists():
+    if os.path.exists(source):  # also of a name that cannot be a path
         return False
     hub = require("huggingface_hub", "adapt")
     constants, session = hub.constants, require("huggingface_hub.utils", "adapt").get_session()

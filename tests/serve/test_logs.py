@@ -18,7 +18,7 @@ def line(capsys):
 
     def logged(form):
         log_to_stderr(form)
-        extra = {"seconds": 0.123456, "reason": "two words\x1b[2J", "spaces": ["a", "b"]}
+        extra = {"seconds": 0.123456, "reason": "two words\x1b[2J", "spaces": ["a", "b"], "_ray": 1}
         logging.getLogger("whet.serve").warning("request failed", extra=extra)
         return capsys.readouterr().err
 

@@ -80,7 +80,8 @@ def _index(
     source: str, space: Path, show: dict[str, bool], *, only_changes: bool = False, **options: Any
 ) -> dict[str, Any]:
     """Index once and print the result; returns the loaded embedder, as an option for next time."""
-    from whet.space.build import Addition, unchanged
+    from whet.space.build import unchanged
+    from whet.space.indexing.addition import Addition
     from whet.space.long_texts import count_long_texts
     from whet.space.space import DataSpace
     from whet.space.store.manifest import MANIFEST_FILE

@@ -12,7 +12,7 @@ from whet.errors import SourceError, SpaceError
 from whet.evaluate.answers.kinds import KINDS
 from whet.evaluate.config import EvalConfig, TaskKind, flat_settings, with_protocol
 from whet.maths.arrays import as_count
-from whet.space.build import Documents
+from whet.space.indexing.addition import Documents
 from whet.space.space import DataSpace
 
 

@@ -73,9 +73,12 @@ class JSONFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {"at": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname.lower()}
+        line: dict[str, object] = {
+            "at": f"{at}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+        }
         line |= {"event": record.getMessage()}
-        line |= {name: value for name, value in vars(record).items() if name not in STANDARD}
+        line |= _values(record)
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -85,13 +88,19 @@ class TerminalFormatter(logging.Formatter):
     """Formats a log record for a reader: time, level if it is not `info`, event, and its values."""
 
     def format(self, record: logging.LogRecord) -> str:
-        values = {name: value for name, value in vars(record).items() if name not in STANDARD}
+        values = _values(record)
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         words = [time.strftime("%H:%M:%S", time.localtime(record.created))]
         words.append(level + record.getMessage())
         words += [f"{name}={_word(value)}" for name, value in values.items() if value is not None]
         line = printable("  ".join([words[0], " ".join(words[1:])]))
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _values(record: logging.LogRecord) -> dict[str, object]:
+    """The `extra` values of a record; names with `_` are those of other libraries, such as Ray."""
+    values = vars(record).items()
+    return {name: value for name, value in values if name not in STANDARD and name[0] != "_"}
 
 
 def _word(value: object) -> str:

@@ -19,7 +19,7 @@ from whet.io import count_of
 from whet.maths.arrays import Array, as_count
 from whet.space import build
 from whet.space.bm25 import BM25
-from whet.space.build import Addition, Documents
+from whet.space.indexing.addition import Addition, Documents
 from whet.space.indexing.sync import Changes
 from whet.space.maintenance.refit import refit
 from whet.space.opening import embedder_for_adding, is_folder, open_with_embedder

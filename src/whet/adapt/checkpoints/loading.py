@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -160,7 +161,7 @@ def _explain(name: str, source: str, kind: str, error: Exception) -> str:
         )
     if "does not recognize this architecture" in str(error):
         return f"model {name!r} has an architecture that transformers does not know ({reason})"
-    if missing := _missing_part(Path(source)):
+    if missing := _missing_part(source):
         return (
             f"cannot load model {name!r}: the folder has no {missing}: copy the missing part from the "
             "model's source, or name another folder"
@@ -173,12 +174,12 @@ def _explain(name: str, source: str, kind: str, error: Exception) -> str:
     )
 
 
-def _missing_part(folder: Path) -> str:
-    """What a folder lacks to be a model; empty if it lacks nothing, or is no folder."""
-    if not folder.is_dir():
+def _missing_part(source: str) -> str:
+    """What a folder lacks to be a model; empty if it lacks nothing, or is not a folder."""
+    if not os.path.isdir(source):
         return ""
     for part, patterns in PARTS.items():
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
+        if not any(any(Path(source).glob(pattern)) for pattern in patterns):
             return part
     return ""
 

@@ -16,7 +16,7 @@ from whet.serve.access.auth import APIKey
 from whet.serve.errors import APIError
 from whet.serve.schemas.spaces import DocumentsChanged, NewDocument
 from whet.serve.spaces.registry import SpaceRegistry, readable_part
-from whet.space.build import Addition
+from whet.space.indexing.addition import Addition
 from whet.space.passages import parent
 from whet.space.space import DataSpace
 from whet.space.store.protocol import SCHEMA
