@@ -362,3 +362,15 @@ def test_embeddings_are_those_of_the_run_that_is_continued_or_joined(here, tmp_p
     (tmp_path / "a" / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(RunFolderError, match="holds a run with space .*'another fit'"):
         eval_fixtures.run(here, tmp_path / "a", methods=("sift",), per_set=2)
+
+
+def test_a_run_keeps_to_the_code_of_its_selectors(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "def first(query, candidates, n, *, lam):\n    return list(range(n))\n"
+    (tmp_path / "run_selectors.py").write_text(code)
+    methods = [{"name": "run_selectors:first"}]
+    run = eval_fixtures.run(here, tmp_path / "run", per_set=1, methods=methods)
+    assert run.methods == ("run_selectors:first",)
+    (tmp_path / "run_selectors.py").write_text(f"{code}# changed\n")
+    with pytest.raises(RunFolderError, match="holds a run with selectors .*choose another --out"):
+        eval_fixtures.run(here, tmp_path / "run", per_set=1, methods=methods)
